@@ -1,0 +1,213 @@
+"""The RINCE and SupCon objectives (Hoffmann et al., "Ranking Info Noise Contrastive Estimation", AAAI 2022).
+
+Shapes: N anchors, K bank entries, D dimensions, C classes, R ranks.
+Pure tensor functions first, the small modules that hold a class-similarity table after them. All is computed in log
+space and in float32 or better, whatever autocast says; nothing depends on the data's values for its shape, and nothing
+waits for the device.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+VARIANTS = ("in", "out", "out_in")
+
+
+class RankTerms(NamedTuple):
+    """The objective before its mean: one entry a rank.
+
+    total: [R] sum of the terms of a rank; count: [R] how many terms; occurs: [R] bool, the rank counts in the mean.
+    """
+
+    total: Tensor
+    count: Tensor
+    occurs: Tensor
+
+    def per_rank(self) -> Tensor:
+        """[R] mean term of each rank; 0, with a graph, where a rank has no term."""
+        return self.total / self.count.clamp(min=1)
+
+    def loss(self) -> Tensor:
+        """Scalar: mean over the ranks that occur."""
+        return torch.where(self.occurs, self.per_rank(), 0).sum() / self.occurs.sum().clamp(min=1)
+
+
+def masked_logsumexp(logits: Tensor, mask: Tensor) -> Tensor:
+    """log of the sum of exp over the entries of a row where the mask holds: [N, K], [N, K] bool -> [N].
+
+    A row without entries gives the lowest finite number: infinities would turn into NaN in the gradient.
+    """
+    return logits.masked_fill(~mask, torch.finfo(logits.dtype).min).logsumexp(1)
+
+
+def infonce(logits: Tensor, positive: Tensor, negative: Tensor, variant: str, min_probability: float):
+    """The InfoNCE term of one rank: [N, K] logits, [N, K] bool masks -> sum of the terms, number of terms.
+
+    "in":  one term an anchor, -log(S(P) / (S(P) + S(N)))           (the sum over positives inside the logarithm)
+    "out": one term a pair,    -log(e_j / (e_j + S(N))) for j in P  (the sum outside)
+    Terms of probability <= min_probability are left out, as published; 0 keeps all.
+    """
+    log_n = masked_logsumexp(logits, negative)
+    # softplus(x) = log(1 + exp(x)); its default switch to x at 20 would cost float64 its last digits
+    if variant == "in":
+        nll = F.softplus(log_n - masked_logsumexp(logits, positive), threshold=40)
+        kept = positive.any(1)
+    else:
+        nll = F.softplus(log_n[:, None] - logits, threshold=40)
+        kept = positive
+    if min_probability > 0:
+        kept = kept & (nll < -math.log(min_probability))
+    return torch.where(kept, nll, 0).sum(), kept.sum()
+
+
+def _variant_of(rank: int, variant: str) -> str:
+    if variant == "out_in":
+        return "out" if rank == 0 else "in"
+    return variant
+
+
+def _check(variant: str, min_probability: float) -> None:
+    if variant not in VARIANTS:
+        raise ValueError(f"variant is {variant!r}; choose one of {', '.join(VARIANTS)}")
+    if not 0 <= min_probability < 1:
+        raise ValueError(f"min_probability is {min_probability}; it must lie in [0, 1)")
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def rince_terms(
+    similarity: Tensor, rank: Tensor, taus, variant: str = "out_in", min_probability: float = 1e-7
+) -> RankTerms:
+    """The terms of `rince`, rank by rank: for logging, and for means over several processes."""
+    _check(variant, min_probability)
+    if similarity.ndim != 2 or similarity.shape != rank.shape:
+        raise ValueError(f"similarity {tuple(similarity.shape)} and rank {tuple(rank.shape)} must be the same [N, K]")
+    if len(taus) == 0 or min(taus) <= 0:
+        raise ValueError(f"taus are {tuple(taus)}; one temperature above 0 a rank is needed")
+    similarity = _at_least_float32(similarity)
+    positives = [rank == r for r in range(len(taus))]
+    terms = [
+        infonce(similarity / tau, positives[r], rank > r, _variant_of(r, variant), min_probability)
+        for r, tau in enumerate(taus)
+    ]
+    total, count = (torch.stack(column) for column in zip(*terms, strict=True))
+    return RankTerms(total, count, torch.stack([p.any() for p in positives]))
+
+
+def rince(similarity: Tensor, rank: Tensor, taus, variant: str = "out_in", min_probability: float = 1e-7) -> Tensor:
+    """RINCE on any rank matrix: classes, frames of a video, nodes of a graph (paper, eq. 4 to 6).
+
+    similarity: [N, K] cosine similarities of N anchors and K candidates, any float type.
+    rank: [N, K] integers: 0 = closest positives, 1 = next, ...; len(taus) or more = negative; below 0 = not used at all.
+    taus: one temperature a rank.
+    variant: "in", "out" or "out_in" (rank 0 out, farther ranks in).
+    Returns the mean over the ranks that have an entry in the matrix; 0 with a graph where none has.
+    For rank i, closer ranks are in neither the numerator nor the denominator.
+    Raises ValueError on shapes that differ, a temperature <= 0 or an unknown variant.
+    """
+    return rince_terms(similarity, rank, taus, variant, min_probability).loss()
+
+
+class RINCELoss(nn.Module):
+    """RINCE with ranks from a class-similarity table and temperatures that grow with distance (paper, sec. 3).
+
+    class_similarity: [C, C] in [0, 1], 1 on the diagonal, 0 = unrelated; its distinct positive values, falling, are
+        the ranks, and tau_i = min_tau + (1 - s_i) (max_tau - min_tau).
+    cumulative_positives: two terms only; the second takes every related class, the own one too, as positive (but not
+        the own key), and all others as negative, with tau_1.
+    min_probability: terms of a smaller or equal probability are left out of the mean, as in the published code; those
+        hardest terms get no gradient. 0 gives the paper's equation.
+    Raises ValueError on a table that is no such table, or temperatures that are no temperatures.
+    """
+
+    def __init__(
+        self,
+        class_similarity: Tensor,
+        min_tau: float = 0.1,
+        max_tau: float = 0.6,
+        variant: str = "out_in",
+        cumulative_positives: bool = False,
+        min_probability: float = 1e-7,
+    ):
+        super().__init__()
+        _check(variant, min_probability)
+        s = torch.as_tensor(class_similarity)
+        if s.ndim != 2 or len(s) == 0 or s.shape[0] != s.shape[1]:
+            raise ValueError(f"class_similarity has shape {tuple(s.shape)}; [C, C] is needed")
+        if not (bool(((s >= 0) & (s <= 1)).all()) and bool((s.diagonal() == 1).all())):
+            raise ValueError("class_similarity must lie in [0, 1] and be 1 on the diagonal")
+        if not 0 < min_tau <= max_tau:
+            raise ValueError(f"temperatures need 0 < min_tau <= max_tau, not {min_tau} and {max_tau}")
+        values = sorted(s[s > 0].unique().tolist(), reverse=True)
+        if len(values) > 126:
+            raise ValueError(f"class_similarity has {len(values)} distinct values; at most 126 ranks are possible")
+        self.taus = tuple(min_tau + (1 - v) * (max_tau - min_tau) for v in values)
+        self.variant = variant
+        self.min_probability = min_probability
+        self.cumulative = cumulative_positives and len(values) > 1
+
+        rank = torch.full_like(s, len(values), dtype=torch.int8)
+        for r, value in enumerate(values):
+            rank[s == value] = r
+        empty_slot = torch.full_like(rank[:, :1], len(values))
+        # [C, C + 1]: the last column is the empty slot of the bank, always a negative
+        self.register_buffer("rank", torch.cat([rank, empty_slot], 1), persistent=False)
+        has_rank = torch.stack([(rank == r).any(1) for r in range(len(values))], 1)
+        self.register_buffer("has_rank", has_rank, persistent=False)  # [C, R]
+
+    def terms(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> RankTerms:
+        """The terms of each rank; the arguments of `forward`."""
+        with torch.autocast(query.device.type, enabled=False):
+            q, k, m = (_at_least_float32(x) for x in (query, key, bank))
+            similarity = torch.cat([(q * k).sum(1, keepdim=True), q @ m.T], 1)  # [N, 1 + K], own key first
+            rank = self.rank_of(labels, bank_labels)
+            if self.cumulative:
+                return self._cumulative_terms(similarity, rank, labels)
+            terms = rince_terms(similarity, rank, self.taus, self.variant, self.min_probability)
+        return terms._replace(occurs=self.has_rank[labels].any(0))
+
+    def _cumulative_terms(self, similarity: Tensor, rank: Tensor, labels: Tensor) -> RankTerms:
+        related = rank < len(self.taus)
+        not_own_key = torch.ones_like(related[:1])
+        not_own_key[:, 0] = False
+        closest = infonce(
+            similarity / self.taus[0], rank == 0, rank > 0, _variant_of(0, self.variant), self.min_probability
+        )
+        wider = infonce(
+            similarity / self.taus[1],
+            related & not_own_key,
+            ~related,
+            _variant_of(1, self.variant),
+            self.min_probability,
+        )
+        total, count = (torch.stack(column) for column in zip(closest, wider, strict=True))
+        has = self.has_rank[labels].any(0)
+        return RankTerms(total, count, torch.stack([has[0], has[1:].any()]))
+
+    def rank_of(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
+        """Rank of each candidate for each anchor: labels [N], bank_labels [K] (-1 = empty) -> [N, 1 + K] int8."""
+        column = torch.where(bank_labels < 0, self.rank.shape[1] - 1, bank_labels)
+        return F.pad(self.rank[labels].index_select(1, column), (1, 0), value=0)
+
+    def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
+        """[R] mean number of positives an anchor has at each rank, the own key counted; for logs."""
+        rank = self.rank_of(labels, bank_labels)
+        return torch.stack([(rank == r).sum(1).float().mean() for r in range(len(self.taus))])
+
+    def forward(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
+        """query, key: [N, D] unit vectors; labels: [N]; bank: [K, D]; bank_labels: [K], -1 = empty -> scalar."""
+        return self.terms(query, key, labels, bank, bank_labels).loss()
+
+
+class SupConLoss(RINCELoss):
+    """Supervised contrastive loss over a bank (SCL in, SCL out; Khosla et al. 2020): RINCE with the one rank "same class"."""
+
+    def __init__(
+        self, num_classes: int, temperature: float = 0.1, variant: str = "out", min_probability: float = 1e-7
+    ):
+        super().__init__(torch.eye(num_classes), temperature, temperature, variant, min_probability=min_probability)

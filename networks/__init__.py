@@ -1,0 +1,1 @@
+"""Encoders, the memory bank, and the contrastive model over them."""

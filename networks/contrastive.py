@@ -1,0 +1,68 @@
+"""Query encoder, momentum key encoder and memory bank: one training step's forward pass."""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from networks.memory_bank import MemoryBank
+
+
+def projection_head(dim: int, out_dim: int = 128) -> nn.Module:
+    """Linear(d, d)-ReLU-Linear(d, out_dim): [N, d] -> [N, out_dim]."""
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, out_dim))
+
+
+class ContrastiveModel(nn.Module):
+    """Contrastive learning with a momentum encoder and a labelled bank (design of He et al. 2020).
+
+    encoder: [N, 3, H, W] -> [N, d]; head: [N, d] -> [N, D]. Their copies are the key encoder: its parameters follow the
+    query's, theta_k = m theta_k + (1 - m) theta_q, and get no gradient; its BatchNorm runs in train mode with statistics
+    of its own.
+    criterion: has `terms(query, key, labels, bank, bank_labels)`, as losses.RINCELoss.
+    gather: joins a tensor over all processes in rank order, without gradient, so that every bank gets the same keys.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        bank: MemoryBank,
+        criterion: nn.Module,
+        momentum: float = 0.99,
+        gather: Callable[[Tensor], Tensor] = lambda x: x,
+    ):
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"the key encoder's momentum is {momentum}; it must lie in [0, 1]")
+        self.encoder, self.head = encoder, head
+        self.key_encoder, self.key_head = deepcopy(encoder), deepcopy(head)
+        for parameter in (*self.key_encoder.parameters(), *self.key_head.parameters()):
+            parameter.requires_grad_(False)
+        self.bank, self.criterion, self.momentum, self.gather = bank, criterion, momentum, gather
+
+    @torch.no_grad()
+    def update_key_encoder(self) -> None:
+        """theta_k = m theta_k + (1 - m) theta_q."""
+        for key_net, query_net in ((self.key_encoder, self.encoder), (self.key_head, self.head)):
+            for theta_k, theta_q in zip(key_net.parameters(), query_net.parameters(), strict=True):
+                theta_k.lerp_(theta_q, 1 - self.momentum)
+
+    def forward(self, query_view: Tensor, key_view: Tensor, labels: Tensor):
+        """Two views [N, 3, H, W] of the same images and labels [N] -> the criterion's terms; the bank takes the keys."""
+        # encode queries, with gradient
+        q = F.normalize(self.head(self.encoder(query_view)).float(), dim=1)
+
+        # encode keys, with the key encoder one small move behind
+        with torch.no_grad():
+            self.update_key_encoder()
+            k = F.normalize(self.key_head(self.key_encoder(key_view)).float(), dim=1)
+
+        # score against the bank as it was: a copy, since backward needs the old keys after the push
+        terms = self.criterion.terms(q, k, labels, self.bank.keys.clone(), self.bank.labels.clone())
+
+        # push the keys of all processes over the oldest
+        self.bank.push(self.gather(k), self.gather(labels))
+        return terms
