@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 VARIANTS = ("in", "out", "out_in")
 
@@ -113,6 +114,131 @@ def rince(similarity: Tensor, rank: Tensor, taus, variant: str = "out_in", min_p
     return rince_terms(similarity, rank, taus, variant, min_probability).loss()
 
 
+class Group(NamedTuple):
+    """One term of the objective over a class table: its temperature, form, and which ranks are in which set."""
+
+    tau: float
+    out: bool  # "out" form, else "in"
+    positive: range  # ranks
+    first_negative: int  # this rank and all farther ones
+    own_key: bool  # the own key is a positive
+
+
+def _groups(taus, variant: str, cumulative: bool) -> tuple[Group, ...]:
+    n = len(taus)
+    if cumulative:
+        positive, negative = [range(1), range(n)], [1, n]
+    else:
+        positive, negative = [range(r, r + 1) for r in range(n)], list(range(1, n + 1))
+    return tuple(
+        Group(taus[r], _variant_of(r, variant) == "out", positive[r], negative[r], r == 0) for r in range(len(positive))
+    )
+
+
+def masked_terms(similarity, own, rank, column, groups, min_probability):
+    """The terms over a class table in log space, right at any temperature; the arguments of `class_sum_terms`."""
+    similarity = torch.cat([own[:, None], similarity], 1)
+    rank = rank.gather(1, column.expand(len(rank), -1))
+    rank_with_own = F.pad(rank, (1, 0), value=0)
+    rank_without = F.pad(rank, (1, 0), value=-1)
+    terms = []
+    for group in groups:
+        r = rank_with_own if group.own_key else rank_without
+        positive = (r >= group.positive.start) & (r < group.positive.stop)
+        variant = "out" if group.out else "in"
+        terms.append(infonce(similarity / group.tau, positive, r >= group.first_negative, variant, min_probability))
+    total, count = zip(*terms, strict=True)
+    return torch.stack(total), torch.stack(count)
+
+
+# Cosines span 2 / tau in the exponent. From here on every sum of exp stays inside float32's range (exp(-50) = 2e-22)
+# with the row's largest logit as offset, so that sums by class may be taken before the logarithm.
+CLASS_SUM_MIN_TAU = 0.04
+
+
+def class_sum_terms(similarity, own, rank, column, groups, min_probability):
+    """The terms over a class table, from one sum of exponentials a temperature and bank class.
+
+    similarity: [N, K] cosines with the bank; own: [N] with the own key; rank: [N, C + 1] of every class for each anchor,
+    the last column being the empty slot; column: [K] the bank entries' class, C = empty -> total [G], count [G].
+    """
+    return _ClassSums.apply(similarity, own, rank, column, groups, min_probability)
+
+
+class _ClassSums(torch.autograd.Function):
+    """Value and gradient in one pass: with p a term's probability, d(-log p) moves 1 - p from positives to negatives,
+    each side in proportion to its exponentials. The plain form that it must equal is `masked_terms`.
+    """
+
+    @staticmethod
+    def forward(ctx, similarity, own, rank, column, groups, min_probability):
+        onehot = F.one_hot(column, rank.shape[1]).to(similarity.dtype)  # [K, C + 1]
+        column = column.expand(len(rank), -1)  # [N, K], no copy
+        top = torch.maximum(similarity.amax(1), own) if similarity.shape[1] else own
+        total, count, grads, own_grads = [], [], [], []
+        for group in groups:
+            e = similarity.sub(top[:, None]).div_(group.tau).exp_()  # [N, K], turned into the gradient in place
+            own_e = ((own - top) / group.tau).exp() * group.own_key
+            positive = (rank >= group.positive.start) & (rank < group.positive.stop)
+            negative = rank >= group.first_negative
+            sums = e @ onehot  # [N, C + 1]
+            s_negative = (sums * negative).sum(1)
+            if group.out:
+                terms = _pairs(e, own_e, positive.gather(1, column), s_negative, min_probability, group.own_key)
+            else:
+                terms = _anchors(own_e, (sums * positive).sum(1) + own_e, s_negative, min_probability)
+            value, n, moved, own_moved, from_pairs, from_positive = terms
+            push = (moved / torch.where(s_negative > 0, s_negative, 1))[:, None] * negative
+            if from_positive is not None:
+                push = push - from_positive[:, None] * positive
+            e.mul_(push.gather(1, column))
+            if from_pairs is not None:
+                e.sub_(from_pairs)
+            total.append(value)
+            count.append(n)
+            grads.append(e.div_(group.tau))
+            own_grads.append(own_moved / -group.tau)
+        ctx.save_for_backward(*grads, *own_grads)
+        total, count = torch.stack(total), torch.stack(count)
+        ctx.mark_non_differentiable(count)
+        return total, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_total, _):
+        saved, n = ctx.saved_tensors, len(grad_total)
+        similarity_grad, own_grad = saved[0] * grad_total[0], saved[n] * grad_total[0]
+        for g in range(1, n):
+            similarity_grad.addcmul_(saved[g], grad_total[g])
+            own_grad.addcmul_(saved[n + g], grad_total[g])
+        return similarity_grad, own_grad, None, None, None, None
+
+
+def _anchors(own_e, s_positive, s_negative, min_probability):
+    """ "in" from the two sums [N]: value, count, probability moved [N], the own key's share [N], and each positive's."""
+    has = s_positive > 0
+    s_positive = torch.where(has, s_positive, 1)
+    kept = has & (s_positive > min_probability * (s_positive + s_negative))
+    nll = torch.where(kept, torch.log1p(s_negative / s_positive), 0)
+    moved = torch.where(kept, s_negative / (s_positive + s_negative), 0)
+    per_positive = moved / s_positive
+    return nll.sum(), kept.sum(), moved, per_positive * own_e, None, per_positive
+
+
+def _pairs(e, own_e, positive, s_negative, min_probability, own_key):
+    """ "out" from the exponentials [N, K]: the same as `_anchors`, and the probability moved from each pair [N, K]."""
+    own_p = torch.where(own_e > 0, own_e / (own_e + s_negative), 0)
+    own_kept = (own_p > min_probability) & own_key
+    own_p = torch.where(own_kept, own_p, 1)
+    p = e + s_negative[:, None]
+    torch.div(e, p, out=p)
+    positive.logical_and_(p > min_probability)
+    p.masked_fill_(~positive, 1)
+    value = -(p.log().sum() + own_p.log().sum())
+    p.neg_().add_(1)
+    return value, positive.sum() + own_kept.sum(), p.sum(1) + (1 - own_p), 1 - own_p, p, None
+
+
 class RINCELoss(nn.Module):
     """RINCE with ranks from a class-similarity table and temperatures that grow with distance (paper, sec. 3).
 
@@ -147,9 +273,9 @@ class RINCELoss(nn.Module):
         if len(values) > 126:
             raise ValueError(f"class_similarity has {len(values)} distinct values; at most 126 ranks are possible")
         self.taus = tuple(min_tau + (1 - v) * (max_tau - min_tau) for v in values)
-        self.variant = variant
         self.min_probability = min_probability
         self.cumulative = cumulative_positives and len(values) > 1
+        self.groups = _groups(self.taus, variant, self.cumulative)
 
         rank = torch.full_like(s, len(values), dtype=torch.int8)
         for r, value in enumerate(values):
@@ -164,40 +290,20 @@ class RINCELoss(nn.Module):
         """The terms of each rank; the arguments of `forward`."""
         with torch.autocast(query.device.type, enabled=False):
             q, k, m = (_at_least_float32(x) for x in (query, key, bank))
-            similarity = torch.cat([(q * k).sum(1, keepdim=True), q @ m.T], 1)  # [N, 1 + K], own key first
-            rank = self.rank_of(labels, bank_labels)
-            if self.cumulative:
-                return self._cumulative_terms(similarity, rank, labels)
-            terms = rince_terms(similarity, rank, self.taus, self.variant, self.min_probability)
-        return terms._replace(occurs=self.has_rank[labels].any(0))
-
-    def _cumulative_terms(self, similarity: Tensor, rank: Tensor, labels: Tensor) -> RankTerms:
-        related = rank < len(self.taus)
-        not_own_key = torch.ones_like(related[:1])
-        not_own_key[:, 0] = False
-        closest = infonce(
-            similarity / self.taus[0], rank == 0, rank > 0, _variant_of(0, self.variant), self.min_probability
-        )
-        wider = infonce(
-            similarity / self.taus[1],
-            related & not_own_key,
-            ~related,
-            _variant_of(1, self.variant),
-            self.min_probability,
-        )
-        total, count = (torch.stack(column) for column in zip(closest, wider, strict=True))
+            own, similarity = (q * k).sum(1), q @ m.T
+            column = torch.where(bank_labels < 0, self.rank.shape[1] - 1, bank_labels)
+            head = class_sum_terms if min(self.taus) >= CLASS_SUM_MIN_TAU else masked_terms
+            total, count = head(similarity, own, self.rank[labels], column, self.groups, self.min_probability)
         has = self.has_rank[labels].any(0)
-        return RankTerms(total, count, torch.stack([has[0], has[1:].any()]))
-
-    def rank_of(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """Rank of each candidate for each anchor: labels [N], bank_labels [K] (-1 = empty) -> [N, 1 + K] int8."""
-        column = torch.where(bank_labels < 0, self.rank.shape[1] - 1, bank_labels)
-        return F.pad(self.rank[labels].index_select(1, column), (1, 0), value=0)
+        occurs = torch.stack([has[0], has[1:].any()]) if self.cumulative else has
+        return RankTerms(total, count, occurs)
 
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[R] mean number of positives an anchor has at each rank, the own key counted; for logs."""
-        rank = self.rank_of(labels, bank_labels)
-        return torch.stack([(rank == r).sum(1).float().mean() for r in range(len(self.taus))])
+        per_class = F.one_hot(bank_labels + 1, self.rank.shape[1]).sum(0)[1:].float()  # the empty slots go first
+        rows = self.rank[labels, :-1]
+        positives = [((rows == r).float() @ per_class).mean() + (r == 0) for r in range(len(self.taus))]
+        return torch.stack(positives)
 
     def forward(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
         """query, key: [N, D] unit vectors; labels: [N]; bank: [K, D]; bank_labels: [K], -1 = empty -> scalar."""
@@ -207,7 +313,5 @@ class RINCELoss(nn.Module):
 class SupConLoss(RINCELoss):
     """Supervised contrastive loss over a bank (SCL in, SCL out; Khosla et al. 2020): RINCE with the one rank "same class"."""
 
-    def __init__(
-        self, num_classes: int, temperature: float = 0.1, variant: str = "out", min_probability: float = 1e-7
-    ):
+    def __init__(self, num_classes: int, temperature: float = 0.1, variant: str = "out", min_probability: float = 1e-7):
         super().__init__(torch.eye(num_classes), temperature, temperature, variant, min_probability=min_probability)
