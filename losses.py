@@ -104,7 +104,7 @@ def rince(similarity: Tensor, rank: Tensor, taus, variant: str = "out_in", min_p
     """RINCE on any rank matrix: classes, frames of a video, nodes of a graph (paper, eq. 4 to 6).
 
     similarity: [N, K] cosine similarities of N anchors and K candidates, any float type.
-    rank: [N, K] integers: 0 = closest positives, 1 = next, ...; len(taus) or more = negative; below 0 = not used at all.
+    rank: [N, K] integers: 0 = closest positives, 1 = next, ...; len(taus) or more = negative; below 0 = unused.
     taus: one temperature a rank.
     variant: "in", "out" or "out_in" (rank 0 out, farther ranks in).
     Returns the mean over the ranks that have an entry in the matrix; 0 with a graph where none has.
@@ -159,8 +159,8 @@ CLASS_SUM_MIN_TAU = 0.04
 def class_sum_terms(similarity, own, rank, column, groups, min_probability):
     """The terms over a class table, from one sum of exponentials a temperature and bank class.
 
-    similarity: [N, K] cosines with the bank; own: [N] with the own key; rank: [N, C + 1] of every class for each anchor,
-    the last column being the empty slot; column: [K] the bank entries' class, C = empty -> total [G], count [G].
+    similarity: [N, K] cosines with the bank; own: [N] with the own key; rank: [N, C + 1] of every class for each
+    anchor, the last column being the empty slot; column: [K] the bank entries' class, C = empty -> total [G], count [G].
     """
     return _ClassSums.apply(similarity, own, rank, column, groups, min_probability)
 
@@ -311,7 +311,7 @@ class RINCELoss(nn.Module):
 
 
 class SupConLoss(RINCELoss):
-    """Supervised contrastive loss over a bank (SCL in, SCL out; Khosla et al. 2020): RINCE with the one rank "same class"."""
+    """Supervised contrastive loss over a bank (SCL in, SCL out; Khosla et al. 2020): RINCE with one rank."""
 
     def __init__(self, num_classes: int, temperature: float = 0.1, variant: str = "out", min_probability: float = 1e-7):
         super().__init__(torch.eye(num_classes), temperature, temperature, variant, min_probability=min_probability)

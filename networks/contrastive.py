@@ -18,9 +18,9 @@ def projection_head(dim: int, out_dim: int = 128) -> nn.Module:
 class ContrastiveModel(nn.Module):
     """Contrastive learning with a momentum encoder and a labelled bank (design of He et al. 2020).
 
-    encoder: [N, 3, H, W] -> [N, d]; head: [N, d] -> [N, D]. Their copies are the key encoder: its parameters follow the
-    query's, theta_k = m theta_k + (1 - m) theta_q, and get no gradient; its BatchNorm runs in train mode with statistics
-    of its own.
+    encoder: [N, 3, H, W] -> [N, d]; head: [N, d] -> [N, D]. Their copies are the key encoder: its parameters follow
+    the query's, theta_k = m theta_k + (1 - m) theta_q, without gradient; its BatchNorm runs in train mode with
+    statistics of its own.
     criterion: has `terms(query, key, labels, bank, bank_labels)`, as losses.RINCELoss.
     gather: joins a tensor over all processes in rank order, without gradient, so that every bank gets the same keys.
     """
@@ -51,7 +51,7 @@ class ContrastiveModel(nn.Module):
                 theta_k.lerp_(theta_q, 1 - self.momentum)
 
     def forward(self, query_view: Tensor, key_view: Tensor, labels: Tensor):
-        """Two views [N, 3, H, W] of the same images and labels [N] -> the criterion's terms; the bank takes the keys."""
+        """Two views [N, 3, H, W] of the same images and labels [N] -> the criterion's terms; fills the bank."""
         # encode queries, with gradient
         q = F.normalize(self.head(self.encoder(query_view)).float(), dim=1)
 

@@ -1,0 +1,110 @@
+"""Argument groups that the scripts share. Booleans are written --flag=True, --flag True, or --flag alone."""
+
+import argparse
+
+
+def boolean(text: str) -> bool:
+    """The documented commands' spelling of a boolean."""
+    if text.lower() in ("true", "1", "yes"):
+        return True
+    if text.lower() in ("false", "0", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+
+
+def positive_int(text: str) -> int:
+    """An integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number in [0, 1]."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1]")
+    return value
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return value
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Comma-separated integers."""
+    return tuple(int(x) for x in text.split(","))
+
+
+def three_numbers(text: str) -> tuple[float, ...]:
+    """A mean or std a channel, as "(0.5, 0.5, 0.5)"."""
+    values = tuple(float(x) for x in text.strip("()[] ").split(","))
+    if len(values) != 3:
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers")
+    return values
+
+
+def flag(group, *names: str, default: bool = False, help: str) -> None:
+    """Declare a boolean that may stand alone."""
+    group.add_argument(*names, type=boolean, nargs="?", const=True, default=default, metavar="BOOL", help=help)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser whose help shows defaults and whose options must be spelt in full."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+
+
+def add_data(p, names) -> None:
+    """Which images, and how they are read."""
+    g = p.add_argument_group("data")
+    g.add_argument("--dataset", default="digits", choices=names, help="data set")
+    g.add_argument("--data_folder", default="./data", help="folder of the data set")
+    g.add_argument("--size", type=positive_int, help="side of a view in pixels (None: the data set's own)")
+    g.add_argument("--mean", type=three_numbers, help='"(r, g, b)" in [0, 1] (None: the data set\'s, or estimated)')
+    g.add_argument("--std", type=three_numbers, help="likewise")
+    g.add_argument("--hold_out", nargs="+", default=[], metavar="CLASS", help="classes to leave out")
+    g.add_argument("--batch_size", type=positive_int, default=256, help="images a step, over all processes")
+    g.add_argument("--num_workers", type=int, default=8, help="loader processes of each training process")
+
+
+def add_training(p) -> None:
+    """Optimisation and what a run leaves behind."""
+    g = p.add_argument_group("optimisation")
+    g.add_argument("--epochs", type=positive_int, default=1000, help="epochs")
+    g.add_argument("--learning_rate", type=positive, default=0.05, help="base learning rate")
+    flag(g, "--cosine", help="cosine schedule; else steps")
+    g.add_argument("--lr_decay_epochs", type=integers, default=(700, 800, 900), help="steps, comma-separated")
+    g.add_argument("--lr_decay_rate", type=positive, default=0.1, help="factor a step; cosine ends at its cube")
+    flag(g, "--warm", help="linear warm-up over 10 epochs; always above batch size 256")
+    g.add_argument("--momentum", type=fraction, default=0.9, help="of SGD")
+    g.add_argument("--weight_decay", type=float, default=1e-4, help="weight decay")
+    g.add_argument("--seed", type=int, default=0, help="random seed")
+    g = p.add_argument_group("output")
+    g.add_argument("--exp_name", help="name of the run (None: made from the options)")
+    g.add_argument("--save_folder", default="./save", help="root of everything written")
+    g.add_argument("--save_freq", type=positive_int, default=50, help="epochs between checkpoints that stay")
+    g.add_argument("--print_freq", type=positive_int, default=10, help="steps between progress lines")
+    g.add_argument("--resume", help="checkpoint, or folder with last.pth, to go on from")
+    flag(g, "--overwrite", help="start anew in a folder that holds a run; its files are replaced")
+
+
+def add_distributed(p) -> None:
+    """How many processes, and how they find one another."""
+    g = p.add_argument_group("processes (torchrun sets these itself)")
+    g.add_argument("--nproc_per_node", type=positive_int, help="processes of this node (None: one per GPU)")
+    g.add_argument("--world-size", type=int, default=1, help="number of NODES")
+    g.add_argument("--rank", type=int, default=0, help="number of this node, from 0")
+    g.add_argument("--dist-url", help="tcp://HOST:PORT of node 0 (None: this machine)")
+    g.add_argument("--dist-backend", default="nccl", type=str.lower, choices=["nccl", "gloo"], help="on CUDA")
+
+
+def plain(args: argparse.Namespace) -> dict:
+    """The options as plain types, for a checkpoint."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(args).items()}

@@ -1,0 +1,220 @@
+"""What main_supcon.py and main_ce.py share: the data loader, one epoch, and a run's folder with its checkpoints and logs."""
+
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data.distributed import DistributedSampler
+
+import checkpoint
+import datasets
+import distributed
+import options
+import util
+from util import InputError
+
+# options that a resumed run must share with its checkpoint, or the weights mean something else
+FIXED = ("dataset", "model", "feat_dim", "memorybank_size")
+
+
+def parse(parser, recipes: dict):
+    """Parse the command line, with the defaults of the data set that it names."""
+    known, _ = parser.parse_known_args()
+    parser.set_defaults(**recipes.get(known.dataset, {}))
+    return parser.parse_args()
+
+
+def memory_format(device) -> torch.memory_format:
+    """channels_last is the fast layout of convolutions on CUDA."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+def image_settings(args, data):
+    """The data set's spec, and the size, mean and std of its views: given, known, or estimated from the images."""
+    spec = datasets.spec(args.dataset)
+    if (args.mean is None) != (args.std is None):
+        raise InputError("--mean and --std go together: give both or neither")
+    mean, std = (args.mean, args.std) if args.mean else (spec.mean, spec.std)
+    if mean is None:
+        mean, std = datasets.mean_and_std(data)
+    return spec, args.size or spec.size, mean, std
+
+
+class EpochSampler(RandomSampler):
+    """A fresh shuffle every epoch from (seed, epoch), for a run of one process."""
+
+    def __init__(self, data, seed):
+        self.seed = seed
+        super().__init__(data, generator=torch.Generator())
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator.manual_seed(self.seed * 100_003 + epoch)
+
+
+def training_loader(data, args, device):
+    """Loader and sampler: shuffled, sharded over the processes, whole batches only (BatchNorm and bank want them)."""
+    world = distributed.world_size()
+    if args.batch_size % world:
+        raise InputError(f"--batch_size {args.batch_size} does not divide over {world} processes")
+    if len(data) < args.batch_size:
+        raise InputError(f"--batch_size {args.batch_size} is more than the {len(data)} training images")
+    sampler = DistributedSampler(data, seed=args.seed, drop_last=True) if world > 1 else EpochSampler(data, args.seed)
+    loader = DataLoader(
+        data,
+        batch_size=args.batch_size // world,
+        sampler=sampler,
+        num_workers=args.num_workers,
+        pin_memory=device.type == "cuda",
+        drop_last=True,
+        persistent_workers=args.num_workers > 0,
+    )
+    return loader, sampler
+
+
+def set_learning_rate(optimizer, args, progress: float) -> float:
+    """The schedule of the options at `progress` epochs."""
+    rate = util.learning_rate(
+        progress,
+        base=args.learning_rate,
+        epochs=args.epochs,
+        cosine=args.cosine,
+        decay_rate=args.lr_decay_rate,
+        decay_epochs=args.lr_decay_epochs,
+        warm_epochs=util.warm_up_epochs(args.warm, args.batch_size, args.epochs),
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def train_epoch(run, loader, step, optimizer, epoch: int, device):
+    """One epoch: step(images, labels) -> loss, parts [R]. Returns their means over steps and processes.
+
+    The device is waited for at progress lines only; there the run stops if the loss has turned NaN or infinite.
+    """
+    args = run.args
+    loss_mean, parts_mean, bad = util.Mean(), util.Mean(), util.FirstBadStep(device)
+    progress = util.Progress(f"epoch {epoch}/{args.epochs}", len(loader), args.print_freq, distributed.is_main())
+    for i, (images, labels) in enumerate(loader, 1):
+        rate = set_learning_rate(optimizer, args, epoch - 1 + (i - 1) / len(loader))
+        images = images.to(device, non_blocking=True)
+        labels = labels.to(device, non_blocking=True)
+        loss, parts = step(images, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        loss_mean.update(loss)
+        parts_mean.update(parts)
+        bad.update(loss, i)
+        if i % args.print_freq == 0 or i == len(loader):
+            first = int(distributed.all_reduce(bad.step, "max"))
+            if first >= 0:
+                progress.close()
+                run.stop_on_nan(epoch, first, rate)
+            progress.tick(i, f"loss {loss_mean.value():.4f}  lr {rate:.4g}")
+    progress.close()
+    for mean in (loss_mean, parts_mean):
+        mean.total = distributed.all_reduce(mean.total)
+    return loss_mean.value(), parts_mean.value()
+
+
+class Run:
+    """A run's folder: refuses to mix two runs, writes checkpoints, TensorBoard scalars and log.jsonl (main process)."""
+
+    def __init__(self, args, method: str, name: str):
+        self.args, self.begin = args, time.perf_counter()
+        root = Path(args.save_folder) / method
+        self.folder = root / f"{args.dataset}_models" / name
+        self.last = self.folder / "last.pth"
+        self.writer, self.tensorboard = None, root / f"{args.dataset}_tensorboard" / name
+        if not distributed.is_main():
+            return
+        holds = self.last.exists() or any(self.folder.glob("ckpt_epoch_*.pth"))
+        source = Path(args.resume).resolve() if args.resume else None
+        own = source is not None and self.folder.resolve() in (source, source.parent)
+        if holds and not own and not args.overwrite:
+            raise InputError(
+                f"--exp_name {name}: {self.folder} already holds a run; go on with --resume {self.folder}, "
+                "start anew with --overwrite, or choose another name"
+            )
+
+    def open(self, epoch: int) -> None:
+        """Make the folders, once there is something to write."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.writer = SummaryWriter(str(self.tensorboard), purge_step=epoch)
+        record = {"options": options.plain(self.args), "torch": torch.__version__}
+        util.append_json(self.folder / "log.jsonl", record)
+
+    def say(self, text: str) -> None:
+        """One line from the main process."""
+        if distributed.is_main():
+            print(text, flush=True)
+
+    def resume(self, model, optimizer, facts) -> int:
+        """Load --resume into model and optimiser; returns the epochs that are done."""
+        args = self.args
+        state = checkpoint.load(args.resume, "--resume")
+        before = state.get("options", {})
+        for name in FIXED:
+            if name in before and before[name] != getattr(args, name, before[name]):
+                raise InputError(
+                    f"--resume {args.resume}: was trained with --{name} {before[name]}, not {getattr(args, name)}"
+                )
+        if state.get("classes") != facts["classes"]:
+            raise InputError(f"--resume {args.resume}: was trained on other classes than --data_folder holds")
+        checkpoint.load_strictly(model, state["model"], f"--resume {args.resume}")
+        optimizer.load_state_dict(state["optimizer"])
+        if state["epoch"] >= args.epochs:
+            raise InputError(f"--resume {args.resume}: has all of its {state['epoch']} epochs; give more --epochs")
+        self.say(f"resumed {args.resume} after epoch {state['epoch']}")
+        return state["epoch"]
+
+    def log(self, epoch: int, scalars: dict, images_per_second: float) -> None:
+        """An epoch's line, TensorBoard scalars, and log record."""
+        if not distributed.is_main():
+            return
+        if self.writer is None:
+            self.open(epoch)
+        scalars = {**scalars, "images_per_second": images_per_second}
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, epoch)
+        self.writer.flush()
+        util.append_json(self.folder / "log.jsonl", {"epoch": epoch, **scalars})
+        left = (time.perf_counter() - self.begin) / epoch * (self.args.epochs - epoch)
+        print(
+            f"epoch {epoch}/{self.args.epochs}  loss {scalars['loss']:.4f}  lr {scalars['learning_rate']:.4g}  "
+            f"{images_per_second:.0f} images/s  {left / 60:.1f} min left",
+            flush=True,
+        )
+
+    def save(self, epoch: int, model, optimizer, facts) -> None:
+        """last.pth after every epoch, ckpt_epoch_N.pth every --save_freq."""
+        if not distributed.is_main():
+            return
+        state = {
+            "options": options.plain(self.args),
+            "epoch": epoch,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            **facts,
+        }
+        checkpoint.save(self.last, state)
+        if epoch % self.args.save_freq == 0:
+            checkpoint.save(self.folder / f"ckpt_epoch_{epoch}.pth", state)
+
+    def stop_on_nan(self, epoch: int, step: int, rate: float) -> None:
+        """End the run: the loss is no number any more; what is saved stays."""
+        good = self.last if self.last.exists() else "none yet"
+        raise InputError(
+            f"the loss turned NaN or infinite in epoch {epoch}, step {step}, at learning rate {rate:.4g}; "
+            f"last good checkpoint: {good}; try a smaller --learning_rate or --warm"
+        )
+
+    def close(self) -> None:
+        """Say where everything lies."""
+        if self.writer is not None:
+            self.writer.close()
+            print(f"saved {self.last}  ({time.perf_counter() - self.begin:.0f} s)", flush=True)

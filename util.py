@@ -1,0 +1,123 @@
+"""Small things that every script shares: bad input, seeds, the learning-rate schedule, meters, progress."""
+
+import json
+import math
+import random
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message names the flag, file or key and what to do."""
+
+
+def run_command(main) -> None:
+    """Run a script's main: bad input becomes one line and exit code 2, as argparse's own errors do."""
+    try:
+        main()
+    except InputError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def learning_rate(
+    progress: float,
+    *,
+    base: float,
+    epochs: int,
+    cosine: bool,
+    decay_rate: float = 0.1,
+    decay_epochs: tuple[int, ...] = (),
+    warm_epochs: int = 0,
+    warm_from: float = 0.01,
+) -> float:
+    """The learning rate, a pure function of `progress`: finished epochs, with a fraction inside an epoch.
+
+    Constant through an epoch, whose number counts from 1: cosine from `base` to base * decay_rate^3 at the last epoch,
+    or base * decay_rate^(number of decay_epochs passed). Through the first `warm_epochs` it rises linearly, step by
+    step, from `warm_from` to the value that the schedule has at their end. Source: design of the published training
+    (Khosla et al. 2020, RINCE).
+    """
+
+    def scheduled(epoch: float) -> float:
+        if not cosine:
+            return base * decay_rate ** sum(epoch > e for e in decay_epochs)
+        floor = base * decay_rate**3
+        return floor + (base - floor) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+    if progress < warm_epochs:
+        return warm_from + progress / warm_epochs * (scheduled(warm_epochs) - warm_from)
+    return scheduled(math.floor(progress) + 1)
+
+
+def warm_up_epochs(warm: bool, batch_size: int, epochs: int, length: int = 10) -> int:
+    """Length of the warm-up: 10 epochs with --warm or above batch size 256, at most half of a short run; else 0."""
+    return min(length, epochs // 2) if warm or batch_size > 256 else 0
+
+
+class Mean:
+    """Running mean of tensors that stay on their device: nothing waits for the device until `value`."""
+
+    def __init__(self):
+        self.total, self.count = 0.0, 0
+
+    def update(self, value: torch.Tensor) -> None:
+        self.total = self.total + value.detach().double()
+        self.count += 1
+
+    def value(self):
+        """The mean as a float, or a list of floats for a vector."""
+        return (self.total / max(1, self.count)).tolist() if self.count else 0.0
+
+
+class FirstBadStep:
+    """Remembers, on the device, the first step whose loss was not finite, and the loss there."""
+
+    def __init__(self, device):
+        self.step = torch.full((), -1, dtype=torch.long, device=device)
+
+    def update(self, loss: torch.Tensor, step: int) -> None:
+        bad = ~torch.isfinite(loss.detach()) & (self.step < 0)
+        self.step = torch.where(bad, step, self.step)
+
+
+class Progress:
+    """A tqdm bar on a terminal, a plain line every `every` steps in a log file; silent where `show` is false."""
+
+    def __init__(self, title: str, steps: int, every: int, show: bool = True):
+        self.title, self.steps, self.every, self.show = title, steps, every, show
+        self.start = time.perf_counter()
+        self.bar = None
+        if show and sys.stderr.isatty():
+            self.bar = tqdm(total=steps, desc=title, leave=False, dynamic_ncols=True)
+
+    def tick(self, step: int, text: str) -> None:
+        """After step `step` (from 1)."""
+        if self.bar is not None:
+            self.bar.update(step - self.bar.n)
+            self.bar.set_postfix_str(text)
+        elif self.show and step < self.steps:
+            left = (time.perf_counter() - self.start) / step * (self.steps - step)
+            print(f"{self.title} step {step}/{self.steps}  {text}  {left:.0f} s left in this epoch", flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def append_json(path: Path, record: dict) -> None:
+    """Add one line of JSON to a log."""
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
