@@ -160,7 +160,7 @@ def class_sum_terms(similarity, own, rank, column, groups, min_probability):
     """The terms over a class table, from one sum of exponentials a temperature and bank class.
 
     similarity: [N, K] cosines with the bank; own: [N] with the own key; rank: [N, C + 1] of every class for each
-    anchor, the last column being the empty slot; column: [K] the bank entries' class, C = empty -> total [G], count [G].
+    anchor, the last column being the empty slot; column: [K] class of the bank entries, C = empty -> total, count [G].
     """
     return _ClassSums.apply(similarity, own, rank, column, groups, min_probability)
 
@@ -215,7 +215,7 @@ class _ClassSums(torch.autograd.Function):
 
 
 def _anchors(own_e, s_positive, s_negative, min_probability):
-    """ "in" from the two sums [N]: value, count, probability moved [N], the own key's share [N], and each positive's."""
+    """The "in" form from two sums [N]: value, count, probability moved, the own key's share, and each positive's."""
     has = s_positive > 0
     s_positive = torch.where(has, s_positive, 1)
     kept = has & (s_positive > min_probability * (s_positive + s_negative))
@@ -226,7 +226,7 @@ def _anchors(own_e, s_positive, s_negative, min_probability):
 
 
 def _pairs(e, own_e, positive, s_negative, min_probability, own_key):
-    """ "out" from the exponentials [N, K]: the same as `_anchors`, and the probability moved from each pair [N, K]."""
+    """The "out" form from exponentials [N, K]: as `_anchors`, and the probability moved from each pair [N, K]."""
     own_p = torch.where(own_e > 0, own_e / (own_e + s_negative), 0)
     own_kept = (own_p > min_probability) & own_key
     own_p = torch.where(own_kept, own_p, 1)

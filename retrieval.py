@@ -44,9 +44,7 @@ def coarse_labels(args, classes):
         source = datasets.spec(args.dataset).superclasses
         groups = rankings.known_superclasses(source)
     else:
-        raise InputError(
-            f"--labelset {args.labelset}: {args.dataset} has no superclasses; give --superclasses FILE.yaml"
-        )
+        raise InputError(f"--labelset {args.labelset}: {args.dataset} has none; give --superclasses FILE.yaml")
     return rankings.superclass_labels(groups, classes, source)
 
 

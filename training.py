@@ -1,4 +1,4 @@
-"""What main_supcon.py and main_ce.py share: the data loader, one epoch, and a run's folder with its checkpoints and logs."""
+"""What the training scripts share: data loader, one epoch, and a run's folder with its checkpoints and logs."""
 
 import time
 from pathlib import Path

@@ -101,9 +101,7 @@ def class_similarity(
         table = np.eye(len(classes))
     elif ranking == "superclass":
         if superclasses is None:
-            raise InputError(
-                "--ranking superclass: this data set has none of its own; give a YAML file of superclasses"
-            )
+            raise InputError("--ranking superclass: this data set has none; give a YAML file of superclasses")
         table = _superclass_table(known_superclasses(superclasses), classes, superclasses)
     elif ranking.endswith((".yaml", ".yml")):
         table = _superclass_table(read_superclasses(Path(ranking)), classes, ranking)
