@@ -60,7 +60,7 @@ def infonce(logits: Tensor, positive: Tensor, negative: Tensor, variant: str, mi
         nll = F.softplus(log_n[:, None] - logits, threshold=40)
         kept = positive
     if min_probability > 0:
-        kept = kept & (nll < -math.log(min_probability))
+        kept = kept & ~(nll >= -math.log(min_probability))  # so written, NaN is kept and shows
     return torch.where(kept, nll, 0).sum(), kept.sum()
 
 
@@ -216,9 +216,9 @@ class _ClassSums(torch.autograd.Function):
 
 def _anchors(own_e, s_positive, s_negative, min_probability):
     """The "in" form from two sums [N]: value, count, probability moved, the own key's share, and each positive's."""
-    has = s_positive > 0
+    has = ~(s_positive <= 0)  # here and below: so written, NaN is kept and shows
     s_positive = torch.where(has, s_positive, 1)
-    kept = has & (s_positive > min_probability * (s_positive + s_negative))
+    kept = has & ~(s_positive <= min_probability * (s_positive + s_negative))
     nll = torch.where(kept, torch.log1p(s_negative / s_positive), 0)
     moved = torch.where(kept, s_negative / (s_positive + s_negative), 0)
     per_positive = moved / s_positive
@@ -227,12 +227,12 @@ def _anchors(own_e, s_positive, s_negative, min_probability):
 
 def _pairs(e, own_e, positive, s_negative, min_probability, own_key):
     """The "out" form from exponentials [N, K]: as `_anchors`, and the probability moved from each pair [N, K]."""
-    own_p = torch.where(own_e > 0, own_e / (own_e + s_negative), 0)
-    own_kept = (own_p > min_probability) & own_key
+    own_p = own_e / (own_e + s_negative)
+    own_kept = ~(own_p <= min_probability) & own_key
     own_p = torch.where(own_kept, own_p, 1)
     p = e + s_negative[:, None]
     torch.div(e, p, out=p)
-    positive.logical_and_(p > min_probability)
+    positive.logical_and_((p <= min_probability).logical_not_())
     p.masked_fill_(~positive, 1)
     value = -(p.log().sum() + own_p.log().sum())
     p.neg_().add_(1)

@@ -24,7 +24,7 @@ from util import InputError
 # what differs from the published defaults where a data set is so small that they make no sense
 RECIPES = {
     "digits": dict(
-        model="resnet20", epochs=30, batch_size=128, memorybank_size=512, feat_dim=64, learning_rate=0.3, cosine=True,
+        model="resnet20", epochs=15, batch_size=64, memorybank_size=512, feat_dim=64, learning_rate=0.1, cosine=True,
         num_workers=0, ranking="superclass", save_freq=10,
     ),
     "fashion_mnist": dict(

@@ -1,0 +1,63 @@
+"""Draws embeddings side by side: t-SNE coloured by class, and the similarity of the classes in the embedding."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from datasets import rankings, sources
+
+
+def class_cosines(features: torch.Tensor, labels: torch.Tensor, classes: int) -> np.ndarray:
+    """[C, C] mean cosine between the images of two classes (of an image with itself included)."""
+    z = F.normalize(features, dim=1)
+    means = torch.stack([z[labels == c].mean(0) for c in range(classes)])
+    return (means @ means.T).numpy()
+
+
+def draw(embeddings: dict, dataset: str, path: Path) -> None:
+    """One column a method: t-SNE of the test images above, mean cosine of each pair of classes below.
+
+    embeddings: method -> {"features" [n, d], "labels" [n], "classes"}; classes are ordered and shaped by superclass.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from sklearn.manifold import TSNE
+
+    groups = rankings.known_superclasses(sources.SOURCES[dataset].superclasses)
+    classes = next(iter(embeddings.values()))["classes"]
+    group_of = rankings.superclass_labels(groups, classes, dataset).tolist()
+    order = sorted(range(len(classes)), key=lambda c: group_of[c])
+    colours = plt.get_cmap("tab10").colors
+    figure, axes = plt.subplots(2, len(embeddings), figsize=(4 * len(embeddings), 8.2), layout="constrained")
+    for column, (method, e) in enumerate(embeddings.items()):
+        z = F.normalize(e["features"], dim=1).numpy()
+        points = TSNE(random_state=0, init="pca", metric="cosine").fit_transform(z)
+        ax = axes[0, column]
+        for c in order:
+            of_class = e["labels"].numpy() == c
+            marker = "o^sDvP*X"[group_of[c] % 8]
+            ax.scatter(*points[of_class].T, s=14, color=colours[c % 10], marker=marker, linewidths=0)
+            middle = np.median(points[of_class], axis=0)
+            ax.text(*middle, classes[c], fontsize=15, weight="bold", ha="center", va="center",
+                    bbox=dict(boxstyle="circle,pad=0.15", fc="white", ec=colours[c % 10], alpha=0.9))  # fmt: skip
+        ax.set(title=method, xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2" if column == 0 else "")
+        ax = axes[1, column]
+        cosines = class_cosines(e["features"], e["labels"], len(classes))[np.ix_(order, order)]
+        image = ax.imshow(cosines, cmap="viridis", vmin=0, vmax=1)
+        names = [classes[c] for c in order]
+        ax.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="class, ordered by superclass")
+        ax.set_xticklabels(names)
+        ax.set_yticklabels(names)
+        for i in range(1, len(order)):
+            if group_of[order[i]] != group_of[order[i - 1]]:
+                ax.axhline(i - 0.5, color="white", lw=1.5)
+                ax.axvline(i - 0.5, color="white", lw=1.5)
+    figure.colorbar(image, ax=axes[1, :], label="mean cosine of two classes", shrink=0.8)
+    shapes = {g: "●▲■◆▼✚★✖"[i % 8] for i, g in enumerate(groups)}
+    figure.suptitle("    ".join(f"{s} {g}" for g, s in shapes.items()), fontsize=13, family="DejaVu Sans")
+    figure.savefig(path, dpi=80)
+    plt.close(figure)

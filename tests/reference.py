@@ -1,0 +1,175 @@
+"""Slow and obvious: the objective and the queue with for loops, `math` and Python numbers, to test the fast code by."""
+
+import math
+
+
+def log_sum_exp(logits):
+    """log of the sum of exp of a list of numbers; -inf for an empty one."""
+    if not logits:
+        return -math.inf
+    top = max(logits)
+    return top + math.log(math.fsum(math.exp(x - top) for x in logits))
+
+
+def _mean_term(anchors, tau, form, min_probability):
+    """Mean InfoNCE term of one rank; 0 without one.
+
+    anchors: one pair (cosines of the positives, cosines of the negatives) an anchor; form: "in" or "out".
+    """
+    terms = []
+    for positive, negative in anchors:
+        positive = [x / tau for x in positive]
+        negative = [x / tau for x in negative]
+        if form == "in" and positive:
+            terms.append(log_sum_exp(positive + negative) - log_sum_exp(positive))
+        elif form == "out":
+            terms += [log_sum_exp([x, *negative]) - x for x in positive]
+    if min_probability > 0:
+        terms = [t for t in terms if t < -math.log(min_probability)]
+    return math.fsum(terms) / len(terms) if terms else 0.0
+
+
+def _form(rank, variant):
+    return {"in": "in", "out": "out", "out_in": "out" if rank == 0 else "in"}[variant]
+
+
+def rince(
+    query,
+    key,
+    labels,
+    bank,
+    bank_labels,
+    class_similarity,
+    min_tau,
+    max_tau,
+    variant,
+    cumulative=False,
+    min_probability=0.0,
+):
+    """The loss from the equations of the paper; lists in, float out.
+
+    query, key: N lists of D floats; labels: N class numbers; bank: K lists of D floats; bank_labels: K class numbers,
+    -1 = empty; class_similarity: C lists of C floats.
+    """
+
+    def dot(a, b):
+        return math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+    def similarity(a, b):
+        return 0.0 if b < 0 else class_similarity[a][b]
+
+    levels = sorted({s for row in class_similarity for s in row if s > 0}, reverse=True)
+    taus = [min_tau + (1 - s) * (max_tau - min_tau) for s in levels]
+    cosine = [[dot(q, m) for m in bank] for q in query]
+    own = [dot(q, k) for q, k in zip(query, key, strict=True)]
+    occurring = [s for s in levels if any(s in class_similarity[y] for y in labels)]
+
+    losses = []
+    for i, level in enumerate(levels):
+        if cumulative and i > 1:
+            break
+        second = cumulative and i == 1
+        if second and not any(s < 1 for s in occurring):
+            continue
+        if not second and level not in occurring:
+            continue
+        anchors = []
+        for n, y in enumerate(labels):
+            positive, negative = [], []
+            if i == 0:
+                positive.append(own[n])
+            for j, b in enumerate(bank_labels):
+                s = similarity(y, b)
+                if s > 0 if second else s == level:
+                    positive.append(cosine[n][j])
+                elif s == 0 if second else s < level:
+                    negative.append(cosine[n][j])
+            anchors.append((positive, negative))
+        losses.append(_mean_term(anchors, taus[i], _form(i, variant), min_probability))
+    return math.fsum(losses) / len(losses)
+
+
+def rince_on_ranks(similarity, rank, taus, variant, min_probability=0.0):
+    """The loss on any rank matrix: N lists of K cosines, N lists of K ranks, R temperatures -> float.
+
+    Ranks below 0 are not used, ranks of R and more are negatives; the mean is over the ranks seen in the matrix.
+    """
+    losses = []
+    for i, tau in enumerate(taus):
+        if not any(i in row for row in rank):
+            continue
+        anchors = []
+        for cosines, ranks in zip(similarity, rank, strict=True):
+            positive = [x for x, r in zip(cosines, ranks, strict=True) if r == i]
+            negative = [x for x, r in zip(cosines, ranks, strict=True) if r > i]
+            anchors.append((positive, negative))
+        losses.append(_mean_term(anchors, tau, _form(i, variant), min_probability))
+    return math.fsum(losses) / len(losses) if losses else 0.0
+
+
+def queue(size, pushes):
+    """What a memory bank holds after some pushes, slot by slot; None where nothing was written.
+
+    pushes: lists of items, the oldest first.
+    """
+    slots, pointer = [None] * size, 0
+    for push in pushes:
+        for item in push:
+            slots[pointer] = item
+            pointer += 1
+            if pointer == size:
+                pointer = 0
+    return slots
+
+
+def learning_rate(progress, base, epochs, cosine, decay_rate, decay_epochs, warm_epochs):
+    """The rate after `progress` epochs, written out case by case; epochs count from 1."""
+
+    def at(epoch):
+        if cosine:
+            floor = base * decay_rate * decay_rate * decay_rate
+            return floor + (base - floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+        rate = base
+        for e in decay_epochs:
+            if epoch > e:
+                rate = rate * decay_rate
+        return rate
+
+    if progress < warm_epochs:
+        share = progress / warm_epochs
+        return (1 - share) * 0.01 + share * at(warm_epochs)
+    return at(int(progress) + 1)
+
+
+def retrieval(features, labels, gallery, gallery_labels, topk):
+    """R@k, AP and mAP of lists of vectors; see evaluation.retrieval_metrics for their meaning."""
+
+    def unit(v):
+        norm = math.sqrt(math.fsum(x * x for x in v))
+        return [x / norm for x in v]
+
+    queries, items = [unit(v) for v in features], [unit(v) for v in gallery]
+    size = len(items)
+    result = {f"R@{k}": 0.0 for k in topk}
+    mean_ap, precision, recall = 0.0, [0.0] * size, [0.0] * size
+    for q, y in zip(queries, labels, strict=True):
+        # single precision decides which similarities are equal; 1e-6 stands for that here
+        scores = [round(math.fsum(a * b for a, b in zip(q, g, strict=True)), 6) for g in items]
+        order = sorted(range(size), key=lambda j: -scores[j])
+        hits = [gallery_labels[j] == y for j in order]
+        relevant = sum(hits)
+        for k in topk:
+            if any(hits[:k]):
+                result[f"R@{k}"] += 1 / len(queries)
+        for k in range(size):
+            precision[k] += sum(hits[: k + 1]) / (k + 1) / len(queries)
+            recall[k] += sum(hits[: k + 1]) / relevant / len(queries)
+        for place in range(size):
+            if hits[place]:
+                end = max(p for p in range(size) if scores[order[p]] == scores[order[place]])
+                mean_ap += sum(hits[: end + 1]) / (end + 1) / relevant / len(queries)
+    area, before_recall, before_precision = 0.0, 0.0, precision[0]
+    for p, r in zip(precision, recall, strict=True):
+        area += (r - before_recall) * (p + before_precision) / 2
+        before_recall, before_precision = r, p
+    return {**result, "AP": area, "mAP": mean_ap}

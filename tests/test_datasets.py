@@ -1,0 +1,138 @@
+"""Sources, folders, held-out classes and augmentation."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+from made_data import make_cifar100, make_image_folders
+from PIL import Image
+
+import datasets
+from datasets import augmentation
+from util import InputError
+
+
+def test_digits_split_every_class_four_to_one():
+    train, test = datasets.build("digits"), datasets.build("digits", split="test")
+    assert len(train) + len(test) == 1797
+    assert train.classes == [str(c) for c in range(10)]
+    for c in range(10):
+        share = (test.labels == c).sum() / ((train.labels == c).sum() + (test.labels == c).sum())
+        assert 0.19 <= share <= 0.2
+
+
+def test_held_out_classes_leave_images_and_close_the_gaps_in_the_labels():
+    whole, part = datasets.build("digits"), datasets.build("digits", hold_out=("4", "8"))
+    assert part.classes == ["0", "1", "2", "3", "5", "6", "7", "9"]
+    for name in part.classes:
+        kept = part.images[(part.labels == part.classes.index(name)).numpy()]
+        assert np.array_equal(kept, whole.images[(whole.labels == whole.classes.index(name)).numpy()])
+
+
+def test_an_unknown_held_out_class_is_named():
+    with pytest.raises(InputError, match="--hold_out eleven"):
+        datasets.build("digits", hold_out=("eleven",))
+
+
+def test_an_unknown_data_set_lists_the_known_ones():
+    with pytest.raises(InputError, match="digits, fashion_mnist"):
+        datasets.build("digit")
+
+
+def test_cifar100_is_read_from_files_in_its_own_format(tmp_path):
+    make_cifar100(tmp_path, train=120, test=100)
+    data = datasets.build("cifar100", tmp_path)
+    assert (len(data), data.image(0).size, len(data.classes)) == (120, (32, 32), 100)
+    assert data.classes == sorted(data.classes)
+    assert len(datasets.build("cifar100", tmp_path, "test")) == 100
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_fashion_mnist_is_read_from_idx_files_zipped_or_not(tmp_path, zipped):
+    images = np.arange(2 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(2, 28, 28)
+    pack = gzip.compress if zipped else bytes
+    end = ".gz" if zipped else ""
+    header = struct.pack(">4B3I", 0, 0, 8, 3, 2, 28, 28)
+    (tmp_path / f"train-images-idx3-ubyte{end}").write_bytes(pack(header + images.tobytes()))
+    header = struct.pack(">4BI", 0, 0, 8, 1, 2)
+    (tmp_path / f"train-labels-idx1-ubyte{end}").write_bytes(pack(header + bytes([3, 9])))
+    data = datasets.build("fashion_mnist", tmp_path)
+    assert data.labels.tolist() == [3, 9]
+    assert np.array_equal(np.asarray(data.image(1))[..., 0], images[1])
+
+
+@pytest.mark.parametrize("given", ["", "train", "val"])
+def test_the_root_the_train_folder_and_its_sibling_val_are_all_found(tmp_path, given):
+    make_image_folders(tmp_path / "train", ["b", "a"], each=2)
+    make_image_folders(tmp_path / "val", ["b", "a"], each=1)
+    train = datasets.build("imagenet", tmp_path / given, "train")
+    test = datasets.build("imagenet_100", tmp_path / given, "test")
+    assert train.classes == test.classes == ["a", "b"]
+    assert (len(train), len(test)) == (4, 2)
+
+
+def test_any_folder_of_class_folders_serves_for_training_and_says_what_evaluation_lacks(tmp_path):
+    make_image_folders(tmp_path, ["a", "b"], each=2)
+    assert len(datasets.build("path", tmp_path)) == 4
+    with pytest.raises(InputError, match="holds a folder val"):
+        datasets.build("path", tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda p: None, "no such folder"),
+        (lambda p: p.mkdir(), "empty"),
+        (lambda p: (p / "cats").mkdir(parents=True), "class folder cats holds no image"),
+    ],
+)
+def test_a_folder_that_cannot_serve_is_named_with_its_fault(tmp_path, make, reason):
+    make(tmp_path / "x")
+    with pytest.raises(InputError, match=reason) as error:
+        datasets.build("path", tmp_path / "x")
+    assert f"--data_folder {tmp_path / 'x'}" in str(error.value)
+
+
+def test_mean_and_std_are_estimated_from_the_images(tmp_path):
+    make_image_folders(tmp_path, ["a", "b"], each=3, size=(16, 16))
+    data = datasets.build("path", tmp_path)
+    pixels = np.stack([np.asarray(data.image(i)) for i in range(len(data))]) / 255
+    mean, std = datasets.mean_and_std(data)
+    assert mean == pytest.approx(pixels.mean((0, 1, 2)))
+    assert std == pytest.approx(pixels.std((0, 1, 2)))
+
+
+def test_a_grey_and_a_palette_image_become_rgb(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("L", (8, 8), 7).save(tmp_path / "a" / "grey.png")
+    Image.new("P", (8, 8)).save(tmp_path / "a" / "palette.png")
+    data = datasets.build("path", tmp_path)
+    assert [data.image(i).mode for i in range(2)] == ["RGB", "RGB"]
+
+
+def test_two_views_differ_and_repeat_with_the_seed():
+    views = augmentation.TwoViews(augmentation.contrastive(16, (0.5,) * 3, (0.5,) * 3))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8))
+    torch.manual_seed(0)
+    first = views(image)
+    torch.manual_seed(0)
+    assert torch.equal(first, views(image))
+    assert first.shape == (2, 3, 16, 16)
+    assert not torch.equal(first[0], first[1])
+
+
+def test_evaluation_resizes_to_256_for_224_and_takes_the_centre():
+    image = Image.new("RGB", (600, 300))
+    image.paste((255, 0, 0), (150, 0, 450, 300))  # the centre square
+    out = augmentation.evaluation(224, (0, 0, 0), (1, 1, 1), small=False)(image)
+    assert out.shape == (3, 224, 224)
+    assert out[0].min() > 0.99
+    assert out[1].max() == 0
+
+
+def test_a_small_image_is_evaluated_whole_and_untouched():
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    out = augmentation.evaluation(8, (0, 0, 0), (1, 1, 1), small=True)(Image.fromarray(pixels))
+    torch.testing.assert_close(out, torch.tensor(pixels).permute(2, 0, 1) / 255)

@@ -1,0 +1,74 @@
+"""Retrieval metrics equal their slow reference and scikit-learn, ties included."""
+
+import pytest
+import reference
+import torch
+from sklearn.metrics import average_precision_score
+
+from evaluation import retrieval_metrics
+
+
+def made(seed, queries=7, gallery=30, classes=3, ties=False):
+    g = torch.Generator().manual_seed(seed)
+    bases = torch.randn(queries + gallery, 4, generator=g)
+    if ties:
+        bases = torch.sign(bases)  # at most 16 directions: many equal similarities
+    labels = torch.randint(classes, (queries + gallery,), generator=g)
+    labels[queries : queries + classes] = torch.arange(classes)
+    return bases[:queries], labels[:queries], bases[queries:], labels[queries:]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_retrieval_equals_the_loop_reference(seed, ties):
+    data = made(seed, ties=ties)
+    want = reference.retrieval(*(x.tolist() for x in data), topk=(1, 5, 10, 20))
+    assert retrieval_metrics(*data) == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_map_equals_scikit_learn_with_and_without_ties(seed):
+    for ties in (False, True):
+        q, y, g, b = made(seed, ties=ties)
+        if ties:  # exact equality of similarities is decided on the same numbers
+            scores = (q / 2) @ (g / 2).T
+        else:
+            scores = torch.nn.functional.normalize(q, dim=1) @ torch.nn.functional.normalize(g, dim=1).T
+        want = sum(average_precision_score(b == y[i], scores[i]) for i in range(len(q))) / len(q)
+        assert retrieval_metrics(q, y, g, b)["mAP"] == pytest.approx(want, rel=1e-5)
+
+
+def test_perfect_retrieval_scores_one_everywhere():
+    eye = torch.eye(3)
+    labels = torch.arange(3)
+    metrics = retrieval_metrics(eye, labels, eye.repeat(4, 1), labels.repeat(4))
+    assert metrics["R@1"] == metrics["mAP"] == pytest.approx(1)
+    # the curve over all cut-offs stays at full precision up to recall 1
+    assert metrics["AP"] == pytest.approx(1)
+
+
+def test_chunks_change_nothing():
+    data = made(0, queries=11)
+    whole = retrieval_metrics(*data, chunk=100)
+    for chunk in (1, 4, 11):
+        assert retrieval_metrics(*data, chunk=chunk) == pytest.approx(whole, rel=1e-6)
+
+
+def test_scaling_a_feature_changes_nothing():
+    q, y, g, b = made(1)
+    assert retrieval_metrics(q * 7, y, g * torch.rand(len(g), 1).add(0.5), b) == pytest.approx(
+        retrieval_metrics(q, y, g, b), rel=1e-5
+    )
+
+
+def test_a_query_with_nothing_to_find_is_an_error_that_names_its_label():
+    q, y, g, b = made(2)
+    y = y.clone()
+    y[3] = 9
+    with pytest.raises(ValueError, match="label 9"):
+        retrieval_metrics(q, y, g, b)
+
+
+def test_empty_input_is_an_error():
+    with pytest.raises(ValueError, match="at least one"):
+        retrieval_metrics(torch.zeros(0, 3), torch.zeros(0), torch.ones(1, 3), torch.zeros(1))

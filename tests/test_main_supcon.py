@@ -1,0 +1,286 @@
+"""main_supcon.py and retrieval.py as users run them: the documented commands, resume, processes, bad input."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from made_data import make_cifar100, make_image_folders
+
+import main_supcon
+import retrieval
+import util
+
+ROOT = Path(__file__).resolve().parent.parent
+WNIDS = (ROOT / "datasets" / "ImageNet-100.txt").read_text().split()
+IMAGENET = {
+    "rince_imagenet100": "python main_supcon.py --roberta_float_threshold=0.4 --mixed_out_in=True --do_sum_in_log=True "
+    "--dataset=imagenet --similarity_ranking_imagenet=roberta_threshold --save_freq=100 --epochs=500 --min_tau=0.1 "
+    "--max_tau=0.6 --use_dynamic_tau=True --memorybank_size=8192 --learning_rate=0.3 --batch_size=768 --cosine "
+    "--size=224 --data_folder=./data/imagenet100/train --model=resnet18 --exp_name=rince_imagenet100 "
+    "--dist-backend=NCCL --num_workers=16 --loss_type=rince",
+    "imagenet100_SCL_out": "python main_supcon.py --data_folder=./data/imagenet100/train --dataset=imagenet "
+    "--save_freq=100 --cosine --batch_size=768 --size=224 --learning_rate=0.325 --min_tau=0.1 --max_tau=0.1 "
+    "--memorybank_size=8192 --similarity_threshold=0.5 --do_sum_in_log=False --exp_name=imagenet100_SCL_out "
+    "--model=resnet18 --num_workers=16 --dist-backend=NCCL --epochs=500 "
+    "--similarity_ranking_imagenet=roberta_threshold --loss_type=supcon",
+}
+CIFAR = (
+    "python main_supcon.py --batch_size 512 --num_workers 8 --print_freq 100 --data_folder ./data --dataset cifar100 "
+)
+RINCE = "--cosine --learning_rate 0.5 --min_tau 0.1 --max_tau 0.6 --similarity_threshold 0.5 --n_sim_classes 5 "
+RINCE += "--use_supercategories True --use_same_and_similar_class True "
+SCL = "--cosine --learning_rate 0.5 --min_tau 0.1 --max_tau 0.1 --similarity_threshold 0.0 --one_loss_per_rank False "
+SCL += "--n_sim_classes 1 "
+CIFAR100 = {
+    "test_RINCE_out_in": CIFAR + RINCE + "--mixed_out_in_log True --exp_name test_RINCE_out_in",
+    "test_RINCE_in": CIFAR + RINCE + "--exp_name test_RINCE_in",
+    "test_RINCE_out": CIFAR + RINCE + "--do_sum_in_log False --exp_name test_RINCE_out",
+    "test_SCL_in": CIFAR + SCL + "--do_sum_in_log True --exp_name test_SCL_in",
+    "test_SCL_out": CIFAR + SCL + "--do_sum_in_log False --exp_name test_SCL_out",
+}
+# what each trains on, as the run prints it
+OBJECTIVE = {
+    "rince_imagenet100": "RINCE out_in: 100 classes; rank 0: similarity 1, tau 0.1; rank 1: similarity 0.75, tau 0.225",
+    "imagenet100_SCL_out": "SCL out: 100 classes; rank 0: similarity 1, tau 0.1; similar classes a class: min 0",
+    "test_RINCE_out_in": "RINCE out_in: 100 classes; rank 0: similarity 1, tau 0.1; rank 1: similarity 0.75, tau 0.225",
+    "test_RINCE_in": "RINCE in: 100 classes; rank 0",
+    "test_RINCE_out": "RINCE out: 100 classes; rank 0",
+    "test_SCL_in": "SCL in: 100 classes; rank 0: similarity 1, tau 0.1; similar classes a class: min 0",
+    "test_SCL_out": "SCL out: 100 classes; rank 0: similarity 1, tau 0.1; similar classes a class: min 0",
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with ImageNet-100-shaped and CIFAR-100-format data where the commands expect them."""
+    root = tmp_path_factory.mktemp("world")
+    make_image_folders(root / "data" / "imagenet100" / "train", WNIDS, each=2)
+    make_image_folders(root / "data" / "imagenet100" / "val", WNIDS, each=1)
+    make_cifar100(root / "data", train=100, test=100)
+    return root
+
+
+def run(monkeypatch, folder, command, script=main_supcon):
+    """Run a command line inside this process."""
+    monkeypatch.chdir(folder)
+    words = shlex.split(command)
+    monkeypatch.setattr(sys, "argv", words[words.index("python") + 1 :] if "python" in words else ["x.py", *words])
+    util.run_command(script.main)
+
+
+@pytest.mark.parametrize("name", [*IMAGENET, *CIFAR100])
+def test_documented_command_trains_and_writes_what_it_should(monkeypatch, capsys, world, name):
+    dataset = "imagenet" if name in IMAGENET else "cifar100"
+    short = "--size 32 --batch_size 100" if dataset == "imagenet" else "--size 8 --batch_size 50"
+    run(monkeypatch, world, f"{(IMAGENET | CIFAR100)[name]} --epochs 1 --num_workers 0 {short}")
+    printed = capsys.readouterr()
+    assert OBJECTIVE[name] in printed.out
+    assert printed.err.count("no CUDA device") == 1
+    folder = world / "save" / "SupCon" / f"{dataset}_models" / name
+    state = torch.load(folder / "last.pth", weights_only=True)
+    assert state["epoch"] == 1
+    assert all(x.isfinite().all() for x in state["model"].values() if x.is_floating_point())
+    assert list((world / "save" / "SupCon" / f"{dataset}_tensorboard" / name).glob("events.*"))
+    record = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+    wanted = {"loss", "loss_rank_0", "positives_rank_0", "learning_rate", "images_per_second"}
+    assert wanted <= set(record)
+
+
+def test_documented_retrieval_reads_a_cifar100_run(monkeypatch, capsys, world):
+    run(
+        monkeypatch,
+        world,
+        f"{CIFAR100['test_RINCE_in']} --exp_name r --epochs 1 --batch_size 50 --size 8 --num_workers 0",
+    )
+    for labelset in ("fine", "coarse"):
+        run(
+            monkeypatch,
+            world,
+            f"python retrieval.py --dataset cifar100 --data_folder ./data --labelset {labelset} --model resnet50 "
+            "--model_type contrastive --ckpt save/SupCon/cifar100_models/r/last.pth",
+            retrieval,
+        )
+    result = json.loads((world / "save/results/retrieval_cifar100_r_coarse.json").read_text())
+    assert set(result["metrics"]["coarse"]) == {"R@1", "R@5", "R@10", "R@20", "AP", "mAP"}
+    assert result["images"] == {"train": 100, "test": 100}
+
+
+DIGITS = "--epochs 1 --model resnet8 --batch_size 256 --mixed_out_in"
+
+
+def weights(folder, name):
+    return torch.load(folder / "save/SupCon/digits_models" / name / "last.pth", weights_only=True)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(monkeypatch, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(monkeypatch, tmp_path, f"{DIGITS} --exp_name {name} --seed {seed}")
+    a, b, c = (weights(tmp_path, n)["model"]["bank.keys"] for n in "abc")
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_resume_goes_on_after_the_saved_epoch_with_its_bank_and_optimiser(monkeypatch, capsys, tmp_path):
+    run(monkeypatch, tmp_path, f"{DIGITS} --exp_name a --save_freq 1")
+    folder = "save/SupCon/digits_models/a"
+    before = weights(tmp_path, "a")
+    run(monkeypatch, tmp_path, f"{DIGITS} --exp_name a --epochs 2 --resume {folder}")
+    after = weights(tmp_path, "a")
+    assert after["epoch"] == 2
+    pushed = 1442 // 256 * 256
+    assert int(after["model"]["bank.pointer"]) == 2 * pushed % 512
+    assert f"resumed {folder} after epoch 1" in capsys.readouterr().out
+    assert before["optimizer"]["state"].keys() == after["optimizer"]["state"].keys()
+    assert (tmp_path / folder / "ckpt_epoch_1.pth").exists()
+
+
+def test_two_gloo_processes_start_from_a_plain_command(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main_supcon.py"), *DIGITS.split(), "--nproc_per_node", "2", "--exp_name", "two"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1/1  loss") == 1
+    assert int(weights(tmp_path, "two")["model"]["bank.pointer"]) == 1442 // 256 * 256 % 512
+
+
+def test_torchrun_starts_two_processes_of_the_same_script(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(ROOT / "main_supcon.py"), *DIGITS.split(), "--exp_name", "run"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1/1  loss") == 1
+    assert weights(tmp_path, "run")["epoch"] == 1
+
+
+def test_bad_input_met_by_a_worker_is_one_line_from_the_command(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main_supcon.py"), "--dataset", "path", "--data_folder", "nowhere",
+         "--nproc_per_node", "2"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if "error" in line]
+    assert errors == ["main_supcon.py: error: --data_folder nowhere: no such folder"]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("--dataset digitz", "argument --dataset: invalid choice"),
+        ("--dataset path --data_folder nowhere --ranking identity", "--data_folder nowhere: no such folder"),
+        (
+            "--dataset cifar100 --data_folder nowhere --num_workers 0",
+            "--data_folder nowhere: holds no cifar-100-python",
+        ),
+        ("--memorybank_size 63", "--memorybank_size 63 is smaller than --batch_size 64"),
+        ("--batch_size 5000 --memorybank_size 9000", "--batch_size 5000 is more than the 1442 training images"),
+        ("--model resnet19", "--model resnet19 is unknown"),
+        ("--ranking roberta_threshold", "lacks the class 0"),
+        ("--ranking none.csv", "--ranking none.csv: not readable"),
+        ("--min_tau 0.5 --max_tau 0.1", "0 < min_tau <= max_tau"),
+        ("--min_tau 0", "argument --min_tau"),
+        ("--resume none.pth", "--resume none.pth: no such file"),
+        ("--mixed_out_in maybe", "'maybe' is neither True nor False"),
+        ("--mean (0.5,0.5,0.5)", "--mean and --std go together"),
+        ("--hold_out ten", "--hold_out ten"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(monkeypatch, capsys, tmp_path, command, reason):
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, tmp_path, command)
+    assert stop.value.code == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(error) == 1
+    assert reason in error[0]
+    assert not (tmp_path / "save").exists()
+
+
+def test_roberta_without_its_threshold_is_named(monkeypatch, capsys, world):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, world, "--dataset imagenet --data_folder data/imagenet100 --ranking roberta_threshold")
+    assert "--roberta_float_threshold is missing" in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_alone(monkeypatch, capsys, tmp_path):
+    run(monkeypatch, tmp_path, f"{DIGITS} --exp_name a")
+    path = tmp_path / "save/SupCon/digits_models/a/last.pth"
+    before = path.read_bytes()
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, f"{DIGITS} --exp_name a")
+    assert "--exp_name a" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    run(monkeypatch, tmp_path, f"{DIGITS} --exp_name a --seed 9 --overwrite")
+    assert path.read_bytes() != before
+
+
+def test_resume_refuses_another_architecture_other_classes_and_damage(monkeypatch, capsys, tmp_path):
+    run(monkeypatch, tmp_path, f"{DIGITS} --exp_name a")
+    path = tmp_path / "save/SupCon/digits_models/a/last.pth"
+    whole = path.read_bytes()
+    cases = [
+        ("--model resnet14", "was trained with --model resnet8, not resnet14"),
+        ("--hold_out 4 --model resnet8", "was trained on other classes"),
+        ("--model resnet8 --epochs 1", "has all of its 1 epochs"),
+    ]
+    for options, reason in cases:
+        with pytest.raises(SystemExit) as stop:
+            run(monkeypatch, tmp_path, f"--epochs 2 --batch_size 256 --exp_name a --resume {path} {options}")
+        assert stop.value.code == 2
+        assert reason in capsys.readouterr().err
+    damaged = tmp_path / "damaged.pth"
+    damaged.write_bytes(whole[:1000])
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, f"--exp_name b --resume {damaged}")
+    assert "not a readable checkpoint" in capsys.readouterr().err
+    assert path.read_bytes() == whole
+
+
+def test_a_loss_that_turns_nan_stops_the_run_and_names_the_last_good_checkpoint(monkeypatch, capsys, tmp_path):
+    run(monkeypatch, tmp_path, f"{DIGITS} --exp_name a")
+    path = tmp_path / "save/SupCon/digits_models/a/last.pth"
+    before = path.read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, tmp_path, f"{DIGITS} --exp_name a --epochs 3 --resume {path} --learning_rate 1e30")
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert re.search(
+        r"NaN or infinite in epoch 2, step \d, at learning rate \S+; last good checkpoint: \S+last.pth", error
+    )
+    assert path.read_bytes() == before
+
+
+def test_an_own_folder_with_own_superclasses_trains_and_retrieves(monkeypatch, capsys, tmp_path):
+    make_image_folders(tmp_path / "mine" / "train", ["cat", "dog", "car"], each=8)
+    make_image_folders(tmp_path / "mine" / "val", ["cat", "dog", "car"], each=2)
+    (tmp_path / "groups.yaml").write_text("animals: [cat, dog]\nthings: [car]\n")
+    own = "--dataset path --data_folder mine --size 32 --batch_size 8 --num_workers 0"
+    run(monkeypatch, tmp_path, f"{own} --ranking groups.yaml --model resnet8 --epochs 1 --exp_name own")
+    assert "similar classes a class: min 0, median 1, max 1; 1 without" in capsys.readouterr().out
+    run(
+        monkeypatch,
+        tmp_path,
+        f"{own} --labelset both --superclasses groups.yaml --ckpt save/SupCon/path_models/own",
+        retrieval,
+    )
+    assert (tmp_path / "save/results/retrieval_path_own_both.json").exists()
+
+
+def test_a_fresh_shuffle_every_epoch_covers_every_image():
+    from training import EpochSampler
+
+    sampler = EpochSampler(range(50), seed=0)
+    orders = []
+    for epoch in (1, 2, 1):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert orders[0] == orders[2] != orders[1]
+    assert all(sorted(order) == list(range(50)) for order in orders)
