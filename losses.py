@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 VARIANTS = ("in", "out", "out_in")
 
@@ -204,8 +203,10 @@ class _ClassSums(torch.autograd.Function):
         return total, count
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_total, _):
+        # once_differentiable would let a second derivative through where grad_total is a constant, and be silently wrong
+        if torch.is_grad_enabled():
+            raise RuntimeError("losses: the class-sum loss cannot be differentiated twice; masked_terms can")
         saved, n = ctx.saved_tensors, len(grad_total)
         similarity_grad, own_grad = saved[0] * grad_total[0], saved[n] * grad_total[0]
         for g in range(1, n):

@@ -1,5 +1,6 @@
 """The schedule, the meters and the seeds."""
 
+import itertools
 import math
 
 import pytest
@@ -22,7 +23,7 @@ def test_learning_rate_equals_the_reference(cosine, warm_epochs):
 def test_cosine_ends_at_the_cube_of_the_decay_rate_and_never_rises():
     rates = [util.learning_rate(e, **COSINE) for e in range(500)]
     assert rates[-1] == pytest.approx(0.3 * 0.1**3)
-    assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates))
 
 
 def test_learning_rate_is_constant_inside_an_epoch_after_the_warm_up():
@@ -32,7 +33,7 @@ def test_learning_rate_is_constant_inside_an_epoch_after_the_warm_up():
 def test_warm_up_starts_at_a_hundredth_rises_each_step_and_meets_the_schedule():
     rates = [util.learning_rate(s / 10, **COSINE, warm_epochs=10) for s in range(101)]
     assert rates[0] == pytest.approx(0.01)
-    assert all(a < b for a, b in zip(rates[:100], rates[1:100], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(rates))
     floor = 0.3e-3
     assert rates[99] == pytest.approx(floor + (0.3 - floor) * 0.5 * (1 + math.cos(math.pi * 10 / 500)), rel=0.02)
 
