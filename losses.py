@@ -204,7 +204,7 @@ class _ClassSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_total, _):
-        # once_differentiable would let a second derivative through where grad_total is a constant, and be silently wrong
+        # once_differentiable would let a second derivative through, silently wrong, where grad_total is a constant
         if torch.is_grad_enabled():
             raise RuntimeError("losses: the class-sum loss cannot be differentiated twice; masked_terms can")
         saved, n = ctx.saved_tensors, len(grad_total)

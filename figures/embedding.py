@@ -1,5 +1,9 @@
-"""Draws embeddings side by side: t-SNE coloured by class, and the similarity of the classes in the embedding."""
+"""Draws embeddings side by side: a map of the images coloured by class, and the similarity of the classes.
 
+The map is multidimensional scaling: it keeps the distances between far classes too, which t-SNE gives up.
+"""
+
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from datasets import rankings, sources
+
+MARKERS = "o^sDvP*X"
 
 
 def class_cosines(features: torch.Tensor, labels: torch.Tensor, classes: int) -> np.ndarray:
@@ -17,7 +23,7 @@ def class_cosines(features: torch.Tensor, labels: torch.Tensor, classes: int) ->
 
 
 def draw(embeddings: dict, dataset: str, path: Path) -> None:
-    """One column a method: t-SNE of the test images above, mean cosine of each pair of classes below.
+    """One column a method: MDS map of the test images above, mean cosine of each pair of classes below.
 
     embeddings: method -> {"features" [n, d], "labels" [n], "classes"}; classes are ordered and shaped by superclass.
     """
@@ -25,7 +31,8 @@ def draw(embeddings: dict, dataset: str, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from sklearn.manifold import TSNE
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import MDS
 
     groups = rankings.known_superclasses(sources.SOURCES[dataset].superclasses)
     classes = next(iter(embeddings.values()))["classes"]
@@ -35,16 +42,24 @@ def draw(embeddings: dict, dataset: str, path: Path) -> None:
     figure, axes = plt.subplots(2, len(embeddings), figsize=(4 * len(embeddings), 8.2), layout="constrained")
     for column, (method, e) in enumerate(embeddings.items()):
         z = F.normalize(e["features"], dim=1).numpy()
-        points = TSNE(random_state=0, init="pca", metric="cosine").fit_transform(z)
+        start = PCA(2, random_state=0).fit_transform(z)  # no random start: the same map from the same features
+        with warnings.catch_warnings():  # scikit-learn 1.9 warns of the default of `init` although one is given
+            warnings.simplefilter("ignore", FutureWarning)
+            points = MDS(n_init=1, normalized_stress="auto", random_state=0).fit_transform(z, init=start)
+        reach = 1.45 * np.abs(points).max()
         ax = axes[0, column]
         for c in order:
-            of_class = e["labels"].numpy() == c
-            marker = "o^sDvP*X"[group_of[c] % 8]
-            ax.scatter(*points[of_class].T, s=14, color=colours[c % 10], marker=marker, linewidths=0)
-            middle = np.median(points[of_class], axis=0)
-            ax.text(*middle, classes[c], fontsize=15, weight="bold", ha="center", va="center",
-                    bbox=dict(boxstyle="circle,pad=0.15", fc="white", ec=colours[c % 10], alpha=0.9))  # fmt: skip
-        ax.set(title=method, xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2" if column == 0 else "")
+            of_class = points[e["labels"].numpy() == c]
+            ax.scatter(
+                *of_class.T, s=16, color=colours[c % 10], marker=MARKERS[group_of[c] % 8], linewidths=0, alpha=0.6
+            )
+            middle = np.median(of_class, axis=0)
+            beside = middle * (1 + 0.2 * reach / np.linalg.norm(middle))
+            ax.text(*beside, classes[c], fontsize=15, weight="bold", color=colours[c % 10], ha="center", va="center")
+        ax.set(
+            title=method, xticks=[], yticks=[], xlabel="MDS 1", ylabel="MDS 2" if column == 0 else "", aspect="equal"
+        )
+        ax.set(xlim=(-reach, reach), ylim=(-reach, reach))
         ax = axes[1, column]
         cosines = class_cosines(e["features"], e["labels"], len(classes))[np.ix_(order, order)]
         image = ax.imshow(cosines, cmap="viridis", vmin=0, vmax=1)
