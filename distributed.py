@@ -73,7 +73,7 @@ def launch(worker: Callable, options, *, nproc_per_node, nodes, node_rank, dist_
     nproc_per_node None = one per GPU, one on a machine without. Raises InputError if a worker met bad input.
     """
     cuda = torch.cuda.is_available()
-    if not cuda:
+    if not cuda and os.environ.get("RANK", "0") == "0":
         print("no CUDA device: this runs on the CPU, processes talk over gloo", file=sys.stderr)
     backend = backend.lower() if cuda else "gloo"
     if backend not in ("nccl", "gloo"):

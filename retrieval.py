@@ -53,6 +53,8 @@ def load_features(args, device):
     state = checkpoint.load(args.ckpt)
     trained = state.get("options", {})
     name = args.model or trained.get("model")
+    if name is None:
+        raise InputError(f"--ckpt {args.ckpt} does not say which encoder it holds; give --model")
     spec = datasets.spec(args.dataset)
     try:
         encoder = resnet.encoder(name, spec.small)
