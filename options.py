@@ -54,11 +54,16 @@ def flag(group, *names: str, default: bool = False, help: str) -> None:
     group.add_argument(*names, type=boolean, nargs="?", const=True, default=default, metavar="BOOL", help=help)
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults where there are any, and keeps the description's lines."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser whose help shows defaults and whose options must be spelt in full."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
+    return argparse.ArgumentParser(description=description, formatter_class=_Help, allow_abbrev=False)
 
 
 def add_data(p, names) -> None:
