@@ -23,7 +23,7 @@ def retrieval_metrics(
     gallery: Tensor,
     gallery_labels: Tensor,
     topk: tuple[int, ...] = (1, 5, 10, 20),
-    chunk: int = 128,
+    chunk: int = 64,
 ) -> dict[str, float]:
     """Retrieval by cosine: for each query [Q, d] the gallery [G, d] in falling order of similarity.
 
