@@ -31,8 +31,7 @@ def load(path, flag: str = "--ckpt") -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load meets damage in many ways, each with an exception of its own
-        reason = str(error).split("\n")[0][:100]
-        raise InputError(f"{flag} {path}: not a readable checkpoint ({type(error).__name__}: {reason})") from None
+        raise InputError(f"{flag} {path}: not a readable checkpoint ({type(error).__name__})") from None
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise InputError(f"{flag} {path}: holds no model of this project")
     return state

@@ -57,14 +57,30 @@ def barrier() -> None:
         dist.barrier()
 
 
+class MainFailed(InputError):
+    """The main process met bad input, and says so itself."""
+
+
 @contextlib.contextmanager
 def main_first():
     """The main process goes through the block before the others, to download or to find bad input once."""
-    if not is_main():
-        barrier()
-    yield
+    if not is_main() and (message := _from_main(None)):
+        raise MainFailed(message)
+    try:
+        yield
+    except InputError as error:
+        if is_main():
+            _from_main(str(error))
+        raise
     if is_main():
-        barrier()
+        _from_main("")
+
+
+def _from_main(message: str | None) -> str:
+    box = [message]
+    if world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def launch(worker: Callable, options, *, nproc_per_node, nodes, node_rank, dist_url, backend) -> None:
@@ -115,6 +131,8 @@ def _run(local_rank, errors, worker, options, backend, url, world, first_rank) -
         barrier()
     except InputError as error:
         if errors is None:
+            if isinstance(error, MainFailed):
+                sys.exit(2)
             raise
         errors.put(str(error))
         sys.exit(2)

@@ -41,7 +41,6 @@ def retrieval_metrics(
     q, g = F.normalize(features.float(), dim=1), F.normalize(gallery.float(), dim=1)
     size = len(g)
     place = torch.arange(1, size + 1, device=g.device, dtype=torch.float32)
-    topk = tuple(min(k, size) for k in topk)
     hits_at = torch.zeros(len(topk), device=g.device)
     precision_sum = torch.zeros(size, dtype=torch.float64, device=g.device)
     recall_sum = torch.zeros_like(precision_sum)
@@ -52,7 +51,7 @@ def retrieval_metrics(
         found = hit.cumsum(1, dtype=torch.int32)
         relevant = found[:, -1:]
         for i, k in enumerate(topk):
-            hits_at[i] += (found[:, k - 1] > 0).sum()
+            hits_at[i] += (found[:, min(k, size) - 1] > 0).sum()
         precision_sum += (found / place).sum(0)
         recall_sum += (found / relevant).sum(0)
         ap_sum += _average_precision(similarity, hit, found, place).double().sum()

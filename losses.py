@@ -83,7 +83,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
 def rince_terms(
     similarity: Tensor, rank: Tensor, taus, variant: str = "out_in", min_probability: float = 1e-7
 ) -> RankTerms:
-    """The terms of `rince`, rank by rank: for logging, and for means over several processes."""
+    """The terms of `rince`, rank by rank: for logging."""
     _check(variant, min_probability)
     if similarity.ndim != 2 or similarity.shape != rank.shape:
         raise ValueError(f"similarity {tuple(similarity.shape)} and rank {tuple(rank.shape)} must be the same [N, K]")

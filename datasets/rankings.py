@@ -14,19 +14,21 @@ NAMED = ("identity", "superclass", "roberta_threshold")
 STEP = 0.25  # of similarity, a rank of distance
 
 
-def read_superclasses(path: Path) -> dict[str, list[str]]:
-    """`superclass: [classes]` from YAML; every class once."""
+def read_superclasses(path: Path, flag: str = "--ranking") -> dict[str, list[str]]:
+    """`superclass: [classes]` from YAML; every class once. `flag` is named in errors."""
+    if not path.is_file():
+        raise InputError(f"{flag} {path}: no such file")
     try:
         groups = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--ranking {path}: not readable as YAML ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{flag} {path}: not readable as YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(groups, dict) or not all(isinstance(v, list) and v for v in groups.values()):
-        raise InputError(f"--ranking {path}: must be lines of `superclass: [class, class, ...]`")
+        raise InputError(f"{flag} {path}: must be lines of `superclass: [class, class, ...]`")
     groups = {str(k): [str(c) for c in v] for k, v in groups.items()}
     names = [c for v in groups.values() for c in v]
     twice = [c for c in names if names.count(c) > 1]
     if twice:
-        raise InputError(f"--ranking {path}: class {twice[0]} stands in it twice")
+        raise InputError(f"{flag} {path}: class {twice[0]} stands in it twice")
     return groups
 
 
@@ -102,9 +104,9 @@ def class_similarity(
     elif ranking == "superclass":
         if superclasses is None:
             raise InputError("--ranking superclass: this data set has none; give a YAML file of superclasses")
-        table = _superclass_table(known_superclasses(superclasses), classes, superclasses)
+        table = _superclass_table(known_superclasses(superclasses), classes, f"--ranking superclass ({superclasses})")
     elif ranking.endswith((".yaml", ".yml")):
-        table = _superclass_table(read_superclasses(Path(ranking)), classes, ranking)
+        table = _superclass_table(read_superclasses(Path(ranking)), classes, f"--ranking {ranking}")
     elif ranking == "roberta_threshold" or Path(ranking).is_file() or ranking.endswith(".csv"):
         table = _thresholded_table(ranking, classes, thresholds, hierarchy_k)
     else:
@@ -125,7 +127,7 @@ def _thresholded_table(ranking, classes, thresholds, hierarchy_k) -> np.ndarray:
     published = ranking == "roberta_threshold"
     cosine, names = read_table(HERE / "imagenet100_roberta_cosine.csv" if published else Path(ranking))
     where = {name: i for i, name in enumerate(names)}
-    _check_has(classes, where, ranking)
+    _check_has(classes, where, f"--ranking {ranking}")
     chosen = [where[c] for c in classes]
     cosine = cosine[np.ix_(chosen, chosen)]
     if not thresholds:
@@ -158,7 +160,7 @@ def _most_similar(table: np.ndarray, n: int) -> np.ndarray:
 def _check_has(classes, names, source) -> None:
     missing = [c for c in classes if c not in names]
     if missing:
-        raise InputError(f"--ranking {source}: lacks the class {missing[0]} of the data set ({len(missing)} in all)")
+        raise InputError(f"{source}: lacks the class {missing[0]} of the data set ({len(missing)} in all)")
 
 
 def summary(table: torch.Tensor, taus) -> str:
