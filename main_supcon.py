@@ -4,6 +4,7 @@ python main_supcon.py                       RINCE on scikit-learn's digits, a mi
 python main_supcon.py --dataset path --data_folder MY_IMAGES --ranking MY_SUPERCLASSES.yaml
 """
 
+import inspect
 import time
 
 import torch
@@ -122,7 +123,10 @@ def worker(args, device):
     model = build_model(args, criterion).to(device, memory_format=training.memory_format(device))
     wrapped = model
     if distributed.world_size() > 1:
-        wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+        # buffers are not sent every step: the bank is equal anyway, and BatchNorm's running means stay per process
+        known = inspect.signature(DistributedDataParallel).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch's new name
+        wrapped = DistributedDataParallel(model, **{option: False})
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad],
         lr=args.learning_rate,

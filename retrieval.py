@@ -39,7 +39,8 @@ def get_parser():
 def coarse_labels(args, classes):
     """[C] the superclass of each class."""
     if args.superclasses:
-        groups, source = rankings.read_superclasses(Path(args.superclasses)), args.superclasses
+        source = f"--superclasses {args.superclasses}"
+        groups = rankings.read_superclasses(Path(args.superclasses), "--superclasses")
     elif datasets.spec(args.dataset).superclasses:
         source = datasets.spec(args.dataset).superclasses
         groups = rankings.known_superclasses(source)

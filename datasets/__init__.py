@@ -45,7 +45,7 @@ class ImageData(Dataset):
 def build(name: str, folder: str | Path = "./data", split: str = "train", hold_out: tuple[str, ...] = ()) -> ImageData:
     """A data set of the registry.
 
-    name: one of NAMES; folder: where its files lie (README, "Your own data"); split: "train" or "test" (the validation set);
+    name: one of NAMES; folder: where its files lie; split: "train" or "test" (the validation set);
     hold_out: names of classes to leave out. Raises InputError where a file, folder or class is missing.
     """
     if name not in sources.SOURCES:

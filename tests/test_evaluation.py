@@ -72,3 +72,9 @@ def test_a_query_with_nothing_to_find_is_an_error_that_names_its_label():
 def test_empty_input_is_an_error():
     with pytest.raises(ValueError, match="at least one"):
         retrieval_metrics(torch.zeros(0, 3), torch.zeros(0), torch.ones(1, 3), torch.zeros(1))
+
+
+def test_a_gallery_smaller_than_k_keeps_the_name_and_counts_a_hit_anywhere():
+    x, y = torch.eye(2), torch.tensor([0, 1])
+    scores = evaluation.retrieval_metrics(x, y, x, y)
+    assert [scores[f"R@{k}"] for k in (1, 5, 10, 20)] == [1, 1, 1, 1]

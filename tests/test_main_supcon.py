@@ -160,6 +160,24 @@ def test_torchrun_starts_two_processes_of_the_same_script(tmp_path):
     assert weights(tmp_path, "run")["epoch"] == 1
 
 
+def test_bad_input_under_torchrun_is_said_once_and_no_process_adds_a_traceback_of_ours(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(ROOT / "main_supcon.py"), "--dataset", "path", "--data_folder", "nowhere"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.count("main_supcon.py: error: --data_folder nowhere: no such folder") == 1
+    assert 'distributed.py", line' not in done.stderr.replace("torch/distributed/", "")
+
+
+def test_a_superclass_file_that_is_not_there_is_named_with_its_flag():
+    with pytest.raises(util.InputError, match="--superclasses nowhere.yaml: no such file"):
+        retrieval.coarse_labels(
+            retrieval.get_parser().parse_args(["--ckpt", "x", "--superclasses", "nowhere.yaml"]), []
+        )
+
+
 def test_bad_input_met_by_a_worker_is_one_line_from_the_command(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "main_supcon.py"), "--dataset", "path", "--data_folder", "nowhere",
