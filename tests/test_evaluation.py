@@ -76,5 +76,5 @@ def test_empty_input_is_an_error():
 
 def test_a_gallery_smaller_than_k_keeps_the_name_and_counts_a_hit_anywhere():
     x, y = torch.eye(2), torch.tensor([0, 1])
-    scores = evaluation.retrieval_metrics(x, y, x, y)
+    scores = retrieval_metrics(x, y, x, y)
     assert [scores[f"R@{k}"] for k in (1, 5, 10, 20)] == [1, 1, 1, 1]
