@@ -172,10 +172,9 @@ def test_bad_input_under_torchrun_is_said_once_and_no_process_adds_a_traceback_o
 
 
 def test_a_superclass_file_that_is_not_there_is_named_with_its_flag():
-    with pytest.raises(util.InputError, match="--superclasses nowhere.yaml: no such file"):
-        retrieval.coarse_labels(
-            retrieval.get_parser().parse_args(["--ckpt", "x", "--superclasses", "nowhere.yaml"]), []
-        )
+    args = retrieval.get_parser().parse_args(["--ckpt", "x", "--superclasses", "nowhere.yaml"])
+    with pytest.raises(util.InputError, match=r"--superclasses nowhere\.yaml: no such file"):
+        retrieval.coarse_labels(args, [])
 
 
 def test_bad_input_met_by_a_worker_is_one_line_from_the_command(tmp_path):
