@@ -1,50 +1,122 @@
-"""Checkpoints: plain dictionaries of tensors and plain types, written whole or not at all, read without code."""
+"""Checkpoints: plain dictionaries of tensors and plain types, written whole or not at all, read without code.
 
+Three forms of weights fill an encoder: this project's own, and the two published ones (torchvision's names, and the
+CIFAR form with `encoder.`, `head.` and `shortcut.`); see `encoder_weights`.
+"""
+
+import argparse
+import hashlib
 import os
+import pickle
+import re
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from util import InputError
 
 FORMAT = 1
 
+# what a key's path may hold besides the layer's own name, and what lies beside the encoder
+WRAPPERS = ("module", "backbone_q")
+KEY_ENCODER = ("backbone_k", "key_encoder", "key_head")
+BESIDE = ("head", "fc", "bank", "criterion", "memorybank_InfoNCE", "memorybank_labels", "queue_ptr")
 
-def save(path: Path, state: dict) -> None:
+
+def write_whole(path: Path, state: dict) -> None:
     """Write to a temporary name, sync, rename: a crash leaves the file before it. Call on the main process only."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
+        torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
-def load(path, flag: str = "--ckpt") -> dict:
-    """Read a checkpoint on the CPU with weights_only=True; a folder means its last.pth. `flag` is named in errors."""
+def save(path: Path, state: dict) -> None:
+    """Write a checkpoint, whole or not at all; `state` holds tensors and plain types."""
+    write_whole(path, {"format": FORMAT, **state})
+
+
+def find(path, flag: str = "--ckpt") -> Path:
+    """The checkpoint's file: a folder means its last.pth. `flag` is named in errors."""
     path = Path(path)
     path = path / "last.pth" if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"{flag} {path}: no such file; give a checkpoint, or a run's folder that holds last.pth")
+    return path
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def load(path, flag: str = "--ckpt") -> dict:
+    """Read a checkpoint on the CPU: tensors, plain types and argparse.Namespace; any other object is refused unrun."""
+    path = find(path, flag)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named:
+            raise InputError(
+                f"{flag} {path}: refused, it holds a pickled object, {named[1]}; nothing was run"
+            ) from None
+        raise InputError(f"{flag} {path}: not a readable checkpoint") from None
     except Exception as error:  # torch.load meets damage in many ways, each with an exception of its own
         raise InputError(f"{flag} {path}: not a readable checkpoint ({type(error).__name__})") from None
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise InputError(f"{flag} {path}: holds no model of this project")
+        raise InputError(f"{flag} {path}: not a checkpoint, it has no entry 'model' with the weights")
     return state
 
 
+def trained_options(state: dict) -> dict:
+    """The options that a checkpoint was trained with: ours, or the Namespace of a published one; {} if it has none."""
+    if isinstance(state.get("opt"), argparse.Namespace):
+        return vars(state["opt"])
+    return state.get("options", {})
+
+
+def encoder_weights(state: dict, source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The query encoder's weights under torchvision's names, and a linear classifier's {weight, bias} ({} if none).
+
+    Keys may carry `module.`, `backbone_q.` and `encoder.` and say `shortcut` for `downsample`. Heads, bank and key
+    encoder are left out; anything else stays, so that strict loading can name it. Raises InputError naming `source`
+    if two keys mean the same weight.
+    """
+    weights, classifier = {}, {}
+    for key, value in state["model"].items():
+        parts = [part for part in key.split(".") if part not in WRAPPERS]
+        if any(part in KEY_ENCODER for part in parts):
+            continue
+        if parts[0] == "fc" and len(parts) == 2:
+            into, name = classifier, parts[1]
+        elif parts[0] in BESIDE:
+            continue
+        else:
+            parts = parts[1:] if parts[0] == "encoder" else parts
+            into, name = weights, ".".join("downsample" if part == "shortcut" else part for part in parts)
+        if name in into:
+            raise InputError(f"{source}: holds {name} twice, once as {key}")
+        into[name] = value
+    return weights, classifier
+
+
 def load_encoder(path, encoder: nn.Module) -> dict:
-    """Fill `encoder` with the query encoder of a checkpoint, strictly; returns the whole checkpoint.
+    """Fill `encoder` with the query encoder of a checkpoint, ours or published, strictly; returns the checkpoint.
 
     Raises InputError naming the first keys that are missing, left over, or of another shape.
     """
     state = load(path)
-    prefix = "encoder."
-    weights = {k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)}
+    weights, _ = encoder_weights(state, f"--ckpt {path}")
     load_strictly(encoder, weights, f"--ckpt {path}")
     return state
 

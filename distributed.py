@@ -51,6 +51,13 @@ def all_reduce(x: Tensor, op: str = "mean") -> Tensor:
     return x / world_size() if op == "mean" else x
 
 
+def broadcast_buffers(model) -> None:
+    """Give every process the main process's buffers, such as BatchNorm's running means."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
@@ -64,47 +71,49 @@ class MainFailed(InputError):
 @contextlib.contextmanager
 def main_first():
     """The main process goes through the block before the others, to download or to find bad input once."""
-    if not is_main() and (message := _from_main(None)):
+    if not is_main() and (message := from_main(None)):
         raise MainFailed(message)
     try:
         yield
     except InputError as error:
         if is_main():
-            _from_main(str(error))
+            from_main(str(error))
         raise
     if is_main():
-        _from_main("")
+        from_main("")
 
 
-def _from_main(message: str | None) -> str:
-    box = [message]
+def from_main(value):
+    """The main process's value (a plain one), on every process."""
+    box = [value]
     if world_size() > 1:
         dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
-def launch(worker: Callable, options, *, nproc_per_node, nodes, node_rank, dist_url, backend) -> None:
+def launch(worker: Callable, options) -> None:
     """Run worker(options, device) in every process of the run; returns when all are done.
 
-    nproc_per_node None = one per GPU, one on a machine without. Raises InputError if a worker met bad input.
+    options: has nproc_per_node (None = one per GPU, one on a machine without), world_size (number of nodes), rank (of
+    this node), dist_url, dist_backend. Raises InputError if a worker met bad input.
     """
     cuda = torch.cuda.is_available()
     if not cuda and os.environ.get("RANK", "0") == "0":
         print("no CUDA device: this runs on the CPU, processes talk over gloo", file=sys.stderr)
-    backend = backend.lower() if cuda else "gloo"
+    backend = options.dist_backend.lower() if cuda else "gloo"
     if backend not in ("nccl", "gloo"):
         raise InputError(f"--dist-backend {backend} is unknown; choose nccl or gloo")
     if "LOCAL_RANK" in os.environ and "RANK" in os.environ:  # torchrun
         return _run(int(os.environ["LOCAL_RANK"]), None, worker, options, backend, "env://", None, None)
-    local = nproc_per_node or max(1, torch.cuda.device_count())
+    local = options.nproc_per_node or max(1, torch.cuda.device_count())
     if cuda and local > torch.cuda.device_count():
         raise InputError(f"--nproc_per_node {local} is more than the {torch.cuda.device_count()} GPUs of this node")
-    nodes, node_rank = max(1, nodes), max(0, node_rank)
-    if nodes > 1 and not dist_url:
+    nodes, node_rank = max(1, options.world_size), max(0, options.rank)
+    if nodes > 1 and not options.dist_url:
         raise InputError("--world-size counts nodes; with more than one, give --dist-url tcp://HOST:PORT of node 0")
     if nodes * local == 1:
         return worker(options, _device(0))
-    url = dist_url or f"tcp://127.0.0.1:{_free_port()}"
+    url = options.dist_url or f"tcp://127.0.0.1:{_free_port()}"
     return _spawn(local, (worker, options, backend, url, nodes * local, node_rank * local))
 
 

@@ -4,11 +4,7 @@ python main_supcon.py                       RINCE on scikit-learn's digits, a mi
 python main_supcon.py --dataset path --data_folder MY_IMAGES --ranking MY_SUPERCLASSES.yaml
 """
 
-import inspect
 import time
-
-import torch
-from torch.nn.parallel import DistributedDataParallel
 
 import datasets
 import distributed
@@ -121,18 +117,8 @@ def worker(args, device):
     )
     loader, sampler = training.training_loader(data, args, device)
     model = build_model(args, criterion).to(device, memory_format=training.memory_format(device))
-    wrapped = model
-    if distributed.world_size() > 1:
-        # buffers are not sent every step: the bank is equal anyway, and BatchNorm's running means stay per process
-        known = inspect.signature(DistributedDataParallel).parameters
-        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch's new name
-        wrapped = DistributedDataParallel(model, **{option: False})
-    optimizer = torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=args.learning_rate,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
-    )
+    wrapped = training.parallel(model, device)
+    optimizer = training.sgd(model, args)
     facts = {"classes": data.classes, "size": size, "mean": list(mean), "std": list(std)}
     start = run.resume(model, optimizer, facts) if args.resume else 0
     util.seed_everything(args.seed + 1000 * start + distributed.rank() + 1)  # views differ by process, epoch by epoch
@@ -164,15 +150,7 @@ def default_name(args) -> str:
 
 def main():
     args = training.parse(get_parser(), RECIPES)
-    distributed.launch(
-        worker,
-        args,
-        nproc_per_node=args.nproc_per_node,
-        nodes=args.world_size,
-        node_rank=args.rank,
-        dist_url=args.dist_url,
-        backend=args.dist_backend,
-    )
+    distributed.launch(worker, args)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Argument groups that the scripts share. Booleans are written --flag=True, --flag True, or --flag alone."""
 
 import argparse
+import os
 
 
 def boolean(text: str) -> bool:
@@ -76,7 +77,8 @@ def add_data(p, names) -> None:
     g.add_argument("--std", type=three_numbers, help="likewise")
     g.add_argument("--hold_out", nargs="+", default=[], metavar="CLASS", help="classes to leave out")
     g.add_argument("--batch_size", type=positive_int, default=256, help="images a step, over all processes")
-    g.add_argument("--num_workers", type=int, default=8, help="loader processes of each training process")
+    workers = min(8, os.cpu_count() or 1)
+    g.add_argument("--num_workers", type=int, default=workers, help="loader processes of each process")
 
 
 def add_training(p) -> None:
@@ -98,6 +100,20 @@ def add_training(p) -> None:
     g.add_argument("--print_freq", type=positive_int, default=10, help="steps between progress lines")
     g.add_argument("--resume", help="checkpoint, or folder with last.pth, to go on from")
     flag(g, "--overwrite", help="start anew in a folder that holds a run; its files are replaced")
+
+
+def add_evaluation(p) -> None:
+    """Whose features, and where results go."""
+    g = p.add_argument_group("frozen encoder")
+    g.add_argument("--ckpt", required=True, help="checkpoint, ours or published, or a run's folder with last.pth")
+    g.add_argument("--model", help="encoder (None: as the checkpoint says)")
+    g.add_argument("--model_type", choices=["contrastive", "cross_entropy"], help="its training (None: as in the file)")
+    g.add_argument("--features_cache", metavar="DIR", help="keep features here, and reuse them")
+
+
+def add_output(p) -> None:
+    """Where an evaluation writes."""
+    p.add_argument_group("output").add_argument("--save_folder", default="./save", help="root of everything written")
 
 
 def add_distributed(p) -> None:

@@ -1,10 +1,12 @@
-"""What the training scripts share: data loader, one epoch, and a run's folder with its checkpoints and logs."""
+"""What the training scripts share: data loader, one epoch, validation, and a run's folder with checkpoints and logs."""
 
+import inspect
 import time
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, RandomSampler
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import checkpoint
@@ -15,7 +17,10 @@ import util
 from util import InputError
 
 # options that a resumed run must share with its checkpoint, or the weights mean something else
-FIXED = ("dataset", "model", "feat_dim", "memorybank_size")
+FIXED = ("dataset", "model", "feat_dim", "memorybank_size", "cache_features")
+
+# small images are read faster than loader processes start
+SMALL_DATA = {name: {"num_workers": 0} for name in ("digits", "fashion_mnist", "cifar10", "cifar100")}
 
 
 def parse(parser, recipes: dict):
@@ -53,13 +58,19 @@ class EpochSampler(RandomSampler):
 
 
 def training_loader(data, args, device):
-    """Loader and sampler: shuffled, sharded over the processes, whole batches only (BatchNorm and bank want them)."""
+    """Loader and sampler: shuffled, sharded over the processes, whole batches only (BatchNorm and bank want them).
+
+    Features in memory (a TensorDataset) come a whole batch at a time.
+    """
     world = distributed.world_size()
     if args.batch_size % world:
         raise InputError(f"--batch_size {args.batch_size} does not divide over {world} processes")
     if len(data) < args.batch_size:
         raise InputError(f"--batch_size {args.batch_size} is more than the {len(data)} training images")
     sampler = DistributedSampler(data, seed=args.seed, drop_last=True) if world > 1 else EpochSampler(data, args.seed)
+    if isinstance(data, TensorDataset):
+        batches = BatchSampler(sampler, args.batch_size // world, drop_last=True)
+        return DataLoader(data, sampler=batches, batch_size=None), sampler
     loader = DataLoader(
         data,
         batch_size=args.batch_size // world,
@@ -70,6 +81,64 @@ def training_loader(data, args, device):
         persistent_workers=args.num_workers > 0,
     )
     return loader, sampler
+
+
+def parallel(model):
+    """The model in DistributedDataParallel, where there are several processes.
+
+    Buffers are not sent every step: the bank is equal anyway, and BatchNorm's running means stay per process.
+    """
+    if distributed.world_size() == 1:
+        return model
+    known = inspect.signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch's new name
+    return DistributedDataParallel(model, **{option: False})
+
+
+def sgd(model, args):
+    """SGD over the model's trained parameters, with the options' momentum and weight decay."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.SGD(trained, args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
+
+
+def validation_loader(data, args, device):
+    """This process's share of a validation set, every image once over all processes."""
+    share = range(distributed.rank(), len(data), distributed.world_size())
+    if isinstance(data, TensorDataset):
+        batches = BatchSampler(share, args.batch_size, drop_last=False)
+        return DataLoader(data, sampler=batches, batch_size=None)
+    workers = args.num_workers
+    return DataLoader(
+        Subset(data, share),
+        batch_size=args.batch_size,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+    )
+
+
+@torch.no_grad()
+def accuracy(logits, labels):
+    """[2] share of the images whose label is the first, and is among the first five, of logits [N, C]."""
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return torch.stack([best[:, 0].double().mean(), best.any(1).double().mean()])
+
+
+@torch.no_grad()
+def validate(model, loader, device):
+    """top-1 and top-5 accuracy in percent over the shares of all processes; the model is put into eval mode and back."""
+    was_training = model.training
+    model.eval()
+    distributed.broadcast_buffers(model)  # every process judges the model that is saved
+    right = torch.zeros(3, dtype=torch.float64, device=device)
+    for images, labels in loader:
+        logits = model(images.to(device, non_blocking=True))
+        labels = labels.to(device, non_blocking=True)
+        right[:2] += accuracy(logits, labels) * len(labels)
+        right[2] += len(labels)
+    model.train(was_training)
+    top1, top5, images = distributed.all_reduce(right).tolist()
+    return 100 * top1 / images, 100 * top5 / images
 
 
 def set_learning_rate(optimizer, args, progress: float) -> float:
@@ -119,6 +188,29 @@ def train_epoch(run, loader, step, optimizer, epoch: int, device):
     return loss_mean.value(), parts_mean.value()
 
 
+def classification_epoch(run, loader, sampler, step, model, validation, optimizer, epoch: int, device) -> dict:
+    """One epoch of a classifier with step(images, labels) -> loss, accuracy [2]; validated, logged; its scalars."""
+    sampler.set_epoch(epoch)
+    begin = time.perf_counter()
+    loss, (top1, top5) = train_epoch(run, loader, step, optimizer, epoch, device)
+    seconds = time.perf_counter() - begin
+    scalars = {"epoch": epoch, "loss": loss, "learning_rate": optimizer.param_groups[0]["lr"]}
+    scalars |= {"train_top1": 100 * top1, "train_top5": 100 * top5}
+    scalars["val_top1"], scalars["val_top5"] = validate(model, validation, device)
+    if scalars["val_top1"] > run.best.get("top1", -1):
+        run.best = {"top1": scalars["val_top1"], "top5": scalars["val_top5"], "epoch": epoch}
+    run.log(epoch, scalars, images_per_second=len(loader) * run.args.batch_size / seconds)
+    return scalars
+
+
+def best_and_last(best: dict, scalars: dict) -> dict:
+    """The two rows of a classifier's result, in percent: at the epoch of the best top-1, and at the last."""
+    return {
+        "best": {"top-1": best["top1"], "top-5": best["top5"], "epoch": best["epoch"]},
+        "last": {"top-1": scalars["val_top1"], "top-5": scalars["val_top5"], "epoch": scalars["epoch"]},
+    }
+
+
 class Run:
     """A run's folder: refuses to mix two runs, writes checkpoints, TensorBoard scalars and log.jsonl (main process)."""
 
@@ -128,6 +220,7 @@ class Run:
         self.folder = root / f"{args.dataset}_models" / name
         self.last = self.folder / "last.pth"
         self.writer, self.tensorboard = None, root / f"{args.dataset}_tensorboard" / name
+        self.best = {}  # of the validation scores so far
         if not distributed.is_main():
             return
         holds = self.last.exists() or any(self.folder.glob("ckpt_epoch_*.pth"))
@@ -165,11 +258,14 @@ class Run:
                 )
         if state.get("classes") != facts["classes"]:
             raise InputError(f"--resume {args.resume}: was trained on other classes than --data_folder holds")
+        if state.get("encoder") != facts.get("encoder"):
+            raise InputError(f"--resume {args.resume}: was trained on the features of another --ckpt")
         checkpoint.load_strictly(model, state["model"], f"--resume {args.resume}")
         optimizer.load_state_dict(state["optimizer"])
         if state["epoch"] >= args.epochs:
             raise InputError(f"--resume {args.resume}: has all of its {state['epoch']} epochs; give more --epochs")
         self.say(f"resumed {args.resume} after epoch {state['epoch']}")
+        self.best = state.get("best", self.best)
         return state["epoch"]
 
     def log(self, epoch: int, scalars: dict, images_per_second: float) -> None:
@@ -179,13 +275,14 @@ class Run:
         if self.writer is None:
             self.open(epoch)
         scalars = {**scalars, "images_per_second": images_per_second}
+        shown = "".join(f"  {k} {v:.2f}" for k, v in scalars.items() if k.startswith("val_"))
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, epoch)
         self.writer.flush()
         util.append_json(self.folder / "log.jsonl", {"epoch": epoch, **scalars})
         left = (time.perf_counter() - self.begin) / epoch * (self.args.epochs - epoch)
         print(
-            f"epoch {epoch}/{self.args.epochs}  loss {scalars['loss']:.4f}  lr {scalars['learning_rate']:.4g}  "
+            f"epoch {epoch}/{self.args.epochs}  loss {scalars['loss']:.4f}{shown}  lr {scalars['learning_rate']:.4g}  "
             f"{images_per_second:.0f} images/s  {left / 60:.1f} min left",
             flush=True,
         )
@@ -199,6 +296,7 @@ class Run:
             "epoch": epoch,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
+            "best": self.best,
             **facts,
         }
         checkpoint.save(self.last, state)

@@ -108,13 +108,25 @@ class Progress:
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
             self.bar.set_postfix_str(text)
-        elif self.show and step < self.steps:
+        elif self.show and step < self.steps and step % self.every == 0:
             left = (time.perf_counter() - self.start) / step * (self.steps - step)
-            print(f"{self.title} step {step}/{self.steps}  {text}  {left:.0f} s left in this epoch", flush=True)
+            print(
+                "  ".join(filter(None, (f"{self.title} step {step}/{self.steps}", text, f"{left:.0f} s left"))),
+                flush=True,
+            )
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def tracked(batches, title: str, every: int = 50, show: bool = True):
+    """The batches, with progress."""
+    progress = Progress(title, len(batches), every, show)
+    for i, batch in enumerate(batches, 1):
+        yield batch
+        progress.tick(i, "")
+    progress.close()
 
 
 def append_json(path: Path, record: dict) -> None:

@@ -42,31 +42,95 @@ class ImageData(Dataset):
         return self.transform(image) if self.transform else image, int(self.labels[index])
 
 
-def build(name: str, folder: str | Path = "./data", split: str = "train", hold_out: tuple[str, ...] = ()) -> ImageData:
+def build(
+    name: str,
+    folder: str | Path = "./data",
+    split: str = "train",
+    hold_out: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+) -> ImageData:
     """A data set of the registry.
 
     name: one of NAMES; folder: where its files lie; split: "train" or "test" (the validation set);
-    hold_out: names of classes to leave out. Raises InputError where a file, folder or class is missing.
+    hold_out: names of classes to leave out; only: names of the classes to keep, if any.
+    Raises InputError where a file, folder or class is missing.
     """
     if name not in sources.SOURCES:
         raise InputError(f"--dataset {name} is unknown; choose one of {', '.join(NAMES)}")
-    images, labels, classes = sources.SOURCES[name].read(Path(folder), split)
-    labels = np.asarray(labels)
-    unknown = [c for c in hold_out if c not in classes]
+    data = _read(sources.SOURCES[name].read, folder, split, "--data_folder")
+    _check_known(hold_out, data.classes, "--hold_out", name)
+    _check_known(only, data.classes, "--imagenet100", f"--data_folder {folder}")
+    return _keep(data, [c for c in data.classes if c not in hold_out and (not only or c in only)])
+
+
+def build_pair(name, folder="./data", hold_out=(), only=()) -> tuple[ImageData, ImageData]:
+    """Training and validation set with the same numbers for the same classes; validation may lack some of them."""
+    train, test = (build(name, folder, split, hold_out, only) for split in ("train", "test"))
+    lacking = [c for c in test.classes if c not in train.classes]
+    if lacking:
+        raise InputError(f"--data_folder {folder}: class {lacking[0]} is in validation, but training lacks it")
+    number = torch.tensor([train.classes.index(c) for c in test.classes])
+    return train, ImageData(test.images, number[test.labels], train.classes)
+
+
+def build_outliers(name, folder, split: str = "test", classes: tuple[str, ...] = ()) -> ImageData:
+    """Images that are no inliers: split "test", "train" or "all"; of these classes only, where some are named.
+
+    A folder with val/ gives that for "test"; one without, as AwA2's JPEGImages, is taken whole.
+    """
+    source, flag = sources.SOURCES[name], "--data_folder_outliers"
+    if source.read_outliers:
+        data = _read(source.read_outliers, folder, split, flag)
+    elif split == "all":
+        data = _joined(*(_read(source.read, folder, part, flag) for part in ("train", "test")))
+    else:
+        data = _read(source.read, folder, split, flag)
+    _check_known(classes, data.classes, "--outlier_classes", name)
+    return _keep(data, list(classes)) if classes else data
+
+
+def _read(read, folder, split, flag) -> ImageData:
+    try:
+        images, labels, classes = read(Path(folder), split)
+    except InputError as error:
+        raise InputError(f"{flag} {error}") from None
+    return ImageData(images, torch.as_tensor(np.asarray(labels), dtype=torch.long), list(classes))
+
+
+def _check_known(names, classes, flag, source) -> None:
+    unknown = [c for c in names if c not in classes]
     if unknown:
-        raise InputError(f"--hold_out {unknown[0]}: {name} has no such class; it has {', '.join(classes[:10])}")
-    if hold_out:
-        kept = [i for i, c in enumerate(classes) if c not in hold_out]
-        chosen = np.flatnonzero(np.isin(labels, kept))
-        images = images[chosen] if isinstance(images, np.ndarray) else [images[i] for i in chosen]
-        labels = np.searchsorted(kept, labels[chosen])
-        classes = [classes[i] for i in kept]
-    return ImageData(images, torch.as_tensor(labels, dtype=torch.long), classes)
+        raise InputError(f"{flag}: {source} has no class {unknown[0]}; it has {', '.join(classes[:10])}")
+
+
+def _keep(data: ImageData, classes: list[str]) -> ImageData:
+    """The images of these classes, numbered anew."""
+    if classes == data.classes:
+        return data
+    number = torch.full((len(data.classes),), -1)
+    number[[data.classes.index(c) for c in classes]] = torch.arange(len(classes))
+    labels = number[data.labels]
+    chosen = (labels >= 0).nonzero()[:, 0].tolist()
+    array = isinstance(data.images, np.ndarray)
+    images = data.images[chosen] if array else [data.images[i] for i in chosen]
+    return ImageData(images, labels[chosen], classes)
+
+
+def _joined(a: ImageData, b: ImageData) -> ImageData:
+    classes = sorted({*a.classes, *b.classes})
+    labels = [torch.tensor([classes.index(c) for c in x.classes])[x.labels] for x in (a, b)]
+    array = isinstance(a.images, np.ndarray)
+    return ImageData(np.concatenate([a.images, b.images]) if array else a.images + b.images, torch.cat(labels), classes)
 
 
 def spec(name: str) -> sources.Source:
     """What is known of a data set: image size, mean, std, superclasses, whether its images are small."""
     return sources.SOURCES[name]
+
+
+def imagenet100() -> tuple[str, ...]:
+    """The 100 wnids of ImageNet-100, sorted."""
+    return tuple((Path(__file__).parent / "ImageNet-100.txt").read_text().split())
 
 
 def mean_and_std(data: ImageData, most: int = 2000) -> tuple[list[float], list[float]]:

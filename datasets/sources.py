@@ -27,6 +27,7 @@ class Source:
     flip: bool = True  # False where a mirrored image is another thing
     colour: bool = True  # False for grey images
     superclasses: str | None = None  # file in datasets/superclasses
+    read_outliers: Callable | None = None  # likewise for outliers, which need no classes; None = `read`
 
 
 def digits(folder: Path, split: str):
@@ -55,7 +56,7 @@ def _find(folder: Path, name: str) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise InputError(f"--data_folder {folder}: {name}[.gz] is neither there nor in FashionMNIST/raw")
+    raise InputError(f"{folder}: {name}[.gz] is neither there nor in FashionMNIST/raw")
 
 
 def _idx(path: Path) -> np.ndarray:
@@ -79,11 +80,9 @@ def _cifar(kind):
                 data = kind(folder, train=split == "train", download=True)
             except Exception as error:  # no network, a full disk, a damaged archive: each its own exception
                 reason = str(error).split("\n")[0]
-                raise InputError(
-                    f"--data_folder {folder}: holds no {kind.base_folder}, and the download failed ({reason})"
-                ) from None
+                raise InputError(f"{folder}: holds no {kind.base_folder}, and the download failed ({reason})") from None
         except Exception as error:  # a damaged pickle
-            raise InputError(f"--data_folder {folder}: {kind.base_folder} is damaged ({error})") from None
+            raise InputError(f"{folder}: {kind.base_folder} is damaged ({error})") from None
         return data.data, data.targets, list(data.classes)
 
     read.__doc__ = f"{kind.__name__} in its own format ({kind.base_folder}); downloaded where it is missing."
@@ -91,9 +90,14 @@ def _cifar(kind):
 
 
 def split_folder(folder: Path, split: str) -> Path:
-    """The folder of a split: X/train and X/val; or X/train with its sibling X/val; or X itself for training."""
+    """The folder of a split: X/train and X/val; or X/train with its sibling X/val; or X itself for training.
+
+    X/images may stand for X: the documented evaluation commands say so.
+    """
+    if folder.name == "images" and not folder.exists() and (folder.parent / "train").is_dir():
+        folder = folder.parent
     if not folder.is_dir():
-        raise InputError(f"--data_folder {folder}: no such folder")
+        raise InputError(f"{folder}: no such folder")
     names = ("train",) if split == "train" else ("val", "test")
     for parent in (folder, folder.parent) if folder.name in ("train", "val") else (folder,):
         for name in names:
@@ -101,7 +105,7 @@ def split_folder(folder: Path, split: str) -> Path:
                 return parent / name
     if split == "train":
         return folder
-    raise InputError(f"--data_folder {folder}: neither it nor its parent holds a folder val; evaluation needs one")
+    raise InputError(f"{folder}: neither it nor its parent holds a folder val; evaluation needs one")
 
 
 def image_folder(folder: Path, split: str):
@@ -109,15 +113,53 @@ def image_folder(folder: Path, split: str):
     folder = split_folder(folder, split)
     classes = sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
     if not classes:
-        raise InputError(f"--data_folder {folder}: empty; it must hold one folder a class")
+        raise InputError(f"{folder}: empty; it must hold one folder a class")
     images, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(f for f in (folder / name).rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
+        found = _images_below(folder / name)
         if not found:
-            raise InputError(f"--data_folder {folder}: the class folder {name} holds no image")
+            raise InputError(f"{folder}: the class folder {name} holds no image")
         images += [str(f) for f in found]
         labels += [label] * len(found)
     return images, labels, classes
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
+
+
+def any_images(folder: Path, split: str):
+    """The images of a folder's train/ or val/ where it has one, else (and for "all") of the whole folder, at any depth.
+
+    The folder that an image lies in is its class.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    names = {"train": ("train",), "test": ("val", "test")}.get(split, ())
+    folder = next((folder / name for name in names if (folder / name).is_dir()), folder)
+    found = _images_below(folder)
+    if not found:
+        raise InputError(f"{folder}: holds no image, at any depth")
+    classes = sorted({f.parent.name for f in found})
+    number = {name: label for label, name in enumerate(classes)}
+    return [str(f) for f in found], [number[f.parent.name] for f in found], classes
+
+
+def tiny_imagenet(folder: Path, split: str):
+    """Tiny-ImageNet as downloaded, or with its validation images sorted into class folders; below `folder` or in it."""
+    places = [folder / sub for sub in ("", "tiny-imagenet-200", "tiny_imagenet") if (folder / sub / "val").is_dir()]
+    if not places:
+        raise InputError(f"{folder}: neither it nor tiny-imagenet-200 in it holds the folders train and val")
+    annotations = places[0] / "val" / "val_annotations.txt"
+    if split == "train" or not annotations.is_file():
+        return image_folder(places[0], split)
+    rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines() if line.strip()]
+    classes = sorted({wnid for _, wnid in rows})
+    images = [annotations.parent / "images" / name for name, _ in rows]
+    missing = next((f for f in images if not f.is_file()), None)
+    if missing:
+        raise InputError(f"{annotations}: names {missing.name}, which is not in {missing.parent}")
+    return [str(f) for f in images], [classes.index(wnid) for _, wnid in rows], classes
 
 
 SOURCES = {
@@ -156,7 +198,9 @@ SOURCES = {
         std=(0.2675, 0.2565, 0.2761),
         superclasses="cifar100",
     ),
-    "imagenet": Source(image_folder),
-    "imagenet_100": Source(image_folder),
-    "path": Source(image_folder, mean=None, std=None),
+    "tiny_imagenet": Source(tiny_imagenet, size=64, small=True),
+    "imagenet": Source(image_folder, read_outliers=any_images),
+    "imagenet_100": Source(image_folder, read_outliers=any_images),
+    "AwA2": Source(image_folder, read_outliers=any_images),
+    "path": Source(image_folder, mean=None, std=None, read_outliers=any_images),
 }

@@ -12,6 +12,13 @@ SUFFIXES = ("_standard", "_cifar")
 NAMES = (*NARROW, *TORCHVISION)
 
 
+def base_name(name: str) -> str:
+    """The name without a suffix that forces a stem."""
+    for suffix in SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
+
+
 def encoder(name: str, small_images: bool = False) -> nn.Module:
     """An encoder [N, 3, H, W] -> [N, d] without a classifier; its attribute `dim` is d.
 
@@ -20,10 +27,8 @@ def encoder(name: str, small_images: bool = False) -> nn.Module:
         resnet56 are the narrow ResNets of He et al. 2016, sec. 4.2 (16, 32, 64 channels), for tiny images.
     Raises ValueError on an unknown name.
     """
-    base, small = name, small_images
-    for suffix in SUFFIXES:
-        if name.endswith(suffix):
-            base, small = name.removesuffix(suffix), suffix == "_cifar"
+    base = base_name(name)
+    small = small_images if base == name else name.endswith("_cifar")
     if base in NARROW:
         return NarrowResNet(depth=int(base.removeprefix("resnet")))
     if base not in TORCHVISION:

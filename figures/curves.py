@@ -1,0 +1,71 @@
+"""Draws what the evaluations measured: score histograms with their ROC curve, and precision over recall."""
+
+from pathlib import Path
+
+import numpy as np
+
+INLIER, OUTLIER, GREY = "#0072B2", "#D55E00", "#777777"  # told apart by colour-blind readers
+COLOURS = (INLIER, OUTLIER, "#009E73", "#CC79A7")
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def draw_ood(path: Path, inlier, outlier, metrics: dict, title: str, score_name: str) -> None:
+    """Histograms of inlier scores [n] and outlier scores [m] on the left, their ROC curve on the right.
+
+    metrics: of evaluation.ood_metrics. The outermost bins hold all scores beyond the axis.
+    """
+    from sklearn.metrics import roc_curve
+
+    plt = _pyplot()
+    inlier, outlier = np.asarray(inlier, float), np.asarray(outlier, float)
+    low = min(np.percentile(s, 2) for s in (inlier, outlier))
+    high = max(np.percentile(s, 98) for s in (inlier, outlier))
+    high = high if high > low else low + 1
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    for scores, colour, name in ((inlier, INLIER, "inliers"), (outlier, OUTLIER, "outliers")):
+        left.hist(
+            scores.clip(low, high), bins=np.linspace(low, high, 51), weights=np.full(len(scores), 100 / len(scores)),
+            color=colour, alpha=0.55, label=f"{name} ({len(scores):,})",
+        )  # fmt: skip
+    left.set(xlabel=f"{score_name} (larger: more inlier-like)", ylabel="share of the images in %", title=title)
+    left.legend(frameon=False)
+    truth = np.r_[np.ones(len(inlier)), np.zeros(len(outlier))]
+    fpr, tpr, _ = roc_curve(truth, np.r_[inlier, outlier])
+    right.plot(100 * fpr, 100 * tpr, color=INLIER, lw=2)
+    right.plot([0, 100], [0, 100], color=GREY, lw=1, ls=":")
+    right.plot([100 * metrics["FPR95"]], [95], "o", color=OUTLIER, clip_on=False)
+    right.annotate(
+        f"FPR95 {100 * metrics['FPR95']:.1f}", (100 * metrics["FPR95"], 95), (8, -14), textcoords="offset points"
+    )
+    right.set(
+        xlabel="outliers taken for inliers in %", ylabel="inliers kept in %", xlim=(0, 100), ylim=(0, 101),
+        title=f"AUROC {100 * metrics['AUROC']:.2f}",
+    )  # fmt: skip
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_precision_recall(path: Path, curves: dict, title: str) -> None:
+    """curves: name -> (precision [G], recall [G], AP): the mean over the queries at every cut-off."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
+    for (name, (precision, recall, ap)), colour in zip(curves.items(), COLOURS, strict=False):
+        axes.plot(
+            100 * np.asarray(recall),
+            100 * np.asarray(precision),
+            lw=2,
+            color=colour,
+            label=f"{name}: AP {100 * ap:.1f}",
+        )
+    axes.set(xlabel="recall in %", ylabel="precision in %", xlim=(0, 100), ylim=(0, 101), title=title)
+    axes.legend(frameon=False, loc="lower left")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

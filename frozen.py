@@ -1,0 +1,134 @@
+"""A frozen encoder from a checkpoint, and its features of a data set, kept and reused: what evaluations start from."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+import checkpoint
+import datasets
+import distributed
+import evaluation
+import util
+from datasets import augmentation
+from networks import resnet
+from util import InputError
+
+
+@dataclass
+class Frozen:
+    """An encoder in eval mode and the views it wants.
+
+    record: path, sha256, model, epoch of the checkpoint; name: of its run; classifier: {weight [C, d], bias [C]} of a
+    cross-entropy model, else {}; transform: evaluation's, from a PIL image; size, mean, std: of a view.
+    """
+
+    encoder: nn.Module
+    record: dict
+    name: str
+    classifier: dict[str, Tensor]
+    transform: object
+    size: int
+    mean: tuple
+    std: tuple
+
+
+def load(args, train: datasets.ImageData) -> Frozen:
+    """The encoder that --ckpt holds, strictly; its views' size, mean and std: given, as in its training, or known.
+
+    Raises InputError if the options contradict the file.
+    """
+    torch.backends.cudnn.allow_tf32 = False  # figures to the last digit; loading is what takes the time
+    path = checkpoint.find(args.ckpt)
+    state, source = checkpoint.load(path), f"--ckpt {path}"
+    weights, classifier = checkpoint.encoder_weights(state, source)
+    if args.model_type == "cross_entropy" and not classifier:
+        raise InputError(f"--model_type cross_entropy: {path} holds no linear classifier; it is a contrastive model")
+    if args.model_type == "contrastive" and classifier:
+        raise InputError(f"--model_type contrastive: {path} holds a linear classifier; it is a cross-entropy model")
+    encoder, model = _encoder(args, checkpoint.trained_options(state).get("model"), weights, path)
+    checkpoint.load_strictly(encoder, weights, source)
+    if (args.mean is None) != (args.std is None):
+        raise InputError("--mean and --std go together: give both or neither")
+    spec = datasets.spec(args.dataset)
+    size = args.size or state.get("size") or spec.size
+    mean, std = args.mean or state.get("mean") or spec.mean, args.std or state.get("std") or spec.std
+    if mean is None:
+        mean, std = datasets.mean_and_std(train)
+    name = path.resolve().parent.name + ("" if path.stem == "last" else f"_{path.stem}")
+    record = {"path": str(path.resolve()), "sha256": checkpoint.sha256(path), "model": model}
+    record["epoch"] = state.get("epoch")
+    transform = augmentation.evaluation(size, mean, std, spec.small)
+    return Frozen(encoder.eval().requires_grad_(False), record, name, classifier, transform, size, mean, std)
+
+
+def _encoder(args, trained: str | None, weights: dict, path: Path) -> tuple[nn.Module, str]:
+    """An encoder of the name in options and file, which must agree; the stem is the one that the file has."""
+    if args.model and trained and resnet.base_name(args.model) != resnet.base_name(trained):
+        raise InputError(f"--model {args.model}: {path} holds a {trained}; leave --model out")
+    name = args.model or trained
+    if name is None:
+        raise InputError(f"--ckpt {path} does not say which encoder it holds; give --model")
+    stem = weights.get("conv1.weight")
+    try:
+        return resnet.encoder(name, small_images=stem is not None and stem.shape[-1] == 3), name
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def features(frozen: Frozen, data: datasets.ImageData, args, device, title: str) -> tuple[Tensor, Tensor]:
+    """Features [n, d] (float32, before the head, not normalised) and labels [n] of a data set, in its order, on the CPU.
+
+    The processes share the work. With --features_cache they are read from there, or written there: one file for each
+    checkpoint, transform and list of images.
+    """
+    data.transform = frozen.transform
+    path = cache_file(frozen, data, args)
+    if path and distributed.from_main(path.is_file() if distributed.is_main() else None):
+        try:
+            kept = torch.load(path, weights_only=True)
+            return kept["features"], kept["labels"]
+        except Exception as error:  # torch.load meets damage in many ways
+            raise InputError(f"--features_cache {path}: damaged ({type(error).__name__}); delete this file") from None
+    rank, world = distributed.rank(), distributed.world_size()
+    share = DataLoader(Subset(data, range(rank, len(data), world)), args.batch_size, num_workers=args.num_workers)
+    batches = util.tracked(share, f"features of {len(data)} images, {title}", show=distributed.is_main())
+    x, _ = evaluation.extract(frozen.encoder.to(device), batches, device) if len(share) else (torch.zeros(0, 1), None)
+    if world > 1:
+        x = _interleave(x, len(data), frozen.encoder.dim, device)
+    if path and distributed.is_main():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"checkpoint": frozen.record, "transform": str(frozen.transform), "classes": data.classes}
+        checkpoint.write_whole(path, {"features": x, "labels": data.labels, **about})
+    return x, data.labels
+
+
+def _interleave(x: Tensor, total: int, dim: int, device) -> Tensor:
+    """Process r holds rows r, r + world, ...: the rows of all, in order."""
+    padded = torch.zeros(-(-total // distributed.world_size()), dim)
+    padded[: len(x)] = x
+    parts = distributed.gather(padded.to(device)).cpu().view(distributed.world_size(), len(padded), dim)
+    return parts.transpose(0, 1).reshape(-1, dim)[:total].contiguous()
+
+
+def cache_file(frozen: Frozen, data: datasets.ImageData, args) -> Path | None:
+    """Where --features_cache keeps these features: named by a hash of checkpoint, model, transform and images."""
+    if not args.features_cache:
+        return None
+    key = hashlib.sha256()
+    about = (frozen.record["sha256"], frozen.record["model"], frozen.transform, torchvision.__version__, data.classes)
+    key.update(repr(about).encode())
+    key.update(data.labels.numpy().tobytes())
+    if isinstance(data.images, np.ndarray):
+        key.update(np.ascontiguousarray(data.images).tobytes())
+    else:
+        for image in data.images:
+            stat = os.stat(image)
+            key.update(f"{image}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return Path(args.features_cache) / f"{frozen.name}_{len(data)}_{key.hexdigest()[:24]}.pt"

@@ -1,0 +1,97 @@
+"""Cross-entropy baseline: encoder and linear classifier, trained together.
+
+python main_ce.py                           scikit-learn's digits, a minute on a laptop
+python main_ce.py --dataset path --data_folder MY_IMAGES --model resnet18 --cosine --epochs 100
+"""
+
+import time
+
+import torch.nn.functional as F
+
+import checkpoint
+import datasets
+import distributed
+import options
+import results
+import training
+import util
+from datasets import augmentation
+from networks import resnet
+from networks.classifier import Classifier
+from util import InputError
+
+RECIPES = {
+    "digits": dict(
+        model="resnet20", epochs=15, batch_size=64, learning_rate=0.1, cosine=True, num_workers=0, save_freq=10
+    ),
+    "fashion_mnist": dict(model="resnet20", epochs=20, learning_rate=0.2, cosine=True, num_workers=2, save_freq=10),
+}
+
+
+def get_parser():
+    p = options.parser(__doc__)
+    options.add_data(p, datasets.NAMES)
+    g = p.add_argument_group("model and views")
+    g.add_argument("--model", default="resnet50", help="encoder: torchvision's ResNets, resnet8 to resnet56 narrow")
+    options.flag(g, "--use_ssl_augmentations", help="augment as the contrastive methods do; else crop and flip")
+    options.flag(g, "--imagenet100", help="use ImageNet-100's classes only, of a folder that holds more")
+    options.add_training(p)
+    options.add_distributed(p)
+    p.set_defaults(epochs=500, learning_rate=0.2, lr_decay_epochs=(350, 400, 450))
+    return p
+
+
+def worker(args, device):
+    """One process of the run: data, model, optimiser, resume, loop."""
+    begin = time.perf_counter()
+    util.seed_everything(args.seed)
+    with distributed.main_first():
+        only = datasets.imagenet100() if args.imagenet100 else ()
+        train, test = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out), only)
+        if len(train.classes) < 2:
+            raise InputError(f"--data_folder {args.data_folder}: holds a single class; there is nothing to tell apart")
+        spec, size, mean, std = training.image_settings(args, train)
+        try:
+            encoder = resnet.encoder(args.model, spec.small)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        name = args.exp_name or f"cross_entropy_{args.model}_seed{args.seed}"
+        run = training.Run(args, "SupCon", name)
+    colour = args.use_ssl_augmentations and spec.colour
+    train.transform = augmentation.contrastive(size, mean, std, spec.crop_scale, spec.flip, colour)
+    test.transform = augmentation.evaluation(size, mean, std, spec.small)
+    loader, sampler = training.training_loader(train, args, device)
+    validation = training.validation_loader(test, args, device)
+    model = Classifier(encoder, len(train.classes)).to(device, memory_format=training.memory_format(device))
+    wrapped = training.parallel(model)
+    optimizer = training.sgd(model, args)
+    facts = {"classes": train.classes, "size": size, "mean": list(mean), "std": list(std)}
+    start = run.resume(model, optimizer, facts) if args.resume else 0
+    util.seed_everything(args.seed + 1000 * start + distributed.rank() + 1)  # views differ by process, epoch by epoch
+    run.say(f"cross-entropy: {len(train.classes)} classes, {len(train)} training and {len(test)} validation images")
+
+    def step(images, labels):
+        logits = wrapped(images)
+        return F.cross_entropy(logits.float(), labels), training.accuracy(logits, labels)
+
+    for epoch in range(start + 1, args.epochs + 1):
+        scalars = training.classification_epoch(run, loader, sampler, step, model, validation, optimizer, epoch, device)
+        run.save(epoch, model, optimizer, facts)
+    run.close()
+    if distributed.is_main():
+        path = results.write(
+            args, "cross_entropy", "", name=name, metrics=training.best_and_last(run.best, scalars),
+            checkpoint={"path": str(run.last.resolve()), "sha256": checkpoint.sha256(run.last), "model": args.model},
+            images={"train": len(train), "validation": len(test)}, data_folders={"images": args.data_folder},
+            seconds=time.perf_counter() - begin,
+        )  # fmt: skip
+        results.show("cross-entropy", training.best_and_last(run.best, scalars))
+        print(f"saved {path}", flush=True)
+
+
+def main():
+    distributed.launch(worker, training.parse(get_parser(), RECIPES))
+
+
+if __name__ == "__main__":
+    util.run_command(main)

@@ -1,0 +1,101 @@
+"""Linear probe: a linear classifier on a frozen encoder.
+
+python main_linear.py --ckpt save/SupCon/digits_models/NAME
+python main_linear.py --dataset cifar100 --data_folder ./data --batch_size 512 --learning_rate 5 --ckpt PATH --cache_features
+"""
+
+import time
+
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import datasets
+import distributed
+import frozen
+import options
+import results
+import training
+import util
+from datasets import augmentation
+from util import InputError
+
+SMALL = dict(epochs=30, batch_size=64, learning_rate=0.1, cosine=True, num_workers=0)
+RECIPES = {"digits": SMALL, "fashion_mnist": {**SMALL, "num_workers": 2}}
+
+
+def get_parser():
+    p = options.parser(__doc__)
+    options.add_data(p, datasets.NAMES)
+    options.add_evaluation(p)
+    options.flag(
+        p, "--cache_features", help="probe features without augmentation, extracted once: far cheaper, other figures"
+    )
+    options.add_training(p)
+    options.add_distributed(p)
+    # the probe's own defaults: Khosla et al. 2020
+    p.set_defaults(
+        epochs=100, learning_rate=0.1, lr_decay_epochs=(60, 75, 90), lr_decay_rate=0.2, weight_decay=0.0, save_freq=100
+    )
+    return p
+
+
+def worker(args, device):
+    """One process of the run: data, frozen encoder, classifier, resume, loop."""
+    begin = time.perf_counter()
+    util.seed_everything(args.seed)
+    with distributed.main_first():
+        train, test = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out))
+        if len(train.classes) < 2:
+            raise InputError(f"--data_folder {args.data_folder}: holds a single class; there is nothing to tell apart")
+        net = frozen.load(args, train)
+        kind = "cached" if args.cache_features else "augmented"
+        name = f"{net.name}_{net.record['sha256'][:8]}_{kind}_lr{args.learning_rate:g}_seed{args.seed}"
+        run = training.Run(args, "linear", args.exp_name or name)
+    counts = {"train": len(train), "validation": len(test)}
+    facts = {"classes": train.classes, "encoder": net.record["sha256"], "cache_features": args.cache_features}
+    encoder = net.encoder.to(device)
+    if args.cache_features:
+        train = TensorDataset(*frozen.features(net, train, args, device, "training"))
+        test = TensorDataset(*frozen.features(net, test, args, device, "validation"))
+        encoder = nn.Identity()
+    else:
+        spec = datasets.spec(args.dataset)
+        train.transform = augmentation.contrastive(
+            net.size, net.mean, net.std, spec.crop_scale, spec.flip, colour=False
+        )
+        test.transform = net.transform
+    loader, sampler = training.training_loader(train, args, device)
+    validation = training.validation_loader(test, args, device)
+    classifier = nn.Linear(net.encoder.dim, len(facts["classes"])).to(device)
+    model, wrapped = nn.Sequential(encoder, classifier).eval(), training.parallel(classifier)
+    optimizer = training.sgd(classifier, args)
+    start = run.resume(classifier, optimizer, facts) if args.resume else 0
+    util.seed_everything(args.seed + 1000 * start + distributed.rank() + 1)  # views differ by process, epoch by epoch
+    run.say(f"linear probe, {kind}: {len(facts['classes'])} classes on {net.encoder.dim} dimensions of {net.name}")
+
+    def step(images, labels):
+        logits = wrapped(encoder(images))
+        return F.cross_entropy(logits, labels), training.accuracy(logits, labels)
+
+    for epoch in range(start + 1, args.epochs + 1):
+        scalars = training.classification_epoch(run, loader, sampler, step, model, validation, optimizer, epoch, device)
+        run.save(epoch, classifier, optimizer, facts)
+    run.close()
+    if distributed.is_main():
+        metrics = training.best_and_last(run.best, scalars)
+        path = results.write(
+            args, "linear", kind, name=net.name, metrics=metrics, checkpoint=net.record, images=counts,
+            data_folders={"images": args.data_folder}, seconds=time.perf_counter() - begin,
+            more={"features": kind, "encoder_size": net.size},
+        )  # fmt: skip
+        results.show(f"probe ({kind})", metrics)
+        print(f"saved {path}", flush=True)
+
+
+def main():
+    distributed.launch(worker, training.parse(get_parser(), RECIPES))
+
+
+if __name__ == "__main__":
+    util.run_command(main)

@@ -1,0 +1,119 @@
+"""Out-of-distribution detection: do an encoder's features tell images of its classes from other images?
+
+python out_of_dist_detection.py --ckpt save/SupCon/digits_models/NAME --hold_out 4 8 --dataset_outliers digits --outlier_classes 4 8
+python out_of_dist_detection.py --dataset cifar100 --data_folder ./data --dataset_outliers cifar10 --ckpt PATH
+"""
+
+import time
+from pathlib import Path
+
+import torch.nn.functional as F
+
+import datasets
+import distributed
+import evaluation
+import frozen
+import options
+import results
+import training
+import util
+from figures.curves import draw_ood
+from util import InputError
+
+DETECTORS = {
+    "gaussian": "largest class log-density",
+    "knn": "minus the distance to the k-th neighbour",
+    "mahalanobis": "minus the squared Mahalanobis distance",
+    "msp": "log of the largest softmax probability",
+    "energy": "minus the energy",
+}
+
+
+def get_parser():
+    p = options.parser(__doc__)
+    options.add_data(p, datasets.NAMES)
+    options.add_evaluation(p)
+    g = p.add_argument_group("outliers")
+    g.add_argument("--dataset_outliers", choices=datasets.NAMES, required=True, help="data set of the outliers")
+    g.add_argument("--data_folder_outliers", default="./data", help="its folder")
+    g.add_argument("--outlier_classes", nargs="+", default=[], metavar="CLASS", help="these of its classes only")
+    g.add_argument("--outlier_split", choices=["test", "train", "all"], default="test", help="a folder without: whole")
+    g.add_argument("--detector", choices=DETECTORS, default="gaussian", help="msp, energy: cross-entropy models only")
+    g.add_argument("--knn_k", type=options.positive_int, default=50, help="neighbour of --detector knn")
+    options.add_output(p)
+    options.add_distributed(p)
+    return p
+
+
+def detect(args, net, device, train, parts):
+    """Scores of each part, a list of features [m, d]; larger = more like the training data."""
+    if args.detector in ("msp", "energy"):
+        weight, bias = net.classifier["weight"].double(), net.classifier["bias"].double()
+        score = evaluation.msp_scores if args.detector == "msp" else evaluation.energy_scores
+        return [score(x.double() @ weight.T + bias) for x in parts]
+    gallery, labels = F.normalize(train[0], dim=1).to(device), train[1].to(device)
+    try:
+        if args.detector == "knn":
+            return [evaluation.knn_scores(gallery, x.to(device), args.knn_k).cpu() for x in parts]
+        score = evaluation.gaussian_scores if args.detector == "gaussian" else evaluation.mahalanobis_scores
+        return [score(gallery, labels, F.normalize(x, dim=1).to(device)).cpu() for x in parts]
+    except ValueError as error:
+        raise InputError(f"--detector {args.detector}: {error}") from None
+
+
+def load_data(args):
+    """Training set, inliers (validation set) and outliers."""
+    train, test = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out))
+    outliers = datasets.build_outliers(
+        args.dataset_outliers, args.data_folder_outliers, args.outlier_split, tuple(args.outlier_classes)
+    )
+    same = Path(args.data_folder).resolve() == Path(args.data_folder_outliers).resolve()
+    shared = [c for c in outliers.classes if c in train.classes]
+    if args.dataset == args.dataset_outliers and same and shared:
+        raise InputError(f"--outlier_classes: class {shared[0]} is an inlier too; leave it out of one with --hold_out")
+    return train, test, outliers
+
+
+def worker(args, device):
+    """One process: data, features, scores, result."""
+    begin = time.perf_counter()
+    with distributed.main_first():
+        train, test, outliers = load_data(args)
+        net = frozen.load(args, train)
+        if args.detector in ("msp", "energy") and not net.classifier:
+            raise InputError(f"--detector {args.detector} needs a classifier; {args.ckpt} holds a contrastive model")
+    wanted = {"inliers": test, "outliers": outliers}
+    if args.detector not in ("msp", "energy"):
+        wanted = {"train": train, **wanted}
+    found = {part: frozen.features(net, data, args, device, part) for part, data in wanted.items()}
+    if not distributed.is_main():
+        return
+    scores = detect(args, net, device, found.get("train"), [found["inliers"][0], found["outliers"][0]])
+    try:
+        metrics = evaluation.ood_metrics(*scores)
+    except ValueError as error:
+        raise InputError(f"--dataset_outliers {args.dataset_outliers}: {error}") from None
+    outlier_name = args.dataset_outliers
+    if datasets.spec(outlier_name).read_outliers and outlier_name != "AwA2":
+        outlier_name += f"_{Path(args.data_folder_outliers).resolve().name}"
+    if args.outlier_classes:
+        outlier_name += "_" + "-".join(args.outlier_classes)[:40]
+    path = results.write(
+        args, "ood", f"{outlier_name}_{args.detector}", name=net.name, metrics=metrics, checkpoint=net.record,
+        images={"train": len(train), "inliers": len(test), "outliers": len(outliers)},
+        data_folders={"inliers": args.data_folder, "outliers": args.data_folder_outliers},
+        seconds=time.perf_counter() - begin,
+    )  # fmt: skip
+    draw_ood(
+        path.with_suffix(".png"), *scores, metrics, f"{args.dataset} against {outlier_name}", DETECTORS[args.detector]
+    )
+    results.show(f"{args.dataset} against", {outlier_name: {k: 100 * v for k, v in metrics.items() if k != "AUPR"}})
+    print(f"saved {path} and {path.with_suffix('.png').name}", flush=True)
+
+
+def main():
+    distributed.launch(worker, training.parse(get_parser(), training.SMALL_DATA))
+
+
+if __name__ == "__main__":
+    util.run_command(main)
