@@ -67,9 +67,7 @@ def load(path, flag: str = "--ckpt") -> dict:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named:
-            raise InputError(
-                f"{flag} {path}: refused, it holds a pickled object, {named[1]}; nothing was run"
-            ) from None
+            raise InputError(f"{flag} {path}: refused unrun, it holds a pickled object ({named[1]})") from None
         raise InputError(f"{flag} {path}: not a readable checkpoint") from None
     except Exception as error:  # torch.load meets damage in many ways, each with an exception of its own
         raise InputError(f"{flag} {path}: not a readable checkpoint ({type(error).__name__})") from None

@@ -208,8 +208,12 @@ def knn_scores(train_features: Tensor, features: Tensor, k: int = 50, chunk: int
 
 
 def msp_scores(logits: Tensor) -> Tensor:
-    """[M] largest softmax probability of logits [M, C], as its logarithm (Hendrycks and Gimpel 2017)."""
-    return logits.double().log_softmax(1).amax(1)
+    """[M] largest softmax probability of logits [M, C], as its logarithm (Hendrycks and Gimpel 2017).
+
+    From the sum over the other classes, so that probabilities near 1 keep their order.
+    """
+    top, index = logits.double().max(1, keepdim=True)
+    return -(logits.double() - top).exp().scatter(1, index, 0).sum(1).log1p()
 
 
 def energy_scores(logits: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def _encoder(args, trained: str | None, weights: dict, path: Path) -> tuple[nn.M
 
 
 def features(frozen: Frozen, data: datasets.ImageData, args, device, title: str) -> tuple[Tensor, Tensor]:
-    """Features [n, d] (float32, before the head, not normalised) and labels [n] of a data set, in its order, on the CPU.
+    """Features [n, d] (float32, before the head, not normalised) and labels [n] of a data set, in order, on the CPU.
 
     The processes share the work. With --features_cache they are read from there, or written there: one file for each
     checkpoint, transform and list of images.

@@ -81,7 +81,8 @@ def worker(args, device):
     if distributed.is_main():
         path = results.write(
             args, "cross_entropy", "", name=name, metrics=training.best_and_last(run.best, scalars),
-            checkpoint={"path": str(run.last.resolve()), "sha256": checkpoint.sha256(run.last), "model": args.model},
+            checkpoint={"path": str(run.last.resolve()), "sha256": checkpoint.sha256(run.last), "model": args.model,
+                        "epoch": args.epochs},
             images={"train": len(train), "validation": len(test)}, data_folders={"images": args.data_folder},
             seconds=time.perf_counter() - begin,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """Linear probe: a linear classifier on a frozen encoder.
 
 python main_linear.py --ckpt save/SupCon/digits_models/NAME
-python main_linear.py --dataset cifar100 --data_folder ./data --batch_size 512 --learning_rate 5 --ckpt PATH --cache_features
+python main_linear.py --dataset cifar100 --data_folder ./data --learning_rate 5 --ckpt PATH --cache_features
 """
 
 import time
@@ -50,8 +50,8 @@ def worker(args, device):
             raise InputError(f"--data_folder {args.data_folder}: holds a single class; there is nothing to tell apart")
         net = frozen.load(args, train)
         kind = "cached" if args.cache_features else "augmented"
-        name = f"{net.name}_{net.record['sha256'][:8]}_{kind}_lr{args.learning_rate:g}_seed{args.seed}"
-        run = training.Run(args, "linear", args.exp_name or name)
+        detail = f"{kind}_lr{args.learning_rate:g}_seed{args.seed}"
+        run = training.Run(args, "linear", args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}")
     counts = {"train": len(train), "validation": len(test)}
     facts = {"classes": train.classes, "encoder": net.record["sha256"], "cache_features": args.cache_features}
     encoder = net.encoder.to(device)
@@ -85,9 +85,9 @@ def worker(args, device):
     if distributed.is_main():
         metrics = training.best_and_last(run.best, scalars)
         path = results.write(
-            args, "linear", kind, name=net.name, metrics=metrics, checkpoint=net.record, images=counts,
-            data_folders={"images": args.data_folder}, seconds=time.perf_counter() - begin,
-            more={"features": kind, "encoder_size": net.size},
+            args, "linear", detail, name=args.exp_name or net.name, metrics=metrics, checkpoint=net.record,
+            images=counts, data_folders={"images": args.data_folder}, seconds=time.perf_counter() - begin,
+            more={"features": kind},
         )  # fmt: skip
         results.show(f"probe ({kind})", metrics)
         print(f"saved {path}", flush=True)

@@ -117,7 +117,7 @@ def worker(args, device):
     )
     loader, sampler = training.training_loader(data, args, device)
     model = build_model(args, criterion).to(device, memory_format=training.memory_format(device))
-    wrapped = training.parallel(model, device)
+    wrapped = training.parallel(model)
     optimizer = training.sgd(model, args)
     facts = {"classes": data.classes, "size": size, "mean": list(mean), "std": list(std)}
     start = run.resume(model, optimizer, facts) if args.resume else 0

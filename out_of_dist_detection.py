@@ -1,6 +1,6 @@
 """Out-of-distribution detection: do an encoder's features tell images of its classes from other images?
 
-python out_of_dist_detection.py --ckpt save/SupCon/digits_models/NAME --hold_out 4 8 --dataset_outliers digits --outlier_classes 4 8
+python out_of_dist_detection.py --hold_out 4 8 --dataset_outliers digits --outlier_classes 4 8 --ckpt PATH
 python out_of_dist_detection.py --dataset cifar100 --data_folder ./data --dataset_outliers cifar10 --ckpt PATH
 """
 
@@ -98,15 +98,17 @@ def worker(args, device):
         outlier_name += f"_{Path(args.data_folder_outliers).resolve().name}"
     if args.outlier_classes:
         outlier_name += "_" + "-".join(args.outlier_classes)[:40]
+    if args.outlier_split != "test":
+        outlier_name += f"_{args.outlier_split}"
+    detector = args.detector + (str(args.knn_k) if args.detector == "knn" else "")
     path = results.write(
-        args, "ood", f"{outlier_name}_{args.detector}", name=net.name, metrics=metrics, checkpoint=net.record,
+        args, "ood", f"{outlier_name}_{detector}", name=net.name, metrics=metrics, checkpoint=net.record,
         images={"train": len(train), "inliers": len(test), "outliers": len(outliers)},
         data_folders={"inliers": args.data_folder, "outliers": args.data_folder_outliers},
         seconds=time.perf_counter() - begin,
     )  # fmt: skip
-    draw_ood(
-        path.with_suffix(".png"), *scores, metrics, f"{args.dataset} against {outlier_name}", DETECTORS[args.detector]
-    )
+    title = f"{args.dataset} against {outlier_name}"
+    draw_ood(path.with_suffix(".png"), *scores, metrics, title, DETECTORS[args.detector])
     results.show(f"{args.dataset} against", {outlier_name: {k: 100 * v for k, v in metrics.items() if k != "AUPR"}})
     print(f"saved {path} and {path.with_suffix('.png').name}", flush=True)
 

@@ -25,7 +25,8 @@ def write(
     """
     folder = Path(args.save_folder) / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [script, args.dataset, name, detail, checkpoint["sha256"][:8]]
+    dataset = args.dataset + ("_without_" + "-".join(args.hold_out)[:40] if args.hold_out else "")
+    parts = [script, dataset, name, detail, checkpoint["sha256"][:8]]
     path = folder / ("_".join(part for part in parts if part) + ".json")
     record = {
         "metrics": metrics,
@@ -52,10 +53,14 @@ def write(
     return path
 
 
+def _cell(value) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.2f}"
+
+
 def show(title: str, rows: dict[str, dict[str, float]]) -> None:
     """A table of percentages: one row a name, one column a metric."""
     columns = list(next(iter(rows.values())))
     width = max(map(len, (title, *rows))) + 2
     print(f"{title:<{width}}" + "".join(f"{c:>10}" for c in columns))
     for row, metrics in rows.items():
-        print(f"{row:<{width}}" + "".join(f"{metrics[c]:>10.2f}" for c in columns), flush=True)
+        print(f"{row:<{width}}" + "".join(f"{_cell(metrics[c]):>10}" for c in columns), flush=True)

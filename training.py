@@ -126,7 +126,7 @@ def accuracy(logits, labels):
 
 @torch.no_grad()
 def validate(model, loader, device):
-    """top-1 and top-5 accuracy in percent over the shares of all processes; the model is put into eval mode and back."""
+    """top-1 and top-5 accuracy in percent over the shares of all processes; the model's mode is put back."""
     was_training = model.training
     model.eval()
     distributed.broadcast_buffers(model)  # every process judges the model that is saved

@@ -59,7 +59,7 @@ def build(
         raise InputError(f"--dataset {name} is unknown; choose one of {', '.join(NAMES)}")
     data = _read(sources.SOURCES[name].read, folder, split, "--data_folder")
     _check_known(hold_out, data.classes, "--hold_out", name)
-    _check_known(only, data.classes, "--imagenet100", f"--data_folder {folder}")
+    _check_known(only, data.classes, "--imagenet100: class", f"--data_folder {folder}")
     return _keep(data, [c for c in data.classes if c not in hold_out and (not only or c in only)])
 
 
@@ -100,7 +100,7 @@ def _read(read, folder, split, flag) -> ImageData:
 def _check_known(names, classes, flag, source) -> None:
     unknown = [c for c in names if c not in classes]
     if unknown:
-        raise InputError(f"{flag}: {source} has no class {unknown[0]}; it has {', '.join(classes[:10])}")
+        raise InputError(f"{flag} {unknown[0]}: {source} has no such class; it has {', '.join(classes[:10])}")
 
 
 def _keep(data: ImageData, classes: list[str]) -> ImageData:

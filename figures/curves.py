@@ -41,10 +41,9 @@ def draw_ood(path: Path, inlier, outlier, metrics: dict, title: str, score_name:
     fpr, tpr, _ = roc_curve(truth, np.r_[inlier, outlier])
     right.plot(100 * fpr, 100 * tpr, color=INLIER, lw=2)
     right.plot([0, 100], [0, 100], color=GREY, lw=1, ls=":")
-    right.plot([100 * metrics["FPR95"]], [95], "o", color=OUTLIER, clip_on=False)
-    right.annotate(
-        f"FPR95 {100 * metrics['FPR95']:.1f}", (100 * metrics["FPR95"], 95), (8, -14), textcoords="offset points"
-    )
+    right.plot(100 * metrics["FPR95"], 95, "o", color=OUTLIER, clip_on=False)
+    at = (100 * metrics["FPR95"], 95)
+    right.annotate(f"FPR95 {at[0]:.1f}", at, (8, -14), textcoords="offset points")
     right.set(
         xlabel="outliers taken for inliers in %", ylabel="inliers kept in %", xlim=(0, 100), ylim=(0, 101),
         title=f"AUROC {100 * metrics['AUROC']:.2f}",
@@ -58,13 +57,8 @@ def draw_precision_recall(path: Path, curves: dict, title: str) -> None:
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
     for (name, (precision, recall, ap)), colour in zip(curves.items(), COLOURS, strict=False):
-        axes.plot(
-            100 * np.asarray(recall),
-            100 * np.asarray(precision),
-            lw=2,
-            color=colour,
-            label=f"{name}: AP {100 * ap:.1f}",
-        )
+        recall, precision = 100 * np.asarray(recall), 100 * np.asarray(precision)
+        axes.plot(recall, precision, lw=2, color=colour, label=f"{name}: AP {100 * ap:.1f}")
     axes.set(xlabel="recall in %", ylabel="precision in %", xlim=(0, 100), ylim=(0, 101), title=title)
     axes.legend(frameon=False, loc="lower left")
     figure.savefig(path, dpi=110)

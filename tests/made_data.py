@@ -1,8 +1,10 @@
 """Small generated data sets in the formats of the real ones."""
 
+import argparse
 import pickle
 
 import numpy as np
+import torch
 from PIL import Image
 
 from datasets import rankings
@@ -21,13 +23,65 @@ def make_image_folders(root, classes, each, size=(48, 40)):
 
 def make_cifar100(root, train, test):
     """CIFAR-100's python files with `train` and `test` random images, all classes in turn."""
-    folder = root / "cifar-100-python"
-    folder.mkdir(parents=True)
     groups = rankings.known_superclasses("cifar100")
     fine = sorted(c for members in groups.values() for c in members)
-    rng = np.random.default_rng(0)
-    for name, n in (("train", train), ("test", test)):
-        labels = [i % 100 for i in range(n)]
-        content = {"data": rng.integers(0, 255, (n, 3072), dtype=np.uint8), "fine_labels": labels}
+    meta = {"fine_label_names": fine, "coarse_label_names": sorted(groups)}
+    _make_cifar(root / "cifar-100-python", {"train": train, "test": test}, "fine_labels", 100, "meta", meta)
+
+
+def make_cifar10(root, train, test):
+    """CIFAR-10's python files: five training batches and one of test images."""
+    parts = {f"data_batch_{i}": train // 5 for i in range(1, 6)} | {"test_batch": test}
+    meta = {"label_names": [f"class {c}" for c in range(10)]}
+    _make_cifar(root / "cifar-10-batches-py", parts, "labels", 10, "batches.meta", meta)
+
+
+def _make_cifar(folder, parts, key, classes, meta_name, meta):
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(classes)
+    for name, n in parts.items():
+        content = {"data": rng.integers(0, 255, (n, 3072), dtype=np.uint8), key: [i % classes for i in range(n)]}
         (folder / name).write_bytes(pickle.dumps(content))
-    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": fine, "coarse_label_names": sorted(groups)}))
+    (folder / meta_name).write_bytes(pickle.dumps(meta))
+
+
+def make_tiny_imagenet(root, wnids, each):
+    """Tiny-ImageNet as it is downloaded: flat validation images beside val_annotations.txt."""
+    folder = root / "tiny-imagenet-200"
+    for name in wnids:
+        make_image_folders(folder / "train" / name, ["images"], each, size=(64, 64))
+    make_image_folders(folder / "val", ["images"], each * len(wnids), size=(64, 64))
+    files = sorted((folder / "val" / "images").iterdir())
+    rows = [f"{file.name}\t{wnids[i % len(wnids)]}\t0\t0\t62\t62" for i, file in enumerate(files)]
+    (folder / "val" / "val_annotations.txt").write_text("\n".join(rows) + "\n")
+
+
+def original_checkpoint(path, encoder, form, model, dataset, classes=None):
+    """A checkpoint in a published form, from the weights of `encoder`, a torchvision ResNet without classifier.
+
+    form: "imagenet" (torchvision's names, head fc.0 and fc.2) or "cifar" (encoder., shortcut., head.0 and head.2);
+    classes: of a cross-entropy model; None = a contrastive one, with a key encoder and bank of other numbers.
+    """
+    inner, cifar = {}, form == "cifar"
+    for key, value in encoder.state_dict().items():
+        inner[f"encoder.{key.replace('downsample', 'shortcut')}" if cifar else key] = value.clone()
+    if classes:
+        inner |= {"fc.weight": torch.randn(classes, encoder.dim), "fc.bias": torch.randn(classes)}
+        state = {f"module.{k}": v for k, v in inner.items()}
+    else:
+        head = "head" if cifar else "fc"
+        for layer, rows in ((0, encoder.dim), (2, 128)):
+            inner |= {
+                f"{head}.{layer}.weight": torch.randn(rows, encoder.dim),
+                f"{head}.{layer}.bias": torch.randn(rows),
+            }
+        state = {f"module.backbone_q.{k}": v for k, v in inner.items()}
+        state |= {f"module.backbone_k.{k}": v + 1 for k, v in inner.items()}
+        state["module.memorybank_InfoNCE"] = torch.randn(128, 16)
+        state["module.memorybank_labels"] = torch.zeros(16, dtype=torch.long)
+        state["module.queue_ptr"] = torch.zeros(1, dtype=torch.long)
+    opt = argparse.Namespace(model=model, dataset=dataset, lr_decay_epochs=[700, 800, 900], epochs=100)
+    content = {"opt": opt, "model": state, "optimizer": {"state": {}, "param_groups": []}, "epoch": 100}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, path)
+    return content

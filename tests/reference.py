@@ -173,3 +173,98 @@ def retrieval(features, labels, gallery, gallery_labels, topk):
         area += (r - before_recall) * (p + before_precision) / 2
         before_recall, before_precision = r, p
     return {**result, "AP": area, "mAP": mean_ap}
+
+
+def ood_metrics(inlier, outlier):
+    """AUROC, FPR95, AUPR-in and AUPR-out of two lists of scores, by counting; larger = more inlier-like."""
+    pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in inlier for b in outlier]
+    fpr95 = 1.0
+    for threshold in sorted({*inlier, *outlier}, reverse=True):
+        if sum(a >= threshold for a in inlier) / len(inlier) >= 0.95:
+            fpr95 = sum(b >= threshold for b in outlier) / len(outlier)
+            break
+
+    def average_precision(positive, negative):
+        area, before = 0.0, 0.0
+        for threshold in sorted({*positive, *negative}, reverse=True):
+            hits = sum(a >= threshold for a in positive)
+            recall = hits / len(positive)
+            area += (recall - before) * hits / (hits + sum(b >= threshold for b in negative))
+            before = recall
+        return area
+
+    return {
+        "AUROC": math.fsum(pairs) / len(pairs),
+        "FPR95": fpr95,
+        "AUPR-in": average_precision(inlier, outlier),
+        "AUPR-out": average_precision([-b for b in outlier], [-a for a in inlier]),
+    }
+
+
+def solve_and_log_det(matrix, vector):
+    """matrix^-1 vector and log |matrix| of a positive definite matrix, by Gaussian elimination."""
+    rows = [[*row, v] for row, v in zip(matrix, vector, strict=True)]
+    n, log_det = len(rows), 0.0
+    for i in range(n):
+        log_det += math.log(rows[i][i])
+        for j in range(i + 1, n):
+            factor = rows[j][i] / rows[i][i]
+            rows[j] = [b - factor * a for a, b in zip(rows[i], rows[j], strict=True)]
+    x = [0.0] * n
+    for i in reversed(range(n)):
+        x[i] = (rows[i][n] - math.fsum(rows[i][j] * x[j] for j in range(i + 1, n))) / rows[i][i]
+    return x, log_det
+
+
+def _mean_and_scatter(rows):
+    d = len(rows[0])
+    mean = [math.fsum(r[i] for r in rows) / len(rows) for i in range(d)]
+    scatter = [[math.fsum((r[i] - mean[i]) * (r[j] - mean[j]) for r in rows) for j in range(d)] for i in range(d)]
+    return mean, scatter
+
+
+def gaussian_scores(train, labels, features, ridge=1e-6):
+    """Largest log-density over one Gaussian a class, maximum likelihood plus ridge on the diagonal."""
+    d, best = len(features[0]), [-math.inf] * len(features)
+    for c in set(labels):
+        rows = [x for x, y in zip(train, labels, strict=True) if y == c]
+        mean, scatter = _mean_and_scatter(rows)
+        cov = [[scatter[i][j] / len(rows) + (ridge if i == j else 0) for j in range(d)] for i in range(d)]
+        for m, x in enumerate(features):
+            delta = [a - b for a, b in zip(x, mean, strict=True)]
+            solved, log_det = solve_and_log_det(cov, delta)
+            distance = math.fsum(a * b for a, b in zip(delta, solved, strict=True))
+            best[m] = max(best[m], -(distance + d * math.log(2 * math.pi) + log_det) / 2)
+    return best
+
+
+def mahalanobis_scores(train, labels, features, ridge=1e-6):
+    """Minus the smallest squared distance to a class mean under the covariance around the class means."""
+    d, means = len(features[0]), []
+    cov = [[ridge if i == j else 0.0 for j in range(d)] for i in range(d)]
+    for c in set(labels):
+        mean, scatter = _mean_and_scatter([x for x, y in zip(train, labels, strict=True) if y == c])
+        means.append(mean)
+        cov = [[cov[i][j] + scatter[i][j] / len(train) for j in range(d)] for i in range(d)]
+    scores = []
+    for x in features:
+        deltas = [[a - b for a, b in zip(x, mean, strict=True)] for mean in means]
+        distances = [sum(a * b for a, b in zip(v, solve_and_log_det(cov, v)[0], strict=True)) for v in deltas]
+        scores.append(-min(distances))
+    return scores
+
+
+def knn_scores(train, features, k):
+    """Minus the distance to the k-th nearest training vector, all of unit length."""
+
+    def unit(v):
+        return [x / math.sqrt(math.fsum(a * a for a in v)) for x in v]
+
+    train = [unit(v) for v in train]
+    return [-sorted(math.dist(unit(x), v) for v in train)[k - 1] for x in features]
+
+
+def top_k(logits, labels, k):
+    """Share of the rows whose label has fewer than k larger logits."""
+    hits = [sum(x > row[y] for x in row) < k for row, y in zip(logits, labels, strict=True)]
+    return sum(hits) / len(hits)

@@ -1,10 +1,12 @@
 """Checkpoints are whole or absent, hold no code, and fill an encoder strictly."""
 
+import hashlib
 import os
 import pickle
 
 import pytest
 import torch
+from made_data import original_checkpoint
 
 import checkpoint
 from networks import resnet
@@ -82,3 +84,82 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         checkpoint.load(tmp_path)
+
+
+FORMS = {
+    "ImageNet, contrastive": ("imagenet", False, None),
+    "ImageNet, cross-entropy": ("imagenet", False, 100),
+    "CIFAR, contrastive": ("cifar", True, None),
+    "CIFAR, cross-entropy": ("cifar", True, 100),
+}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("form", FORMS)
+def test_each_original_form_gives_the_encoders_own_features_exactly(tmp_path, form, name):
+    kind, small, classes = FORMS[form]
+    known = resnet.encoder(name, small)
+    for buffer in known.buffers():  # running means and variances of their own too
+        buffer.copy_(torch.rand_like(buffer.float()) + 0.5)
+    original_checkpoint(tmp_path / "last.pth", known, kind, name, "cifar100", classes)
+    fresh = resnet.encoder(name, small)
+    state = checkpoint.load_encoder(tmp_path / "last.pth", fresh)
+    assert state["epoch"] == 100
+    assert checkpoint.trained_options(state)["model"] == name
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(fresh.eval()(x), known.eval()(x))
+    _, classifier = checkpoint.encoder_weights(state, "")
+    assert set(classifier) == ({"weight", "bias"} if classes else set())
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone_q.", "module.backbone_q.", "backbone_q.module."])
+def test_every_prefix_is_understood_before_and_behind_encoder(tmp_path, prefix):
+    known, fresh = resnet.encoder("resnet18", True), resnet.encoder("resnet18", True)
+    for inner in ("", "encoder.", "encoder.module."):
+        torch.save({"model": {prefix + inner + k: v for k, v in known.state_dict().items()}}, tmp_path / "last.pth")
+        checkpoint.load_encoder(tmp_path, fresh)
+        assert all(torch.equal(v, known.state_dict()[k]) for k, v in fresh.state_dict().items())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_missing_layer_of_an_original_checkpoint_is_an_error_that_names_it(tmp_path, form):
+    kind, small, classes = FORMS[form]
+    content = original_checkpoint(tmp_path / "a.pth", resnet.encoder("resnet18", small), kind, "x", "x", classes)
+    gone = [k for k in content["model"] if "backbone_k" not in k and "layer3.0" in k and k.endswith(".0.weight")]
+    assert len(gone) == 1
+    del content["model"][gone[0]]
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"layer3\.0\.downsample\.0\.weight is missing"):
+        checkpoint.load_encoder(tmp_path / "a.pth", resnet.encoder("resnet18", small))
+
+
+def test_a_layer_left_over_and_a_layer_held_twice_are_errors(tmp_path):
+    encoder = resnet.encoder("resnet18")
+    weights = encoder.state_dict()
+    torch.save({"model": {**weights, "layer9.weight": torch.ones(1)}}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"layer9\.weight is left over"):
+        checkpoint.load_encoder(tmp_path / "a.pth", encoder)
+    torch.save({"model": {**weights, "module.bn1.weight": torch.ones(64)}}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"holds bn1\.weight twice"):
+        checkpoint.load_encoder(tmp_path / "a.pth", encoder)
+
+
+def test_a_key_encoder_alone_is_never_taken_for_the_query_encoder(tmp_path):
+    weights = {f"backbone_k.{k}": v for k, v in resnet.encoder("resnet18").state_dict().items()}
+    torch.save({"model": weights}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"conv1\.weight is missing"):
+        checkpoint.load_encoder(tmp_path / "a.pth", resnet.encoder("resnet18"))
+
+
+def test_a_checkpoint_with_any_other_pickled_object_is_refused_without_running_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = resnet.encoder("resnet8").state_dict()
+    torch.save({"model": weights, "opt": Bomb()}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"refused unrun, it holds a pickled object \(posix.mkdir\)"):
+        checkpoint.load_encoder(tmp_path / "a.pth", resnet.encoder("resnet8"))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_hash_is_that_of_the_whole_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc" * 1_000_000)
+    assert checkpoint.sha256(tmp_path / "a") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()

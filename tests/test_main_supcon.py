@@ -1,21 +1,15 @@
-"""main_supcon.py and retrieval.py as users run them: the documented commands, resume, processes, bad input."""
+"""main_supcon.py as users run it: the documented commands, resume, processes, bad input."""
 
 import json
 import re
-import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from commands import ROOT, run
 from made_data import make_cifar100, make_image_folders
 
-import main_supcon
-import retrieval
-import util
-
-ROOT = Path(__file__).resolve().parent.parent
 WNIDS = (ROOT / "datasets" / "ImageNet-100.txt").read_text().split()
 IMAGENET = {
     "rince_imagenet100": "python main_supcon.py --roberta_float_threshold=0.4 --mixed_out_in=True --do_sum_in_log=True "
@@ -65,14 +59,6 @@ def world(tmp_path_factory):
     return root
 
 
-def run(monkeypatch, folder, command, script=main_supcon):
-    """Run a command line inside this process."""
-    monkeypatch.chdir(folder)
-    words = shlex.split(command)
-    monkeypatch.setattr(sys, "argv", words[words.index("python") + 1 :] if "python" in words else ["x.py", *words])
-    util.run_command(script.main)
-
-
 @pytest.mark.parametrize("name", [*IMAGENET, *CIFAR100])
 def test_documented_command_trains_and_writes_what_it_should(monkeypatch, capsys, world, name):
     dataset = "imagenet" if name in IMAGENET else "cifar100"
@@ -89,25 +75,6 @@ def test_documented_command_trains_and_writes_what_it_should(monkeypatch, capsys
     record = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
     wanted = {"loss", "loss_rank_0", "positives_rank_0", "learning_rate", "images_per_second"}
     assert wanted <= set(record)
-
-
-def test_documented_retrieval_reads_a_cifar100_run(monkeypatch, capsys, world):
-    run(
-        monkeypatch,
-        world,
-        f"{CIFAR100['test_RINCE_in']} --exp_name r --epochs 1 --batch_size 50 --size 8 --num_workers 0",
-    )
-    for labelset in ("fine", "coarse"):
-        run(
-            monkeypatch,
-            world,
-            f"python retrieval.py --dataset cifar100 --data_folder ./data --labelset {labelset} --model resnet50 "
-            "--model_type contrastive --ckpt save/SupCon/cifar100_models/r/last.pth",
-            retrieval,
-        )
-    result = json.loads((world / "save/results/retrieval_cifar100_r_coarse.json").read_text())
-    assert set(result["metrics"]["coarse"]) == {"R@1", "R@5", "R@10", "R@20", "AP", "mAP"}
-    assert result["images"] == {"train": 100, "test": 100}
 
 
 DIGITS = "--epochs 1 --model resnet8 --batch_size 256 --mixed_out_in"
@@ -169,12 +136,6 @@ def test_bad_input_under_torchrun_is_said_once_and_no_process_adds_a_traceback_o
     assert done.returncode != 0
     assert done.stderr.count("main_supcon.py: error: --data_folder nowhere: no such folder") == 1
     assert 'distributed.py", line' not in done.stderr.replace("torch/distributed/", "")
-
-
-def test_a_superclass_file_that_is_not_there_is_named_with_its_flag():
-    args = retrieval.get_parser().parse_args(["--ckpt", "x", "--superclasses", "nowhere.yaml"])
-    with pytest.raises(util.InputError, match=r"--superclasses nowhere\.yaml: no such file"):
-        retrieval.coarse_labels(args, [])
 
 
 def test_bad_input_met_by_a_worker_is_one_line_from_the_command(tmp_path):
@@ -275,20 +236,12 @@ def test_a_loss_that_turns_nan_stops_the_run_and_names_the_last_good_checkpoint(
     assert path.read_bytes() == before
 
 
-def test_an_own_folder_with_own_superclasses_trains_and_retrieves(monkeypatch, capsys, tmp_path):
+def test_an_own_folder_trains_with_own_superclasses(monkeypatch, capsys, tmp_path):
     make_image_folders(tmp_path / "mine" / "train", ["cat", "dog", "car"], each=8)
-    make_image_folders(tmp_path / "mine" / "val", ["cat", "dog", "car"], each=2)
     (tmp_path / "groups.yaml").write_text("animals: [cat, dog]\nthings: [car]\n")
     own = "--dataset path --data_folder mine --size 32 --batch_size 8 --num_workers 0"
     run(monkeypatch, tmp_path, f"{own} --ranking groups.yaml --model resnet8 --epochs 1 --exp_name own")
     assert "similar classes a class: min 0, median 1, max 1; 1 without" in capsys.readouterr().out
-    run(
-        monkeypatch,
-        tmp_path,
-        f"{own} --labelset both --superclasses groups.yaml --ckpt save/SupCon/path_models/own",
-        retrieval,
-    )
-    assert (tmp_path / "save/results/retrieval_path_own_both.json").exists()
 
 
 def test_a_fresh_shuffle_every_epoch_covers_every_image():
