@@ -116,7 +116,7 @@ def ood_metrics(inlier_scores, outlier_scores) -> dict[str, float]:
 
 @torch.no_grad()
 def gaussian_scores(
-    train_features: Tensor, train_labels: Tensor, features: Tensor, ridge: float = 1e-6, chunk: int = 8192
+    train_features: Tensor, train_labels: Tensor, features: Tensor, ridge: float = 1e-6, chunk: int = 1024
 ) -> Tensor:
     """[M] largest class log-density of `features` [M, d], natural logarithm, float64.
 
@@ -142,9 +142,10 @@ def _gaussian(x: Tensor, ridge: float):
     a = (x - mean) / math.sqrt(n)  # covariance = a^T a + ridge
     if n >= d:
         whiten, log_det = _inverse_factor(a.T @ a, ridge)
+        centre = whiten @ mean
 
         def squared_distance(y):
-            return (y @ whiten.T).sub_(whiten @ mean).square_().sum(1)
+            return torch.addmm(centre, y, whiten.T, beta=-1).square_().sum(1)
     else:
         # fewer images than dimensions: all but n directions have variance `ridge` (Woodbury's identity)
         factor, log_det = _inverse_factor(a @ a.T, ridge)
@@ -168,7 +169,7 @@ def _inverse_factor(gram: Tensor, ridge: float) -> tuple[Tensor, float]:
 
 @torch.no_grad()
 def mahalanobis_scores(
-    train_features: Tensor, train_labels: Tensor, features: Tensor, ridge: float = 1e-6, chunk: int = 8192
+    train_features: Tensor, train_labels: Tensor, features: Tensor, ridge: float = 1e-6, chunk: int = 1024
 ) -> Tensor:
     """[M] minus the smallest squared Mahalanobis distance to a class mean, one covariance shared by the classes.
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def run(monkeypatch, folder, command, script="main_supcon"):
     """A whole command line, or the options of `script`, with `folder` as the working folder."""
     words = shlex.split(command)
-    if words[0] == "python":
+    if words[:1] == ["python"]:
         script, words = words[1].removesuffix(".py"), words[2:]
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *words])
