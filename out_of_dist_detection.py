@@ -107,7 +107,7 @@ def worker(args, device):
         data_folders={"inliers": args.data_folder, "outliers": args.data_folder_outliers},
         seconds=time.perf_counter() - begin,
     )  # fmt: skip
-    title = f"{args.dataset} against {outlier_name}"
+    title = f"{net.name}: {args.dataset} against {' '.join([args.dataset_outliers, *args.outlier_classes])}"
     draw_ood(path.with_suffix(".png"), *scores, metrics, title, DETECTORS[args.detector])
     results.show(f"{args.dataset} against", {outlier_name: {k: 100 * v for k, v in metrics.items() if k != "AUPR"}})
     print(f"saved {path} and {path.with_suffix('.png').name}", flush=True)

@@ -35,7 +35,7 @@ def draw_ood(path: Path, inlier, outlier, metrics: dict, title: str, score_name:
             scores.clip(low, high), bins=np.linspace(low, high, 51), weights=np.full(len(scores), 100 / len(scores)),
             color=colour, alpha=0.55, label=f"{name} ({len(scores):,})",
         )  # fmt: skip
-    left.set(xlabel=f"{score_name} (larger: more inlier-like)", ylabel="share of the images in %", title=title)
+    left.set(xlabel=f"{score_name}; outer bars: and beyond", ylabel="share of the images in %", title=title)
     left.legend(frameon=False)
     truth = np.r_[np.ones(len(inlier)), np.zeros(len(outlier))]
     fpr, tpr, _ = roc_curve(truth, np.r_[inlier, outlier])

@@ -1,8 +1,8 @@
 """The whole method on real data that ships with scikit-learn: what ranked positives do to an embedding of digits.
 
-Trains SCL in, RINCE in and RINCE out_in through main_supcon.py and cross-entropy through main_ce.py, digits 4 and 8 held
-out; evaluates each with retrieval.py, main_linear.py and out_of_dist_detection.py (near outliers: the held-out digits;
-far ones: grey patches of scikit-learn's sample photographs); prints one table; draws figures/digits.png and
+Trains SCL in, RINCE in and RINCE out_in through main_supcon.py and cross-entropy through main_ce.py, digits 4 and 8
+held out; evaluates each with retrieval.py, main_linear.py and out_of_dist_detection.py (near outliers: the held-out
+digits; far ones: grey patches of scikit-learn's sample photographs); prints one table; draws figures/digits.png and
 figures/digits_ood.png.
 
 python -m figures.demo [--seeds 3]
@@ -39,7 +39,7 @@ COLUMNS = ("fine R@1", "fine mAP", "coarse R@1", "coarse mAP", "probe", "near AU
 
 
 def call(*command: str) -> dict:
-    """Run one of the scripts as a user would, on one core; the record it saved. Its output is shown only if it fails."""
+    """Run one of the scripts as a user would, on one core; the record it saved. Output is shown only if it fails."""
     done = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
