@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from made_data import make_cifar100, make_image_folders
+from made_data import make_cifar100, make_image_folders, make_tiny_imagenet
 from PIL import Image
 
 import datasets
@@ -136,3 +136,60 @@ def test_a_small_image_is_evaluated_whole_and_untouched():
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     out = augmentation.evaluation(8, (0, 0, 0), (1, 1, 1), small=True)(Image.fromarray(pixels))
     torch.testing.assert_close(out, torch.tensor(pixels).permute(2, 0, 1) / 255)
+
+
+def test_validation_has_the_class_numbers_of_training_though_it_lacks_classes(tmp_path):
+    make_image_folders(tmp_path / "train", ["bee", "cow", "dog"], each=1)
+    make_image_folders(tmp_path / "val", ["dog", "cow"], each=2)
+    train, test = datasets.build_pair("path", tmp_path)
+    assert train.classes == test.classes == ["bee", "cow", "dog"]
+    assert test.labels.tolist() == [1, 1, 2, 2]
+    _, test = datasets.build_pair("path", tmp_path, hold_out=("bee",))
+    assert (test.classes, test.labels.tolist()) == (["cow", "dog"], [0, 0, 1, 1])
+
+
+def test_outliers_are_val_where_there_is_one_else_the_whole_folder(tmp_path):
+    make_image_folders(tmp_path / "split" / "train", ["a"], each=3)
+    make_image_folders(tmp_path / "split" / "val", ["a", "b"], each=2)
+    make_image_folders(tmp_path / "whole", ["x", "y"], each=2)
+    assert len(datasets.build_outliers("imagenet", tmp_path / "split")) == 4
+    assert len(datasets.build_outliers("imagenet", tmp_path / "split", "train")) == 3
+    assert len(datasets.build_outliers("imagenet", tmp_path / "split", "all")) == 7
+    assert datasets.build_outliers("path", tmp_path / "split", classes=("b",)).labels.tolist() == [0, 0]
+    assert len(datasets.build_outliers("AwA2", tmp_path / "whole")) == 4
+    assert len(datasets.build_outliers("path", tmp_path / "whole" / "x")) == 2
+
+
+def test_outliers_of_both_splits_keep_their_classes():
+    both = datasets.build_outliers("digits", split="all", classes=("8", "4"))
+    assert both.classes == ["8", "4"]
+    whole = datasets.build_outliers("digits", split="all")
+    assert len(whole) == 1797
+    for name in both.classes:
+        mine, of_all = both.labels == both.classes.index(name), whole.labels == whole.classes.index(name)
+        assert (both.images[mine.numpy()] == whole.images[of_all.numpy()]).all()
+
+
+def test_tiny_imagenet_is_read_as_downloaded_and_with_sorted_validation(tmp_path):
+    make_tiny_imagenet(tmp_path, ["n01", "n02"], each=2)
+    test = datasets.build("tiny_imagenet", tmp_path, "test")
+    assert (test.classes, test.labels.tolist()) == (["n01", "n02"], [0, 1, 0, 1])
+    folder = tmp_path / "tiny-imagenet-200" / "val"
+    rows = [line.split("\t") for line in (folder / "val_annotations.txt").read_text().splitlines()]
+    for name, wnid, *_ in rows:
+        (folder / wnid).mkdir(exist_ok=True)
+        (folder / "images" / name).rename(folder / wnid / name)
+    with pytest.raises(InputError, match=r"val_annotations\.txt: names"):
+        datasets.build("tiny_imagenet", tmp_path, "test")
+    (folder / "val_annotations.txt").unlink()
+    (folder / "images").rmdir()
+    assert datasets.build("tiny_imagenet", tmp_path / "tiny-imagenet-200", "test").labels.tolist() == [0, 0, 1, 1]
+    assert len(datasets.build("tiny_imagenet", tmp_path, "train")) == 4
+
+
+def test_the_folder_images_may_stand_for_its_parent(tmp_path):
+    make_image_folders(tmp_path / "train", ["a"], each=1)
+    make_image_folders(tmp_path / "val", ["a"], each=2)
+    assert len(datasets.build("imagenet_100", tmp_path / "images", "test")) == 2
+    with pytest.raises(InputError, match="no such folder"):
+        datasets.build("imagenet_100", tmp_path / "elsewhere", "test")

@@ -12,6 +12,7 @@ from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny
 
 import checkpoint
 import datasets
+import frozen
 import retrieval
 import util
 from networks import resnet
@@ -193,7 +194,6 @@ def test_probing_leaves_the_encoder_as_it_was_and_saves_the_classifier_alone(mon
     assert checkpoint.sha256(digits / CE / "last.pth") == before
     state = checkpoint.load(digits / "save/linear/digits_models/aug")
     assert {k: tuple(v.shape) for k, v in state["model"].items()} == {"weight": (10, 64), "bias": (10,)}
-    # the encoder's BatchNorm statistics must not move: the probe of epoch 2 resumes to the same features
     run(
         monkeypatch,
         digits,
@@ -201,6 +201,14 @@ def test_probing_leaves_the_encoder_as_it_was_and_saves_the_classifier_alone(mon
         "main_linear",
     )
     assert checkpoint.load(digits / "save/linear/digits_models/aug")["epoch"] == 2
+
+
+def test_probing_moves_neither_the_encoders_weights_nor_its_running_means(monkeypatch, digits):
+    nets, load = [], frozen.load
+    monkeypatch.setattr(frozen, "load", lambda *args: nets.append(load(*args)) or nets[-1])
+    run(monkeypatch, digits, f"--ckpt {CE} --epochs 1 --exp_name still", "main_linear")
+    weights, _ = checkpoint.encoder_weights(checkpoint.load(digits / CE), "")
+    assert all(torch.equal(value, weights[name]) for name, value in nets[0].encoder.state_dict().items())
 
 
 def test_a_probe_resumes_on_the_same_encoder_only(monkeypatch, capsys, digits):
@@ -268,9 +276,9 @@ def test_cached_features_are_made_anew_when_checkpoint_views_or_images_change(mo
     assert files(f"--ckpt {CE}") == 5
     state = checkpoint.load(digits / CE)
     state["model"]["encoder.stem.0.weight"] += 1
-    (digits / "moved").mkdir()
-    checkpoint.save(digits / "moved" / "last.pth", state)
-    assert files("--ckpt moved") == 7
+    (digits / "moved" / "ce").mkdir(parents=True)  # another run of the same name
+    checkpoint.save(digits / "moved" / "ce" / "last.pth", state)
+    assert files("--ckpt moved/ce") == 7
 
 
 def test_two_processes_extract_the_same_features_and_train_the_same_probe(digits):
@@ -316,7 +324,7 @@ def test_two_processes_train_and_validate_a_classifier_on_every_image_once(tmp_p
 
 def test_both_label_sets_of_an_own_folder_are_drawn(monkeypatch, capsys, tmp_path, digits):
     make_image_folders(tmp_path / "mine" / "train", ["cat", "dog", "car"], each=8)
-    make_image_folders(tmp_path / "mine" / "val", ["cat", "car"], each=2)  # validation may lack a class
+    make_image_folders(tmp_path / "mine" / "val", ["cat", "dog"], each=2)  # validation may lack a class
     (tmp_path / "groups.yaml").write_text("animals: [cat, dog]\nthings: [car]\n")
     own = f"--dataset path --data_folder mine --size 32 --num_workers 0 --ckpt {digits / CE}"
     run(monkeypatch, tmp_path, f"{own} --labelset both --superclasses groups.yaml", "retrieval")
