@@ -65,15 +65,17 @@ def build(
 
 def build_pair(name, folder="./data", hold_out=(), only=()) -> tuple[ImageData, ImageData]:
     """Training and validation set with the same numbers for the same classes; validation may lack some of them."""
-    train, test = (build(name, folder, split, hold_out, only) for split in ("train", "test"))
-    lacking = [c for c in test.classes if c not in train.classes]
+    train, test = build(name, folder, "train", hold_out, only), build(name, folder, "test")
+    known = (*train.classes, *hold_out)
+    lacking = [c for c in test.classes if c not in known and (not only or c in only)]
     if lacking:
         raise InputError(f"--data_folder {folder}: class {lacking[0]} is in validation, but training lacks it")
-    number = torch.tensor([train.classes.index(c) for c in test.classes])
+    test = _keep(test, [c for c in test.classes if c in train.classes])
+    number = torch.tensor([train.classes.index(c) for c in test.classes], dtype=torch.long)
     return train, ImageData(test.images, number[test.labels], train.classes)
 
 
-def build_outliers(name, folder, split: str = "test", classes: tuple[str, ...] = ()) -> ImageData:
+def build_outliers(name, folder="./data", split: str = "test", classes: tuple[str, ...] = ()) -> ImageData:
     """Images that are no inliers: split "test", "train" or "all"; of these classes only, where some are named.
 
     A folder with val/ gives that for "test"; one without, as AwA2's JPEGImages, is taken whole.
