@@ -73,6 +73,9 @@ def load(path, flag: str = "--ckpt") -> dict:
         raise InputError(f"{flag} {path}: not a readable checkpoint ({type(error).__name__})") from None
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise InputError(f"{flag} {path}: not a checkpoint, it has no entry 'model' with the weights")
+    for name, value in state["model"].items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{flag} {path}: not a checkpoint, its weight {name} is a {type(value).__name__}")
     return state
 
 
@@ -80,7 +83,7 @@ def trained_options(state: dict) -> dict:
     """The options that a checkpoint was trained with: ours, or the Namespace of a published one; {} if it has none."""
     if isinstance(state.get("opt"), argparse.Namespace):
         return vars(state["opt"])
-    return state.get("options", {})
+    return state.get("options") or {}
 
 
 def encoder_weights(state: dict, source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -105,6 +108,8 @@ def encoder_weights(state: dict, source: str) -> tuple[dict[str, Tensor], dict[s
         if name in into:
             raise InputError(f"{source}: holds {name} twice, once as {key}")
         into[name] = value
+    if classifier and set(classifier) != {"weight", "bias"}:
+        raise InputError(f"{source}: its classifier fc has {' and '.join(classifier)}; it needs weight and bias")
     return weights, classifier
 
 

@@ -44,7 +44,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def all_reduce(x: Tensor, op: str = "mean") -> Tensor:
-    """The mean or maximum of a tensor over all processes."""
+    """The mean, sum or maximum (op "mean", "sum", "max") of a tensor over all processes."""
     x = x.detach().clone()
     if world_size() > 1:
         dist.all_reduce(x, dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM)

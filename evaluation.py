@@ -35,7 +35,7 @@ def retrieval_metrics(
     R@k: share of queries with a hit among the first k. mAP: mean over the queries of the average precision, entries
     of equal similarity counted as one step, as in scikit-learn. AP: area under the mean precision-recall curve over
     all cut-offs 1 to G (trapezoids; it starts at recall 0 with the first precision). All in [0, 1]; exact, in chunks
-    of queries: about 60 * chunk * G bytes. Equal similarities stand in the order of the gallery.
+    of queries: about 60 * chunk * G bytes. Similarities are float32; equal ones stand in the order of the gallery.
     Raises ValueError for empty input, or where a query's label is not in the gallery.
     """
     return retrieval(features, labels, gallery, gallery_labels, topk, chunk)[0]
@@ -162,7 +162,12 @@ def _gaussian(x: Tensor, ridge: float):
 def _inverse_factor(gram: Tensor, ridge: float) -> tuple[Tensor, float]:
     """L^-1 with L L^T = gram + ridge, and the logarithm of its determinant."""
     gram.diagonal().add_(ridge)
-    factor = torch.linalg.cholesky(gram)
+    try:
+        factor = torch.linalg.cholesky(gram)
+    except torch.linalg.LinAlgError:
+        raise ValueError(
+            "a covariance is not positive definite: the features are not finite, or far from unit length"
+        ) from None
     one = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     return torch.linalg.solve_triangular(factor, one, upper=False), 2 * float(factor.diagonal().log().sum())
 
@@ -188,8 +193,10 @@ def mahalanobis_scores(
         d = x.double() - means[y]
         gram += d.T @ d / len(train_features)
     whiten, _ = _inverse_factor(gram, ridge)
-    centres = means @ whiten.T
-    return torch.cat([-torch.cdist(x.double() @ whiten.T, centres).amin(1).square() for x in features.split(chunk)])
+    origin = means.mean(0)
+    centres = (means - origin) @ whiten.T
+    whitened = ((x.double() - origin) @ whiten.T for x in features.split(chunk))
+    return torch.cat([-torch.cdist(x, centres).amin(1).square() for x in whitened])
 
 
 @torch.no_grad()
@@ -202,10 +209,14 @@ def knn_scores(train_features: Tensor, features: Tensor, k: int = 50, chunk: int
     _check_widths(train_features, features)
     if not 1 <= k <= len(train_features):
         raise ValueError(f"k = {k} does not lie between 1 and the {len(train_features)} training images")
-    train = F.normalize(train_features.float(), dim=1)
-    parts = F.normalize(features.float(), dim=1).split(chunk)
-    cosine = torch.cat([(x @ train.T).topk(k, dim=1).values[:, -1] for x in parts])
-    return -(2 - 2 * cosine).clamp(min=0).sqrt()
+    train, test = F.normalize(train_features.float(), dim=1), F.normalize(features.float(), dim=1)
+    centre = train.mean(
+        0, dtype=torch.float64
+    ).float()  # distances do not change, and features in a narrow cone keep digits
+    train, test = train - centre, test - centre
+    squares = train.square().sum(1)
+    nearest = [(squares - 2 * (x @ train.T)).topk(k, dim=1, largest=False).values[:, -1] for x in test.split(chunk)]
+    return -(torch.cat(nearest) + test.square().sum(1)).clamp(min=0).sqrt()
 
 
 def msp_scores(logits: Tensor) -> Tensor:

@@ -25,8 +25,9 @@ from util import InputError
 class Frozen:
     """An encoder in eval mode and the views it wants.
 
-    record: path, sha256, model, epoch of the checkpoint; name: of its run; classifier: {weight [C, d], bias [C]} of a
-    cross-entropy model, else {}; transform: evaluation's, from a PIL image; size, mean, std: of a view.
+    record: path, sha256, model, epoch, dataset and classes of the checkpoint; name: of its run; classifier: {weight
+    [C, d], bias [C]} of a cross-entropy model, else {}; transform: evaluation's, from a PIL image; size, mean, std: of
+    a view.
     """
 
     encoder: nn.Module
@@ -52,18 +53,19 @@ def load(args, train: datasets.ImageData) -> Frozen:
         raise InputError(f"--model_type cross_entropy: {path} holds no linear classifier; it is a contrastive model")
     if args.model_type == "contrastive" and classifier:
         raise InputError(f"--model_type contrastive: {path} holds a linear classifier; it is a cross-entropy model")
-    encoder, model = _encoder(args, checkpoint.trained_options(state).get("model"), weights, path)
+    trained = checkpoint.trained_options(state)
+    encoder, model = _encoder(args, trained.get("model"), weights, path)
     checkpoint.load_strictly(encoder, weights, source)
     if (args.mean is None) != (args.std is None):
         raise InputError("--mean and --std go together: give both or neither")
     spec = datasets.spec(args.dataset)
-    size = args.size or state.get("size") or spec.size
+    size = args.size or state.get("size") or trained.get("size") or spec.size
     mean, std = args.mean or state.get("mean") or spec.mean, args.std or state.get("std") or spec.std
     if mean is None:
         mean, std = datasets.mean_and_std(train)
     name = path.resolve().parent.name + ("" if path.stem == "last" else f"_{path.stem}")
     record = {"path": str(path.resolve()), "sha256": checkpoint.sha256(path), "model": model}
-    record["epoch"] = state.get("epoch")
+    record |= {"epoch": state.get("epoch"), "dataset": trained.get("dataset"), "classes": state.get("classes")}
     transform = augmentation.evaluation(size, mean, std, spec.small)
     return Frozen(encoder.eval().requires_grad_(False), record, name, classifier, transform, size, mean, std)
 
@@ -90,7 +92,8 @@ def features(frozen: Frozen, data: datasets.ImageData, args, device, title: str)
     """
     data.transform = frozen.transform
     path = cache_file(frozen, data, args)
-    if path and distributed.from_main(path.is_file() if distributed.is_main() else None):
+    missing = torch.tensor(float(path is None or not path.is_file()), device=device)
+    if not distributed.all_reduce(missing, "max"):  # a disk that only some processes see keeps nothing for them
         try:
             kept = torch.load(path, weights_only=True)
             return kept["features"], kept["labels"]
@@ -102,6 +105,8 @@ def features(frozen: Frozen, data: datasets.ImageData, args, device, title: str)
     x, _ = evaluation.extract(frozen.encoder.to(device), batches, device) if len(share) else (torch.zeros(0, 1), None)
     if world > 1:
         x = _interleave(x, len(data), frozen.encoder.dim, device)
+    if not x.isfinite().all():
+        raise InputError(f"--ckpt {frozen.record['path']}: some features are NaN or infinite; its training went wrong")
     if path and distributed.is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
         about = {"checkpoint": frozen.record, "transform": str(frozen.transform), "classes": data.classes}
@@ -126,7 +131,7 @@ def cache_file(frozen: Frozen, data: datasets.ImageData, args) -> Path | None:
     key.update(repr(about).encode())
     key.update(data.labels.numpy().tobytes())
     if isinstance(data.images, np.ndarray):
-        key.update(np.ascontiguousarray(data.images).tobytes())
+        key.update(repr(data.images.shape).encode() + np.ascontiguousarray(data.images).tobytes())
     else:
         for image in data.images:
             stat = os.stat(image)

@@ -4,6 +4,8 @@ python out_of_dist_detection.py --hold_out 4 8 --dataset_outliers digits --outli
 python out_of_dist_detection.py --dataset cifar100 --data_folder ./data --dataset_outliers cifar10 --ckpt PATH
 """
 
+import re
+import sys
 import time
 from pathlib import Path
 
@@ -69,7 +71,8 @@ def load_data(args):
     )
     same = Path(args.data_folder).resolve() == Path(args.data_folder_outliers).resolve()
     shared = [c for c in outliers.classes if c in train.classes]
-    if args.dataset == args.dataset_outliers and same and shared:
+    wnids = [c for c in shared if re.fullmatch(r"n\d{8}", c)]  # the same in every folder
+    if (args.dataset == args.dataset_outliers and same and shared) or wnids:
         raise InputError(f"--outlier_classes: class {shared[0]} is an inlier too; leave it out of one with --hold_out")
     return train, test, outliers
 
@@ -82,6 +85,9 @@ def worker(args, device):
         net = frozen.load(args, train)
         if args.detector in ("msp", "energy") and not net.classifier:
             raise InputError(f"--detector {args.detector} needs a classifier; {args.ckpt} holds a contrastive model")
+        seen = [c for c in outliers.classes if c in (net.record["classes"] or ())]
+        if seen and net.record["dataset"] == args.dataset_outliers and args.dataset_outliers != "path":
+            print(f"warning: {args.ckpt} was trained on the outliers' class {seen[0]}", file=sys.stderr)
     wanted = {"inliers": test, "outliers": outliers}
     if args.detector not in ("msp", "energy"):
         wanted = {"train": train, **wanted}

@@ -120,8 +120,12 @@ def validation_loader(data, args, device):
 @torch.no_grad()
 def accuracy(logits, labels):
     """[2] share of the images whose label is the first, and is among the first five, of logits [N, C]."""
+    return _hits(logits, labels) / len(labels)
+
+
+def _hits(logits, labels):
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    return torch.stack([best[:, 0].double().mean(), best.any(1).double().mean()])
+    return torch.stack([best[:, 0].double().sum(), best.any(1).double().sum()])
 
 
 @torch.no_grad()
@@ -134,10 +138,10 @@ def validate(model, loader, device):
     for images, labels in loader:
         logits = model(images.to(device, non_blocking=True))
         labels = labels.to(device, non_blocking=True)
-        right[:2] += accuracy(logits, labels) * len(labels)
+        right[:2] += _hits(logits, labels)
         right[2] += len(labels)
     model.train(was_training)
-    top1, top5, images = distributed.all_reduce(right).tolist()
+    top1, top5, images = distributed.all_reduce(right, "sum").tolist()
     return 100 * top1 / images, 100 * top5 / images
 
 
@@ -250,7 +254,7 @@ class Run:
         """Load --resume into model and optimiser; returns the epochs that are done."""
         args = self.args
         state = checkpoint.load(args.resume, "--resume")
-        before = state.get("options", {})
+        before = checkpoint.trained_options(state)
         for name in FIXED:
             if name in before and before[name] != getattr(args, name, before[name]):
                 raise InputError(

@@ -60,7 +60,10 @@ def build(
     data = _read(sources.SOURCES[name].read, folder, split, "--data_folder")
     _check_known(hold_out, data.classes, "--hold_out", name)
     _check_known(only, data.classes, "--imagenet100: class", f"--data_folder {folder}")
-    return _keep(data, [c for c in data.classes if c not in hold_out and (not only or c in only)])
+    kept = [c for c in data.classes if c not in hold_out and (not only or c in only)]
+    if not kept:
+        raise InputError(f"--hold_out: leaves no class of {name}")
+    return _keep(data, kept)
 
 
 def build_pair(name, folder="./data", hold_out=(), only=()) -> tuple[ImageData, ImageData]:

@@ -1,6 +1,7 @@
 """Where images come from: one reader a data set, (folder, split) -> images, labels, class names."""
 
 import gzip
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,13 @@ def image_folder(folder: Path, split: str):
 
 
 def _images_below(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
+    """Sorted image files at any depth; linked folders are followed, each real folder once."""
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in seen]
+        seen.update(os.path.realpath(os.path.join(place, name)) for name in folders)
+        found += [Path(place, name) for name in files if Path(name).suffix.lower() in IMG_EXTENSIONS]
+    return sorted(found)
 
 
 def any_images(folder: Path, split: str):

@@ -163,3 +163,12 @@ def test_a_checkpoint_with_any_other_pickled_object_is_refused_without_running_i
 def test_a_hash_is_that_of_the_whole_file(tmp_path):
     (tmp_path / "a").write_bytes(b"abc" * 1_000_000)
     assert checkpoint.sha256(tmp_path / "a") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
+
+
+def test_a_classifier_without_bias_and_a_weight_that_is_no_tensor_are_errors(tmp_path):
+    with pytest.raises(InputError, match="its classifier fc has weight; it needs weight and bias"):
+        checkpoint.encoder_weights({"model": {"fc.weight": torch.ones(2, 2)}}, "--ckpt a")
+    torch.save({"model": {"conv1.weight": "text"}, "options": None}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"weight conv1\.weight is a str"):
+        checkpoint.load(tmp_path / "a.pth")
+    assert checkpoint.trained_options({"options": None}) == {}

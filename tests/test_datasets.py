@@ -193,3 +193,20 @@ def test_the_folder_images_may_stand_for_its_parent(tmp_path):
     assert len(datasets.build("imagenet_100", tmp_path / "images", "test")) == 2
     with pytest.raises(InputError, match="no such folder"):
         datasets.build("imagenet_100", tmp_path / "elsewhere", "test")
+
+
+def test_linked_class_folders_are_read_by_every_reader(tmp_path):
+    make_image_folders(tmp_path / "real", ["a", "b"], each=2)
+    for split in ("train", "val"):
+        (tmp_path / "links" / split).mkdir(parents=True)
+        for name in ("a", "b"):
+            (tmp_path / "links" / split / name).symlink_to(tmp_path / "real" / name, target_is_directory=True)
+    assert len(datasets.build("path", tmp_path / "links", "train")) == 4
+    assert len(datasets.build_outliers("path", tmp_path / "links")) == 4
+    (tmp_path / "real" / "a" / "loop").symlink_to(tmp_path / "real", target_is_directory=True)
+    assert len(datasets.build_outliers("path", tmp_path / "links")) == 4
+
+
+def test_holding_out_every_class_is_an_error():
+    with pytest.raises(InputError, match="--hold_out: leaves no class of digits"):
+        datasets.build_pair("digits", hold_out=tuple("0123456789"))

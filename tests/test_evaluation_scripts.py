@@ -1,6 +1,7 @@
 """main_ce.py, main_linear.py, retrieval.py and out_of_dist_detection.py as users run them."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -436,6 +437,28 @@ def test_results_of_two_checkpoints_of_one_run_lie_side_by_side(monkeypatch, dig
     for name in ("last.pth", "ckpt_epoch_10.pth"):
         run(monkeypatch, tmp_path, f"--ckpt run/{name}", "retrieval")
     assert len(list((tmp_path / "save" / "results").glob("*.json"))) == 2
+
+
+def test_an_encoder_whose_features_are_nan_is_not_scored(monkeypatch, capsys, tmp_path, digits):
+    state = checkpoint.load(digits / CE)
+    state["model"] = {k: v * math.nan if v.is_floating_point() else v for k, v in state["model"].items()}
+    checkpoint.save(tmp_path / "last.pth", state)
+    line = error_of(monkeypatch, capsys, tmp_path, "--ckpt last.pth", "retrieval")
+    assert "some features are NaN or infinite" in line
+    assert not (tmp_path / "save").exists()
+
+
+def test_outliers_of_an_inlier_wnid_are_refused_whatever_the_folder(monkeypatch, capsys, world):
+    options = "--dataset imagenet_100 --data_folder data/imagenet100 --ckpt imagenet --num_workers 0 "
+    options += "--dataset_outliers path --data_folder_outliers data/imagenet100/val"
+    assert f"class {WNIDS[0]} is an inlier too" in error_of(
+        monkeypatch, capsys, world, options, "out_of_dist_detection"
+    )
+
+
+def test_a_checkpoint_that_was_trained_on_the_outliers_is_warned_of(monkeypatch, capsys, digits):
+    run(monkeypatch, digits, NEAR, "out_of_dist_detection")
+    assert "was trained on the outliers' class 4" in capsys.readouterr().err
 
 
 def test_a_superclass_file_that_is_not_there_is_named_with_its_flag():

@@ -191,3 +191,19 @@ def test_the_retrieval_curve_belongs_to_its_metrics():
     assert float(precision[-1]) == pytest.approx(10 / 30)
     assert float(precision[0]) == pytest.approx(metrics["R@1"])
     assert (recall.diff() >= 0).all()
+
+
+def test_knn_keeps_its_digits_where_all_features_lie_in_a_narrow_cone():
+    g = torch.Generator().manual_seed(0)
+    base = F.normalize(torch.randn(16, generator=g), dim=0)
+    train, test = (base + 1e-3 * torch.randn(n, 16, generator=g) for n in (60, 20))
+    want = reference.knn_scores(train.tolist(), test.tolist(), 3)
+    assert knn_scores(train, test, 3).tolist() == pytest.approx(want, rel=1e-3)
+
+
+def test_features_that_are_not_finite_are_an_error_that_says_so():
+    train, labels, test = made(2, 5, 4, 4)
+    train[0, 0] = math.nan
+    for score in (gaussian_scores, mahalanobis_scores):
+        with pytest.raises(ValueError, match="not positive definite: features must be finite"):
+            score(train, labels, test)
