@@ -165,9 +165,8 @@ def _inverse_factor(gram: Tensor, ridge: float) -> tuple[Tensor, float]:
     try:
         factor = torch.linalg.cholesky(gram)
     except torch.linalg.LinAlgError:
-        raise ValueError(
-            "a covariance is not positive definite: the features are not finite, or far from unit length"
-        ) from None
+        message = "a covariance is not positive definite: features must be finite, of about unit length"
+        raise ValueError(message) from None
     one = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     return torch.linalg.solve_triangular(factor, one, upper=False), 2 * float(factor.diagonal().log().sum())
 
@@ -210,9 +209,7 @@ def knn_scores(train_features: Tensor, features: Tensor, k: int = 50, chunk: int
     if not 1 <= k <= len(train_features):
         raise ValueError(f"k = {k} does not lie between 1 and the {len(train_features)} training images")
     train, test = F.normalize(train_features.float(), dim=1), F.normalize(features.float(), dim=1)
-    centre = train.mean(
-        0, dtype=torch.float64
-    ).float()  # distances do not change, and features in a narrow cone keep digits
+    centre = train.mean(0, dtype=torch.float64).float()  # distances stay; features in a narrow cone keep their digits
     train, test = train - centre, test - centre
     squares = train.square().sum(1)
     nearest = [(squares - 2 * (x @ train.T)).topk(k, dim=1, largest=False).values[:, -1] for x in test.split(chunk)]

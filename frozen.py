@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ class Frozen:
 
     record: path, sha256, model, epoch, dataset and classes of the checkpoint; name: of its run; classifier: {weight
     [C, d], bias [C]} of a cross-entropy model, else {}; transform: evaluation's, from a PIL image; size, mean, std: of
-    a view.
+    a view; extracted: by title, the file that keeps features, if any, and whether they were read from it.
     """
 
     encoder: nn.Module
@@ -38,6 +39,12 @@ class Frozen:
     size: int
     mean: tuple
     std: tuple
+    extracted: dict = field(default_factory=dict)
+
+    def about(self) -> dict:
+        """What a result's record says of views and features."""
+        views = {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+        return {"views": views, "features": self.extracted}
 
 
 def load(args, train: datasets.ImageData) -> Frozen:
@@ -45,9 +52,14 @@ def load(args, train: datasets.ImageData) -> Frozen:
 
     Raises InputError if the options contradict the file.
     """
+    util.check_folder(args.save_folder, "--save_folder")
+    if args.features_cache:
+        util.check_folder(args.features_cache, "--features_cache")
     torch.backends.cudnn.allow_tf32 = False  # figures to the last digit; loading is what takes the time
     path = checkpoint.find(args.ckpt)
     state, source = checkpoint.load(path), f"--ckpt {path}"
+    if state.get("script") == "main_linear":
+        raise InputError(f"{source}: is a linear probe; give the encoder that it was trained on")
     weights, classifier = checkpoint.encoder_weights(state, source)
     if args.model_type == "cross_entropy" and not classifier:
         raise InputError(f"--model_type cross_entropy: {path} holds no linear classifier; it is a contrastive model")
@@ -66,22 +78,35 @@ def load(args, train: datasets.ImageData) -> Frozen:
     name = path.resolve().parent.name + ("" if path.stem == "last" else f"_{path.stem}")
     record = {"path": str(path.resolve()), "sha256": checkpoint.sha256(path), "model": model}
     record |= {"epoch": state.get("epoch"), "dataset": trained.get("dataset"), "classes": state.get("classes")}
+    _warn_of_other_classes(args, record, train.classes)
     transform = augmentation.evaluation(size, mean, std, spec.small)
     return Frozen(encoder.eval().requires_grad_(False), record, name, classifier, transform, size, mean, std)
 
 
+def _warn_of_other_classes(args, record: dict, classes: list[str]) -> None:
+    if (
+        distributed.is_main()
+        and record["dataset"] == args.dataset
+        and record["classes"]
+        and set(record["classes"]) != set(classes)
+    ):
+        numbers = f"{len(record['classes'])} classes of {args.dataset}, this evaluates {len(classes)}"
+        print(f"warning: {record['path']} was trained on {numbers}; see --hold_out", file=sys.stderr)
+
+
 def _encoder(args, trained: str | None, weights: dict, path: Path) -> tuple[nn.Module, str]:
     """An encoder of the name in options and file, which must agree; the stem is the one that the file has."""
-    if args.model and trained and resnet.base_name(args.model) != resnet.base_name(trained):
-        raise InputError(f"--model {args.model}: {path} holds a {trained}; leave --model out")
     name = args.model or trained
     if name is None:
         raise InputError(f"--ckpt {path} does not say which encoder it holds; give --model")
     stem = weights.get("conv1.weight")
     try:
-        return resnet.encoder(name, small_images=stem is not None and stem.shape[-1] == 3), name
+        encoder = resnet.encoder(name, small_images=stem is not None and stem.shape[-1] == 3)
     except ValueError as error:
         raise InputError(str(error)) from None
+    if trained and resnet.base_name(name) != resnet.base_name(trained):
+        raise InputError(f"--model {name}: {path} holds a {trained}; leave --model out")
+    return encoder, name
 
 
 def features(frozen: Frozen, data: datasets.ImageData, args, device, title: str) -> tuple[Tensor, Tensor]:
@@ -94,11 +119,13 @@ def features(frozen: Frozen, data: datasets.ImageData, args, device, title: str)
     path = cache_file(frozen, data, args)
     missing = torch.tensor(float(path is None or not path.is_file()), device=device)
     if not distributed.all_reduce(missing, "max"):  # a disk that only some processes see keeps nothing for them
+        frozen.extracted[title] = {"file": str(path), "reused": True}
         try:
             kept = torch.load(path, weights_only=True)
             return kept["features"], kept["labels"]
         except Exception as error:  # torch.load meets damage in many ways
             raise InputError(f"--features_cache {path}: damaged ({type(error).__name__}); delete this file") from None
+    frozen.extracted[title] = {"file": path and str(path), "reused": False}
     rank, world = distributed.rank(), distributed.world_size()
     share = DataLoader(Subset(data, range(rank, len(data), world)), args.batch_size, num_workers=args.num_workers)
     batches = util.tracked(share, f"features of {len(data)} images, {title}", show=distributed.is_main())

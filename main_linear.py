@@ -87,7 +87,7 @@ def worker(args, device):
         path = results.write(
             args, "linear", detail, name=args.exp_name or net.name, metrics=metrics, checkpoint=net.record,
             images=counts, data_folders={"images": args.data_folder}, seconds=time.perf_counter() - begin,
-            more={"features": kind},
+            more={"probe": kind, **net.about()},
         )  # fmt: skip
         results.show(f"probe ({kind})", metrics)
         print(f"saved {path}", flush=True)

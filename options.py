@@ -37,6 +37,14 @@ def positive(text: str) -> float:
     return value
 
 
+def count(text: str) -> int:
+    """An integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
+
+
 def integers(text: str) -> tuple[int, ...]:
     """Comma-separated integers."""
     return tuple(int(x) for x in text.split(","))
@@ -47,6 +55,14 @@ def three_numbers(text: str) -> tuple[float, ...]:
     values = tuple(float(x) for x in text.strip("()[] ").split(","))
     if len(values) != 3:
         raise argparse.ArgumentTypeError(f"{text!r} is not three numbers")
+    return values
+
+
+def three_positive(text: str) -> tuple[float, ...]:
+    """Three numbers above 0."""
+    values = three_numbers(text)
+    if min(values) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a number that is not above 0")
     return values
 
 
@@ -74,11 +90,11 @@ def add_data(p, names) -> None:
     g.add_argument("--data_folder", default="./data", help="folder of the data set")
     g.add_argument("--size", type=positive_int, help="side of a view in pixels (None: the data set's own)")
     g.add_argument("--mean", type=three_numbers, help='"(r, g, b)" in [0, 1] (None: the data set\'s, or estimated)')
-    g.add_argument("--std", type=three_numbers, help="likewise")
+    g.add_argument("--std", type=three_positive, help="likewise")
     g.add_argument("--hold_out", nargs="+", default=[], metavar="CLASS", help="classes to leave out")
     g.add_argument("--batch_size", type=positive_int, default=256, help="images a step, over all processes")
     workers = min(8, os.cpu_count() or 1)
-    g.add_argument("--num_workers", type=int, default=workers, help="loader processes of each process")
+    g.add_argument("--num_workers", type=count, default=workers, help="loader processes of each process")
 
 
 def add_training(p) -> None:

@@ -1,14 +1,17 @@
 """Out-of-distribution detection: do an encoder's features tell images of its classes from other images?
 
-python out_of_dist_detection.py --hold_out 4 8 --dataset_outliers digits --outlier_classes 4 8 --ckpt PATH
+python out_of_dist_detection.py --hold_out 4 8 --dataset_outliers digits --outlier_classes 4 8 --outlier_split all
+    --ckpt save/SupCon/digits_models/NAME
 python out_of_dist_detection.py --dataset cifar100 --data_folder ./data --dataset_outliers cifar10 --ckpt PATH
 """
 
+import os
 import re
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch.nn.functional as F
 
 import datasets
@@ -69,11 +72,16 @@ def load_data(args):
     outliers = datasets.build_outliers(
         args.dataset_outliers, args.data_folder_outliers, args.outlier_split, tuple(args.outlier_classes)
     )
-    same = Path(args.data_folder).resolve() == Path(args.data_folder_outliers).resolve()
     shared = [c for c in outliers.classes if c in train.classes]
+    same = args.dataset == args.dataset_outliers and isinstance(outliers.images, np.ndarray)
     wnids = [c for c in shared if re.fullmatch(r"n\d{8}", c)]  # the same in every folder
-    if (args.dataset == args.dataset_outliers and same and shared) or wnids:
+    if (same and shared) or wnids:
         raise InputError(f"--outlier_classes: class {shared[0]} is an inlier too; leave it out of one with --hold_out")
+    folders = [{os.path.realpath(os.path.dirname(f)) for f in x.images if isinstance(f, str)} for x in (test, outliers)]
+    if folders[0] & folders[1]:
+        raise InputError(
+            f"--data_folder_outliers {args.data_folder_outliers}: holds inliers, {min(folders[0] & folders[1])}"
+        )
     return train, test, outliers
 
 
@@ -86,7 +94,12 @@ def worker(args, device):
         if args.detector in ("msp", "energy") and not net.classifier:
             raise InputError(f"--detector {args.detector} needs a classifier; {args.ckpt} holds a contrastive model")
         seen = [c for c in outliers.classes if c in (net.record["classes"] or ())]
-        if seen and net.record["dataset"] == args.dataset_outliers and args.dataset_outliers != "path":
+        if (
+            distributed.is_main()
+            and seen
+            and net.record["dataset"] == args.dataset_outliers
+            and args.dataset_outliers != "path"
+        ):
             print(f"warning: {args.ckpt} was trained on the outliers' class {seen[0]}", file=sys.stderr)
     wanted = {"inliers": test, "outliers": outliers}
     if args.detector not in ("msp", "energy"):
@@ -99,24 +112,33 @@ def worker(args, device):
         metrics = evaluation.ood_metrics(*scores)
     except ValueError as error:
         raise InputError(f"--dataset_outliers {args.dataset_outliers}: {error}") from None
-    outlier_name = args.dataset_outliers
-    if datasets.spec(outlier_name).read_outliers and outlier_name != "AwA2":
-        outlier_name += f"_{Path(args.data_folder_outliers).resolve().name}"
-    if args.outlier_classes:
-        outlier_name += "_" + "-".join(args.outlier_classes)[:40]
-    if args.outlier_split != "test":
-        outlier_name += f"_{args.outlier_split}"
+    metrics = {name: 100 * value for name, value in metrics.items()}
+    label = outliers_label(args)
     detector = args.detector + (str(args.knn_k) if args.detector == "knn" else "")
     path = results.write(
-        args, "ood", f"{outlier_name}_{detector}", name=net.name, metrics=metrics, checkpoint=net.record,
+        args, "ood", f"{label.replace(' ', '_')}_{detector}", name=net.name, metrics=metrics, checkpoint=net.record,
         images={"train": len(train), "inliers": len(test), "outliers": len(outliers)},
         data_folders={"inliers": args.data_folder, "outliers": args.data_folder_outliers},
-        seconds=time.perf_counter() - begin,
+        seconds=time.perf_counter() - begin, more=net.about(),
     )  # fmt: skip
-    title = f"{net.name}: {args.dataset} against {' '.join([args.dataset_outliers, *args.outlier_classes])}"
-    draw_ood(path.with_suffix(".png"), *scores, metrics, title, DETECTORS[args.detector])
-    results.show(f"{args.dataset} against", {outlier_name: {k: 100 * v for k, v in metrics.items() if k != "AUPR"}})
+    draw_ood(
+        path.with_suffix(".png"), *scores, metrics, f"{net.name}: {args.dataset} against {label}",
+        f"{detector}: {DETECTORS[args.detector]}",
+    )  # fmt: skip
+    results.show(f"{args.dataset} against", {label: {k: v for k, v in metrics.items() if k != "AUPR"}})
     print(f"saved {path} and {path.with_suffix('.png').name}", flush=True)
+
+
+def outliers_label(args) -> str:
+    """The outliers' name: data set, the folder's where any folder will do, classes and split where chosen."""
+    parts = [args.dataset_outliers]
+    if datasets.spec(args.dataset_outliers).read_outliers and args.dataset_outliers != "AwA2":
+        parts.append(Path(args.data_folder_outliers).resolve().name)
+    if args.outlier_classes:
+        parts.append("-".join(args.outlier_classes)[:40])
+    if args.outlier_split != "test":
+        parts.append(args.outlier_split)
+    return " ".join(parts)
 
 
 def main():

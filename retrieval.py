@@ -57,6 +57,11 @@ def worker(args, device):
             groups["fine"] = torch.arange(len(train.classes))
         if args.labelset in ("coarse", "both"):
             groups["coarse"] = coarse_labels(args, train.classes)
+        elif args.superclasses:
+            raise InputError(f"--superclasses {args.superclasses}: has no use with --labelset fine")
+        for labelset, group in groups.items():
+            if len(group.unique()) < 2:
+                raise InputError(f"--labelset {labelset}: there is a single class, so that every image is a hit")
     gallery, gallery_labels = frozen.features(net, train, args, device, "gallery")
     features, labels = frozen.features(net, test, args, device, "queries")
     if not distributed.is_main():
@@ -66,15 +71,15 @@ def worker(args, device):
         scores, precision, recall = evaluation.retrieval(
             features.to(device), group[labels].to(device), gallery.to(device), group[gallery_labels].to(device)
         )
-        metrics[labelset], curves[labelset] = scores, (precision.cpu(), recall.cpu(), scores["AP"])
-    kept = [frozen.cache_file(net, data, args) for data in (train, test)]
+        metrics[labelset] = {k: 100 * v for k, v in scores.items()}
+        curves[labelset] = (precision.cpu(), recall.cpu(), scores["AP"])
     path = results.write(
         args, "retrieval", args.labelset, name=net.name, metrics=metrics, checkpoint=net.record,
         images={"train": len(gallery), "test": len(features)}, data_folders={"images": args.data_folder},
-        seconds=time.perf_counter() - begin, more={"features": [str(f) for f in kept if f]},
+        seconds=time.perf_counter() - begin, more=net.about(),
     )  # fmt: skip
-    draw_precision_recall(path.with_suffix(".png"), curves, f"{args.dataset}, {net.name}")
-    results.show("labels", {name: {k: 100 * v for k, v in m.items()} for name, m in metrics.items()})
+    draw_precision_recall(path.with_suffix(".png"), curves, f"retrieval on {args.dataset}, {net.name}")
+    results.show("labels", metrics)
     print(f"saved {path} and {path.with_suffix('.png').name}", flush=True)
 
 

@@ -1,6 +1,7 @@
 """What the training scripts share: data loader, one epoch, validation, and a run's folder with checkpoints and logs."""
 
 import inspect
+import sys
 import time
 from pathlib import Path
 
@@ -225,6 +226,11 @@ class Run:
         self.last = self.folder / "last.pth"
         self.writer, self.tensorboard = None, root / f"{args.dataset}_tensorboard" / name
         self.best = {}  # of the validation scores so far
+        self.good = "none yet"  # the last checkpoint of this run
+        self.script = Path(sys.argv[0]).stem
+        if not name or Path(name).name != name or name == "..":
+            raise InputError(f"--exp_name {name}: must be a plain name, without a path")
+        util.check_folder(args.save_folder, "--save_folder")
         if not distributed.is_main():
             return
         holds = self.last.exists() or any(self.folder.glob("ckpt_epoch_*.pth"))
@@ -241,6 +247,8 @@ class Run:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.args.resume:
+            (self.folder / "log.jsonl").unlink(missing_ok=True)  # --overwrite
         self.writer = SummaryWriter(str(self.tensorboard), purge_step=epoch)
         record = {"options": options.plain(self.args), "torch": torch.__version__}
         util.append_json(self.folder / "log.jsonl", record)
@@ -255,6 +263,10 @@ class Run:
         args = self.args
         state = checkpoint.load(args.resume, "--resume")
         before = checkpoint.trained_options(state)
+        if state.get("script", self.script) != self.script:
+            raise InputError(f"--resume {args.resume}: was written by {state['script']}.py, not by {self.script}.py")
+        if "optimizer" not in state or "epoch" not in state:
+            raise InputError(f"--resume {args.resume}: holds no state of an optimiser; it can only be evaluated")
         for name in FIXED:
             if name in before and before[name] != getattr(args, name, before[name]):
                 raise InputError(
@@ -269,7 +281,7 @@ class Run:
         if state["epoch"] >= args.epochs:
             raise InputError(f"--resume {args.resume}: has all of its {state['epoch']} epochs; give more --epochs")
         self.say(f"resumed {args.resume} after epoch {state['epoch']}")
-        self.best = state.get("best", self.best)
+        self.best, self.good = state.get("best", self.best), args.resume
         return state["epoch"]
 
     def log(self, epoch: int, scalars: dict, images_per_second: float) -> None:
@@ -301,18 +313,19 @@ class Run:
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "best": self.best,
+            "script": self.script,
             **facts,
         }
         checkpoint.save(self.last, state)
+        self.good = self.last
         if epoch % self.args.save_freq == 0:
             checkpoint.save(self.folder / f"ckpt_epoch_{epoch}.pth", state)
 
     def stop_on_nan(self, epoch: int, step: int, rate: float) -> None:
         """End the run: the loss is no number any more; what is saved stays."""
-        good = self.last if self.last.exists() else "none yet"
         raise InputError(
             f"the loss turned NaN or infinite in epoch {epoch}, step {step}, at learning rate {rate:.4g}; "
-            f"last good checkpoint: {good}; try a smaller --learning_rate or --warm"
+            f"last good checkpoint: {self.good}; try a smaller --learning_rate or --warm"
         )
 
     def close(self) -> None:

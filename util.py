@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import sys
 import time
@@ -15,6 +16,10 @@ from tqdm import tqdm
 class InputError(ValueError):
     """Something the user gave is wrong; the message names the flag, file or key and what to do."""
 
+    def __init__(self, message: str):
+        # a loader process hands its traceback on as the message: the last line is what it raised
+        super().__init__(message.rsplit("InputError: ", 1)[-1].strip())
+
 
 def run_command(main) -> None:
     """Run a script's main: bad input becomes one line and exit code 2, as argparse's own errors do."""
@@ -23,6 +28,15 @@ def run_command(main) -> None:
     except InputError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def check_folder(path, flag: str) -> None:
+    """Raise InputError, before any work, where nothing could be written below `path`, existing or not."""
+    place = Path(path).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise InputError(f"{flag} {path}: {place} is not a folder that can be written to")
 
 
 def seed_everything(seed: int) -> None:

@@ -34,8 +34,11 @@ class ImageData(Dataset):
         item = self.images[index]
         if isinstance(item, np.ndarray):
             return Image.fromarray(item).convert("RGB")
-        with Image.open(item) as file:
-            return file.convert("RGB")
+        try:
+            with Image.open(item) as file:
+                return file.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises on damaged files
+            raise InputError(f"{item}: not a readable image ({str(error).splitlines()[0]})") from None
 
     def __getitem__(self, index: int):
         image = self.image(index)

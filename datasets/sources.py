@@ -1,5 +1,6 @@
 """Where images come from: one reader a data set, (folder, split) -> images, labels, class names."""
 
+import contextlib
 import gzip
 import os
 from collections.abc import Callable
@@ -77,9 +78,13 @@ def _cifar(kind):
         try:
             data = Readable(folder, train=split == "train")
         except RuntimeError:
+            existed = folder.exists()
             try:
                 data = kind(folder, train=split == "train", download=True)
             except Exception as error:  # no network, a full disk, a damaged archive: each its own exception
+                if not existed:
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()  # torchvision made it
                 reason = str(error).split("\n")[0]
                 raise InputError(f"{folder}: holds no {kind.base_folder}, and the download failed ({reason})") from None
         except Exception as error:  # a damaged pickle

@@ -20,7 +20,7 @@ def _pyplot():
 def draw_ood(path: Path, inlier, outlier, metrics: dict, title: str, score_name: str) -> None:
     """Histograms of inlier scores [n] and outlier scores [m] on the left, their ROC curve on the right.
 
-    metrics: of evaluation.ood_metrics. The outermost bins hold all scores beyond the axis.
+    metrics: those of evaluation.ood_metrics, in percent. The outermost bins hold all scores beyond the axis.
     """
     from sklearn.metrics import roc_curve
 
@@ -35,18 +35,16 @@ def draw_ood(path: Path, inlier, outlier, metrics: dict, title: str, score_name:
             scores.clip(low, high), bins=np.linspace(low, high, 51), weights=np.full(len(scores), 100 / len(scores)),
             color=colour, alpha=0.55, label=f"{name} ({len(scores):,})",
         )  # fmt: skip
-    left.set(xlabel=f"{score_name}; outer bars: and beyond", ylabel="share of the images in %", title=title)
+    left.set(xlabel=f"{score_name}; the outer bars hold all beyond", ylabel="share of the images in %", title=title)
     left.legend(frameon=False)
     truth = np.r_[np.ones(len(inlier)), np.zeros(len(outlier))]
     fpr, tpr, _ = roc_curve(truth, np.r_[inlier, outlier])
     right.plot(100 * fpr, 100 * tpr, color=INLIER, lw=2)
     right.plot([0, 100], [0, 100], color=GREY, lw=1, ls=":")
-    right.plot(100 * metrics["FPR95"], 95, "o", color=OUTLIER, clip_on=False)
-    at = (100 * metrics["FPR95"], 95)
-    right.annotate(f"FPR95 {at[0]:.1f}", at, (8, -14), textcoords="offset points")
+    right.plot(metrics["FPR95"], 95, "o", color=OUTLIER, clip_on=False)
     right.set(
         xlabel="outliers taken for inliers in %", ylabel="inliers kept in %", xlim=(0, 100), ylim=(0, 101),
-        title=f"AUROC {100 * metrics['AUROC']:.2f}",
+        title=f"AUROC {metrics['AUROC']:.2f}, FPR95 {metrics['FPR95']:.2f} (dot)",
     )  # fmt: skip
     figure.savefig(path, dpi=110)
     plt.close(figure)

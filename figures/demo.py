@@ -82,12 +82,14 @@ def train_and_evaluate(method: str, seed: int, folder: Path) -> dict:
     near = call(*ood, "--dataset_outliers", "digits", "--outlier_classes", *HELD_OUT, "--outlier_split", "all")
     far = call(*ood, "--dataset_outliers", "path", "--data_folder_outliers", str(folder / "photograph_patches"))
     print(f"{method}, seed {seed}: trained in {seconds:.0f} s, evaluated", flush=True)
-    scores = {
-        f"{labels} {m}": 100 * retrieval["metrics"][labels][m] for labels in ("fine", "coarse") for m in ("R@1", "mAP")
-    }
+    scores = {f"{labels} {m}": retrieval["metrics"][labels][m] for labels in ("fine", "coarse") for m in ("R@1", "mAP")}
     scores |= {"probe": probe["metrics"]["last"]["top-1"], "seconds": seconds}
-    scores |= {"near AUROC": 100 * near["metrics"]["AUROC"], "far AUROC": 100 * far["metrics"]["AUROC"]}
-    return {**scores, "features": retrieval["features"][1], "picture": Path(near["file"]).with_suffix(".png")}
+    scores |= {"near AUROC": near["metrics"]["AUROC"], "far AUROC": far["metrics"]["AUROC"]}
+    return {
+        **scores,
+        "features": retrieval["features"]["queries"]["file"],
+        "picture": Path(near["file"]).with_suffix(".png"),
+    }
 
 
 def table(results: dict) -> str:
