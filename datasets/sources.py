@@ -122,7 +122,7 @@ def image_folder(folder: Path, split: str):
         raise InputError(f"{folder}: empty; it must hold one folder a class")
     images, labels = [], []
     for label, name in enumerate(classes):
-        found = _images_below(folder / name)
+        found = images_below(folder / name)
         if not found:
             raise InputError(f"{folder}: the class folder {name} holds no image")
         images += [str(f) for f in found]
@@ -130,7 +130,7 @@ def image_folder(folder: Path, split: str):
     return images, labels, classes
 
 
-def _images_below(folder: Path) -> list[Path]:
+def images_below(folder: Path) -> list[Path]:
     """Sorted image files at any depth; linked folders are followed, each real folder once."""
     found, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -149,7 +149,7 @@ def any_images(folder: Path, split: str):
         raise InputError(f"{folder}: no such folder")
     names = {"train": ("train",), "test": ("val", "test")}.get(split, ())
     folder = next((folder / name for name in names if (folder / name).is_dir()), folder)
-    found = _images_below(folder)
+    found = images_below(folder)
     if not found:
         raise InputError(f"{folder}: holds no image, at any depth")
     classes = sorted({f.parent.name for f in found})

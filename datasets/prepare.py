@@ -1,0 +1,291 @@
+"""From downloads to the folders that the documented commands read.
+
+python -m datasets.prepare imagenet100 --imagenet DIR --out data     # ImageNet-100 and its three outlier splits
+python -m datasets.prepare tiny_imagenet --source DIR --out data     # 180 inlier and 20 outlier classes
+python -m datasets.prepare awa2 --source DIR --out data              # Animals with Attributes 2
+python -m datasets.prepare cifar --out data                          # CIFAR-10 and CIFAR-100, downloaded
+
+Links into the source, or copies with --copy. The source is never written to, and what is already there is left alone.
+--check then looks at every class, count and image.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import datasets
+import util
+from datasets import sources
+from util import InputError
+
+HERE = Path(__file__).parent
+IMAGENET_SPLITS = {"imagenet100": "ImageNet-100"} | {f"imagenet_outliers_split{i}": None for i in (1, 2, 3)}
+DEVKIT = ("", "data", "ILSVRC2012_devkit_t12/data", "devkit/data", "devkit")
+AWA2_CLASSES, AWA2_IMAGES = 50, 37_322
+
+
+def class_list(name: str) -> list[str]:
+    """The wnids of a list in this folder, one a line."""
+    return (HERE / f"{name}.txt").read_text().split()
+
+
+# ---- what goes where: plans are lists of (place below --out, source file or folder) ----------------------------------
+
+
+def imagenet100(args) -> list[tuple[Path, Path]]:
+    """Class folders of ImageNet-100 and the outlier splits; validation by class folder or by the ground truth."""
+    root = _first(args.imagenet, ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC"), "train", "--imagenet")
+    if not (root / "val").is_dir():
+        raise InputError(f"--imagenet {args.imagenet}: {root} has no folder val")
+    sorted_val = any(f.is_dir() for f in (root / "val").iterdir())
+    by_class = None if sorted_val else _validation_by_class(Path(args.imagenet), root / "val")
+    plan = []
+    for folder, list_name in IMAGENET_SPLITS.items():
+        for wnid in class_list(list_name or folder):
+            plan.append((Path(folder, "train", wnid), _existing(root / "train" / wnid, "--imagenet")))
+            if sorted_val:
+                plan.append((Path(folder, "val", wnid), _existing(root / "val" / wnid, "--imagenet")))
+            else:
+                if not by_class.get(wnid):
+                    raise InputError(f"--imagenet {args.imagenet}: the ground truth has no validation image of {wnid}")
+                plan += [(Path(folder, "val", wnid, f.name), f) for f in by_class[wnid]]
+    return plan
+
+
+def _validation_by_class(root: Path, val: Path) -> dict[str, list[Path]]:
+    """wnid -> files of a flat validation folder, from LOC_val_solution.csv or the development kit."""
+    solution = next(
+        (root / p for p in ("LOC_val_solution.csv", "ILSVRC/LOC_val_solution.csv") if (root / p).is_file()), None
+    )
+    if solution:
+        rows = [line.split(",") for line in solution.read_text().splitlines()[1:] if line.strip()]
+        truth = {f"{name}.JPEG": boxes.split()[0] for name, boxes in rows}
+    else:
+        truth = _development_kit(root, val)
+    by_class: dict[str, list[Path]] = {}
+    for name, wnid in truth.items():
+        by_class.setdefault(wnid, []).append(_existing(val / name, "--imagenet"))
+    return by_class
+
+
+def _development_kit(root: Path, val: Path) -> dict[str, str]:
+    """File name -> wnid: line n of the ground truth is the class number of the n-th validation image."""
+    from scipy.io import loadmat
+
+    name = "ILSVRC2012_validation_ground_truth.txt"
+    folder = next((root / p for p in DEVKIT if (root / p / name).is_file() and (root / p / "meta.mat").is_file()), None)
+    if folder is None:
+        raise InputError(
+            f"--imagenet {root}: val holds no class folders; put LOC_val_solution.csv, or meta.mat and {name} of the "
+            "development kit, into ILSVRC2012_devkit_t12/data there"
+        )
+    synsets = loadmat(folder / "meta.mat", squeeze_me=True)["synsets"]
+    wnid = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    numbers = [int(line) for line in (folder / name).read_text().split()]
+    files = sorted(f.name for f in val.iterdir() if f.suffix.lower() in sources.IMG_EXTENSIONS)
+    if len(files) != len(numbers):
+        raise InputError(f"--imagenet {val}: {len(files)} images, but the ground truth has {len(numbers)} lines")
+    return {file: wnid[number] for file, number in zip(files, numbers, strict=True)}
+
+
+def tiny_imagenet(args) -> list[tuple[Path, Path]]:
+    """tiny_imagenet (180 classes) and tiny_imagenet_outliers (20), each with train and val by class."""
+    root = _first(args.source, ("", "tiny-imagenet-200"), "train", "--source")
+    val = sources.tiny_imagenet(root, "test")
+    by_class: dict[str, list[Path]] = {}
+    for file, label in zip(val[0], val[1], strict=True):
+        by_class.setdefault(val[2][label], []).append(Path(file))
+    plan = []
+    for folder, names in (("tiny_imagenet", "tiny_imagenet_inliers"), ("tiny_imagenet_outliers",) * 2):
+        for wnid in class_list(names):
+            plan.append((Path(folder, "train", wnid), _existing(root / "train" / wnid, "--source")))
+            if wnid not in by_class:
+                raise InputError(f"--source {args.source}: validation has no image of {wnid}")
+            plan += [(Path(folder, "val", wnid, f.name), f) for f in by_class[wnid]]
+    return plan
+
+
+def awa2(args) -> list[tuple[Path, Path]]:
+    """Animals_with_Attributes2/JPEGImages, by class."""
+    root = _first(args.source, ("", "Animals_with_Attributes2"), "JPEGImages", "--source") / "JPEGImages"
+    classes = sorted(f for f in root.iterdir() if f.is_dir())
+    if len(classes) != AWA2_CLASSES:
+        raise InputError(f"--source {root}: {len(classes)} class folders; AwA2 has {AWA2_CLASSES}")
+    return [(Path("Animals_with_Attributes2", "JPEGImages", f.name), f) for f in classes]
+
+
+def _first(folder, places, wanted: str, flag: str) -> Path:
+    for place in places:
+        if (Path(folder) / place / wanted).is_dir():
+            return (Path(folder) / place).resolve()
+    raise InputError(f"{flag} {folder}: has no folder {wanted}")
+
+
+def _existing(path: Path, flag: str) -> Path:
+    if not path.exists():
+        raise InputError(f"{flag} {path}: is missing")
+    return path
+
+
+# ---- carrying a plan out ---------------------------------------------------------------------------------------------
+
+
+def carry_out(plan: list[tuple[Path, Path]], out: Path, copy: bool) -> int:
+    """Link or copy what is not there yet; returns how many. Raises InputError before anything is overwritten."""
+    for place, source in plan:
+        if out.resolve().is_relative_to(source.resolve()):
+            raise InputError(f"--out {out}: lies in the source {source}; nothing is ever written there")
+        for folder in (out / place).parents:
+            if folder != out and folder.is_relative_to(out) and folder.is_symlink():
+                raise InputError(f"--out {out}: {folder} is a link; remove it first, nothing is written through links")
+    new = [(out / place, source) for place, source in plan if not _is_there(out / place, source, copy)]
+    progress = util.Progress("copying" if copy else "linking", len(new), 100)
+    for i, (place, source) in enumerate(new, 1):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not copy:
+            place.symlink_to(source.resolve(), target_is_directory=source.is_dir())
+        else:  # under another name first: a crash leaves nothing half copied under the right one
+            unfinished = place.with_name(place.name + ".unfinished")
+            if source.is_dir():
+                shutil.rmtree(unfinished, ignore_errors=True)
+                shutil.copytree(source, unfinished)
+            else:
+                shutil.copy2(source, unfinished)
+            os.replace(unfinished, place)
+        progress.tick(i, "")
+    progress.close()
+    return len(new)
+
+
+def _is_there(place: Path, source: Path, copy: bool) -> bool:
+    if place.is_symlink():
+        if place.resolve() != source.resolve():
+            raise InputError(f"--out: {place} is a link to {place.resolve()}, not to {source}; remove it first")
+        return not copy or _refuse(place, "a link, where --copy was asked for")
+    if not place.exists():
+        return False
+    if not copy:
+        return _refuse(place, "no link")
+    files = (sum(len(f) for _, _, f in os.walk(p)) if p.is_dir() else p.stat().st_size for p in (place, source))
+    return len(set(files)) == 1 or _refuse(place, f"not the same as {source}")
+
+
+def _refuse(place: Path, what: str) -> bool:
+    raise InputError(f"--out: {place} is there already and is {what}; remove it first")
+
+
+def link_images(folder: Path) -> None:
+    """images/train and images/val beside train and val: the documented evaluation commands say images."""
+    (folder / "images").mkdir(exist_ok=True)
+    for split in ("train", "val"):
+        link = folder / "images" / split
+        if not link.is_symlink() and not link.exists():
+            link.symlink_to(Path("..", split), target_is_directory=True)
+
+
+# ---- checking --------------------------------------------------------------------------------------------------------
+
+
+def expected(place: Path) -> tuple[int, int]:
+    """Fewest and most published images of a class folder: ImageNet's train, val; Tiny-ImageNet's; AwA2's."""
+    if place.parts[0].startswith("imagenet"):
+        return (732, 1300) if place.parts[1] == "train" else (50, 50)
+    if place.parts[0].startswith("tiny"):
+        return (500, 500) if place.parts[1] == "train" else (50, 50)
+    return (100, 1645)
+
+
+def check(plan, out: Path, name: str) -> list[str]:
+    """What is wrong with the folders of a plan, in words; unreadable images are listed in out/<name>_damaged.txt."""
+    folders = sorted({place if source.is_dir() else place.parent for place, source in plan})
+    problems, owner, images = [], {}, []
+    for place in folders:
+        found = sources.images_below(out / place)
+        low, high = expected(place)
+        if not low <= len(found) <= high:
+            problems.append(
+                f"{place}: {len(found)} images, published are {low}" + (f" to {high}" if high > low else "")
+            )
+        for file in found:
+            real = os.path.realpath(file)
+            if real in owner:
+                problems.append(f"{file}: is in {owner[real]} too")
+            owner[real] = place
+        images += found
+    if name == "awa2" and len(images) != AWA2_IMAGES:
+        problems.append(f"{len(images)} images, published are {AWA2_IMAGES}")
+    damaged, progress = [], util.Progress("decoding", len(images), 5000)
+    with ThreadPoolExecutor() as pool:  # decoding lets other threads run
+        for i, error in enumerate(pool.map(_damage, images, chunksize=1), 1):
+            if error:
+                damaged.append(str(images[i - 1]))
+                problems.append(f"{images[i - 1]}: {error}")
+            progress.tick(i, f"{len(damaged)} damaged")
+    progress.close()
+    if damaged:
+        (out / f"{name}_damaged.txt").write_text("\n".join(damaged) + "\n")
+    return problems
+
+
+def _damage(file: Path) -> str | None:
+    try:
+        np.asarray(datasets.ImageData([str(file)], None, []).image(0))
+    except (InputError, Image.DecompressionBombError) as error:
+        return str(error).removeprefix(f"{file}: ")
+    return None
+
+
+# ---- command line ----------------------------------------------------------------------------------------------------
+
+PLANS = {"imagenet100": imagenet100, "tiny_imagenet": tiny_imagenet, "awa2": awa2}
+
+
+def get_parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = p.add_subparsers(dest="name", required=True)
+    for name in (*PLANS, "cifar"):
+        k = kinds.add_parser(
+            name, help=(PLANS[name].__doc__ if name in PLANS else "CIFAR-10 and CIFAR-100.").split("\n")[0]
+        )
+        k.add_argument("--out", type=Path, default=Path("data"), help="folder of all data sets (default: data)")
+        if name == "cifar":
+            continue
+        flag = "--imagenet" if name == "imagenet100" else "--source"
+        k.add_argument(flag, required=True, metavar="DIR", help="the unpacked download")
+        k.add_argument("--copy", action="store_true", help="copy the images instead of linking to them")
+        k.add_argument("--check", action="store_true", help="verify classes, counts, every image, and the splits")
+    return p
+
+
+def main():
+    args = get_parser().parse_args()
+    util.check_folder(args.out, "--out")
+    if args.name == "cifar":
+        for name in ("cifar10", "cifar100"):
+            train, test = datasets.build_pair(name, args.out)
+            print(f"{name}: {len(train):,} training and {len(test):,} test images in {args.out}")
+        return
+    plan = PLANS[args.name](args)
+    made = carry_out(plan, args.out, args.copy)
+    if args.name == "imagenet100":
+        link_images(args.out / "imagenet100")
+    kind = "copies" if args.copy else "links"
+    print(f"{args.name}: {made:,} {kind} made in {args.out}, {len(plan) - made:,} were there")
+    if args.check:
+        problems = check(plan, args.out, args.name)
+        for problem in problems[:20]:
+            print(problem, file=sys.stderr)
+        if problems:
+            more = f", {len(problems) - 20} of them not shown" if len(problems) > 20 else ""
+            raise InputError(f"--check: {len(problems)} problems in {args.out}{more}")
+        print("checked: classes, counts, every image, no image in two splits")
+
+
+if __name__ == "__main__":
+    util.run_command(main)
