@@ -9,6 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from datasets import sources
+from datasets.decoding import read_rgb
 from util import InputError
 
 NAMES = tuple(sources.SOURCES)
@@ -34,11 +35,7 @@ class ImageData(Dataset):
         item = self.images[index]
         if isinstance(item, np.ndarray):
             return Image.fromarray(item).convert("RGB")
-        try:
-            with Image.open(item) as file:
-                return file.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises on damaged files
-            raise InputError(f"{item}: not a readable image ({str(error).splitlines()[0]})") from None
+        return read_rgb(item)
 
     def __getitem__(self, index: int):
         image = self.image(index)
