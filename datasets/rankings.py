@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import yaml
 
-from util import InputError
+from util import InputError, run_command
 
 HERE = Path(__file__).parent
 NAMED = ("identity", "superclass", "roberta_threshold")
@@ -44,38 +44,36 @@ def known_superclasses(name: str | None) -> dict[str, list[str]]:
     return read_superclasses(HERE / "superclasses" / f"{name}.yaml")
 
 
-def read_table(path: Path) -> tuple[np.ndarray, list[str]]:
-    """A CSV matrix: first line `class,a,b,...`, then a line a class, `a,1,0.75,...` -> [C, C], identifiers.
+def read_table(path: Path, flag: str = "--ranking") -> tuple[np.ndarray, list[str]]:
+    """A CSV matrix -> [C, C], identifiers: first line `class,a,b,...`, then a line a class, `a,1,0.75,...`.
 
-    Raises InputError unless it is square, its identifiers agree, it is symmetric, its diagonal is 1 and all lies in
-    [-1, 1] (cosines are welcome where thresholds are given).
+    Lines that start with # are comment. Raises InputError, naming `flag`, unless it is square, its identifiers agree,
+    it is symmetric, its diagonal is 1 and all lies in [-1, 1] (cosines are welcome where thresholds are given).
     """
     try:
         with path.open(newline="") as file:
-            head, *rows = [row for row in csv.reader(file) if row]
+            head, *rows = [row for row in csv.reader(file) if row and not row[0].startswith("#")]
         names = [row[0] for row in rows]
         table = np.array([[float(x) for x in row[1:]] for row in rows], dtype=np.float64)
     except (OSError, ValueError) as error:
-        raise InputError(f"--ranking {path}: not readable as a CSV matrix ({error})") from None
+        raise InputError(f"{flag} {path}: not readable as a CSV matrix ({error})") from None
     columns = head[1:]
     if table.ndim != 2 or table.shape[0] != table.shape[1] or len(columns) != len(names):
         shape = f"{len(names)} lines and {len(columns)} columns"
-        raise InputError(f"--ranking {path}: has {shape}; it must be square, with a header line `class,...`")
+        raise InputError(f"{flag} {path}: has {shape}; it must be square, with a header line `class,...`")
     if columns != names or len(set(names)) < len(names):
-        raise InputError(f"--ranking {path}: header and first column must name the same classes, each once, in order")
+        raise InputError(f"{flag} {path}: header and first column must name the same classes, each once, in order")
     if not (np.abs(table) <= 1).all():
         a, b = np.argwhere(~(np.abs(table) <= 1))[0]
-        raise InputError(f"--ranking {path}: similarity of {names[a]} and {names[b]} is {table[a, b]}, not in [0, 1]")
+        raise InputError(f"{flag} {path}: similarity of {names[a]} and {names[b]} is {table[a, b]}, not in [0, 1]")
     if np.abs(table - table.T).max() > 1e-6:
         a, b = np.argwhere(np.abs(table - table.T) > 1e-6)[0]
         raise InputError(
-            f"--ranking {path}: not symmetric: {names[a]}, {names[b]} is {table[a, b]} one way and {table[b, a]} back"
+            f"{flag} {path}: not symmetric: {names[a]}, {names[b]} is {table[a, b]} one way and {table[b, a]} back"
         )
     off = np.flatnonzero(np.abs(table.diagonal() - 1) > 1e-6)
     if len(off):
-        raise InputError(
-            f"--ranking {path}: similarity of {names[off[0]]} with itself is {table[off[0], off[0]]}, not 1"
-        )
+        raise InputError(f"{flag} {path}: similarity of {names[off[0]]} with itself is {table[off[0], off[0]]}, not 1")
     return table, names
 
 
@@ -174,3 +172,9 @@ def summary(table: torch.Tensor, taus) -> str:
         f"{len(table)} classes; {ranks}; similar classes a class: min {similar.min()}, "
         f"median {similar.float().quantile(0.5):g}, max {similar.max()}; {int((similar == 0).sum())} without"
     )
+
+
+if __name__ == "__main__":
+    from datasets.ranking_builders import main
+
+    run_command(main)

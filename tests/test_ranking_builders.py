@@ -1,0 +1,156 @@
+"""Ranking files: cosines of names by a text encoder, superclasses, noise, and the picture."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from made_data import make_image_folders
+from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaModel
+
+import util
+from datasets import ranking_builders, rankings
+
+NAMES = ["robin", "gila monster", "a very long name of a class with many words", "x"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A RoBERTa with random weights and a byte-level tokenizer, as a local folder."""
+    folder = tmp_path_factory.mktemp("roberta")
+    letters = [chr(c) for c in range(33, 127)] + ["Ġ"]
+    vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=80, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    RobertaModel(config).save_pretrained(folder)
+    return folder
+
+
+def make(monkeypatch, folder, command):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["rankings.py", *command.split()])
+    util.run_command(ranking_builders.main)
+
+
+def error_of(monkeypatch, capsys, folder, command):
+    with pytest.raises(SystemExit) as stop:
+        make(monkeypatch, folder, command)
+    assert stop.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def by_hand(folder, text):
+    """The mean of the last hidden states of one text alone, of unit length."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        hidden = model(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0].tolist()
+    mean = [math.fsum(token[d] for token in hidden) / len(hidden) for d in range(16)]
+    return [x / math.hypot(*mean) for x in mean]
+
+
+def test_embeddings_equal_mean_pooling_by_hand_and_padding_changes_none(encoder):
+    tokenizer, model, _ = ranking_builders.text_encoder(str(encoder))
+    together = ranking_builders.embed(NAMES, tokenizer, model)  # padded to the longest
+    for text, row in zip(NAMES, together.tolist(), strict=True):
+        assert row == pytest.approx(by_hand(encoder, text), abs=1e-5)
+    small = ranking_builders.embed(NAMES, tokenizer, model, batch=1)
+    assert torch.allclose(small, together, atol=1e-5)
+
+
+def test_roberta_writes_a_ranking_that_training_reads(monkeypatch, tmp_path, encoder):
+    (tmp_path / "names.csv").write_text("class,name\nn1,robin\nn2,gila monster\nn3,robin\n")
+    make(monkeypatch, tmp_path, f"roberta --names names.csv --model {encoder} --out r.csv")
+    table, classes = rankings.read_table(tmp_path / "r.csv")
+    assert classes == ["n1", "n2", "n3"]
+    assert table[0, 2] == pytest.approx(1)
+    want = np.dot(by_hand(encoder, "robin"), by_hand(encoder, "gila monster"))
+    assert table[0, 1] == pytest.approx(want, abs=1e-5)
+    assert f"model {encoder}" in (tmp_path / "r.csv").read_text().splitlines()[0]
+    similarity, _ = rankings.class_similarity(str(tmp_path / "r.csv"), classes, thresholds=[0.9999])
+    assert similarity[0].tolist() == [1, 0.75 if table[0, 1] >= 0.9999 else 0, 0.75]
+
+
+def test_names_come_from_folders_and_a_template_is_used(monkeypatch, tmp_path, encoder):
+    make_image_folders(tmp_path / "mine", ["grey_wolf", "red+fox", "n01558993"], each=1)
+    assert ranking_builders.folder_names(tmp_path / "mine") == {
+        "grey_wolf": "grey wolf", "n01558993": "robin", "red+fox": "red fox",
+    }  # fmt: skip
+    for name, template in (("plain", "{}"), ("photo", "photo_{}")):
+        make(monkeypatch, tmp_path, f"roberta --data_folder mine --model {encoder} --template {template} --out {name}")
+    tables = [rankings.read_table(tmp_path / name)[0] for name in ("plain", "photo")]
+    assert not np.allclose(*tables)
+
+
+def test_superclasses_come_from_yaml_or_a_tree(monkeypatch, tmp_path):
+    make_image_folders(tmp_path / "tree" / "pets", ["cat", "dog"], each=1)
+    make_image_folders(tmp_path / "tree" / "vehicles", ["car"], each=1)
+    (tmp_path / "groups.yaml").write_text("pets: [dog, cat]\nvehicles: [car]\n")
+    for source in ("tree", "groups.yaml"):
+        make(monkeypatch, tmp_path, f"superclass --from {source} --out {source}.csv")
+        table, classes = rankings.read_table(tmp_path / f"{source}.csv")
+        assert classes == ["car", "cat", "dog"]
+        assert table.tolist() == [[1, 0, 0], [0, 1, 0.75], [0, 0.75, 1]]
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 1])
+def test_noise_deals_a_share_of_the_pairs_anew_and_keeps_the_values(share):
+    table = np.random.default_rng(0).random((30, 30)).round(6)
+    table = np.triu(table, 1) + np.triu(table, 1).T + np.eye(30)
+    noisy = ranking_builders.with_noise(table, share, seed=1)
+    assert (noisy == noisy.T).all()
+    assert (noisy.diagonal() == 1).all()
+    assert (np.sort(noisy, axis=None) == np.sort(table, axis=None)).all()
+    moved = (np.triu(noisy != table, 1)).sum() / 435
+    assert share - 0.02 <= moved <= share
+    assert (noisy == ranking_builders.with_noise(table, share, seed=1)).all()
+    assert share == 0 or (noisy != ranking_builders.with_noise(table, share, seed=2)).any()
+
+
+def test_show_draws_similar_classes_side_by_side_and_names_the_closest(monkeypatch, capsys, tmp_path):
+    (tmp_path / "groups.yaml").write_text("a: [c1, c4, c5]\nb: [c2, c6]\nc: [c3]\n")
+    make(monkeypatch, tmp_path, "superclass --from groups.yaml --out r.csv")
+    make(monkeypatch, tmp_path, "show r.csv --out r.png")
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert "c1 - c4: 0.75, in training 0.75" in capsys.readouterr().out
+    table, classes = rankings.read_table(tmp_path / "r.csv")
+    order = [classes[i] for i in ranking_builders.clustered(table)]
+    places = [order.index(c) for c in ("c1", "c4", "c5")]
+    assert max(places) - min(places) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("roberta --names names.csv --model nowhere --out a.csv", "--model nowhere: cannot be loaded"),
+        ("roberta --names nowhere.csv --out a.csv", "--names nowhere.csv: not readable"),
+        ("roberta --names twice.txt --out a.csv", "--names twice.txt: class cat stands in it twice"),
+        ("roberta --names empty.txt --out a.csv", "--names empty.txt: is empty"),
+        ("roberta --names names.csv --template photo --out a.csv", "--template 'photo'"),
+        ("roberta --data_folder nowhere --out a.csv", "nowhere: no such folder"),
+        ("superclass --from nowhere.yaml --out a.csv", "--from nowhere.yaml: no such file or folder"),
+        ("superclass --from flat --out a.csv", "--from flat: it holds no folders"),
+        ("noise --from nowhere.csv --out a.csv", "--from nowhere.csv: not readable"),
+        ("noise --from r.csv --share 2 --out a.csv", "--share 2.0: must lie in [0, 1]"),
+        ("show nowhere.csv", "nowhere.csv: not readable"),
+        ("noise --from r.csv --out r.csv", "--out r.csv: is there already"),
+        ("noise --from r.csv --out r.csv/a.csv", "--out "),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(monkeypatch, capsys, tmp_path, command, reason):
+    (tmp_path / "names.csv").write_text("class,name\nn1,robin\n")
+    (tmp_path / "twice.txt").write_text("cat\ndog\ncat\n")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "r.csv").write_text("class,a,b\na,1,0\nb,0,1\n")
+    (tmp_path / "flat").mkdir()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = sorted(tmp_path.iterdir())
+    assert reason in error_of(monkeypatch, capsys, tmp_path, command)
+    assert sorted(tmp_path.iterdir()) == before
