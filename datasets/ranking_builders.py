@@ -40,6 +40,8 @@ def embed(texts: list[str], tokenizer, model, batch: int = 64) -> torch.Tensor:
 
 def text_encoder(name: str):
     """Tokenizer and model of a hub name or local folder, and the revision; InputError if it cannot be had."""
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():  # no name of the hub: ask nobody
+        raise InputError(f"--model {name}: no such folder")
     from transformers import AutoModel, AutoTokenizer
 
     try:

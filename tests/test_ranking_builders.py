@@ -129,7 +129,8 @@ def test_show_draws_similar_classes_side_by_side_and_names_the_closest(monkeypat
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        ("roberta --names names.csv --model nowhere --out a.csv", "--model nowhere: cannot be loaded"),
+        ("roberta --names names.csv --model ./nowhere --out a.csv", "--model ./nowhere: no such folder"),
+        ("roberta --names names.csv --model ./flat --out a.csv", "--model ./flat: cannot be loaded"),
         ("roberta --names nowhere.csv --out a.csv", "--names nowhere.csv: not readable"),
         ("roberta --names twice.txt --out a.csv", "--names twice.txt: class cat stands in it twice"),
         ("roberta --names empty.txt --out a.csv", "--names empty.txt: is empty"),
@@ -150,7 +151,6 @@ def test_bad_input_is_one_line_and_nothing_is_written(monkeypatch, capsys, tmp_p
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "r.csv").write_text("class,a,b\na,1,0\nb,0,1\n")
     (tmp_path / "flat").mkdir()
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     before = sorted(tmp_path.iterdir())
     assert reason in error_of(monkeypatch, capsys, tmp_path, command)
     assert sorted(tmp_path.iterdir()) == before
