@@ -71,19 +71,19 @@ class MainFailed(InputError):
 @contextlib.contextmanager
 def main_first():
     """The main process goes through the block before the others, to download or to find bad input once."""
-    if not is_main() and (message := from_main(None)):
+    if not is_main() and (message := _from_main(None)):
         raise MainFailed(message)
     try:
         yield
     except InputError as error:
         if is_main():
-            from_main(str(error))
+            _from_main(str(error))
         raise
     if is_main():
-        from_main("")
+        _from_main("")
 
 
-def from_main(value):
+def _from_main(value):
     """The main process's value (a plain one), on every process."""
     box = [value]
     if world_size() > 1:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 
 import checkpoint
 import datasets
 import distributed
 import evaluation
+import training
 import util
 from datasets import augmentation
 from networks import resnet
@@ -68,8 +68,7 @@ def load(args, train: datasets.ImageData) -> Frozen:
     trained = checkpoint.trained_options(state)
     encoder, model = _encoder(args, trained.get("model"), weights, path)
     checkpoint.load_strictly(encoder, weights, source)
-    if (args.mean is None) != (args.std is None):
-        raise InputError("--mean and --std go together: give both or neither")
+    training.check_mean_and_std(args)
     spec = datasets.spec(args.dataset)
     size = args.size or state.get("size") or trained.get("size") or spec.size
     mean, std = args.mean or state.get("mean") or spec.mean, args.std or state.get("std") or spec.std
@@ -100,10 +99,7 @@ def _encoder(args, trained: str | None, weights: dict, path: Path) -> tuple[nn.M
     if name is None:
         raise InputError(f"--ckpt {path} does not say which encoder it holds; give --model")
     stem = weights.get("conv1.weight")
-    try:
-        encoder = resnet.encoder(name, small_images=stem is not None and stem.shape[-1] == 3)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    encoder = training.build_encoder(name, small_images=stem is not None and stem.shape[-1] == 3)
     if trained and resnet.base_name(name) != resnet.base_name(trained):
         raise InputError(f"--model {name}: {path} holds a {trained}; leave --model out")
     return encoder, name
@@ -126,11 +122,10 @@ def features(frozen: Frozen, data: datasets.ImageData, args, device, title: str)
         except Exception as error:  # torch.load meets damage in many ways
             raise InputError(f"--features_cache {path}: damaged ({type(error).__name__}); delete this file") from None
     frozen.extracted[title] = {"file": path and str(path), "reused": False}
-    rank, world = distributed.rank(), distributed.world_size()
-    share = DataLoader(Subset(data, range(rank, len(data), world)), args.batch_size, num_workers=args.num_workers)
+    share = training.share_loader(data, args, device)
     batches = util.tracked(share, f"features of {len(data)} images, {title}", show=distributed.is_main())
     x, _ = evaluation.extract(frozen.encoder.to(device), batches, device) if len(share) else (torch.zeros(0, 1), None)
-    if world > 1:
+    if distributed.world_size() > 1:
         x = _interleave(x, len(data), frozen.encoder.dim, device)
     if not x.isfinite().all():
         raise InputError(f"--ckpt {frozen.record['path']}: some features are NaN or infinite; its training went wrong")

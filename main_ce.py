@@ -16,9 +16,7 @@ import results
 import training
 import util
 from datasets import augmentation
-from networks import resnet
 from networks.classifier import Classifier
-from util import InputError
 
 RECIPES = {
     "digits": dict(
@@ -46,22 +44,17 @@ def worker(args, device):
     begin = time.perf_counter()
     util.seed_everything(args.seed)
     with distributed.main_first():
-        only = datasets.imagenet100() if args.imagenet100 else ()
-        train, test = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out), only)
-        if len(train.classes) < 2:
-            raise InputError(f"--data_folder {args.data_folder}: holds a single class; there is nothing to tell apart")
+        only = datasets.class_list("ImageNet-100") if args.imagenet100 else ()
+        train, test = training.classification_data(args, only)
         spec, size, mean, std = training.image_settings(args, train)
-        try:
-            encoder = resnet.encoder(args.model, spec.small)
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        encoder = training.build_encoder(args.model, spec.small)
         name = args.exp_name or f"cross_entropy_{args.model}_seed{args.seed}"
         run = training.Run(args, "SupCon", name)
     colour = args.use_ssl_augmentations and spec.colour
     train.transform = augmentation.contrastive(size, mean, std, spec.crop_scale, spec.flip, colour)
     test.transform = augmentation.evaluation(size, mean, std, spec.small)
     loader, sampler = training.training_loader(train, args, device)
-    validation = training.validation_loader(test, args, device)
+    validation = training.share_loader(test, args, device)
     model = Classifier(encoder, len(train.classes)).to(device, memory_format=training.memory_format(device))
     wrapped = training.parallel(model)
     optimizer = training.sgd(model, args)
@@ -79,14 +72,15 @@ def worker(args, device):
         run.save(epoch, model, optimizer, facts)
     run.close()
     if distributed.is_main():
+        metrics = training.best_and_last(run.best, scalars)
         path = results.write(
-            args, "cross_entropy", "", name=name, metrics=training.best_and_last(run.best, scalars),
+            args, "cross_entropy", "", name=name, metrics=metrics,
             checkpoint={"path": str(run.last.resolve()), "sha256": checkpoint.sha256(run.last), "model": args.model,
                         "epoch": args.epochs},
             images={"train": len(train), "validation": len(test)}, data_folders={"images": args.data_folder},
             seconds=time.perf_counter() - begin,
         )  # fmt: skip
-        results.show("cross-entropy", training.best_and_last(run.best, scalars))
+        results.show("cross-entropy", metrics)
         print(f"saved {path}", flush=True)
 
 

@@ -18,7 +18,6 @@ import results
 import training
 import util
 from datasets import augmentation
-from util import InputError
 
 SMALL = dict(epochs=30, batch_size=64, learning_rate=0.1, cosine=True, num_workers=0)
 RECIPES = {"digits": SMALL, "fashion_mnist": {**SMALL, "num_workers": 2}}
@@ -45,9 +44,7 @@ def worker(args, device):
     begin = time.perf_counter()
     util.seed_everything(args.seed)
     with distributed.main_first():
-        train, test = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out))
-        if len(train.classes) < 2:
-            raise InputError(f"--data_folder {args.data_folder}: holds a single class; there is nothing to tell apart")
+        train, test = training.classification_data(args)
         net = frozen.load(args, train)
         kind = "cached" if args.cache_features else "augmented"
         detail = f"{kind}_lr{args.learning_rate:g}_seed{args.seed}"
@@ -66,7 +63,7 @@ def worker(args, device):
         )
         test.transform = net.transform
     loader, sampler = training.training_loader(train, args, device)
-    validation = training.validation_loader(test, args, device)
+    validation = training.share_loader(test, args, device)
     classifier = nn.Linear(net.encoder.dim, len(facts["classes"])).to(device)
     model, wrapped = nn.Sequential(encoder, classifier).eval(), training.parallel(classifier)
     optimizer = training.sgd(classifier, args)

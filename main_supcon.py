@@ -13,7 +13,6 @@ import training
 import util
 from datasets import augmentation, rankings
 from losses import RINCELoss
-from networks import resnet
 from networks.contrastive import ContrastiveModel, projection_head
 from networks.memory_bank import MemoryBank
 from util import InputError
@@ -93,10 +92,7 @@ def build_criterion(args, classes):
 
 def build_model(args, criterion):
     """Query and key encoder over one bank, the same on every process since the seed is."""
-    try:
-        encoder = resnet.encoder(args.model, datasets.spec(args.dataset).small)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    encoder = training.build_encoder(args.model, datasets.spec(args.dataset).small)
     bank = MemoryBank(args.memorybank_size, args.feat_dim)
     head = projection_head(encoder.dim, args.feat_dim)
     return ContrastiveModel(encoder, head, bank, criterion, args.m, distributed.gather)

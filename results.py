@@ -14,6 +14,7 @@ import torch
 import torchvision
 
 import options
+import util
 
 # options that change where and how fast a result is made, not what it is
 NO_MEANING = (
@@ -59,9 +60,7 @@ def write(
         },
         **(more or {}),
     }
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(record, indent=1))
-    os.replace(temporary, path)
+    util.write_text(path, json.dumps(record, indent=1))
     return path
 
 

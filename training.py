@@ -15,6 +15,7 @@ import datasets
 import distributed
 import options
 import util
+from networks import resnet
 from util import InputError
 
 # options that a resumed run must share with its checkpoint, or the weights mean something else
@@ -31,6 +32,28 @@ def parse(parser, recipes: dict):
     return parser.parse_args()
 
 
+def check_mean_and_std(args) -> None:
+    """Both or neither, else InputError."""
+    if (args.mean is None) != (args.std is None):
+        raise InputError("--mean and --std go together: give both or neither")
+
+
+def build_encoder(name: str, small_images: bool):
+    """networks.resnet.encoder, whose error is the user's."""
+    try:
+        return resnet.encoder(name, small_images)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def classification_data(args, only=()):
+    """Training and validation set of the options, of two classes or more."""
+    train, test = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out), only)
+    if len(train.classes) < 2:
+        raise InputError(f"--data_folder {args.data_folder}: holds a single class; there is nothing to tell apart")
+    return train, test
+
+
 def memory_format(device) -> torch.memory_format:
     """channels_last is the fast layout of convolutions on CUDA."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
@@ -38,9 +61,8 @@ def memory_format(device) -> torch.memory_format:
 
 def image_settings(args, data):
     """The data set's spec, and the size, mean and std of its views: given, known, or estimated from the images."""
+    check_mean_and_std(args)
     spec = datasets.spec(args.dataset)
-    if (args.mean is None) != (args.std is None):
-        raise InputError("--mean and --std go together: give both or neither")
     mean, std = (args.mean, args.std) if args.mean else (spec.mean, spec.std)
     if mean is None:
         mean, std = datasets.mean_and_std(data)
@@ -102,19 +124,18 @@ def sgd(model, args):
     return torch.optim.SGD(trained, args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
 
 
-def validation_loader(data, args, device):
-    """This process's share of a validation set, every image once over all processes."""
+def share_loader(data, args, device):
+    """This process's share of a data set in order, every image once over all processes: r, r + world, ..."""
     share = range(distributed.rank(), len(data), distributed.world_size())
     if isinstance(data, TensorDataset):
         batches = BatchSampler(share, args.batch_size, drop_last=False)
         return DataLoader(data, sampler=batches, batch_size=None)
-    workers = args.num_workers
     return DataLoader(
         Subset(data, share),
         batch_size=args.batch_size,
-        num_workers=workers,
+        num_workers=args.num_workers,
         pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
+        persistent_workers=args.num_workers > 0,
     )
 
 

@@ -143,6 +143,23 @@ def tracked(batches, title: str, every: int = 50, show: bool = True):
     progress.close()
 
 
+def pyplot():
+    """matplotlib.pyplot without a screen, imported where something is drawn."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write to a temporary name, then rename: whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
 def append_json(path: Path, record: dict) -> None:
     """Add one line of JSON to a log."""
     with path.open("a") as file:

@@ -133,9 +133,9 @@ def spec(name: str) -> sources.Source:
     return sources.SOURCES[name]
 
 
-def imagenet100() -> tuple[str, ...]:
-    """The 100 wnids of ImageNet-100, sorted."""
-    return tuple((Path(__file__).parent / "ImageNet-100.txt").read_text().split())
+def class_list(name: str) -> tuple[str, ...]:
+    """The wnids of a list in this folder, sorted: ImageNet-100, imagenet_outliers_split1, tiny_imagenet_inliers, ..."""
+    return tuple((Path(__file__).parent / f"{name}.txt").read_text().split())
 
 
 def mean_and_std(data: ImageData, most: int = 2000) -> tuple[list[float], list[float]]:

@@ -22,15 +22,13 @@ from datasets import sources
 from datasets.decoding import read_rgb
 from util import InputError
 
-HERE = Path(__file__).parent
-IMAGENET_SPLITS = {"imagenet100": "ImageNet-100"} | {f"imagenet_outliers_split{i}": None for i in (1, 2, 3)}
+# folder below --out: its class list
+IMAGENET = {"imagenet100": "ImageNet-100"} | {
+    f"imagenet_outliers_split{i}": f"imagenet_outliers_split{i}" for i in (1, 2, 3)
+}
+TINY_IMAGENET = {"tiny_imagenet": "tiny_imagenet_inliers", "tiny_imagenet_outliers": "tiny_imagenet_outliers"}
 DEVKIT = ("", "data", "ILSVRC2012_devkit_t12/data", "devkit/data", "devkit")
 AWA2_CLASSES, AWA2_IMAGES = 50, 37_322
-
-
-def class_list(name: str) -> list[str]:
-    """The wnids of a list in this folder, one a line."""
-    return (HERE / f"{name}.txt").read_text().split()
 
 
 # ---- what goes where: plans are lists of (place below --out, source file or folder) ----------------------------------
@@ -44,8 +42,8 @@ def imagenet100(args) -> list[tuple[Path, Path]]:
     sorted_val = any(f.is_dir() for f in (root / "val").iterdir())
     by_class = None if sorted_val else _validation_by_class(Path(args.imagenet), root / "val")
     plan = []
-    for folder, list_name in IMAGENET_SPLITS.items():
-        for wnid in class_list(list_name or folder):
+    for folder, names in IMAGENET.items():
+        for wnid in datasets.class_list(names):
             plan.append((Path(folder, "train", wnid), _existing(root / "train" / wnid, "--imagenet")))
             if sorted_val:
                 plan.append((Path(folder, "val", wnid), _existing(root / "val" / wnid, "--imagenet")))
@@ -100,8 +98,8 @@ def tiny_imagenet(args) -> list[tuple[Path, Path]]:
     for file, label in zip(val[0], val[1], strict=True):
         by_class.setdefault(val[2][label], []).append(Path(file))
     plan = []
-    for folder, names in (("tiny_imagenet", "tiny_imagenet_inliers"), ("tiny_imagenet_outliers",) * 2):
-        for wnid in class_list(names):
+    for folder, names in TINY_IMAGENET.items():
+        for wnid in datasets.class_list(names):
             plan.append((Path(folder, "train", wnid), _existing(root / "train" / wnid, "--source")))
             if wnid not in by_class:
                 raise InputError(f"--source {args.source}: validation has no image of {wnid}")
@@ -162,20 +160,23 @@ def carry_out(plan: list[tuple[Path, Path]], out: Path, copy: bool) -> int:
 
 
 def _is_there(place: Path, source: Path, copy: bool) -> bool:
-    if place.is_symlink():
-        if place.resolve() != source.resolve():
-            raise InputError(f"--out: {place} is a link to {place.resolve()}, not to {source}; remove it first")
-        return not copy or _refuse(place, "a link, where --copy was asked for")
-    if not place.exists():
+    """Whether `place` is already what the plan wants; anything else that is there is an error."""
+    if not place.exists() and not place.is_symlink():
         return False
-    if not copy:
-        return _refuse(place, "no link")
-    files = (sum(len(f) for _, _, f in os.walk(p)) if p.is_dir() else p.stat().st_size for p in (place, source))
-    return len(set(files)) == 1 or _refuse(place, f"not the same as {source}")
+    if place.is_symlink() and place.resolve() != source.resolve():
+        raise InputError(f"--out: {place} is a link to {place.resolve()}, not to {source}; remove it first")
+    if place.is_symlink() and copy:
+        raise InputError(f"--out: {place} is there already and is a link, where --copy was asked for; remove it first")
+    if not place.is_symlink() and not copy:
+        raise InputError(f"--out: {place} is there already and is no link; remove it first")
+    if copy and _extent(place) != _extent(source):
+        raise InputError(f"--out: {place} is there already and is not the same as {source}; remove it first")
+    return True
 
 
-def _refuse(place: Path, what: str) -> bool:
-    raise InputError(f"--out: {place} is there already and is {what}; remove it first")
+def _extent(path: Path) -> int:
+    """Number of files of a folder, or bytes of a file."""
+    return sum(len(files) for _, _, files in os.walk(path)) if path.is_dir() else path.stat().st_size
 
 
 def link_images(folder: Path) -> None:

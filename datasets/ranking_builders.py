@@ -9,8 +9,8 @@ python -m datasets.rankings show ranking.csv --thresholds 0.6 0.4 --out ranking.
 
 import argparse
 import csv
+import io
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +68,7 @@ def cosines(names: dict[str, str], model_name: str, template: str) -> tuple[np.n
 def superclass_table(groups: dict[str, list[str]]) -> tuple[np.ndarray, list[str]]:
     """1 on the diagonal, 0.75 inside a superclass, 0 elsewhere, and the sorted classes that it is in."""
     classes = sorted(c for members in groups.values() for c in members)
-    group = rankings.superclass_labels(groups, classes, "superclasses").numpy()
-    table = np.where(group[:, None] == group, 1 - rankings.STEP, 0.0)
+    table = rankings.superclass_table(groups, classes, "superclasses")
     np.fill_diagonal(table, 1.0)
     return table, classes
 
@@ -128,19 +127,14 @@ def tree(folder: Path) -> dict[str, list[str]]:
 
 
 def write_table(path: Path, table: np.ndarray, classes: list[str], about: str) -> None:
-    """A ranking file: a line of comment, then the CSV matrix that rankings.read_table reads. Refuses to overwrite."""
-    if path.exists():
-        raise InputError(f"--out {path}: is there already; nothing is overwritten")
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="") as file:
-        file.write(f"# {about}\n")
-        writer = csv.writer(file)
-        writer.writerow(["class", *classes])
-        writer.writerows(
-            [name, *(f"{x:g}" if x in (0, 1) else f"{x:.6g}" for x in row)]
-            for name, row in zip(classes, table, strict=True)
-        )
-    os.replace(temporary, path)
+    """A ranking file: a line of comment, then the CSV matrix that rankings.read_table reads."""
+    text = io.StringIO()
+    text.write(f"# {about}\n")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", *classes])
+    for name, row in zip(classes, table, strict=True):
+        writer.writerow([name, *(f"{x:.6g}" for x in row)])
+    util.write_text(path, text.getvalue())
 
 
 # ---- the picture -----------------------------------------------------------------------------------------------------
@@ -158,10 +152,7 @@ def clustered(table: np.ndarray) -> np.ndarray:
 
 def draw(path: Path, table: np.ndarray, ranks: np.ndarray, classes: list[str], title: str) -> None:
     """Similarities on the left, the ranks that training takes from them on the right, similar classes side by side."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = util.pyplot()
 
     order = clustered(table)
     side = max(4.0, min(12.0, 0.14 * len(classes)))

@@ -102,9 +102,9 @@ def class_similarity(
     elif ranking == "superclass":
         if superclasses is None:
             raise InputError("--ranking superclass: this data set has none; give a YAML file of superclasses")
-        table = _superclass_table(known_superclasses(superclasses), classes, f"--ranking superclass ({superclasses})")
+        table = superclass_table(known_superclasses(superclasses), classes, f"--ranking superclass ({superclasses})")
     elif ranking.endswith((".yaml", ".yml")):
-        table = _superclass_table(read_superclasses(Path(ranking)), classes, f"--ranking {ranking}")
+        table = superclass_table(read_superclasses(Path(ranking)), classes, f"--ranking {ranking}")
     elif ranking == "roberta_threshold" or Path(ranking).is_file() or ranking.endswith(".csv"):
         table = _thresholded_table(ranking, classes, thresholds, hierarchy_k)
     else:
@@ -116,7 +116,8 @@ def class_similarity(
     return torch.tensor(table, dtype=torch.float32), list(classes)
 
 
-def _superclass_table(groups, classes, source) -> np.ndarray:
+def superclass_table(groups, classes, source) -> np.ndarray:
+    """[C, C] 0.75 inside a superclass, the diagonal included, 0 elsewhere."""
     group = superclass_labels(groups, classes, source).numpy()
     return np.where(group[:, None] == group, 1 - STEP, 0.0)
 

@@ -4,17 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+import util
+
 INLIER, OUTLIER, GREY = "#0072B2", "#D55E00", "#777777"  # told apart by colour-blind readers
 COLOURS = (INLIER, OUTLIER, "#009E73", "#CC79A7")
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
 
 
 def draw_ood(path: Path, inlier, outlier, metrics: dict, title: str, score_name: str) -> None:
@@ -24,7 +17,7 @@ def draw_ood(path: Path, inlier, outlier, metrics: dict, title: str, score_name:
     """
     from sklearn.metrics import roc_curve
 
-    plt = _pyplot()
+    plt = util.pyplot()
     inlier, outlier = np.asarray(inlier, float), np.asarray(outlier, float)
     low = min(np.percentile(s, 2) for s in (inlier, outlier))
     high = max(np.percentile(s, 98) for s in (inlier, outlier))
@@ -52,7 +45,7 @@ def draw_ood(path: Path, inlier, outlier, metrics: dict, title: str, score_name:
 
 def draw_precision_recall(path: Path, curves: dict, title: str) -> None:
     """curves: name -> (precision [G], recall [G], AP): the mean over the queries at every cut-off."""
-    plt = _pyplot()
+    plt = util.pyplot()
     figure, axes = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
     for (name, (precision, recall, ap)), colour in zip(curves.items(), COLOURS, strict=False):
         recall, precision = 100 * np.asarray(recall), 100 * np.asarray(precision)

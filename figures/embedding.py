@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import util
 from datasets import rankings, sources
 
 MARKERS = "o^sDvP*X"
@@ -27,13 +28,10 @@ def draw(embeddings: dict, dataset: str, path: Path) -> None:
 
     embeddings: method -> {"features" [n, d], "labels" [n], "classes"}; classes are ordered and shaped by superclass.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from sklearn.decomposition import PCA
     from sklearn.manifold import MDS
 
+    plt = util.pyplot()
     groups = rankings.known_superclasses(sources.SOURCES[dataset].superclasses)
     classes = next(iter(embeddings.values()))["classes"]
     group_of = rankings.superclass_labels(groups, classes, dataset).tolist()

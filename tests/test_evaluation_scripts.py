@@ -18,7 +18,7 @@ import retrieval
 import util
 from networks import resnet
 
-WNIDS = datasets.imagenet100()
+WNIDS = datasets.class_list("ImageNet-100")
 LINEAR_IMAGENET = (
     "python main_linear.py --model=resnet18_standard --batch_size 512 --learning_rate 5 --ckpt $path2chkpt/last.pth "
     "--data_folder=./data/imagenet100/images --dataset=imagenet_100 --size=224 --num_workers=32 --epochs=100"

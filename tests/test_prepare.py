@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
+import commands
 import numpy as np
 import pytest
 from commands import ROOT, run
@@ -14,26 +16,16 @@ from PIL import Image
 from scipy.io import savemat
 
 import datasets
-import util
 from datasets import prepare
 from networks import resnet
 
 SPLITS = ("imagenet100", "imagenet_outliers_split1", "imagenet_outliers_split2", "imagenet_outliers_split3")
-WNIDS = [w for s in SPLITS for w in prepare.class_list("ImageNet-100" if s == "imagenet100" else s)]
+WNIDS = [w for s in SPLITS for w in datasets.class_list("ImageNet-100" if s == "imagenet100" else s)]
 LISTS = ["ImageNet-100", *SPLITS[1:]]
 
 
-def make(monkeypatch, folder, command):
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["prepare.py", *command.split()])
-    util.run_command(prepare.main)
-
-
-def error_of(monkeypatch, capsys, folder, command):
-    with pytest.raises(SystemExit) as stop:
-        make(monkeypatch, folder, command)
-    assert stop.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
+make = partial(run, script="datasets.prepare")
+error_of = partial(commands.error_of, script="datasets.prepare")
 
 
 def picture():
@@ -78,14 +70,14 @@ def state_of(folder):
 
 @pytest.mark.parametrize("name", LISTS)
 def test_a_list_holds_100_distinct_wnids_and_shares_none(name):
-    wnids = prepare.class_list(name)
+    wnids = datasets.class_list(name)
     assert len(set(wnids)) == len(wnids) == 100
-    assert wnids == sorted(wnids)
-    assert all(not set(wnids) & set(prepare.class_list(other)) for other in LISTS if other != name)
+    assert list(wnids) == sorted(wnids)
+    assert all(not set(wnids) & set(datasets.class_list(other)) for other in LISTS if other != name)
 
 
 def test_tiny_imagenets_lists_are_180_and_20_classes():
-    inliers, outliers = prepare.class_list("tiny_imagenet_inliers"), prepare.class_list("tiny_imagenet_outliers")
+    inliers, outliers = datasets.class_list("tiny_imagenet_inliers"), datasets.class_list("tiny_imagenet_outliers")
     assert (len(set(inliers)), len(set(outliers)), len({*inliers, *outliers})) == (180, 20, 200)
 
 
@@ -104,7 +96,7 @@ def test_imagenet_becomes_the_documented_folders(monkeypatch, capsys, tmp_path, 
     for split in SPLITS:
         for place in (split, f"{split}/train") + (("imagenet100/images",) if split == "imagenet100" else ()):
             train, test = datasets.build_pair("imagenet_100", tmp_path / "data" / place)
-            assert train.classes == prepare.class_list("ImageNet-100" if split == "imagenet100" else split)
+            assert tuple(train.classes) == datasets.class_list("ImageNet-100" if split == "imagenet100" else split)
             assert (len(train), len(test)) == (200, 100)
             names = [os.path.basename(f) for f in test.images]
             assert [truth[n] for n in names] == [test.classes[y] for y in test.labels]
@@ -122,7 +114,7 @@ def test_documented_commands_run_on_prepared_folders(monkeypatch, tmp_path):
 
 
 def test_tiny_imagenet_is_sorted_and_split(monkeypatch, tmp_path):
-    wnids = [*prepare.class_list("tiny_imagenet_inliers"), *prepare.class_list("tiny_imagenet_outliers")]
+    wnids = [*datasets.class_list("tiny_imagenet_inliers"), *datasets.class_list("tiny_imagenet_outliers")]
     make_tiny_imagenet(tmp_path, wnids, each=1)
     before = state_of(tmp_path / "tiny-imagenet-200")
     for _ in range(2):

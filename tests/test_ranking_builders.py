@@ -2,15 +2,16 @@
 
 import json
 import math
-import sys
+from functools import partial
 
+import commands
 import numpy as np
 import pytest
 import torch
+from commands import run
 from made_data import make_image_folders
 from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaModel
 
-import util
 from datasets import ranking_builders, rankings
 
 NAMES = ["robin", "gila monster", "a very long name of a class with many words", "x"]
@@ -34,17 +35,8 @@ def encoder(tmp_path_factory):
     return folder
 
 
-def make(monkeypatch, folder, command):
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["rankings.py", *command.split()])
-    util.run_command(ranking_builders.main)
-
-
-def error_of(monkeypatch, capsys, folder, command):
-    with pytest.raises(SystemExit) as stop:
-        make(monkeypatch, folder, command)
-    assert stop.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
+make = partial(run, script="datasets.ranking_builders")
+error_of = partial(commands.error_of, script="datasets.ranking_builders")
 
 
 def by_hand(folder, text):
