@@ -52,7 +52,6 @@ def load(args, train: datasets.ImageData) -> Frozen:
 
     Raises InputError if the options contradict the file.
     """
-    util.check_folder(args.save_folder, "--save_folder")
     if args.features_cache:
         util.check_folder(args.features_cache, "--features_cache")
     torch.backends.cudnn.allow_tf32 = False  # figures to the last digit; loading is what takes the time
@@ -77,6 +76,7 @@ def load(args, train: datasets.ImageData) -> Frozen:
     name = path.resolve().parent.name + ("" if path.stem == "last" else f"_{path.stem}")
     record = {"path": str(path.resolve()), "sha256": checkpoint.sha256(path), "model": model}
     record |= {"epoch": state.get("epoch"), "dataset": trained.get("dataset"), "classes": state.get("classes")}
+    record["instance_ranks"] = trained.get("instance_ranks")
     _warn_of_other_classes(args, record, train.classes)
     transform = augmentation.evaluation(size, mean, std, spec.small)
     return Frozen(encoder.eval().requires_grad_(False), record, name, classifier, transform, size, mean, std)
@@ -87,6 +87,7 @@ def _warn_of_other_classes(args, record: dict, classes: list[str]) -> None:
         distributed.is_main()
         and record["dataset"] == args.dataset
         and record["classes"]
+        and not record["instance_ranks"]
         and set(record["classes"]) != set(classes)
     ):
         numbers = f"{len(record['classes'])} classes of {args.dataset}, this evaluates {len(classes)}"

@@ -136,8 +136,12 @@ def _groups(taus, variant: str, cumulative: bool) -> tuple[Group, ...]:
 
 def masked_terms(similarity, own, rank, column, groups, min_probability):
     """The terms over a class table in log space, right at any temperature; the arguments of `class_sum_terms`."""
+    return entry_terms(similarity, own, rank.gather(1, column.expand(len(rank), -1)), groups, min_probability)
+
+
+def entry_terms(similarity, own, rank, groups, min_probability):
+    """The terms in log space: similarity [N, K] with the bank, own [N] with the own key, rank [N, K] of the entries."""
     similarity = torch.cat([own[:, None], similarity], 1)
-    rank = rank.gather(1, column.expand(len(rank), -1))
     rank_with_own = F.pad(rank, (1, 0), value=0)
     rank_without = F.pad(rank, (1, 0), value=-1)
     terms = []
@@ -240,7 +244,41 @@ def _pairs(e, own_e, positive, s_negative, min_probability, own_key):
     return value, positive.sum() + own_kept.sum(), p.sum(1) + (1 - own_p), 1 - own_p, p, None
 
 
-class RINCELoss(nn.Module):
+class _RankedLoss(nn.Module):
+    """What the losses over a bank share. A subclass registers has_rank [labels, R] bool: which ranks a label has, and
+    gives `bank_terms` and `positives_per_anchor`.
+    """
+
+    def __init__(self, similarities, min_tau, max_tau, variant, cumulative_positives, min_probability):
+        """similarities: of the ranks, falling."""
+        super().__init__()
+        _check(variant, min_probability)
+        if not 0 < min_tau <= max_tau:
+            raise ValueError(f"temperatures need 0 < min_tau <= max_tau, not {min_tau} and {max_tau}")
+        self.taus = tuple(min_tau + (1 - s) * (max_tau - min_tau) for s in similarities)
+        self.min_probability = min_probability
+        self.cumulative = cumulative_positives and len(self.taus) > 1
+        self.groups = _groups(self.taus, variant, self.cumulative)
+
+    def bank_terms(self, similarity: Tensor, own: Tensor, labels: Tensor, bank_labels: Tensor):
+        """[N, K] similarity with the bank, [N] with the own key, labels [N], [K] -> total, count of each group."""
+        raise NotImplementedError
+
+    def terms(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> RankTerms:
+        """The terms of each rank; the arguments of `forward`."""
+        with torch.autocast(query.device.type, enabled=False):
+            q, k, m = (_at_least_float32(x) for x in (query, key, bank))
+            total, count = self.bank_terms(q @ m.T, (q * k).sum(1), labels, bank_labels)
+        has = self.has_rank[labels].any(0)
+        occurs = torch.stack([has[0], has[1:].any()]) if self.cumulative else has
+        return RankTerms(total, count, occurs)
+
+    def forward(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
+        """query, key: [N, D] unit vectors; labels: [N]; bank: [K, D]; bank_labels: [K], -1 = empty -> scalar."""
+        return self.terms(query, key, labels, bank, bank_labels).loss()
+
+
+class RINCELoss(_RankedLoss):
     """RINCE with ranks from a class-similarity table and temperatures that grow with distance (paper, sec. 3).
 
     class_similarity: [C, C] in [0, 1], 1 on the diagonal, 0 = unrelated; its distinct positive values, falling, are
@@ -261,22 +299,15 @@ class RINCELoss(nn.Module):
         cumulative_positives: bool = False,
         min_probability: float = 1e-7,
     ):
-        super().__init__()
-        _check(variant, min_probability)
         s = torch.as_tensor(class_similarity)
         if s.ndim != 2 or len(s) == 0 or s.shape[0] != s.shape[1]:
             raise ValueError(f"class_similarity has shape {tuple(s.shape)}; [C, C] is needed")
         if not (bool(((s >= 0) & (s <= 1)).all()) and bool((s.diagonal() == 1).all())):
             raise ValueError("class_similarity must lie in [0, 1] and be 1 on the diagonal")
-        if not 0 < min_tau <= max_tau:
-            raise ValueError(f"temperatures need 0 < min_tau <= max_tau, not {min_tau} and {max_tau}")
         values = sorted(s[s > 0].unique().tolist(), reverse=True)
         if len(values) > 126:
             raise ValueError(f"class_similarity has {len(values)} distinct values; at most 126 ranks are possible")
-        self.taus = tuple(min_tau + (1 - v) * (max_tau - min_tau) for v in values)
-        self.min_probability = min_probability
-        self.cumulative = cumulative_positives and len(values) > 1
-        self.groups = _groups(self.taus, variant, self.cumulative)
+        super().__init__(values, min_tau, max_tau, variant, cumulative_positives, min_probability)
 
         rank = torch.full_like(s, len(values), dtype=torch.int8)
         for r, value in enumerate(values):
@@ -287,17 +318,11 @@ class RINCELoss(nn.Module):
         has_rank = torch.stack([(rank == r).any(1) for r in range(len(values))], 1)
         self.register_buffer("has_rank", has_rank, persistent=False)  # [C, R]
 
-    def terms(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> RankTerms:
-        """The terms of each rank; the arguments of `forward`."""
-        with torch.autocast(query.device.type, enabled=False):
-            q, k, m = (_at_least_float32(x) for x in (query, key, bank))
-            own, similarity = (q * k).sum(1), q @ m.T
-            column = torch.where(bank_labels < 0, self.rank.shape[1] - 1, bank_labels)
-            head = class_sum_terms if min(self.taus) >= CLASS_SUM_MIN_TAU else masked_terms
-            total, count = head(similarity, own, self.rank[labels], column, self.groups, self.min_probability)
-        has = self.has_rank[labels].any(0)
-        occurs = torch.stack([has[0], has[1:].any()]) if self.cumulative else has
-        return RankTerms(total, count, occurs)
+    def bank_terms(self, similarity, own, labels, bank_labels):
+        """From one sum of exponentials per bank class, at temperatures where that is safe."""
+        column = torch.where(bank_labels < 0, self.rank.shape[1] - 1, bank_labels)
+        head = class_sum_terms if min(self.taus) >= CLASS_SUM_MIN_TAU else masked_terms
+        return head(similarity, own, self.rank[labels], column, self.groups, self.min_probability)
 
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[R] mean number of positives an anchor has at each rank, the own key counted; for logs."""
@@ -306,13 +331,72 @@ class RINCELoss(nn.Module):
         positives = [((rows == r).float() @ per_class).mean() + (r == 0) for r in range(len(self.taus))]
         return torch.stack(positives)
 
-    def forward(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
-        """query, key: [N, D] unit vectors; labels: [N]; bank: [K, D]; bank_labels: [K], -1 = empty -> scalar."""
-        return self.terms(query, key, labels, bank, bank_labels).loss()
-
 
 class SupConLoss(RINCELoss):
     """Supervised contrastive loss over a bank (SCL in, SCL out; Khosla et al. 2020): RINCE with one rank."""
 
     def __init__(self, num_classes: int, temperature: float = 0.1, variant: str = "out", min_probability: float = 1e-7):
         super().__init__(torch.eye(num_classes), temperature, temperature, variant, min_probability=min_probability)
+
+
+class NestedRINCELoss(_RankedLoss):
+    """RINCE without classes: ranks from nested groups, such as photograph, place and city, or frame, shot and video.
+
+    groups: [G, L] integers; row g: the group that label g belongs to at each of L levels, the finest (level 0, a
+        label's own) to the coarsest. Labels that share a group share all coarser ones. The rank of two labels is the
+        finest level at which they share a group; negatives share none. G may be millions: no table of pairs is made.
+        Rank i has similarity 1 - i min(0.25, 1 / L), which gives its temperature as in RINCELoss.
+    The other arguments are RINCELoss's. Raises ValueError where groups are not nested, or level 0 is not a label's own.
+    """
+
+    def __init__(
+        self,
+        groups: Tensor,
+        min_tau: float = 0.1,
+        max_tau: float = 0.6,
+        variant: str = "out_in",
+        cumulative_positives: bool = False,
+        min_probability: float = 1e-7,
+    ):
+        groups = torch.as_tensor(groups)
+        if groups.ndim != 2 or groups.numel() == 0 or groups.shape[1] > 126:
+            raise ValueError(f"groups have shape {tuple(groups.shape)}; [G, L] with at most 126 levels is needed")
+        step = min(0.25, 1 / groups.shape[1])
+        similarities = [1 - i * step for i in range(groups.shape[1])]
+        super().__init__(similarities, min_tau, max_tau, variant, cumulative_positives, min_probability)
+        levels = torch.stack([g.unique(return_inverse=True)[1] for g in groups.T], 1)  # [G, L] numbered from 0
+        if int(levels[:, 0].max()) + 1 < len(levels):
+            raise ValueError("groups at level 0 must be a label's own")
+        has_rank = torch.ones(levels.shape, dtype=torch.bool)
+        for i in range(1, levels.shape[1]):
+            pairs = levels[:, i - 1 : i + 1].unique(dim=0)  # a finer group and the coarser one that it lies in
+            if len(pairs) > int(levels[:, i - 1].max()) + 1:
+                raise ValueError(f"groups are not nested: some group of level {i - 1} lies in two of level {i}")
+            has_rank[:, i] = torch.bincount(pairs[:, 1])[levels[:, i]] > 1
+        self.register_buffer("levels", levels, persistent=False)  # [G, L]
+        self.register_buffer("has_rank", has_rank, persistent=False)  # [G, R], R = L
+
+    def ranks(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
+        """[N], [K] -> [N, K] int8: number of levels, from the finest, at which two labels share no group."""
+        rank = torch.zeros(len(labels), len(bank_labels), dtype=torch.int8, device=labels.device)
+        anchors, entries = self.levels[labels], self.levels[bank_labels.clamp(min=0)]
+        for level in range(self.levels.shape[1]):
+            rank += anchors[:, level, None] != entries[:, level]
+        return rank.masked_fill_(bank_labels < 0, self.levels.shape[1])
+
+    def bank_terms(self, similarity, own, labels, bank_labels):
+        """In log space, entry by entry."""
+        return entry_terms(similarity, own, self.ranks(labels, bank_labels), self.groups, self.min_probability)
+
+    def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
+        """[R] mean number of positives an anchor has at each rank, the own key counted; for logs."""
+        filled = self.levels[bank_labels.clamp(min=0)]  # [K, L]
+        weight = (bank_labels >= 0).double()
+        shared = []  # entries that share the level's group, those of closer ranks among them
+        for of_entry, of_label in zip(filled.T, self.levels.T, strict=True):
+            per_group = torch.bincount(of_entry, weight, int(of_label.max()) + 1)
+            shared.append(per_group[of_label[labels]].mean())
+        shared = torch.stack(shared)
+        shared[1:] = shared.diff()
+        shared[0] += 1
+        return shared.float()

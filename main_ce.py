@@ -13,6 +13,7 @@ import datasets
 import distributed
 import options
 import results
+import runs
 import training
 import util
 from datasets import augmentation
@@ -49,7 +50,10 @@ def worker(args, device):
         spec, size, mean, std = training.image_settings(args, train)
         encoder = training.build_encoder(args.model, spec.small)
         name = args.exp_name or f"cross_entropy_{args.model}_seed{args.seed}"
-        run = training.Run(args, "SupCon", name)
+        run = runs.Run(args, "SupCon", name)
+    train = training.check_images(run, train, device)
+    test = training.check_images(run, test, device, "validation")
+    training.tolerate_damage(args, train)
     colour = args.use_ssl_augmentations and spec.colour
     train.transform = augmentation.contrastive(size, mean, std, spec.crop_scale, spec.flip, colour)
     test.transform = augmentation.evaluation(size, mean, std, spec.small)

@@ -15,6 +15,7 @@ import distributed
 import frozen
 import options
 import results
+import runs
 import training
 import util
 from datasets import augmentation
@@ -48,7 +49,9 @@ def worker(args, device):
         net = frozen.load(args, train)
         kind = "cached" if args.cache_features else "augmented"
         detail = f"{kind}_lr{args.learning_rate:g}_seed{args.seed}"
-        run = training.Run(args, "linear", args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}")
+        run = runs.Run(args, "linear", args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}")
+    train = training.check_images(run, train, device)
+    test = training.check_images(run, test, device, "validation")
     counts = {"train": len(train), "validation": len(test)}
     facts = {"classes": train.classes, "encoder": net.record["sha256"], "cache_features": args.cache_features}
     encoder = net.encoder.to(device)
@@ -57,6 +60,7 @@ def worker(args, device):
         test = TensorDataset(*frozen.features(net, test, args, device, "validation"))
         encoder = nn.Identity()
     else:
+        training.tolerate_damage(args, train)
         spec = datasets.spec(args.dataset)
         train.transform = augmentation.contrastive(
             net.size, net.mean, net.std, spec.crop_scale, spec.flip, colour=False

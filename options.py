@@ -71,7 +71,7 @@ def flag(group, *names: str, default: bool = False, help: str) -> None:
     group.add_argument(*names, type=boolean, nargs="?", const=True, default=default, metavar="BOOL", help=help)
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults where there are any, and keeps the description's lines."""
 
     def _get_help_string(self, action):
@@ -80,7 +80,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser whose help shows defaults and whose options must be spelt in full."""
-    return argparse.ArgumentParser(description=description, formatter_class=_Help, allow_abbrev=False)
+    return argparse.ArgumentParser(description=description, formatter_class=Help, allow_abbrev=False)
 
 
 def add_data(p, names) -> None:
@@ -92,6 +92,7 @@ def add_data(p, names) -> None:
     g.add_argument("--mean", type=three_numbers, help='"(r, g, b)" in [0, 1] (None: the data set\'s, or estimated)')
     g.add_argument("--std", type=three_positive, help="likewise")
     g.add_argument("--hold_out", nargs="+", default=[], metavar="CLASS", help="classes to leave out")
+    g.add_argument("--skip_images", metavar="FILE", help="list of images to leave out, one path a line")
     g.add_argument("--batch_size", type=positive_int, default=256, help="images a step, over all processes")
     workers = min(8, os.cpu_count() or 1)
     g.add_argument("--num_workers", type=count, default=workers, help="loader processes of each process")
@@ -109,6 +110,11 @@ def add_training(p) -> None:
     g.add_argument("--momentum", type=fraction, default=0.9, help="of SGD")
     g.add_argument("--weight_decay", type=float, default=1e-4, help="weight decay")
     g.add_argument("--seed", type=int, default=0, help="random seed")
+    g = p.add_argument_group("damaged images")
+    flag(g, "--check_data", help="decode every image before training starts")
+    g.add_argument(
+        "--on_bad_image", choices=["error", "skip"], help="(None: error with --check_data, else skip and report)"
+    )
     g = p.add_argument_group("output")
     g.add_argument("--exp_name", help="name of the run (None: made from the options)")
     g.add_argument("--save_folder", default="./save", help="root of everything written")

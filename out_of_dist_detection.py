@@ -68,9 +68,13 @@ def detect(args, net, device, train, parts):
 
 def load_data(args):
     """Training set, inliers (validation set) and outliers."""
-    train, test = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out))
+    train, test = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out), skip=args.skip_images)
     outliers = datasets.build_outliers(
-        args.dataset_outliers, args.data_folder_outliers, args.outlier_split, tuple(args.outlier_classes)
+        args.dataset_outliers,
+        args.data_folder_outliers,
+        args.outlier_split,
+        tuple(args.outlier_classes),
+        args.skip_images,
     )
     shared = [c for c in outliers.classes if c in train.classes]
     same = args.dataset == args.dataset_outliers and isinstance(outliers.images, np.ndarray)
@@ -89,6 +93,7 @@ def worker(args, device):
     """One process: data, features, scores, result."""
     begin = time.perf_counter()
     with distributed.main_first():
+        util.check_folder(args.save_folder, "--save_folder")
         train, test, outliers = load_data(args)
         net = frozen.load(args, train)
         if args.detector in ("msp", "energy") and not net.classifier:

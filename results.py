@@ -60,7 +60,7 @@ def write(
         },
         **(more or {}),
     }
-    util.write_text(path, json.dumps(record, indent=1))
+    util.write_file(path, json.dumps(record, indent=1).encode())
     return path
 
 

@@ -16,7 +16,7 @@ import options
 import results
 import training
 import util
-from datasets import rankings
+from datasets import ranking_files, rankings
 from figures.curves import draw_precision_recall
 from util import InputError
 
@@ -37,10 +37,10 @@ def coarse_labels(args, classes):
     """[C] the superclass of each class."""
     if args.superclasses:
         source = f"--superclasses {args.superclasses}"
-        groups = rankings.read_superclasses(Path(args.superclasses), "--superclasses")
+        groups = ranking_files.read_superclasses(Path(args.superclasses), "--superclasses")
     elif datasets.spec(args.dataset).superclasses:
         source = datasets.spec(args.dataset).superclasses
-        groups = rankings.known_superclasses(source)
+        groups = ranking_files.known_superclasses(source)
     else:
         raise InputError(f"--labelset {args.labelset}: {args.dataset} has none; give --superclasses FILE.yaml")
     return rankings.superclass_labels(groups, classes, source)
@@ -50,7 +50,8 @@ def worker(args, device):
     """One process: data, features, metrics, result."""
     begin = time.perf_counter()
     with distributed.main_first():
-        train, test = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out))
+        util.check_folder(args.save_folder, "--save_folder")
+        train, test = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out), skip=args.skip_images)
         net = frozen.load(args, train)
         groups = {}
         if args.labelset in ("fine", "both"):

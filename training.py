@@ -1,25 +1,20 @@
-"""What the training scripts share: data loader, one epoch, validation, and a run's folder with checkpoints and logs."""
+"""What the training scripts share: data, its loader, damaged images, one epoch, validation."""
 
 import inspect
-import sys
 import time
-from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-import checkpoint
 import datasets
 import distributed
-import options
 import util
+from datasets.decoding import find_damage
 from networks import resnet
 from util import InputError
-
-# options that a resumed run must share with its checkpoint, or the weights mean something else
-FIXED = ("dataset", "model", "feat_dim", "memorybank_size", "cache_features")
 
 # small images are read faster than loader processes start
 SMALL_DATA = {name: {"num_workers": 0} for name in ("digits", "fashion_mnist", "cifar10", "cifar100")}
@@ -48,7 +43,7 @@ def build_encoder(name: str, small_images: bool):
 
 def classification_data(args, only=()):
     """Training and validation set of the options, of two classes or more."""
-    train, test = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out), only)
+    train, test = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out), only, args.skip_images)
     if len(train.classes) < 2:
         raise InputError(f"--data_folder {args.data_folder}: holds a single class; there is nothing to tell apart")
     return train, test
@@ -67,6 +62,53 @@ def image_settings(args, data):
     if mean is None:
         mean, std = datasets.mean_and_std(data)
     return spec, args.size or spec.size, mean, std
+
+
+def check_images(run, data, device, what: str = "training"):
+    """With --check_data, decode every image, the processes sharing the work; returns the data without the damaged ones.
+
+    They are listed in the run's damaged_images.txt; without --on_bad_image skip, they are an InputError.
+    """
+    args = run.args
+    if not args.check_data or isinstance(data.images, np.ndarray):
+        return data
+    share = range(distributed.rank(), len(data), distributed.world_size())
+    found = find_damage([data.images[i] for i in share], show=distributed.is_main())
+    bad = torch.zeros(len(data), dtype=torch.uint8, device=device)
+    bad[[share[i] for i in found]] = 1
+    bad = distributed.all_reduce(bad, "max").bool().cpu()
+    damaged = bad.nonzero()[:, 0].tolist()
+    run.say(f"decoded {len(data)} {what} images, {len(damaged)} damaged")
+    if not damaged:
+        return data
+    listed = run.list_damage([data.images[i] for i in damaged])
+    if args.on_bad_image != "skip":
+        raise InputError(
+            f"--check_data: {len(damaged)} of {len(data)} {what} images are damaged, as {data.images[damaged[0]]}; "
+            f"give --skip_images {listed}, or --on_bad_image skip"
+        )
+    if len(damaged) == len(data):
+        raise InputError(f"--check_data: none of the {len(data)} {what} images can be read")
+    return data.chosen((~bad).nonzero()[:, 0].tolist())
+
+
+def tolerate_damage(args, data) -> None:
+    """Skip what turns out damaged during the run: the default, unless the images were checked before it."""
+    if (args.on_bad_image or ("error" if args.check_data else "skip")) == "skip":
+        data.tolerate_damage()
+
+
+def report_damage(run, data, device) -> dict:
+    """The number of images that were skipped so far by any process, for the log; a new one is listed and counted."""
+    if data.bad is None:
+        return {}
+    bad = distributed.all_reduce(data.bad.to(device, torch.uint8), "max")
+    damaged = bad.nonzero()[:, 0].tolist()
+    if len(damaged) > run.damaged:
+        run.damaged = len(damaged)
+        listed = run.list_damage([data.images[i] for i in damaged])
+        run.say(f"{len(damaged)} damaged images skipped so far, as {data.images[damaged[-1]]}; listed in {listed}")
+    return {"damaged_images": len(damaged)} if damaged else {}
 
 
 class EpochSampler(RandomSampler):
@@ -221,6 +263,8 @@ def classification_epoch(run, loader, sampler, step, model, validation, optimize
     loss, (top1, top5) = train_epoch(run, loader, step, optimizer, epoch, device)
     seconds = time.perf_counter() - begin
     scalars = {"epoch": epoch, "loss": loss, "learning_rate": optimizer.param_groups[0]["lr"]}
+    if not isinstance(loader.dataset, TensorDataset):
+        scalars |= report_damage(run, loader.dataset, device)
     scalars |= {"train_top1": 100 * top1, "train_top5": 100 * top5}
     scalars["val_top1"], scalars["val_top5"] = validate(model, validation, device)
     if scalars["val_top1"] > run.best.get("top1", -1):
@@ -235,122 +279,3 @@ def best_and_last(best: dict, scalars: dict) -> dict:
         "best": {"top-1": best["top1"], "top-5": best["top5"], "epoch": best["epoch"]},
         "last": {"top-1": scalars["val_top1"], "top-5": scalars["val_top5"], "epoch": scalars["epoch"]},
     }
-
-
-class Run:
-    """A run's folder: refuses to mix two runs, writes checkpoints, TensorBoard scalars and log.jsonl (main process)."""
-
-    def __init__(self, args, method: str, name: str):
-        self.args, self.begin = args, time.perf_counter()
-        root = Path(args.save_folder) / method
-        self.folder = root / f"{args.dataset}_models" / name
-        self.last = self.folder / "last.pth"
-        self.writer, self.tensorboard = None, root / f"{args.dataset}_tensorboard" / name
-        self.best = {}  # of the validation scores so far
-        self.good = "none yet"  # the last checkpoint of this run
-        self.script = Path(sys.argv[0]).stem
-        if not name or Path(name).name != name or name == "..":
-            raise InputError(f"--exp_name {name}: must be a plain name, without a path")
-        util.check_folder(args.save_folder, "--save_folder")
-        if not distributed.is_main():
-            return
-        holds = self.last.exists() or any(self.folder.glob("ckpt_epoch_*.pth"))
-        source = Path(args.resume).resolve() if args.resume else None
-        own = source is not None and self.folder.resolve() in (source, source.parent)
-        if holds and not own and not args.overwrite:
-            raise InputError(
-                f"--exp_name {name}: {self.folder} already holds a run; go on with --resume {self.folder}, "
-                "start anew with --overwrite, or choose another name"
-            )
-
-    def open(self, epoch: int) -> None:
-        """Make the folders, once there is something to write."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not self.args.resume:
-            (self.folder / "log.jsonl").unlink(missing_ok=True)  # --overwrite
-        self.writer = SummaryWriter(str(self.tensorboard), purge_step=epoch)
-        record = {"options": options.plain(self.args), "torch": torch.__version__}
-        util.append_json(self.folder / "log.jsonl", record)
-
-    def say(self, text: str) -> None:
-        """One line from the main process."""
-        if distributed.is_main():
-            print(text, flush=True)
-
-    def resume(self, model, optimizer, facts) -> int:
-        """Load --resume into model and optimiser; returns the epochs that are done."""
-        args = self.args
-        state = checkpoint.load(args.resume, "--resume")
-        before = checkpoint.trained_options(state)
-        if state.get("script", self.script) != self.script:
-            raise InputError(f"--resume {args.resume}: was written by {state['script']}.py, not by {self.script}.py")
-        if "optimizer" not in state or "epoch" not in state:
-            raise InputError(f"--resume {args.resume}: holds no state of an optimiser; it can only be evaluated")
-        for name in FIXED:
-            if name in before and before[name] != getattr(args, name, before[name]):
-                raise InputError(
-                    f"--resume {args.resume}: was trained with --{name} {before[name]}, not {getattr(args, name)}"
-                )
-        if state.get("classes") != facts["classes"]:
-            raise InputError(f"--resume {args.resume}: was trained on other classes than --data_folder holds")
-        if state.get("encoder") != facts.get("encoder"):
-            raise InputError(f"--resume {args.resume}: was trained on the features of another --ckpt")
-        checkpoint.load_strictly(model, state["model"], f"--resume {args.resume}")
-        optimizer.load_state_dict(state["optimizer"])
-        if state["epoch"] >= args.epochs:
-            raise InputError(f"--resume {args.resume}: has all of its {state['epoch']} epochs; give more --epochs")
-        self.say(f"resumed {args.resume} after epoch {state['epoch']}")
-        self.best, self.good = state.get("best", self.best), args.resume
-        return state["epoch"]
-
-    def log(self, epoch: int, scalars: dict, images_per_second: float) -> None:
-        """An epoch's line, TensorBoard scalars, and log record."""
-        if not distributed.is_main():
-            return
-        if self.writer is None:
-            self.open(epoch)
-        scalars = {**scalars, "images_per_second": images_per_second}
-        shown = "".join(f"  {k} {v:.2f}" for k, v in scalars.items() if k.startswith("val_"))
-        for name, value in scalars.items():
-            self.writer.add_scalar(name, value, epoch)
-        self.writer.flush()
-        util.append_json(self.folder / "log.jsonl", {"epoch": epoch, **scalars})
-        left = (time.perf_counter() - self.begin) / epoch * (self.args.epochs - epoch)
-        print(
-            f"epoch {epoch}/{self.args.epochs}  loss {scalars['loss']:.4f}{shown}  lr {scalars['learning_rate']:.4g}  "
-            f"{images_per_second:.0f} images/s  {left / 60:.1f} min left",
-            flush=True,
-        )
-
-    def save(self, epoch: int, model, optimizer, facts) -> None:
-        """last.pth after every epoch, ckpt_epoch_N.pth every --save_freq."""
-        if not distributed.is_main():
-            return
-        state = {
-            "options": options.plain(self.args),
-            "epoch": epoch,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "best": self.best,
-            "script": self.script,
-            **facts,
-        }
-        checkpoint.save(self.last, state)
-        self.good = self.last
-        if epoch % self.args.save_freq == 0:
-            checkpoint.save(self.folder / f"ckpt_epoch_{epoch}.pth", state)
-
-    def stop_on_nan(self, epoch: int, step: int, rate: float) -> None:
-        """End the run: the loss is no number any more; what is saved stays."""
-        raise InputError(
-            f"the loss turned NaN or infinite in epoch {epoch}, step {step}, at learning rate {rate:.4g}; "
-            f"last good checkpoint: {self.good}; try a smaller --learning_rate or --warm"
-        )
-
-    def close(self) -> None:
-        """Say where everything lies."""
-        if self.writer is not None:
-            self.writer.close()
-            print(f"saved {self.last}  ({time.perf_counter() - self.begin:.0f} s)", flush=True)

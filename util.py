@@ -1,5 +1,6 @@
 """Small things that every script shares: bad input, seeds, the learning-rate schedule, meters, progress."""
 
+import contextlib
 import json
 import math
 import os
@@ -153,11 +154,17 @@ def pyplot():
     return plt
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write to a temporary name, then rename: whole or not at all."""
+def write_file(path: Path, content: bytes) -> None:
+    """Write to a temporary name, then rename: whole or not at all; folders are made. Raises InputError if it fails."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def append_json(path: Path, record: dict) -> None:

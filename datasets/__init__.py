@@ -1,5 +1,7 @@
 """Data sets by name: `build(...)` is the one way in; `sources.SOURCES` is the registry."""
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +22,19 @@ class ImageData(Dataset):
     """Images with class labels; item i is (transform(PIL image in RGB), label).
 
     images: paths, or uint8 arrays [H, W] or [H, W, 3]; labels: [n] long; classes: the name of each label.
+    bad: [n] bool, shared with loader processes: an image that cannot be read is marked in it, and the next readable
+    one, with its label, takes its place; None (as built): it is an InputError.
     """
 
     images: list | np.ndarray
     labels: torch.Tensor
     classes: list[str]
     transform: object = None
+    bad: torch.Tensor | None = None
+
+    def tolerate_damage(self) -> None:
+        """From now on, let other images take the place of those that cannot be read."""
+        self.bad = torch.zeros(len(self), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -38,8 +47,32 @@ class ImageData(Dataset):
         return read_rgb(item)
 
     def __getitem__(self, index: int):
-        image = self.image(index)
+        if self.bad is None:
+            try:
+                image = self.image(index)
+            except InputError as error:
+                raise InputError(f"{error}; leave it out with --skip_images LIST, a file of one path a line") from None
+        else:
+            index, image = self._readable(index)
         return self.transform(image) if self.transform else image, int(self.labels[index])
+
+    def _readable(self, index: int) -> tuple[int, Image.Image]:
+        """The image, or the next one that can be read."""
+        for i in (*range(index, len(self)), *range(index)):
+            if self.bad[i]:
+                continue
+            try:
+                return i, self.image(i)
+            except InputError as error:
+                self.bad[i] = True
+                print(f"warning: {error}; another image takes its place", file=sys.stderr, flush=True)
+        raise InputError(f"none of the {len(self)} training images can be read")
+
+    def chosen(self, indices: list[int]) -> "ImageData":
+        """These images of the set, with the same classes."""
+        array = isinstance(self.images, np.ndarray)
+        images = self.images[indices] if array else [self.images[i] for i in indices]
+        return ImageData(images, self.labels[indices], self.classes, self.transform)
 
 
 def build(
@@ -48,11 +81,13 @@ def build(
     split: str = "train",
     hold_out: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
+    skip: str | Path | None = None,
 ) -> ImageData:
     """A data set of the registry.
 
     name: one of NAMES; folder: where its files lie; split: "train" or "test" (the validation set);
-    hold_out: names of classes to leave out; only: names of the classes to keep, if any.
+    hold_out: names of classes to leave out; only: names of the classes to keep, if any; skip: file that lists images to
+    leave out, one path a line.
     Raises InputError where a file, folder or class is missing.
     """
     if name not in sources.SOURCES:
@@ -63,12 +98,12 @@ def build(
     kept = [c for c in data.classes if c not in hold_out and (not only or c in only)]
     if not kept:
         raise InputError(f"--hold_out: leaves no class of {name}")
-    return _keep(data, kept)
+    return without(_keep(data, kept), skip)
 
 
-def build_pair(name, folder="./data", hold_out=(), only=()) -> tuple[ImageData, ImageData]:
+def build_pair(name, folder="./data", hold_out=(), only=(), skip=None) -> tuple[ImageData, ImageData]:
     """Training and validation set with the same numbers for the same classes; validation may lack some of them."""
-    train, test = build(name, folder, "train", hold_out, only), build(name, folder, "test")
+    train, test = build(name, folder, "train", hold_out, only, skip), build(name, folder, "test", skip=skip)
     known = (*train.classes, *hold_out)
     lacking = [c for c in test.classes if c not in known and (not only or c in only)]
     if lacking:
@@ -78,7 +113,7 @@ def build_pair(name, folder="./data", hold_out=(), only=()) -> tuple[ImageData, 
     return train, ImageData(test.images, number[test.labels], train.classes)
 
 
-def build_outliers(name, folder="./data", split: str = "test", classes: tuple[str, ...] = ()) -> ImageData:
+def build_outliers(name, folder="./data", split: str = "test", classes: tuple[str, ...] = (), skip=None) -> ImageData:
     """Images that are no inliers: split "test", "train" or "all"; of these classes only, where some are named.
 
     A folder with val/ gives that for "test"; one without, as AwA2's JPEGImages, is taken whole.
@@ -91,7 +126,24 @@ def build_outliers(name, folder="./data", split: str = "test", classes: tuple[st
     else:
         data = _read(source.read, folder, split, flag)
     _check_known(classes, data.classes, "--outlier_classes", name)
-    return _keep(data, list(classes)) if classes else data
+    return without(_keep(data, list(classes)) if classes else data, skip)
+
+
+def without(data: ImageData, skip: str | Path | None) -> ImageData:
+    """The images that the file `skip` does not list; a path counts as its target where it is a link."""
+    if skip is None:
+        return data
+    if isinstance(data.images, np.ndarray):
+        return data  # no files
+    try:
+        lines = Path(skip).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--skip_images {skip}: not readable ({error})") from None
+    left_out = {os.path.realpath(line.strip()) for line in lines if line.strip()}
+    kept = [i for i, f in enumerate(data.images) if os.path.realpath(f) not in left_out]
+    if not kept:
+        raise InputError(f"--skip_images {skip}: leaves no image of {data.images[0]} and its like")
+    return data.chosen(kept)
 
 
 def _read(read, folder, split, flag) -> ImageData:
@@ -114,11 +166,8 @@ def _keep(data: ImageData, classes: list[str]) -> ImageData:
         return data
     number = torch.full((len(data.classes),), -1)
     number[[data.classes.index(c) for c in classes]] = torch.arange(len(classes))
-    labels = number[data.labels]
-    chosen = (labels >= 0).nonzero()[:, 0].tolist()
-    array = isinstance(data.images, np.ndarray)
-    images = data.images[chosen] if array else [data.images[i] for i in chosen]
-    return ImageData(images, labels[chosen], classes)
+    data = ImageData(data.images, number[data.labels], classes)
+    return data.chosen((data.labels >= 0).nonzero()[:, 0].tolist())
 
 
 def _joined(a: ImageData, b: ImageData) -> ImageData:
@@ -139,11 +188,20 @@ def class_list(name: str) -> tuple[str, ...]:
 
 
 def mean_and_std(data: ImageData, most: int = 2000) -> tuple[list[float], list[float]]:
-    """Per-channel mean and standard deviation in [0, 1] of at most `most` images, spread evenly over the set."""
-    chosen = np.linspace(0, len(data) - 1, min(most, len(data))).astype(int)
-    moments = np.zeros((2, 3))
-    for i in chosen:
-        x = np.asarray(data.image(i), dtype=np.float64) / 255
+    """Per-channel mean and standard deviation in [0, 1] of at most `most` images, spread evenly over the set.
+
+    Those that cannot be read do not count; whether they are an error is for the run to say.
+    """
+    moments, count, fault = np.zeros((2, 3)), 0, None
+    for i in np.linspace(0, len(data) - 1, min(most, len(data))).astype(int):
+        try:
+            x = np.asarray(data.image(i), dtype=np.float64) / 255
+        except InputError as error:
+            fault = error
+            continue
         moments += (x.mean((0, 1)), (x**2).mean((0, 1)))
-    mean, square = moments / len(chosen)
+        count += 1
+    if not count:
+        raise fault or InputError("--data_folder: holds no image")
+    mean, square = moments / count
     return mean.tolist(), np.sqrt(np.maximum(square - mean**2, 1e-6)).tolist()

@@ -1,10 +1,12 @@
 """Image files of every kind as RGB, as a person would see them."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+import util
 from util import InputError
 
 
@@ -20,6 +22,27 @@ def read_rgb(path: str | Path) -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises on damage
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: not a readable image ({reason})") from None
+
+
+def damage(path: str | Path) -> str | None:
+    """What is wrong with an image file, in words; None where it decodes."""
+    try:
+        read_rgb(path)
+    except InputError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
+
+
+def find_damage(paths: list, show: bool = True) -> dict[int, str]:
+    """Index -> what is wrong, of the image files that do not decode; with progress where `show`."""
+    found, progress = {}, util.Progress("decoding", len(paths), 5000, show)
+    with ThreadPoolExecutor() as pool:  # decoding lets other threads run
+        for i, reason in enumerate(pool.map(damage, paths)):
+            if reason:
+                found[i] = reason
+            progress.tick(i + 1, f"{len(found)} damaged")
+    progress.close()
+    return found
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

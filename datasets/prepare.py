@@ -13,13 +13,12 @@ import argparse
 import os
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
 import util
 from datasets import sources
-from datasets.decoding import read_rgb
+from datasets.decoding import find_damage
 from util import InputError
 
 # folder below --out: its class list
@@ -219,25 +218,13 @@ def check(plan, out: Path, name: str) -> list[str]:
         images += found
     if name == "awa2" and len(images) != AWA2_IMAGES:
         problems.append(f"{len(images)} images, published are {AWA2_IMAGES}")
-    damaged, progress = [], util.Progress("decoding", len(images), 5000)
-    with ThreadPoolExecutor() as pool:  # decoding lets other threads run
-        for i, error in enumerate(pool.map(_damage, images, chunksize=1), 1):
-            if error:
-                damaged.append(str(images[i - 1]))
-                problems.append(f"{images[i - 1]}: {error}")
-            progress.tick(i, f"{len(damaged)} damaged")
-    progress.close()
+    damaged = find_damage(images)
+    problems += [f"{images[i]}: {reason}" for i, reason in damaged.items()]
     if damaged:
-        (out / f"{name}_damaged.txt").write_text("\n".join(damaged) + "\n")
+        util.write_file(
+            out / f"{name}_damaged.txt", "".join(f"{os.path.abspath(images[i])}\n" for i in damaged).encode()
+        )
     return problems
-
-
-def _damage(file: Path) -> str | None:
-    try:
-        read_rgb(file)
-    except InputError as error:
-        return str(error).removeprefix(f"{file}: ")
-    return None
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------

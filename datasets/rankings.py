@@ -1,35 +1,17 @@
 """Class similarity: from superclasses, the published RoBERTa figures or a file, to one table [C, C] in [0, 1]."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
+from datasets import ranking_files
+from datasets.ranking_files import HERE, known_superclasses, read_superclasses
 from util import InputError, run_command
 
-HERE = Path(__file__).parent
 NAMED = ("identity", "superclass", "roberta_threshold")
 STEP = 0.25  # of similarity, a rank of distance
-
-
-def read_superclasses(path: Path, flag: str = "--ranking") -> dict[str, list[str]]:
-    """`superclass: [classes]` from YAML; every class once. `flag` is named in errors."""
-    if not path.is_file():
-        raise InputError(f"{flag} {path}: no such file")
-    try:
-        groups = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{flag} {path}: not readable as YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(groups, dict) or not all(isinstance(v, list) and v for v in groups.values()):
-        raise InputError(f"{flag} {path}: must be lines of `superclass: [class, class, ...]`")
-    groups = {str(k): [str(c) for c in v] for k, v in groups.items()}
-    names = [c for v in groups.values() for c in v]
-    twice = [c for c in names if names.count(c) > 1]
-    if twice:
-        raise InputError(f"{flag} {path}: class {twice[0]} stands in it twice")
-    return groups
+MOST_RANKS = 126  # that a loss can hold
 
 
 def superclass_labels(groups: dict[str, list[str]], classes: list[str], source: str) -> torch.Tensor:
@@ -39,112 +21,99 @@ def superclass_labels(groups: dict[str, list[str]], classes: list[str], source: 
     return torch.tensor([where[c] for c in classes])
 
 
-def known_superclasses(name: str | None) -> dict[str, list[str]]:
-    """The superclasses that ship with a data set, by the name in its `Source`."""
-    return read_superclasses(HERE / "superclasses" / f"{name}.yaml")
-
-
-def read_table(path: Path, flag: str = "--ranking") -> tuple[np.ndarray, list[str]]:
-    """A CSV matrix -> [C, C], identifiers: first line `class,a,b,...`, then a line a class, `a,1,0.75,...`.
-
-    Lines that start with # are comment. Raises InputError, naming `flag`, unless it is square, its identifiers agree,
-    it is symmetric, its diagonal is 1 and all lies in [-1, 1] (cosines are welcome where thresholds are given).
-    """
-    try:
-        with path.open(newline="") as file:
-            head, *rows = [row for row in csv.reader(file) if row and not row[0].startswith("#")]
-        names = [row[0] for row in rows]
-        table = np.array([[float(x) for x in row[1:]] for row in rows], dtype=np.float64)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{flag} {path}: not readable as a CSV matrix ({error})") from None
-    columns = head[1:]
-    if table.ndim != 2 or table.shape[0] != table.shape[1] or len(columns) != len(names):
-        shape = f"{len(names)} lines and {len(columns)} columns"
-        raise InputError(f"{flag} {path}: has {shape}; it must be square, with a header line `class,...`")
-    if columns != names or len(set(names)) < len(names):
-        raise InputError(f"{flag} {path}: header and first column must name the same classes, each once, in order")
-    if not (np.abs(table) <= 1).all():
-        a, b = np.argwhere(~(np.abs(table) <= 1))[0]
-        raise InputError(f"{flag} {path}: similarity of {names[a]} and {names[b]} is {table[a, b]}, not in [0, 1]")
-    if np.abs(table - table.T).max() > 1e-6:
-        a, b = np.argwhere(np.abs(table - table.T) > 1e-6)[0]
-        raise InputError(
-            f"{flag} {path}: not symmetric: {names[a]}, {names[b]} is {table[a, b]} one way and {table[b, a]} back"
-        )
-    off = np.flatnonzero(np.abs(table.diagonal() - 1) > 1e-6)
-    if len(off):
-        raise InputError(f"{flag} {path}: similarity of {names[off[0]]} with itself is {table[off[0], off[0]]}, not 1")
-    return table, names
+def superclass_table(groups, classes, source) -> np.ndarray:
+    """[C, C] 1 on the diagonal, 0.75 inside a superclass, 0 elsewhere."""
+    group = superclass_labels(groups, classes, source).numpy()
+    table = np.where(group[:, None] == group, 1 - STEP, 0.0)
+    np.fill_diagonal(table, 1.0)
+    return table
 
 
 def class_similarity(
-    ranking: str,
-    classes: list[str],
-    *,
-    superclasses: str | None = None,
-    thresholds: list[float] | None = None,
-    hierarchy_k: int = 3,
-    similarity_threshold: float = 0.0,
-    n_sim_classes: int | None = None,
+    ranking: str, classes: list[str], *, superclasses: str | None = None, **options
 ) -> tuple[torch.Tensor, list[str]]:
     """The similarity table of `classes`, and the class order that it is in (that of `classes`).
 
-    ranking: "identity" (one rank: the own class), "superclass" (0.75 inside a superclass of the data set's, named by
-        `superclasses`), "roberta_threshold" (published cosines of ImageNet-100's class names), or a file: CSV matrix or
-        YAML of superclasses.
-    thresholds: falling; a similarity of at least the d-th has distance d, below the last one the classes are unrelated;
-        s = 1 - 0.25 d for d <= hierarchy_k.
-    similarity_threshold: smaller similarities become 0. n_sim_classes: so many of the most similar classes stay with
-        each class, the own one counted; ties stay in class order. Raises InputError on anything that does not fit.
+    The `source_table` of ranking and superclasses, made ranks of by `to_similarity`, which takes the options.
     """
+    table = source_table(ranking, classes, superclasses)
+    return to_similarity(table, source=f"--ranking {ranking}", **options), list(classes)
+
+
+def source_table(ranking: str, classes: list[str], superclasses: str | None = None) -> np.ndarray:
+    """[C, C] similarities of `classes` as their source has them: cosines, say, that are no ranks yet.
+
+    ranking: "identity" (no two classes are similar), "superclass" (0.75 inside a superclass of the data set's, named by
+        `superclasses`), "roberta_threshold" (published cosines of ImageNet-100's class names), or a file: CSV or npz
+        matrix, or YAML of superclasses. It may hold more classes. Raises InputError on anything that does not fit.
+    """
+    source = f"--ranking {ranking}"
     if ranking == "identity":
-        table = np.eye(len(classes))
-    elif ranking == "superclass":
+        return np.eye(len(classes))
+    if ranking == "superclass":
         if superclasses is None:
             raise InputError("--ranking superclass: this data set has none; give a YAML file of superclasses")
-        table = superclass_table(known_superclasses(superclasses), classes, f"--ranking superclass ({superclasses})")
-    elif ranking.endswith((".yaml", ".yml")):
-        table = superclass_table(read_superclasses(Path(ranking)), classes, f"--ranking {ranking}")
-    elif ranking == "roberta_threshold" or Path(ranking).is_file() or ranking.endswith(".csv"):
-        table = _thresholded_table(ranking, classes, thresholds, hierarchy_k)
+        return superclass_table(known_superclasses(superclasses), classes, f"{source} ({superclasses})")
+    if ranking.endswith((".yaml", ".yml")):
+        return superclass_table(read_superclasses(Path(ranking)), classes, source)
+    if ranking != "roberta_threshold" and not ranking_files.is_matrix(ranking):
+        raise InputError(f"{source}: neither a file nor one of {', '.join(NAMED)}")
+    path = HERE / "imagenet100_roberta_cosine.csv" if ranking == "roberta_threshold" else Path(ranking)
+    table, names = ranking_files.read_table(path)
+    where = {name: i for i, name in enumerate(names)}
+    _check_has(classes, where, source)
+    chosen = [where[c] for c in classes]
+    return table[np.ix_(chosen, chosen)]
+
+
+def to_similarity(
+    table: np.ndarray,
+    *,
+    source: str = "ranking",
+    thresholds: list[float] | None = None,
+    every_value: bool = False,
+    hierarchy_k: int = 3,
+    similarity_threshold: float = 0.0,
+    n_sim_classes: int | None = None,
+) -> torch.Tensor:
+    """[C, C] float32 in [0, 1], whose distinct positive values are the ranks; 0 = unrelated, 1 on the diagonal.
+
+    thresholds: falling; a similarity of at least the d-th has distance d, below the last one the classes are unrelated;
+        s = 1 - 0.25 d for d <= hierarchy_k. Without: the table's values as they are, up to 16 distinct ones, or with
+        `every_value` up to 126, with one rank each.
+    similarity_threshold: smaller similarities become 0. n_sim_classes: so many of the most similar classes stay with
+        each class, the own one counted; ties stay in class order. Raises InputError, naming `source`.
+    """
+    if thresholds and every_value:
+        raise InputError("--ranks and --thresholds: give one of them; --ranks makes a rank of every value")
+    if thresholds:
+        table = _by_thresholds(table, thresholds, hierarchy_k)
     else:
-        raise InputError(f"--ranking {ranking}: neither a file nor one of {', '.join(NAMED)}")
+        _check_values(table, source, MOST_RANKS if every_value else 16, every_value)
     table = np.where(table < similarity_threshold, 0.0, table)
     np.fill_diagonal(table, 1.0)
     if n_sim_classes is not None:
         table = _most_similar(table, n_sim_classes)
-    return torch.tensor(table, dtype=torch.float32), list(classes)
+    return torch.tensor(table, dtype=torch.float32)
 
 
-def superclass_table(groups, classes, source) -> np.ndarray:
-    """[C, C] 0.75 inside a superclass, the diagonal included, 0 elsewhere."""
-    group = superclass_labels(groups, classes, source).numpy()
-    return np.where(group[:, None] == group, 1 - STEP, 0.0)
-
-
-def _thresholded_table(ranking, classes, thresholds, hierarchy_k) -> np.ndarray:
-    published = ranking == "roberta_threshold"
-    cosine, names = read_table(HERE / "imagenet100_roberta_cosine.csv" if published else Path(ranking))
-    where = {name: i for i, name in enumerate(names)}
-    _check_has(classes, where, f"--ranking {ranking}")
-    chosen = [where[c] for c in classes]
-    cosine = cosine[np.ix_(chosen, chosen)]
-    if not thresholds:
-        if published:
-            raise InputError("--roberta_float_threshold is missing: roberta_threshold needs it (published: 0.4)")
-        if cosine.min() < 0:
-            raise InputError(f"--ranking {ranking}: holds values below 0; give --thresholds to make ranks of cosines")
-        ranks = len(np.unique(cosine[cosine > 0]))
-        if ranks > 16:
-            raise InputError(f"--ranking {ranking}: {ranks} distinct values would be {ranks} ranks; give --thresholds")
-        return cosine
+def _by_thresholds(table, thresholds, hierarchy_k) -> np.ndarray:
     if sorted(set(thresholds), reverse=True) != list(thresholds):
         raise InputError(f"--thresholds {' '.join(map(str, thresholds))}: must fall, one a rank")
     if len(thresholds) > 3:
         raise InputError(f"--thresholds: {len(thresholds)} given; similarity falls by {STEP} a rank, so at most 3 fit")
-    distance = 1 + (cosine[..., None] < np.array(thresholds)).sum(-1)  # 1 = above the first threshold
+    distance = 1 + (table[..., None] < np.array(thresholds)).sum(-1)  # 1 = above the first threshold
     related = distance <= min(len(thresholds), hierarchy_k)
     return np.where(related, 1 - STEP * distance, 0.0)
+
+
+def _check_values(table, source, most, every_value) -> None:
+    if table.min() < 0:
+        raise InputError(f"{source}: holds values below 0; give --thresholds to make ranks of cosines (published: 0.4)")
+    ranks = len(np.unique(table[table > 0]))
+    if ranks > most:
+        more = "" if every_value else f", or --ranks for a rank of every value (at most {MOST_RANKS})"
+        raise InputError(f"{source}: {ranks} distinct values would be {ranks} ranks; give --thresholds{more}")
 
 
 def _most_similar(table: np.ndarray, n: int) -> np.ndarray:
@@ -162,17 +131,52 @@ def _check_has(classes, names, source) -> None:
         raise InputError(f"{source}: lacks the class {missing[0]} of the data set ({len(missing)} in all)")
 
 
-def summary(table: torch.Tensor, taus) -> str:
-    """One line a run prints: the ranks with their temperatures, and how many similar classes a class has."""
-    values = sorted(table[table > 0].unique().tolist(), reverse=True)
-    ranks = "; ".join(
-        f"rank {r}: similarity {s:g}, tau {t:.3g}" for r, (s, t) in enumerate(zip(values, taus, strict=True))
-    )
-    similar = (table > 0).sum(1) - 1
-    return (
-        f"{len(table)} classes; {ranks}; similar classes a class: min {similar.min()}, "
-        f"median {similar.float().quantile(0.5):g}, max {similar.max()}; {int((similar == 0).sum())} without"
-    )
+# ---- what a run prints before it trains ------------------------------------------------------------------------------
+
+
+def summary(table: torch.Tensor, taus, source: np.ndarray, classes: list[str], images: torch.Tensor) -> list[str]:
+    """The lines of a ranking: its ranks with their positives, the classes without a similar one, and examples.
+
+    table: [C, C] as the loss takes it; taus: of its ranks; source: [C, C] the similarities that it was made of;
+    images: [C] training images of each class.
+    """
+    lines = []
+    for rank, (value, tau) in enumerate(zip(sorted(table[table > 0].unique().tolist())[::-1], taus, strict=True)):
+        of_rank = table == value
+        found = source[of_rank.numpy() & ~np.eye(len(classes), dtype=bool)]
+        made_of = f", from {found.min():.4g} to {found.max():.4g}" if len(found) and (found != value).any() else ""
+        positives = f"{_spread(of_rank.sum(1))} classes, {_spread(of_rank.long() @ images)} images"
+        lines.append(f"rank {rank}: similarity {value:g}{made_of}, tau {tau:.3g}; a class has {positives}")
+    similar = (table > 0) & ~torch.eye(len(classes), dtype=torch.bool)
+    if not similar.any():
+        return lines
+    words = ranking_files.in_words(classes)
+    alone = [words[c] for c, some in zip(classes, similar.any(1).tolist(), strict=True) if not some]
+    if alone:
+        more = f" and {len(alone) - 5} more" if len(alone) > 5 else ""
+        lines.append(f"{len(alone)} classes without a similar class: {', '.join(alone[:5])}{more}")
+    return lines + [f"e.g. {line}" for line in _examples(similar.numpy(), source, [words[c] for c in classes])]
+
+
+def _spread(numbers: torch.Tensor) -> str:
+    """Fewest, median and most."""
+    if numbers.min() == numbers.max():
+        return f"{int(numbers.min())}"
+    return f"{int(numbers.min())}/{numbers.double().quantile(0.5):g}/{int(numbers.max())} (min/median/max)"
+
+
+def _examples(similar: np.ndarray, source: np.ndarray, words: list[str], most: int = 3) -> list[str]:
+    """The classes of the strongest ties, no class in two examples, each with its most similar classes."""
+    tie = np.where(similar, source, -np.inf)
+    lines, named = [], set()
+    for c in np.argsort(-tie.max(1), kind="stable"):
+        others = [o for o in np.argsort(-tie[c], kind="stable") if similar[c, o]][:3]
+        if others and not named & {c, *others}:
+            lines.append(f"{words[c]}: " + ", ".join(f"{words[o]} {source[c, o]:.2g}" for o in others))
+            named |= {c, *others}
+        if len(lines) == most:
+            break
+    return lines
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import util
-from datasets import rankings, sources
+from datasets import ranking_files, rankings, sources
 
 MARKERS = "o^sDvP*X"
 
@@ -32,7 +32,7 @@ def draw(embeddings: dict, dataset: str, path: Path) -> None:
     from sklearn.manifold import MDS
 
     plt = util.pyplot()
-    groups = rankings.known_superclasses(sources.SOURCES[dataset].superclasses)
+    groups = ranking_files.known_superclasses(sources.SOURCES[dataset].superclasses)
     classes = next(iter(embeddings.values()))["classes"]
     group_of = rankings.superclass_labels(groups, classes, dataset).tolist()
     order = sorted(range(len(classes)), key=lambda c: group_of[c])

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets import rankings
+from datasets import ranking_files
 
 
 def make_image_folders(root, classes, each, size=(48, 40)):
@@ -23,7 +23,7 @@ def make_image_folders(root, classes, each, size=(48, 40)):
 
 def make_cifar100(root, train, test):
     """CIFAR-100's python files with `train` and `test` random images, all classes in turn."""
-    groups = rankings.known_superclasses("cifar100")
+    groups = ranking_files.known_superclasses("cifar100")
     fine = sorted(c for members in groups.values() for c in members)
     meta = {"fine_label_names": fine, "coarse_label_names": sorted(groups)}
     _make_cifar(root / "cifar-100-python", {"train": train, "test": test}, "fine_labels", 100, "meta", meta)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from argparse import Namespace
 from functools import partial
 
 import commands
@@ -12,7 +13,8 @@ from commands import run
 from made_data import make_image_folders
 from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaModel
 
-from datasets import ranking_builders, rankings
+from datasets import ranking_builders, ranking_files, rankings
+from figures.ranking import clustered
 
 NAMES = ["robin", "gila monster", "a very long name of a class with many words", "x"]
 
@@ -60,7 +62,7 @@ def test_embeddings_equal_mean_pooling_by_hand_and_padding_changes_none(encoder)
 def test_roberta_writes_a_ranking_that_training_reads(monkeypatch, tmp_path, encoder):
     (tmp_path / "names.csv").write_text("class,name\nn1,robin\nn2,gila monster\nn3,robin\n")
     make(monkeypatch, tmp_path, f"roberta --names names.csv --model {encoder} --out r.csv")
-    table, classes = rankings.read_table(tmp_path / "r.csv")
+    table, classes = ranking_files.read_table(tmp_path / "r.csv")
     assert classes == ["n1", "n2", "n3"]
     assert table[0, 2] == pytest.approx(1)
     want = np.dot(by_hand(encoder, "robin"), by_hand(encoder, "gila monster"))
@@ -72,12 +74,13 @@ def test_roberta_writes_a_ranking_that_training_reads(monkeypatch, tmp_path, enc
 
 def test_names_come_from_folders_and_a_template_is_used(monkeypatch, tmp_path, encoder):
     make_image_folders(tmp_path / "mine", ["grey_wolf", "red+fox", "n01558993"], each=1)
-    assert ranking_builders.folder_names(tmp_path / "mine") == {
+    args = Namespace(names=None, data_folder=tmp_path / "mine")
+    assert ranking_builders.read_classes(args) == {
         "grey_wolf": "grey wolf", "n01558993": "robin", "red+fox": "red fox",
     }  # fmt: skip
     for name, template in (("plain", "{}"), ("photo", "photo_{}")):
         make(monkeypatch, tmp_path, f"roberta --data_folder mine --model {encoder} --template {template} --out {name}")
-    tables = [rankings.read_table(tmp_path / name)[0] for name in ("plain", "photo")]
+    tables = [ranking_files.read_table(tmp_path / name)[0] for name in ("plain", "photo")]
     assert not np.allclose(*tables)
 
 
@@ -87,7 +90,7 @@ def test_superclasses_come_from_yaml_or_a_tree(monkeypatch, tmp_path):
     (tmp_path / "groups.yaml").write_text("pets: [dog, cat]\nvehicles: [car]\n")
     for source in ("tree", "groups.yaml"):
         make(monkeypatch, tmp_path, f"superclass --from {source} --out {source}.csv")
-        table, classes = rankings.read_table(tmp_path / f"{source}.csv")
+        table, classes = ranking_files.read_table(tmp_path / f"{source}.csv")
         assert classes == ["car", "cat", "dog"]
         assert table.tolist() == [[1, 0, 0], [0, 1, 0.75], [0, 0.75, 1]]
 
@@ -112,8 +115,8 @@ def test_show_draws_similar_classes_side_by_side_and_names_the_closest(monkeypat
     make(monkeypatch, tmp_path, "show r.csv --out r.png")
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert "c1 - c4: 0.75, in training 0.75" in capsys.readouterr().out
-    table, classes = rankings.read_table(tmp_path / "r.csv")
-    order = [classes[i] for i in ranking_builders.clustered(table)]
+    table, classes = ranking_files.read_table(tmp_path / "r.csv")
+    order = [classes[i] for i in clustered(table)]
     places = [order.index(c) for c in ("c1", "c4", "c5")]
     assert max(places) - min(places) == 2
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasets import rankings, sources
+from datasets import ranking_files, rankings, sources
 from datasets.rankings import class_similarity
 from util import InputError
 
@@ -60,7 +60,7 @@ def test_the_four_class_lists_hold_100_wnids_each_and_do_not_overlap():
 
 
 def test_cifar100_has_20_superclasses_of_5_classes():
-    groups = rankings.known_superclasses("cifar100")
+    groups = ranking_files.known_superclasses("cifar100")
     classes = sorted(c for members in groups.values() for c in members)
     assert len(groups) == 20
     assert len(set(classes)) == 100

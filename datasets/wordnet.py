@@ -1,0 +1,141 @@
+"""How near two nouns of WordNet are in its tree of "is a": path and Wu-Palmer similarity of ImageNet's wnids."""
+
+import functools
+import re
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+
+from util import InputError
+
+MEASURES = ("path", "wup")
+ROOT = "all"  # above every class without a parent, where a file has several
+
+
+def read_parents(path: Path | None) -> dict[str, tuple[str, ...]]:
+    """wnid -> wnids that it is a kind of.
+
+    path: ImageNet's wordnet.is_a.txt (lines of `parent child`), WordNet's own data.noun, or a folder that holds it;
+    None = the WordNet of NLTK, if it is installed. Raises InputError, naming --is_a.
+    """
+    if path is None:
+        return _of_nltk()
+    path = path / "data.noun" if path.is_dir() else path
+    try:
+        lines = [line for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--is_a {path}: not readable ({error})") from None
+    try:
+        edges = _of_data_noun(lines) if path.name == "data.noun" else _of_is_a(lines)
+    except (ValueError, IndexError):
+        raise InputError(
+            f"--is_a {path}: neither lines of `parent child` as in ImageNet's wordnet.is_a.txt, nor WordNet's data.noun"
+        ) from None
+    return edges
+
+
+def _of_is_a(lines) -> dict[str, tuple[str, ...]]:
+    parents: dict[str, tuple[str, ...]] = {}
+    for line in lines:
+        parent, child = line.split()
+        parents.setdefault(parent, ())
+        parents[child] = (*parents.get(child, ()), parent)
+    return parents
+
+
+def _of_data_noun(lines) -> dict[str, tuple[str, ...]]:
+    """Offset, file, type, number of words in hexadecimal, the words, number of pointers, the pointers of four fields
+    each (wndb(5WN)); `@` and `@i` point to what a noun is a kind, or an instance, of.
+    """
+    parents = {}
+    for line in lines:
+        if line.startswith("  "):  # the licence
+            continue
+        fields = line.split()
+        at = 4 + 2 * int(fields[3], 16)
+        pointers = [fields[at + 1 + 4 * i : at + 5 + 4 * i] for i in range(int(fields[at]))]
+        if not re.fullmatch(r"\d{8}", fields[0]):
+            raise ValueError(line)
+        parents[f"n{fields[0]}"] = tuple(f"n{p[1]}" for p in pointers if p[0] in ("@", "@i"))
+    return parents
+
+
+def _of_nltk() -> dict[str, tuple[str, ...]]:
+    try:
+        from nltk.corpus import wordnet
+    except ImportError:
+        raise InputError(
+            "--is_a is missing, and NLTK is not installed: give ImageNet's wordnet.is_a.txt or WordNet's data.noun, or "
+            "run pip install nltk"
+        ) from None
+    try:
+        wordnet.ensure_loaded()
+    except LookupError:
+        raise InputError(
+            "--is_a is missing, and NLTK has no WordNet: run python -m nltk.downloader wordnet, or give --is_a FILE"
+        ) from None
+
+    def wnid(synset):
+        return f"n{synset.offset():08d}"
+
+    return {
+        wnid(s): tuple(wnid(h) for h in (*s.hypernyms(), *s.instance_hypernyms())) for s in wordnet.all_synsets("n")
+    }
+
+
+def similarities(classes: list[str], parents: dict[str, tuple[str, ...]], measure: str) -> np.ndarray:
+    """[C, C] similarity in (0, 1] of wnids, 1 on the diagonal.
+
+    "path": 1 / (1 + edges of the shortest path through a common ancestor).
+    "wup": 2 D / (a + b + 2 D) with D the depth of the deepest common ancestor, counted from 1 at the root along the
+        longest path, and a, b the edges from the two classes up to it (Wu and Palmer 1994); of equally deep ones, the
+        nearest.
+    Where the classes have several roots, one more stands above them. Raises InputError for a class that is not there
+    and for a circle.
+    """
+    unknown = [c for c in classes if c not in parents]
+    if unknown:
+        raise InputError(f"--is_a: lacks the class {unknown[0]} ({len(unknown)} in all); classes must be wnids")
+    up = [_ancestors(c, parents) for c in classes]
+    roots = {a for found in up for a in found if not parents.get(a)}
+    if len(roots) > 1:
+        parents = {**parents, **{root: (ROOT,) for root in roots}, ROOT: ()}
+        up = [_ancestors(c, parents) for c in classes]
+    depth = _depths({a for found in up for a in found}, parents)
+    table = np.eye(len(classes))
+    for i, a in enumerate(up):
+        for j, b in enumerate(up[:i]):
+            shared = a.keys() & b.keys()
+            if measure == "path":
+                value = 1 / (1 + min(a[x] + b[x] for x in shared))
+            else:
+                d, edges = max((depth[x], -a[x] - b[x]) for x in shared)
+                value = 2 * d / (2 * d - edges)
+            table[i, j] = table[j, i] = value
+    return table
+
+
+def _ancestors(wnid: str, parents) -> dict[str, int]:
+    """ancestor -> edges up to it, itself included."""
+    found, waiting = {wnid: 0}, deque([wnid])
+    while waiting:
+        here = waiting.popleft()
+        for parent in parents.get(here, ()):
+            if parent not in found:
+                found[parent] = found[here] + 1
+                waiting.append(parent)
+    return found
+
+
+def _depths(nodes, parents) -> dict[str, int]:
+    """Number of nodes of the longest way down from a root."""
+
+    @functools.cache
+    def depth(node):
+        return 1 + max((depth(p) for p in parents.get(node, ())), default=0)
+
+    try:
+        return {node: depth(node) for node in nodes}
+    except RecursionError:
+        raise InputError("--is_a: goes round in a circle: some class is its own ancestor") from None
