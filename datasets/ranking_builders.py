@@ -226,7 +226,7 @@ def get_parser():
     k.add_argument("ranking", type=Path)
     k.add_argument("--thresholds", type=float, nargs="+", help="falling, one a rank")
     options.flag(k, "--ranks", help="one rank a distinct value")
-    for name, k in kinds.choices.items():
+    for name, k in {id(k): (name, k) for name, k in kinds.choices.items()}.values():  # an alias is the same parser
         k.add_argument("--out", type=Path, required=name != "show", help="file to write: .csv or .npz")
     return p
 

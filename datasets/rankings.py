@@ -109,7 +109,9 @@ def _by_thresholds(table, thresholds, hierarchy_k) -> np.ndarray:
 
 def _check_values(table, source, most, every_value) -> None:
     if table.min() < 0:
-        raise InputError(f"{source}: holds values below 0; give --thresholds to make ranks of cosines (published: 0.4)")
+        raise InputError(
+            f"{source}: holds values below 0; give --thresholds (--roberta_float_threshold), published: 0.4"
+        )
     ranks = len(np.unique(table[table > 0]))
     if ranks > most:
         more = "" if every_value else f", or --ranks for a rank of every value (at most {MOST_RANKS})"
@@ -146,7 +148,9 @@ def summary(table: torch.Tensor, taus, source: np.ndarray, classes: list[str], i
         found = source[of_rank.numpy() & ~np.eye(len(classes), dtype=bool)]
         made_of = f", from {found.min():.4g} to {found.max():.4g}" if len(found) and (found != value).any() else ""
         positives = f"{_spread(of_rank.sum(1))} classes, {_spread(of_rank.long() @ images)} images"
-        lines.append(f"rank {rank}: similarity {value:g}{made_of}, tau {tau:.3g}; a class has {positives}")
+        lines.append(f"rank {rank}: similarity {value:g}{made_of}, tau {tau:.3g}; positives of a class {positives}")
+    if any("/" in line for line in lines):
+        lines[0] += " (min/median/max)"
     similar = (table > 0) & ~torch.eye(len(classes), dtype=torch.bool)
     if not similar.any():
         return lines
@@ -159,10 +163,9 @@ def summary(table: torch.Tensor, taus, source: np.ndarray, classes: list[str], i
 
 
 def _spread(numbers: torch.Tensor) -> str:
-    """Fewest, median and most."""
-    if numbers.min() == numbers.max():
-        return f"{int(numbers.min())}"
-    return f"{int(numbers.min())}/{numbers.double().quantile(0.5):g}/{int(numbers.max())} (min/median/max)"
+    """Fewest, median and most, or the one number that all are."""
+    low, high = int(numbers.min()), int(numbers.max())
+    return str(low) if low == high else f"{low}/{numbers.double().quantile(0.5):g}/{high}"
 
 
 def _examples(similar: np.ndarray, source: np.ndarray, words: list[str], most: int = 3) -> list[str]:

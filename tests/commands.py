@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -11,6 +12,13 @@ import pytest
 import util
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def real(variable: str) -> Path:
+    """Real data that cannot be shipped: the path in an environment variable; the test is skipped without it."""
+    if variable not in os.environ:
+        pytest.skip(f"needs {variable}=PATH")
+    return Path(os.environ[variable])
 
 
 def run(monkeypatch, folder, command, script="main_supcon"):
@@ -28,7 +36,7 @@ def error_of(monkeypatch, capsys, folder, command, script="main_supcon") -> str:
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, folder, command, script)
     assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
     assert len(lines) == 1
     return lines[0]
 

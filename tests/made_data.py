@@ -85,3 +85,34 @@ def original_checkpoint(path, encoder, form, model, dataset, classes=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, path)
     return content
+
+
+def photographs() -> dict:
+    """Three real photographs as uint8 arrays: scikit-learn's two samples and matplotlib's portrait."""
+    from matplotlib.cbook import get_sample_data
+    from sklearn.datasets import load_sample_images
+
+    china, flower = load_sample_images().images
+    portrait = Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)).convert("RGB")
+    return {"china": china, "flower": flower, "portrait": np.asarray(portrait)}
+
+
+def make_crops(root, each=20, training=14, side=40):
+    """Crops of the quarters of photographs, root/{train,val}/<photograph><quarter>; groups.csv, photographs.yaml."""
+    rng, rows, names = np.random.default_rng(0), [], {}
+    for name, photograph in photographs().items():
+        height, width = (x // 2 for x in photograph.shape[:2])
+        names[name] = [f"{name}{quarter}" for quarter in range(4)]
+        for quarter in range(4):
+            top, left = height * (quarter // 2), width * (quarter % 2)
+            for i in range(each):
+                extent = rng.integers(70, 130)
+                y, x = top + rng.integers(0, height - extent), left + rng.integers(0, width - extent)
+                place = f"{'train' if i < training else 'val'}/{name}{quarter}/{i}.png"
+                (root / place).parent.mkdir(parents=True, exist_ok=True)
+                crop = Image.fromarray(photograph[y : y + extent, x : x + extent])
+                crop.resize((side, side), Image.Resampling.BILINEAR).save(root / place)
+                if i < training:
+                    rows.append(f"{place},{name}{quarter},{name}")
+    (root / "groups.csv").write_text("\n".join(["image,region,photograph", *rows]) + "\n")
+    (root / "photographs.yaml").write_text("".join(f"{n}: [{', '.join(regions)}]\n" for n, regions in names.items()))

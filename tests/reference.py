@@ -268,3 +268,36 @@ def top_k(logits, labels, k):
     """Share of the rows whose label has fewer than k larger logits."""
     hits = [sum(x > row[y] for x in row) < k for row, y in zip(logits, labels, strict=True)]
     return sum(hits) / len(hits)
+
+
+def nested_rank(groups, a, b):
+    """The finest level at which two labels share a group; the number of levels where they share none, or b < 0."""
+    if b < 0:
+        return len(groups[a])
+    for level, (x, y) in enumerate(zip(groups[a], groups[b], strict=True)):
+        if x == y:
+            return level
+    return len(groups[a])
+
+
+def wordnet_similarity(parents, a, b, measure):
+    """By every way up, written out: path = 1 / (1 + shortest way over a shared ancestor); Wu-Palmer at the deepest."""
+
+    def ways(node):
+        above = parents.get(node, ())
+        return [[node, *way] for p in above for way in ways(p)] if above else [[node]]
+
+    shortest, depth = {}, {}
+    for way_a in ways(a):
+        for way_b in ways(b):
+            for i, x in enumerate(way_a):
+                for j, y in enumerate(way_b):
+                    if x == y:
+                        shortest[x] = min(shortest.get(x, math.inf), i + j)
+    for shared in shortest:
+        depth[shared] = max(len(way) for way in ways(shared))
+    if measure == "path":
+        return 1 / (1 + min(shortest.values()))
+    deepest = max(depth.values())
+    edges = min(shortest[x] for x in shortest if depth[x] == deepest)
+    return 2 * deepest / (edges + 2 * deepest)

@@ -134,7 +134,7 @@ def test_a_bad_ranking_file_is_named_with_its_fault(tmp_path, reason):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({}, "--roberta_float_threshold is missing"),
+        ({}, "below 0; give --thresholds .--roberta_float_threshold"),
         ({"thresholds": [0.4, 0.6]}, "must fall"),
         ({"thresholds": [0.8, 0.6, 0.5, 0.4]}, "at most 3"),
         ({"thresholds": [0.4], "n_sim_classes": 0}, "at least 1"),

@@ -1,0 +1,134 @@
+"""Damaged images: named before training, or skipped, counted and listed during it."""
+
+from functools import partial
+
+import commands
+import pytest
+import torch
+from commands import run
+from made_data import make_image_folders
+
+import datasets
+from util import InputError
+
+error_of = partial(commands.error_of, script="main_supcon")
+SMALL = "--dataset path --data_folder mine --size 32 --batch_size 5 --epochs 1 --model resnet8 "
+RINCE = SMALL + "--loss_type supcon --exp_name a "
+DAMAGED = [f"train/cat/cat_{i}.JPEG" for i in (1, 3)]
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Two classes of five training images, two of them damaged, and of two validation images."""
+    make_image_folders(tmp_path / "mine" / "train", ["cat", "dog"], each=5)
+    make_image_folders(tmp_path / "mine" / "val", ["cat", "dog"], each=2)
+    for name in DAMAGED:
+        damage(tmp_path / "mine" / name)
+    return tmp_path
+
+
+def damage(path):
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def listed(folder, run_folder="save/SupCon/path_models/a"):
+    root = f"{folder.resolve()}/mine/"
+    return [line.removeprefix(root) for line in (folder / run_folder / "damaged_images.txt").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_skips_them_with_a_count_and_their_names(monkeypatch, capfd, mine, workers):
+    run(monkeypatch, mine, f"{RINCE} --num_workers {workers}")
+    printed = capfd.readouterr()
+    for name in DAMAGED:
+        assert printed.err.count(f"warning: mine/{name}: not a readable image") == 1
+    assert "2 damaged images skipped so far, as mine/train/cat/cat_3.JPEG; listed in" in printed.out
+    assert listed(mine) == DAMAGED
+    log = (mine / "save/SupCon/path_models/a/log.jsonl").read_text()
+    assert '"damaged_images": 2' in log
+
+
+def test_every_image_is_decoded_before_training_if_asked(monkeypatch, capsys, mine):
+    line = error_of(monkeypatch, capsys, mine, f"{RINCE} --num_workers 0 --check_data")
+    assert "--check_data: 2 of 10 training images are damaged, as mine/train/cat/cat_1.JPEG" in line
+    assert "give --skip_images save/SupCon/path_models/a/damaged_images.txt" in line
+    assert listed(mine) == DAMAGED
+    assert not (mine / "save/SupCon/path_models/a/last.pth").exists()
+
+
+def test_the_list_can_be_skipped_and_then_all_is_well(monkeypatch, capsys, mine):
+    error_of(monkeypatch, capsys, mine, f"{RINCE} --num_workers 0 --check_data")
+    run(
+        monkeypatch, mine,
+        f"{RINCE} --num_workers 0 --check_data --skip_images save/SupCon/path_models/a/damaged_images.txt",
+    )  # fmt: skip
+    printed = capsys.readouterr()
+    assert "SCL in: 8 images, 2 classes" in printed.out
+    assert "decoded 8 training images, 0 damaged" in printed.out
+    assert "warning" not in printed.err
+
+
+def test_checked_and_skipped_images_leave_the_data_set(monkeypatch, capsys, mine):
+    damage(mine / "mine/val/dog/dog_0.JPEG")
+    run(monkeypatch, mine, f"{SMALL} --num_workers 0 --check_data --on_bad_image skip --exp_name a", "main_ce")
+    assert "cross-entropy: 2 classes, 8 training and 3 validation images" in capsys.readouterr().out
+
+
+def test_on_bad_image_error_stops_the_run_with_its_name(monkeypatch, capsys, mine):
+    line = error_of(monkeypatch, capsys, mine, f"{RINCE} --num_workers 2 --on_bad_image error")
+    assert "mine/train/cat/cat_" in line
+    assert "leave it out with --skip_images LIST" in line
+
+
+def test_an_evaluation_names_the_image_and_the_way_round_it(monkeypatch, capsys, mine):
+    run(monkeypatch, mine, f"{SMALL} --num_workers 0 --exp_name a", "main_ce")
+    evaluate = "--dataset path --data_folder mine --ckpt save/SupCon/path_models/a"
+    line = commands.error_of(monkeypatch, capsys, mine, evaluate, "retrieval")
+    assert "cat_1.JPEG: not a readable image" in line
+    assert "leave it out with --skip_images LIST" in line
+    run(monkeypatch, mine, f"{evaluate} --skip_images save/SupCon/path_models/a/damaged_images.txt", "retrieval")
+    assert "fine" in capsys.readouterr().out
+
+
+def test_another_image_takes_the_place_with_its_own_label(tmp_path, capsys):
+    make_image_folders(tmp_path, ["a", "b"], each=2)
+    damage(tmp_path / "a" / "a_1.JPEG")
+    data = datasets.build("path", tmp_path)
+    with pytest.raises(InputError, match=r"a_1\.JPEG: not a readable image"):
+        data[1]
+    data.tolerate_damage()
+    assert data[1][1] == 1
+    assert data[1][0].tobytes() == data[2][0].tobytes()
+    assert data.bad.tolist() == [False, True, False, False]
+    assert capsys.readouterr().err.count("warning") == 1
+    for f in data.images:
+        damage(tmp_path / f)
+    with pytest.raises(InputError, match="none of the 4 training images can be read"):
+        data[0]
+
+
+def test_a_linked_image_is_skipped_by_its_target_and_a_list_may_name_others(tmp_path):
+    make_image_folders(tmp_path / "real", ["a"], each=3)
+    (tmp_path / "links" / "train").mkdir(parents=True)
+    (tmp_path / "links" / "train" / "a").symlink_to(tmp_path / "real" / "a")
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/real/a/a_1.JPEG\n\n/elsewhere/b.png\n")
+    data = datasets.build("path", tmp_path / "links", skip=tmp_path / "list.txt")
+    assert [f[-8:] for f in data.images] == ["a_0.JPEG", "a_2.JPEG"]
+    with pytest.raises(InputError, match="--skip_images nowhere: not readable"):
+        datasets.build("path", tmp_path / "links", skip="nowhere")
+
+
+def test_two_processes_share_the_check_and_count_each_image_once(mine):
+    import subprocess
+    import sys
+
+    command = f"{commands.ROOT / 'main_supcon.py'} {RINCE} --batch_size 4 --num_workers 0 --nproc_per_node 2"
+    options = "--check_data --on_bad_image skip"
+    done = subprocess.run(
+        [sys.executable, *command.split(), *options.split()], cwd=mine, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "decoded 10 training images, 2 damaged" in done.stdout
+    assert listed(mine) == DAMAGED
+    state = torch.load(mine / "save/SupCon/path_models/a/last.pth", weights_only=True)
+    assert int(state["model"]["bank.pointer"]) == 8
