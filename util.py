@@ -1,6 +1,7 @@
 """Small things that every script shares: bad input, seeds, the learning-rate schedule, meters, progress."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 class InputError(ValueError):
     """Something the user gave is wrong; the message names the flag, file or key and what to do."""
@@ -23,12 +26,21 @@ class InputError(ValueError):
 
 
 def run_command(main) -> None:
-    """Run a script's main: bad input becomes one line and exit code 2, as argparse's own errors do."""
+    """Run a script's main: bad input, a full disk or a lack of permission becomes one line and exit code 2, as
+    argparse's own errors do.
+    """
     try:
         main()
     except InputError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fault = str(error)
+    except OSError as error:
+        if error.errno not in STORAGE_FAULTS:
+            raise
+        fault = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        return
+    print(f"{Path(sys.argv[0]).name}: error: {fault}", file=sys.stderr)
+    sys.exit(2)
 
 
 def check_folder(path, flag: str) -> None:

@@ -142,20 +142,31 @@ def carry_out(plan: list[tuple[Path, Path]], out: Path, copy: bool) -> int:
     new = [(out / place, source) for place, source in plan if not _is_there(out / place, source, copy)]
     progress = util.Progress("copying" if copy else "linking", len(new), 100)
     for i, (place, source) in enumerate(new, 1):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if not copy:
-            place.symlink_to(source.resolve(), target_is_directory=source.is_dir())
-        else:  # under another name first: a crash leaves nothing half copied under the right one
-            unfinished = place.with_name(place.name + ".unfinished")
-            if source.is_dir():
-                shutil.rmtree(unfinished, ignore_errors=True)
-                shutil.copytree(source, unfinished)
-            else:
-                shutil.copy2(source, unfinished)
-            os.replace(unfinished, place)
+        try:
+            _put(place, source, copy)
+        except (OSError, shutil.Error) as error:
+            progress.close()
+            reason = getattr(error, "strerror", None) or str(error).split("\n")[0][:200]
+            raise InputError(
+                f"--out {place}: {reason}; {i - 1} of {len(new)} were made and stay, the same command goes on from there"
+            ) from None
         progress.tick(i, "")
     progress.close()
     return len(new)
+
+
+def _put(place: Path, source: Path, copy: bool) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not copy:
+        return place.symlink_to(source.resolve(), target_is_directory=source.is_dir())
+    # under another name first: a crash leaves nothing half copied under the right one
+    unfinished = place.with_name(place.name + ".unfinished")
+    if source.is_dir():
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(source, unfinished)
+    else:
+        shutil.copy2(source, unfinished)
+    os.replace(unfinished, place)
 
 
 def _is_there(place: Path, source: Path, copy: bool) -> bool:

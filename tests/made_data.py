@@ -26,7 +26,12 @@ def make_cifar100(root, train, test):
     groups = ranking_files.known_superclasses("cifar100")
     fine = sorted(c for members in groups.values() for c in members)
     meta = {"fine_label_names": fine, "coarse_label_names": sorted(groups)}
-    _make_cifar(root / "cifar-100-python", {"train": train, "test": test}, "fine_labels", 100, "meta", meta)
+    folder, coarse = root / "cifar-100-python", {c: i for i, g in enumerate(sorted(groups)) for c in groups[g]}
+    _make_cifar(folder, {"train": train, "test": test}, "fine_labels", 100, "meta", meta)
+    for name in ("train", "test"):
+        content = pickle.loads((folder / name).read_bytes())
+        content["coarse_labels"] = [coarse[fine[label]] for label in content["fine_labels"]]
+        (folder / name).write_bytes(pickle.dumps(content))
 
 
 def make_cifar10(root, train, test):

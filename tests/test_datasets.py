@@ -2,15 +2,18 @@
 
 import gzip
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import real, run
 from made_data import make_cifar100, make_image_folders, make_tiny_imagenet
 from PIL import Image
 
 import datasets
-from datasets import augmentation
+import main_supcon
+from datasets import augmentation, ranking_files
 from util import InputError
 
 
@@ -210,3 +213,56 @@ def test_linked_class_folders_are_read_by_every_reader(tmp_path):
 def test_holding_out_every_class_is_an_error():
     with pytest.raises(InputError, match="--hold_out: leaves no class of digits"):
         datasets.build_pair("digits", hold_out=tuple("0123456789"))
+
+
+def as_class_folders(images, labels, classes, root):
+    """The same images as PNG files in class folders, numbered so that their order is the data set's."""
+    names = [f"{i} {name.replace('/', '-')}" for i, name in enumerate(classes)]
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (root / names[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(root / names[label] / f"{i:05d}.png")
+    groups = ranking_files.known_superclasses("fashion_mnist")
+    lines = [f"{g}: {[names[classes.index(c)] for c in members]}\n" for g, members in groups.items()]
+    (root.parent / "groups.yaml").write_text("".join(lines))
+
+
+def check_equal_to_folders(folder, tmp_path, monkeypatch):
+    """Train on Fashion-MNIST and on its images in class folders; compare classes, labels, pixels and ranks."""
+    ours = datasets.build("fashion_mnist", folder).chosen(list(range(200)))
+    as_class_folders(ours.images, ours.labels.tolist(), ours.classes, tmp_path / "png")
+    pngs = datasets.build("path", tmp_path / "png")
+    assert [name[2:] for name in pngs.classes] == [c.replace("/", "-") for c in ours.classes]
+    order = [int(Path(f).stem) for f in pngs.images]
+    assert pngs.labels.tolist() == ours.labels[order].tolist()
+    for i, original in enumerate(order):
+        assert np.array_equal(np.asarray(pngs.image(i)), np.asarray(ours.image(original)))
+    seen = []
+    build = main_supcon.build_model
+    monkeypatch.setattr(main_supcon, "build_model", lambda a, criterion: seen.append(criterion) or build(a, criterion))
+    short = "--epochs 1 --batch_size 100 --num_workers 0 --model resnet8 --size 28"
+    run(monkeypatch, tmp_path, f"--dataset fashion_mnist --data_folder {folder} {short} --exp_name a")
+    run(monkeypatch, tmp_path, f"--dataset path --data_folder png --ranking groups.yaml {short} --exp_name b")
+    assert torch.equal(seen[0].rank, seen[1].rank)
+    assert seen[0].taus == seen[1].taus
+    assert len(seen[0].taus) == 2
+
+
+def make_fashion_mnist(folder, count):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for part in ("train", "t10k"):
+        header = struct.pack(">4B3I", 0, 0, 8, 3, count, 28, 28)
+        pixels = rng.integers(0, 255, (count, 28, 28), dtype=np.uint8).tobytes()
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels))
+        header = struct.pack(">4BI", 0, 0, 8, 1, count)
+        labels = bytes(i * 7 % 10 for i in range(count))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header + labels))
+
+
+def test_fashion_mnist_as_class_folders_has_the_same_classes_labels_and_ranks(monkeypatch, tmp_path):
+    make_fashion_mnist(tmp_path / "idx", 200)
+    check_equal_to_folders(tmp_path / "idx", tmp_path, monkeypatch)
+
+
+def test_the_real_fashion_mnist_as_class_folders_has_the_same_classes_labels_and_ranks(monkeypatch, tmp_path):
+    check_equal_to_folders(real("FASHION_MNIST"), tmp_path, monkeypatch)

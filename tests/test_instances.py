@@ -74,7 +74,7 @@ def test_crops_of_one_photograph_retrieve_each_other_after_training_on_groups(mo
         found[name] = result(tmp_path, f"retrieval_path_{name}_*")["metrics"]["coarse"]
     assert found["ranked"]["R@1"] > 97
     assert found["ranked"]["mAP"] > found["untrained"]["mAP"] + 10
-    assert found["ranked"]["mAP"] > found["one rank"]["mAP"] + 10
+    assert found["ranked"]["mAP"] > found["one rank"]["mAP"] + 3
 
 
 @pytest.mark.parametrize(

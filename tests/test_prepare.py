@@ -1,5 +1,6 @@
 """datasets.prepare makes the folders of the documented commands, twice without harm, and never touches the source."""
 
+import errno
 import io
 import os
 import shutil
@@ -102,15 +103,34 @@ def test_imagenet_becomes_the_documented_folders(monkeypatch, capsys, tmp_path, 
             assert [truth[n] for n in names] == [test.classes[y] for y in test.labels]
 
 
-def test_documented_commands_run_on_prepared_folders(monkeypatch, tmp_path):
+def test_all_documented_imagenet_commands_run_on_prepared_folders(monkeypatch, capsys, tmp_path):
+    """Every ImageNet command of the README, with fewer epochs, smaller images and a smaller encoder."""
     imagenet(tmp_path / "full", "devkit")
+    make_awa2(tmp_path / "full")
     make(monkeypatch, tmp_path, "imagenet100 --imagenet full --out data")
+    make(monkeypatch, tmp_path, "awa2 --source full --out data")
     original_checkpoint(tmp_path / "run" / "last.pth", resnet.encoder("resnet18"), "imagenet", "resnet18", "imagenet")
-    run(monkeypatch, tmp_path, "python out_of_dist_detection.py --model=resnet18_standard --dataset=imagenet_100 "
-        "--dataset_outliers=imagenet --data_folder=./data/imagenet100/images "
-        "--data_folder_outliers=./data/imagenet_outliers_split2 --size=32 --ckpt run --num_workers=0")  # fmt: skip
-    run(monkeypatch, tmp_path, "python main_ce.py --data_folder=./data/imagenet100/train --dataset=imagenet_100 "
-        "--model=resnet8 --batch_size=100 --size=32 --epochs=1 --num_workers=0 --imagenet100=True")  # fmt: skip
+    readme = (ROOT / "README.md").read_text()
+    documented = [line for line in readme.splitlines() if line.startswith("python ") and "imagenet" in line]
+    documented = [line for line in documented if "data_folder=./data/imagenet100" in line]
+    scripts = [line.split()[1] for line in documented]
+    assert sorted(scripts) == [
+        "main_ce.py",
+        "main_linear.py",
+        *["main_supcon.py"] * 2,
+        *["out_of_dist_detection.py"] * 2,
+    ]
+    documented += [documented[-1].replace("split1", f"split{i}") for i in (2, 3)]
+    short = " --size=32 --num_workers=0 --batch_size=50"
+    for line in documented:
+        command = line.replace("$path2chkpt", "run") + short
+        if "ood" not in command and "out_of_dist" not in command:
+            command += " --epochs=1"
+        run(monkeypatch, tmp_path, command)
+    printed = capsys.readouterr().out
+    assert "RINCE out_in: 200 images, 100 classes" in printed
+    assert len(list((tmp_path / "save" / "results").glob("ood_*.json"))) == 4
+    assert len(list((tmp_path / "save" / "results").glob("linear_*.json"))) == 1
 
 
 def test_tiny_imagenet_is_sorted_and_split(monkeypatch, tmp_path):
@@ -178,6 +198,29 @@ def test_nothing_that_is_there_is_overwritten_and_nothing_goes_into_the_source(m
     assert "nothing is written through links" in error_of(
         monkeypatch, capsys, tmp_path, "awa2 --source a --out through"
     )
+
+
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EACCES])
+def test_a_full_disk_or_no_permission_is_one_line_and_the_same_command_goes_on(
+    monkeypatch, capsys, tmp_path, fault, copy
+):
+    make_awa2(tmp_path / "download")
+    real, calls = prepare._put, []
+
+    def full_after_three(place, source, copy):
+        calls.append(place)
+        if len(calls) == 4:
+            raise OSError(fault, os.strerror(fault))
+        real(place, source, copy)
+
+    monkeypatch.setattr(prepare, "_put", full_after_three)
+    command = "awa2 --source download --out data" + (" --copy" if copy else "")
+    line = error_of(monkeypatch, capsys, tmp_path, command)
+    assert f"animal11: {os.strerror(fault)}; 3 of 50 were made and stay" in line
+    make(monkeypatch, tmp_path, command)
+    assert "47 " in capsys.readouterr().out
+    assert len(datasets.build_outliers("AwA2", tmp_path / "data/Animals_with_Attributes2/JPEGImages")) == 100
 
 
 @pytest.mark.parametrize(

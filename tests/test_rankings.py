@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -155,3 +156,92 @@ def test_a_class_that_stands_in_two_superclasses_is_named(tmp_path):
 def test_a_ranking_that_is_no_file_and_no_name_lists_the_names():
     with pytest.raises(InputError, match="identity, superclass, roberta_threshold"):
         class_similarity("robreta", ["a"])
+
+
+def test_an_npz_is_a_ranking_as_a_csv_is(tmp_path):
+    rows = np.array([[1, 0.5, 0], [0.5, 1, 0.25], [0, 0.25, 1]])
+    for name in ("r.csv", "r.npz"):
+        ranking_files.write_table(tmp_path / name, rows, ["a", "b", "c"], "made by hand")
+        table, classes = ranking_files.read_table(tmp_path / name)
+        assert classes == ["a", "b", "c"]
+        assert (table == rows).all()
+        similarity, _ = class_similarity(str(tmp_path / name), ["c", "a", "b"])
+        assert similarity.tolist() == [[1, 0, 0.25], [0, 1, 0.5], [0.25, 0.5, 1]]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"similarity": np.eye(2)}, "classes is not a file|not readable as arrays"),
+        ({"similarity": np.eye(3), "classes": np.array(["a", "b"])}, "must be square"),
+        ({"similarity": np.ones((2, 3)), "classes": np.array(["a", "b"])}, "must be square"),
+        ({"similarity": np.eye(2), "classes": np.array(["a", "a"])}, "a stands in it twice"),
+        ({"similarity": np.eye(2), "classes": np.array(["a", None])}, "not readable as arrays"),
+        ({"similarity": np.array([["x", "y"]] * 2), "classes": np.array(["a", "b"])}, "not readable as arrays"),
+    ],
+)
+def test_a_bad_npz_is_named_and_no_pickle_in_it_is_run(tmp_path, arrays, reason):
+    np.savez(tmp_path / "r.npz", **arrays)
+    with pytest.raises(InputError, match=reason) as error:
+        class_similarity(str(tmp_path / "r.npz"), ["a", "b"])
+    assert f"--ranking {tmp_path / 'r.npz'}" in str(error.value)
+
+
+def test_what_is_no_npz_is_named(tmp_path):
+    for content in (b"", b"PK", b"class,a"):
+        (tmp_path / "r.npz").write_bytes(content)
+        with pytest.raises(InputError, match="not readable as arrays"):
+            class_similarity(str(tmp_path / "r.npz"), ["a", "b"])
+
+
+def test_ranks_makes_a_rank_of_every_value_however_many():
+    table = np.eye(9)
+    a, b = np.triu_indices(9, k=1)
+    table[a, b] = table[b, a] = np.linspace(0.1, 0.9, len(a))
+    with pytest.raises(InputError, match="37 distinct values would be 37 ranks; give --thresholds, or --ranks"):
+        rankings.to_similarity(table)
+    assert len(rankings.to_similarity(table, every_value=True).unique()) == 37
+    with pytest.raises(InputError, match="--ranks and --thresholds: give one of them"):
+        rankings.to_similarity(table, every_value=True, thresholds=[0.5])
+    many = np.eye(20)
+    a, b = np.triu_indices(20, k=1)
+    many[a, b] = many[b, a] = np.linspace(0.1, 0.9, len(a))
+    with pytest.raises(InputError, match="191 distinct values would be 191 ranks; give --thresholds$"):
+        rankings.to_similarity(many, every_value=True)
+
+
+def test_thresholds_make_ranks_of_superclasses_too():
+    groups = {"a": ["x", "y"], "b": ["z"]}
+    raw = rankings.superclass_table(groups, ["x", "y", "z"], "here")
+    assert rankings.to_similarity(raw, thresholds=[0.9, 0.7])[0].tolist() == [1, 0.5, 0]
+    assert rankings.to_similarity(raw, thresholds=[0.9])[0].tolist() == [1, 0, 0]
+
+
+def test_a_run_says_what_it_trains_on():
+    classes = ["n01558993", "grey_wolf", "red+fox", "car", "lorry", "spoon"]
+    raw = np.eye(6)
+    for a, b, value in ((0, 1, 0.45), (1, 2, 0.7), (3, 4, 0.62), (0, 5, 0.1)):
+        raw[a, b] = raw[b, a] = value
+    table = rankings.to_similarity(raw, thresholds=[0.6, 0.4])
+    lines = rankings.summary(table, (0.1, 0.225, 0.35), raw, classes, torch.tensor([5, 10, 20, 30, 40, 50]))
+    assert lines == [
+        "rank 0: similarity 1, tau 0.1; positives of a class 1 classes, 5/25/50 images (min/median/max)",
+        "rank 1: similarity 0.75, from 0.62 to 0.7, tau 0.225; positives of a class 0/1/1 classes, 0/15/40 images",
+        "rank 2: similarity 0.5, from 0.45 to 0.45, tau 0.35; positives of a class 0/0/1 classes, 0/0/10 images",
+        "1 classes without a similar class: spoon",
+        "e.g. grey wolf: red fox 0.7, robin 0.45",
+        "e.g. car: lorry 0.62",
+    ]
+
+
+def test_without_similar_classes_there_is_one_line():
+    lines = rankings.summary(torch.eye(3), (0.1,), np.eye(3), ["a", "b", "c"], torch.tensor([4, 4, 4]))
+    assert lines == ["rank 0: similarity 1, tau 0.1; positives of a class 1 classes, 4 images"]
+
+
+def test_names_in_words_know_the_400_wnids_of_inliers_and_outliers():
+    lists = ["ImageNet-100.txt", *(f"imagenet_outliers_split{i}.txt" for i in (1, 2, 3))]
+    wnids = [w for f in lists for w in (HERE / f).read_text().split()]
+    words = ranking_files.in_words(wnids)
+    assert len(set(words.values())) == 400
+    assert (words["n02085620"], ranking_files.in_words(["a_b"])["a_b"]) == ("Chihuahua", "a b")
