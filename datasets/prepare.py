@@ -148,7 +148,7 @@ def carry_out(plan: list[tuple[Path, Path]], out: Path, copy: bool) -> int:
             progress.close()
             reason = getattr(error, "strerror", None) or str(error).split("\n")[0][:200]
             raise InputError(
-                f"--out {place}: {reason}; {i - 1} of {len(new)} were made and stay, the same command goes on from there"
+                f"--out {place}: {reason}; {i - 1} of {len(new)} were made and stay; the same command goes on"
             ) from None
         progress.tick(i, "")
     progress.close()

@@ -206,7 +206,7 @@ def test_ranks_makes_a_rank_of_every_value_however_many():
     many = np.eye(20)
     a, b = np.triu_indices(20, k=1)
     many[a, b] = many[b, a] = np.linspace(0.1, 0.9, len(a))
-    with pytest.raises(InputError, match="191 distinct values would be 191 ranks; give --thresholds$"):
+    with pytest.raises(InputError, match=r"191 distinct values would be 191 ranks; give --thresholds$"):
         rankings.to_similarity(many, every_value=True)
 
 
