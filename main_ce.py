@@ -55,6 +55,7 @@ def worker(args, device):
     test = training.check_images(run, test, device, "validation")
     training.tolerate_damage(args, train)
     colour = args.use_ssl_augmentations and spec.colour
+    train.seed = args.seed
     train.transform = augmentation.contrastive(size, mean, std, spec.crop_scale, spec.flip, colour)
     test.transform = augmentation.evaluation(size, mean, std, spec.small)
     loader, sampler = training.training_loader(train, args, device)
@@ -64,7 +65,6 @@ def worker(args, device):
     optimizer = training.sgd(model, args)
     facts = {"classes": train.classes, "size": size, "mean": list(mean), "std": list(std)}
     start = run.resume(model, optimizer, facts) if args.resume else 0
-    util.seed_everything(args.seed + 1000 * start + distributed.rank() + 1)  # views differ by process, epoch by epoch
     run.say(f"cross-entropy: {len(train.classes)} classes, {len(train)} training and {len(test)} validation images")
 
     def step(images, labels):

@@ -62,6 +62,7 @@ def worker(args, device):
     else:
         training.tolerate_damage(args, train)
         spec = datasets.spec(args.dataset)
+        train.seed = args.seed
         train.transform = augmentation.contrastive(
             net.size, net.mean, net.std, spec.crop_scale, spec.flip, colour=False
         )
@@ -72,7 +73,6 @@ def worker(args, device):
     model, wrapped = nn.Sequential(encoder, classifier).eval(), training.parallel(classifier)
     optimizer = training.sgd(classifier, args)
     start = run.resume(classifier, optimizer, facts) if args.resume else 0
-    util.seed_everything(args.seed + 1000 * start + distributed.rank() + 1)  # views differ by process, epoch by epoch
     run.say(f"linear probe, {kind}: {len(facts['classes'])} classes on {net.encoder.dim} dimensions of {net.name}")
 
     def step(images, labels):

@@ -66,8 +66,9 @@ def worker(args, device):
         run = runs.Run(args, "SupCon", args.exp_name or default_name(args))
     data = training.check_images(run, data, device)
     training.tolerate_damage(args, data)
-    data.transform = augmentation.TwoViews(
-        augmentation.contrastive(size, mean, std, spec.crop_scale, spec.flip, spec.colour)
+    data.seed, data.transform = (
+        args.seed,
+        augmentation.TwoViews(augmentation.contrastive(size, mean, std, spec.crop_scale, spec.flip, spec.colour)),
     )
     loader, sampler = training.training_loader(data, args, device)
     model = build_model(args, criterion).to(device, memory_format=training.memory_format(device))
@@ -75,7 +76,6 @@ def worker(args, device):
     optimizer = training.sgd(model, args)
     facts = {"classes": data.classes, "size": size, "mean": list(mean), "std": list(std)}
     start = run.resume(model, optimizer, facts) if args.resume else 0
-    util.seed_everything(args.seed + 1000 * start + distributed.rank() + 1)  # views differ by process, epoch by epoch
     run.say(summary)
 
     def step(views, labels):

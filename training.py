@@ -6,8 +6,7 @@ import time
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, TensorDataset
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler, Subset, TensorDataset
 
 import datasets
 import distributed
@@ -111,19 +110,36 @@ def report_damage(run, data, device) -> dict:
     return {"damaged_images": len(damaged)} if damaged else {}
 
 
-class EpochSampler(RandomSampler):
-    """A fresh shuffle every epoch from (seed, epoch), for a run of one process."""
+class EpochBatches(Sampler):
+    """The batches of an epoch, this process's part of each: indices, in an order made of (seed, epoch) alone.
 
-    def __init__(self, data, seed):
-        self.seed = seed
-        super().__init__(data, generator=torch.Generator())
+    A batch is the same set of images whatever the number of processes, which share it in rank order. Items are
+    (epoch, index) where `keyed`: what is drawn for an image depends on these and on the seed (datasets.ImageData).
+    Whole batches only: BatchNorm and the bank want them.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        self.generator.manual_seed(self.seed * 100_003 + epoch)
+    def __init__(self, count: int, batch_size: int, seed: int, keyed: bool = True):
+        self.count, self.batch_size, self.seed, self.keyed = count, batch_size, seed, keyed
+        self.set_epoch(1)
+
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
+        """The epoch that comes next, from its step `done` on."""
+        self.epoch, self.done = epoch, done
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch."""
+        return self.count // self.batch_size
+
+    def __iter__(self):
+        order = util.keyed_generator(self.seed, self.epoch, "order").permutation(self.count)
+        for step in range(self.done, len(self)):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            part = np.array_split(batch, distributed.world_size())[distributed.rank()].tolist()
+            yield [(self.epoch, i) for i in part] if self.keyed else part
 
 
 def training_loader(data, args, device):
-    """Loader and sampler: shuffled, sharded over the processes, whole batches only (BatchNorm and bank want them).
+    """Loader and sampler: shuffled, shared out to the processes, whole batches only.
 
     Features in memory (a TensorDataset) come a whole batch at a time.
     """
@@ -132,17 +148,15 @@ def training_loader(data, args, device):
         raise InputError(f"--batch_size {args.batch_size} does not divide over {world} processes")
     if len(data) < args.batch_size:
         raise InputError(f"--batch_size {args.batch_size} is more than the {len(data)} training images")
-    sampler = DistributedSampler(data, seed=args.seed, drop_last=True) if world > 1 else EpochSampler(data, args.seed)
-    if isinstance(data, TensorDataset):
-        batches = BatchSampler(sampler, args.batch_size // world, drop_last=True)
-        return DataLoader(data, sampler=batches, batch_size=None), sampler
+    in_memory = isinstance(data, TensorDataset)
+    sampler = EpochBatches(len(data), args.batch_size, args.seed, keyed=not in_memory)
+    if in_memory:
+        return DataLoader(data, sampler=sampler, batch_size=None), sampler
     loader = DataLoader(
         data,
-        batch_size=args.batch_size // world,
-        sampler=sampler,
+        batch_sampler=sampler,
         num_workers=args.num_workers,
         pin_memory=device.type == "cuda",
-        drop_last=True,
         persistent_workers=args.num_workers > 0,
     )
     return loader, sampler

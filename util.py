@@ -59,6 +59,16 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def keyed_generator(seed: int, epoch: int, purpose: str, sample: int = 0) -> np.random.Generator:
+    """Random numbers that depend on these alone: not on workers, processes, or where a run was resumed.
+
+    purpose: "order" of an epoch, "views" of a sample. Philox, a counter-based generator (Salmon et al. 2011), has a
+    stream for every key and for every value of the counter's upper words.
+    """
+    upper = [sample, ("order", "views").index(purpose), 0]
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, epoch], counter=[0, *upper]))
+
+
 def learning_rate(
     progress: float,
     *,

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from datasets import sources
 from datasets.decoding import read_rgb
-from util import InputError
+from util import InputError, keyed_generator
 
 NAMES = tuple(sources.SOURCES)
 
@@ -21,7 +21,8 @@ NAMES = tuple(sources.SOURCES)
 class ImageData(Dataset):
     """Images with class labels; item i is (transform(PIL image in RGB), label).
 
-    images: paths, or uint8 arrays [H, W] or [H, W, 3]; labels: [n] long; classes: the name of each label.
+    images: paths, or uint8 arrays [H, W] or [H, W, 3]; labels: [n] long; classes: the name of each label; seed: of
+    what the transform draws.
     bad: [n] bool, shared with loader processes: an image that cannot be read is marked in it, and the next readable
     one, with its label, takes its place; None (as built): it is an InputError.
     """
@@ -30,6 +31,7 @@ class ImageData(Dataset):
     labels: torch.Tensor
     classes: list[str]
     transform: object = None
+    seed: int = 0
     bad: torch.Tensor | None = None
 
     def tolerate_damage(self) -> None:
@@ -46,7 +48,9 @@ class ImageData(Dataset):
             return Image.fromarray(item).convert("RGB")
         return read_rgb(item)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, key: int | tuple[int, int]):
+        """Item `index`, or (epoch, index) where the transform draws: from (seed, epoch, index) alone."""
+        epoch, index = key if isinstance(key, tuple) else (None, key)
         if self.bad is None:
             try:
                 image = self.image(index)
@@ -54,7 +58,12 @@ class ImageData(Dataset):
                 raise InputError(f"{error}; leave it out with --skip_images LIST, a file of one path a line") from None
         else:
             index, image = self._readable(index)
-        return self.transform(image) if self.transform else image, int(self.labels[index])
+        label = int(self.labels[index])
+        if epoch is None:
+            return self.transform(image) if self.transform else image, label
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(keyed_generator(self.seed, epoch, "views", index).integers(2**63)))
+            return self.transform(image), label
 
     def _readable(self, index: int) -> tuple[int, Image.Image]:
         """The image, or the next one that can be read."""
@@ -72,7 +81,7 @@ class ImageData(Dataset):
         """These images of the set, with the same classes."""
         array = isinstance(self.images, np.ndarray)
         images = self.images[indices] if array else [self.images[i] for i in indices]
-        return ImageData(images, self.labels[indices], self.classes, self.transform)
+        return ImageData(images, self.labels[indices], self.classes, self.transform, self.seed)
 
 
 def build(

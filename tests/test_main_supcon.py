@@ -10,6 +10,11 @@ import torch
 from commands import ROOT, run
 from made_data import make_cifar100, make_image_folders
 
+import datasets
+import distributed
+import training
+from datasets import augmentation
+
 WNIDS = (ROOT / "datasets" / "ImageNet-100.txt").read_text().split()
 IMAGENET = {
     "rince_imagenet100": "python main_supcon.py --roberta_float_threshold=0.4 --mixed_out_in=True --do_sum_in_log=True "
@@ -253,13 +258,44 @@ def test_an_own_folder_trains_with_own_superclasses(monkeypatch, capsys, tmp_pat
     assert "1 classes without a similar class: car\ne.g. cat: dog 0.75" in printed
 
 
-def test_a_fresh_shuffle_every_epoch_covers_every_image():
-    from training import EpochSampler
+def batches_of(epoch, done=0, seed=0, world=1, rank=0, monkeypatch=None):
+    if monkeypatch:
+        monkeypatch.setattr(distributed, "world_size", lambda: world)
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+    sampler = training.EpochBatches(50, 12, seed)
+    sampler.set_epoch(epoch, done)
+    assert len(sampler) == 4
+    return list(sampler)
 
-    sampler = EpochSampler(range(50), seed=0)
-    orders = []
-    for epoch in (1, 2, 1):
-        sampler.set_epoch(epoch)
-        orders.append(list(sampler))
-    assert orders[0] == orders[2] != orders[1]
-    assert all(sorted(order) == list(range(50)) for order in orders)
+
+def test_an_epochs_order_depends_on_seed_and_epoch_alone():
+    first = batches_of(1)
+    assert first == batches_of(1)
+    assert first not in (batches_of(2), batches_of(1, seed=1))
+    indices = [i for batch in first for epoch, i in batch]
+    assert len(set(indices)) == 48
+    assert {epoch for batch in first for epoch, i in batch} == {1}
+
+
+def test_an_epoch_goes_on_at_any_step():
+    assert batches_of(3, done=1) == batches_of(3)[1:]
+    assert batches_of(3, done=4) == []
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_processes_share_the_same_batches_in_rank_order(monkeypatch, world):
+    whole = batches_of(1)
+    parts = [batches_of(1, world=world, rank=r, monkeypatch=monkeypatch) for r in range(world)]
+    for step, batch in enumerate(whole):
+        assert [item for part in parts for item in part[step]] == batch
+
+
+def test_what_is_drawn_for_a_sample_depends_on_seed_epoch_and_sample_alone():
+    data = datasets.build("digits")
+    data.transform = augmentation.contrastive(8, (0.5,) * 3, (0.5,) * 3)
+    views = {key: data[key][0] for key in ((1, 7), (2, 7), (1, 8))}
+    torch.rand(3)
+    assert torch.equal(data[1, 7][0], views[1, 7])
+    assert not torch.equal(views[1, 7], views[2, 7])
+    data.seed = 1
+    assert not torch.equal(data[1, 7][0], views[1, 7])
