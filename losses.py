@@ -135,7 +135,10 @@ def _groups(taus, variant: str, cumulative: bool) -> tuple[Group, ...]:
 
 
 def masked_terms(similarity, own, rank, column, groups, min_probability):
-    """The terms over a class table in log space, right at any temperature; the arguments of `class_sum_terms`."""
+    """The terms over a class table in log space, right at any temperature.
+
+    similarity: [N, K] cosines with the bank; the other arguments are those of `fast_terms`.
+    """
     return entry_terms(similarity, own, rank.gather(1, column.expand(len(rank), -1)), groups, min_probability)
 
 
@@ -155,54 +158,42 @@ def entry_terms(similarity, own, rank, groups, min_probability):
 
 
 # Cosines span 2 / tau in the exponent. From here on every sum of exp stays inside float32's range (exp(-50) = 2e-22)
-# with the row's largest logit as offset, so that sums by class may be taken before the logarithm.
-CLASS_SUM_MIN_TAU = 0.04
+# with the row's largest logit as offset, so that sums may be taken before the logarithm.
+FAST_MIN_TAU = 0.04
+
+# Entries of [anchors, K] that are worked on at a time. On a CPU they fit the cache, which a whole [N, K] does not; on a
+# GPU, where starting an operation costs more, they are as many as bounded memory allows: a million keys do not grow it.
+BLOCK = {"cpu": 2**20, "cuda": 2**26}
 
 
-def class_sum_terms(similarity, own, rank, column, groups, min_probability):
-    """The terms over a class table, from one sum of exponentials a temperature and bank class.
+def fast_terms(query, own, bank, rank, column, groups, min_probability):
+    """The terms over a class table by sums of exponentials, a block of anchors at a time, without any [N, K] kept.
 
-    similarity: [N, K] cosines with the bank; own: [N] with the own key; rank: [N, C + 1] of every class for each
-    anchor, the last column being the empty slot; column: [K] class of the bank entries, C = empty -> total, count [G].
+    query: [N, D]; own: [N] cosines with the own key; bank: [K, D]; rank: [N, C + 1] of every class for each anchor, the
+    last column being the empty slot; column: [K] class of the bank entries, C = empty -> total, count [G].
+    The plain form that it must equal is `masked_terms`.
     """
-    return _ClassSums.apply(similarity, own, rank, column, groups, min_probability)
+    return _FastTerms.apply(query, own, bank, rank, column, groups, min_probability)
 
 
-class _ClassSums(torch.autograd.Function):
+class _FastTerms(torch.autograd.Function):
     """Value and gradient in one pass: with p a term's probability, d(-log p) moves 1 - p from positives to negatives,
-    each side in proportion to its exponentials. The plain form that it must equal is `masked_terms`.
+    each side in proportion to its exponentials. A term's odds are S(N) / S(P), of a pair S(N) / e: p = 1 / (1 + odds).
     """
 
     @staticmethod
-    def forward(ctx, similarity, own, rank, column, groups, min_probability):
-        onehot = F.one_hot(column, rank.shape[1]).to(similarity.dtype)  # [K, C + 1]
-        column = column.expand(len(rank), -1)  # [N, K], no copy
-        top = torch.maximum(similarity.amax(1), own) if similarity.shape[1] else own
-        total, count, grads, own_grads = [], [], [], []
-        for group in groups:
-            e = similarity.sub(top[:, None]).div_(group.tau).exp_()  # [N, K], turned into the gradient in place
-            own_e = ((own - top) / group.tau).exp() * group.own_key
-            positive = (rank >= group.positive.start) & (rank < group.positive.stop)
-            negative = rank >= group.first_negative
-            sums = e @ onehot  # [N, C + 1]
-            s_negative = (sums * negative).sum(1)
-            if group.out:
-                terms = _pairs(e, own_e, positive.gather(1, column), s_negative, min_probability, group.own_key)
-            else:
-                terms = _anchors(own_e, (sums * positive).sum(1) + own_e, s_negative, min_probability)
-            value, n, moved, own_moved, from_pairs, from_positive = terms
-            push = (moved / torch.where(s_negative > 0, s_negative, 1))[:, None] * negative
-            if from_positive is not None:
-                push = push - from_positive[:, None] * positive
-            e.mul_(push.gather(1, column))
-            if from_pairs is not None:
-                e.sub_(from_pairs)
-            total.append(value)
-            count.append(n)
-            grads.append(e.div_(group.tau))
-            own_grads.append(own_moved / -group.tau)
-        ctx.save_for_backward(*grads, *own_grads)
-        total, count = torch.stack(total), torch.stack(count)
+    def forward(ctx, query, own, bank, rank, column, groups, min_probability):
+        most = (1 - min_probability) / min_probability if min_probability > 0 else math.inf  # odds of a kept term
+        rows = max(1, BLOCK.get(query.device.type, BLOCK["cuda"]) // (len(bank) + 1))
+        bank_grads = query.new_zeros(len(groups), *bank.shape) if ctx.needs_input_grad[2] else None  # [G, K, D]
+        blocks = [(query, own, rank)]
+        if len(query) > rows:
+            blocks = zip(*(x.split(rows) for x in blocks[0]), strict=True)
+        found = [_block(*block, bank, column, groups, most, bank_grads) for block in blocks]
+        # nll and count [N, G], query_grads [N, G, D], own_grads [N, G]
+        nll, count, query_grads, own_grads = (_joined(part) for part in zip(*found, strict=True))
+        ctx.save_for_backward(query_grads, own_grads, bank_grads)
+        total, count = nll.sum(0), count.sum(0, dtype=torch.float64).long()
         ctx.mark_non_differentiable(count)
         return total, count
 
@@ -210,38 +201,85 @@ class _ClassSums(torch.autograd.Function):
     def backward(ctx, grad_total, _):
         # once_differentiable would let a second derivative through, silently wrong, where grad_total is a constant
         if torch.is_grad_enabled():
-            raise RuntimeError("losses: the class-sum loss cannot be differentiated twice; masked_terms can")
-        saved, n = ctx.saved_tensors, len(grad_total)
-        similarity_grad, own_grad = saved[0] * grad_total[0], saved[n] * grad_total[0]
-        for g in range(1, n):
-            similarity_grad.addcmul_(saved[g], grad_total[g])
-            own_grad.addcmul_(saved[n + g], grad_total[g])
-        return similarity_grad, own_grad, None, None, None, None
+            raise RuntimeError("losses: the fast loss cannot be differentiated twice; masked_terms can")
+        query_grads, own_grads, bank_grads = ctx.saved_tensors
+        to_bank = None if bank_grads is None else torch.tensordot(grad_total, bank_grads, 1)
+        return (query_grads * grad_total[:, None]).sum(1), own_grads @ grad_total, to_bank, None, None, None, None
 
 
-def _anchors(own_e, s_positive, s_negative, min_probability):
-    """The "in" form from two sums [N]: value, count, probability moved, the own key's share, and each positive's."""
-    has = ~(s_positive <= 0)  # here and below: so written, NaN is kept and shows
-    s_positive = torch.where(has, s_positive, 1)
-    kept = has & ~(s_positive <= min_probability * (s_positive + s_negative))
-    nll = torch.where(kept, torch.log1p(s_negative / s_positive), 0)
-    moved = torch.where(kept, s_negative / (s_positive + s_negative), 0)
-    per_positive = moved / s_positive
-    return nll.sum(), kept.sum(), moved, per_positive * own_e, None, per_positive
+def _block(query, own, rank, bank, column, groups, most, bank_grads):
+    """Some anchors' terms: the sum of each, their number, and the sum's gradients, all [n, G] or [n, G, D].
+
+    bank_grads [G, K, D], unless None, grows by the gradients that reach the bank.
+    """
+    similarity = torch.cat([own[:, None], query @ bank.T], 1)  # [n, 1 + K], the own key first
+    similarity.sub_(similarity.amax(1, keepdim=True))
+    rank = F.pad(rank.gather(1, column.expand(len(query), -1)), (1, 0))  # [n, 1 + K] int8; the own key's is 0
+
+    def terms_and_grads(g):
+        tau = groups[g].tau
+        # the last one, rank 0, needs no copy of the similarities
+        nll, count, grads = _group((similarity.div(tau) if g else similarity.div_(tau)).exp_(), rank, groups[g], most)
+        if bank_grads is not None:
+            bank_grads[g].addmm_(grads[:, 1:].T, query)
+        return nll, count, grads[:, 1:] @ bank, grads[:, 0].clone()  # a view would keep it all
+
+    found = [terms_and_grads(g) for g in reversed(range(len(groups)))][::-1]
+    return [torch.stack(part, 1) for part in zip(*found, strict=True)]
 
 
-def _pairs(e, own_e, positive, s_negative, min_probability, own_key):
-    """The "out" form from exponentials [N, K]: as `_anchors`, and the probability moved from each pair [N, K]."""
-    own_p = own_e / (own_e + s_negative)
-    own_kept = ~(own_p <= min_probability) & own_key
-    own_p = torch.where(own_kept, own_p, 1)
-    p = e + s_negative[:, None]
-    torch.div(e, p, out=p)
-    positive.logical_and_((p <= min_probability).logical_not_())
-    p.masked_fill_(~positive, 1)
-    value = -(p.log().sum() + own_p.log().sum())
-    p.neg_().add_(1)
-    return value, positive.sum() + own_kept.sum(), p.sum(1) + (1 - own_p), 1 - own_p, p, None
+def _joined(parts):
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _group(e, rank, group, most):
+    """Terms [n], their number [n], and the gradient of their sum in the cosines [n, 1 + K], of exponentials and ranks.
+
+    Masks are numbers, 1 or 0: on a CPU, arithmetic with truth values is slow.
+    """
+    negative = rank.sub(group.first_negative - 1).clamp_(0, 1).to(e.dtype).mul_(e)
+    s_negative = negative.sum(1)
+    positive = _positive(rank, group).to(e.dtype)
+    nll, count, moved = (_pairs if group.out else _anchors)(e, positive, s_negative, most)
+    per_negative = moved / s_negative.clamp_(min=torch.finfo(e.dtype).tiny).mul_(group.tau)
+    return nll, count, negative.mul_(per_negative[:, None]).sub_(positive, alpha=1 / group.tau)
+
+
+def _positive(rank: Tensor, group: Group) -> Tensor:
+    """[n, 1 + K] int8: 1 where an entry is a positive of the group, else 0."""
+    first, last = group.positive.start, group.positive.stop - 1
+    if first == last == 0:
+        return torch.rsub(rank, 1).clamp_(min=0)
+    if first == last:
+        return torch.rsub(rank.sub(first).abs_(), 1).clamp_(min=0)
+    positive = torch.rsub(rank, last + 1).clamp_(0, 1)  # cumulative: from rank 0
+    positive[:, 0] = group.own_key
+    return positive
+
+
+def _anchors(e, positive, s_negative, most):
+    """The "in" form from exponentials and 1 or 0 for each positive [n, 1 + K]; these turn into the probability that
+    each positive loses. All [n]: terms, their number, and the probability that moves to the negatives.
+    """
+    s_positive = positive.mul_(e).sum(1)
+    at_least = s_positive.clamp(min=torch.finfo(e.dtype).tiny)
+    odds = s_negative / at_least
+    dropped = (s_positive <= 0) | (odds >= most)  # so written, NaN is kept and shows
+    odds = odds.masked_fill(dropped, 0)
+    moved = odds / (1 + odds)
+    positive.mul_((moved / at_least)[:, None])
+    return odds.log1p(), ~dropped, moved
+
+
+def _pairs(e, positive, s_negative, most):
+    """The "out" form, as `_anchors`; uses up e."""
+    odds = torch.div(s_negative[:, None], e, out=e)
+    if most < math.inf:
+        positive.mul_(torch.rsub(odds, most).sign_().clamp_(min=0))  # NaN shows
+    count, rest = positive.sum(1), odds.add_(1)
+    nll = rest.log().mul_(positive).sum(1)
+    positive.addcdiv_(positive, rest, value=-1)  # 1 - p
+    return nll, count, positive.sum(1)
 
 
 class _RankedLoss(nn.Module):
@@ -260,21 +298,24 @@ class _RankedLoss(nn.Module):
         self.cumulative = cumulative_positives and len(self.taus) > 1
         self.groups = _groups(self.taus, variant, self.cumulative)
 
-    def bank_terms(self, similarity: Tensor, own: Tensor, labels: Tensor, bank_labels: Tensor):
-        """[N, K] similarity with the bank, [N] with the own key, labels [N], [K] -> total, count of each group."""
+    def bank_terms(self, query: Tensor, own: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor):
+        """query [N, D], own [N] cosines with the own key, bank [K, D], and the labels -> total, count [G]."""
         raise NotImplementedError
 
     def terms(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> RankTerms:
         """The terms of each rank; the arguments of `forward`."""
         with torch.autocast(query.device.type, enabled=False):
             q, k, m = (_at_least_float32(x) for x in (query, key, bank))
-            total, count = self.bank_terms(q @ m.T, (q * k).sum(1), labels, bank_labels)
+            total, count = self.bank_terms(q, (q * k).sum(1), labels, m, bank_labels)
         has = self.has_rank[labels].any(0)
         occurs = torch.stack([has[0], has[1:].any()]) if self.cumulative else has
         return RankTerms(total, count, occurs)
 
     def forward(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
-        """query, key: [N, D] unit vectors; labels: [N]; bank: [K, D]; bank_labels: [K], -1 = empty -> scalar."""
+        """query, key: [N, D] unit vectors; labels: [N]; bank: [K, D]; bank_labels: [K], -1 = empty -> scalar.
+
+        The bank may be overwritten between this and backward.
+        """
         return self.terms(query, key, labels, bank, bank_labels).loss()
 
 
@@ -318,11 +359,13 @@ class RINCELoss(_RankedLoss):
         has_rank = torch.stack([(rank == r).any(1) for r in range(len(values))], 1)
         self.register_buffer("has_rank", has_rank, persistent=False)  # [C, R]
 
-    def bank_terms(self, similarity, own, labels, bank_labels):
-        """From one sum of exponentials per bank class, at temperatures where that is safe."""
-        column = torch.where(bank_labels < 0, self.rank.shape[1] - 1, bank_labels)
-        head = class_sum_terms if min(self.taus) >= CLASS_SUM_MIN_TAU else masked_terms
-        return head(similarity, own, self.rank[labels], column, self.groups, self.min_probability)
+    def bank_terms(self, query, own, labels, bank, bank_labels):
+        """By sums of exponentials, where the temperature is safe for them."""
+        column = bank_labels.remainder(self.rank.shape[1])  # -1, an empty slot, is the last column
+        how = self.rank[labels], column, self.groups, self.min_probability
+        if min(self.taus) >= FAST_MIN_TAU:
+            return fast_terms(query, own, bank, *how)
+        return masked_terms(query @ bank.clone().T, own, *how)  # backward needs the bank as it was
 
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[R] mean number of positives an anchor has at each rank, the own key counted; for logs."""
@@ -384,9 +427,11 @@ class NestedRINCELoss(_RankedLoss):
             rank += anchors[:, level, None] != entries[:, level]
         return rank.masked_fill_(bank_labels < 0, self.levels.shape[1])
 
-    def bank_terms(self, similarity, own, labels, bank_labels):
+    def bank_terms(self, query, own, labels, bank, bank_labels):
         """In log space, entry by entry."""
-        return entry_terms(similarity, own, self.ranks(labels, bank_labels), self.groups, self.min_probability)
+        return entry_terms(
+            query @ bank.clone().T, own, self.ranks(labels, bank_labels), self.groups, self.min_probability
+        )
 
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[R] mean number of positives an anchor has at each rank, the own key counted; for logs."""

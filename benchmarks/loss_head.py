@@ -1,17 +1,23 @@
 """The RINCE loss against plain one-term InfoNCE, forward and backward, in the same run: time, operations, memory.
 
 python -m benchmarks.loss_head [--device cuda]
+
+`in one block` is how a GPU computes it; a CPU takes the anchors a block at a time, for its caches.
 """
 
 import argparse
 import statistics
 import time
+from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import losses
+from benchmarks import report
 from losses import RINCELoss
 
 
@@ -65,8 +71,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--keys", type=int, default=8192, help="in the bank; a million takes 10 GB for plain InfoNCE")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
-    n, k, d, c = 768, 8192, 128, 100
+    n, k, d, c = 768, args.keys, 128, 100
     torch.manual_seed(0)
 
     def unit(rows):
@@ -85,24 +93,29 @@ def main():
 
         return run
 
-    heads = {"plain InfoNCE": step(plain_infonce), "RINCE out_in": step(criterion)}
+    def in_one_block():
+        with mock.patch.dict(losses.BLOCK, {args.device: n * (k + 1)}):
+            step(criterion)()
+
+    heads = {"plain InfoNCE": step(plain_infonce), "RINCE out_in": step(criterion), "  in one block": in_one_block}
     times = {name: [] for name in heads}
     for run in heads.values():
         seconds(run, args.device, 3)
     for _ in range(args.repeats):  # in turn, so that a drift of the machine meets both
         for name, run in heads.items():
             times[name] += seconds(run, args.device, 1)
-    print(f"N {n}, K {k}, D {d}, {c} classes, 2 ranks, float32, forward + backward, torch {torch.__version__}", end="")
-    print(f", {args.device}, {torch.get_num_threads()} threads")
-    print(f"{'head':<16}{'median ms':>10}{'ratio':>8}{'operations':>12}{'extra [N, K] floats':>22}")
+    title = f"N {n}, K {k}, D {d}, {c} classes, 2 ranks, float32, forward + backward"
+    rows = []
     for name, run in heads.items():
         with CountOperations() as counter:
             run()
         ratio = statistics.median(a / b for a, b in zip(times[name], times["plain InfoNCE"], strict=True))
-        matrices = peak_bytes(run, args.device) / (4 * n * k)
-        print(
-            f"{name:<16}{1000 * statistics.median(times[name]):>10.1f}{ratio:>8.2f}{counter.count:>12}{matrices:>22.2f}"
-        )
+        extra = peak_bytes(run, args.device)
+        rows.append(
+            {"head": name.strip(), "median ms": 1000 * statistics.median(times[name]), "ratio": ratio,
+             "operations": counter.count, "extra [N, K] floats": extra / (4 * n * k), "extra MB": extra / 1e6}
+        )  # fmt: skip
+    report(title, rows, args.json, args.device)
 
 
 if __name__ == "__main__":

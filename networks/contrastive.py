@@ -21,7 +21,7 @@ class ContrastiveModel(nn.Module):
     encoder: [N, 3, H, W] -> [N, d]; head: [N, d] -> [N, D]. Their copies are the key encoder: its parameters follow
     the query's, theta_k = m theta_k + (1 - m) theta_q, without gradient; its BatchNorm runs in train mode with
     statistics of its own.
-    criterion: has `terms(query, key, labels, bank, bank_labels)`, as losses.RINCELoss.
+    criterion: has `terms(query, key, labels, bank, bank_labels)`, as losses.RINCELoss, whose backward stands a push.
     gather: joins a tensor over all processes in rank order, without gradient, so that every bank gets the same keys.
     """
 
@@ -47,8 +47,7 @@ class ContrastiveModel(nn.Module):
     def update_key_encoder(self) -> None:
         """theta_k = m theta_k + (1 - m) theta_q."""
         for key_net, query_net in ((self.key_encoder, self.encoder), (self.key_head, self.head)):
-            for theta_k, theta_q in zip(key_net.parameters(), query_net.parameters(), strict=True):
-                theta_k.lerp_(theta_q, 1 - self.momentum)
+            torch._foreach_lerp_(list(key_net.parameters()), list(query_net.parameters()), 1 - self.momentum)
 
     def forward(self, query_view: Tensor, key_view: Tensor, labels: Tensor):
         """Two views [N, 3, H, W] of the same images and labels [N] -> the criterion's terms; fills the bank."""
@@ -60,8 +59,8 @@ class ContrastiveModel(nn.Module):
             self.update_key_encoder()
             k = F.normalize(self.key_head(self.key_encoder(key_view)).float(), dim=1)
 
-        # score against the bank as it was: a copy, since backward needs the old keys after the push
-        terms = self.criterion.terms(q, k, labels, self.bank.keys.clone(), self.bank.labels.clone())
+        # score against the bank as it was
+        terms = self.criterion.terms(q, k, labels, self.bank.keys, self.bank.labels)
 
         # push the keys of all processes over the oldest
         self.bank.push(self.gather(k), self.gather(labels))
