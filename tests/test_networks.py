@@ -107,7 +107,7 @@ class Recorder(nn.Module):
     """A criterion that keeps what it was given."""
 
     def terms(self, query, key, labels, bank, bank_labels):
-        self.query, self.key, self.bank, self.bank_labels = query, key, bank, bank_labels
+        self.query, self.key, self.bank, self.bank_labels = query, key, bank.clone(), bank_labels.clone()
         return (query * key).sum()
 
 
