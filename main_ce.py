@@ -55,12 +55,11 @@ def worker(args, device):
     test = training.check_images(run, test, device, "validation")
     training.tolerate_damage(args, train)
     colour = args.use_ssl_augmentations and spec.colour
-    train.seed = args.seed
-    train.transform = augmentation.contrastive(size, mean, std, spec.crop_scale, spec.flip, colour)
+    views = augmentation.Augmentation(size, mean, std, spec.crop_scale, spec.flip, colour, views=1)
     test.transform = augmentation.evaluation(size, mean, std, spec.small)
-    loader, sampler = training.training_loader(train, args, device)
+    loader, sampler = training.training_loader(training.augmented(train, args, device, views), args, device)
     validation = training.share_loader(test, args, device)
-    model = Classifier(encoder, len(train.classes)).to(device, memory_format=training.memory_format(device))
+    model = training.prepared(Classifier(encoder, len(train.classes)), args, device)
     wrapped = training.parallel(model)
     optimizer = training.sgd(model, args)
     facts = {"classes": train.classes, "size": size, "mean": list(mean), "std": list(std)}

@@ -37,6 +37,7 @@ def get_parser():
     p.set_defaults(
         epochs=100, learning_rate=0.1, lr_decay_epochs=(60, 75, 90), lr_decay_rate=0.2, weight_decay=0.0, save_freq=100
     )
+    p.set_defaults(precision="float32")  # a probe measures: figures to the last digit
     return p
 
 
@@ -54,7 +55,7 @@ def worker(args, device):
     test = training.check_images(run, test, device, "validation")
     counts = {"train": len(train), "validation": len(test)}
     facts = {"classes": train.classes, "encoder": net.record["sha256"], "cache_features": args.cache_features}
-    encoder = net.encoder.to(device)
+    encoder = net.encoder.to(device, memory_format=training.memory_format(args, device))
     if args.cache_features:
         train = TensorDataset(*frozen.features(net, train, args, device, "training"))
         test = TensorDataset(*frozen.features(net, test, args, device, "validation"))
@@ -62,10 +63,10 @@ def worker(args, device):
     else:
         training.tolerate_damage(args, train)
         spec = datasets.spec(args.dataset)
-        train.seed = args.seed
-        train.transform = augmentation.contrastive(
-            net.size, net.mean, net.std, spec.crop_scale, spec.flip, colour=False
+        views = augmentation.Augmentation(
+            net.size, tuple(net.mean), tuple(net.std), spec.crop_scale, spec.flip, colour=False, views=1
         )
+        train = training.augmented(train, args, device, views)
         test.transform = net.transform
     loader, sampler = training.training_loader(train, args, device)
     validation = training.share_loader(test, args, device)

@@ -66,12 +66,9 @@ def worker(args, device):
         run = runs.Run(args, "SupCon", args.exp_name or default_name(args))
     data = training.check_images(run, data, device)
     training.tolerate_damage(args, data)
-    data.seed, data.transform = (
-        args.seed,
-        augmentation.TwoViews(augmentation.contrastive(size, mean, std, spec.crop_scale, spec.flip, spec.colour)),
-    )
-    loader, sampler = training.training_loader(data, args, device)
-    model = build_model(args, criterion).to(device, memory_format=training.memory_format(device))
+    views = augmentation.Augmentation(size, mean, std, spec.crop_scale, spec.flip, spec.colour)
+    loader, sampler = training.training_loader(training.augmented(data, args, device, views), args, device)
+    model = training.prepared(build_model(args, criterion), args, device)
     wrapped = training.parallel(model)
     optimizer = training.sgd(model, args)
     facts = {"classes": data.classes, "size": size, "mean": list(mean), "std": list(std)}
@@ -79,7 +76,7 @@ def worker(args, device):
     run.say(summary)
 
     def step(views, labels):
-        terms = wrapped(views[:, 0], views[:, 1], labels)
+        terms = wrapped(*views, labels)
         return terms.loss(), terms.per_rank()
 
     for epoch in range(start + 1, args.epochs + 1):

@@ -110,6 +110,13 @@ def add_training(p) -> None:
     g.add_argument("--momentum", type=fraction, default=0.9, help="of SGD")
     g.add_argument("--weight_decay", type=float, default=1e-4, help="weight decay")
     g.add_argument("--seed", type=int, default=0, help="random seed")
+    g = p.add_argument_group("speed")
+    g.add_argument("--augment_on", choices=["device", "worker"], help="flip, colour, normalise (None: device on CUDA)")
+    g.add_argument(
+        "--precision", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of encoders"
+    )
+    g.add_argument("--channels_last", type=boolean, nargs="?", const=True, metavar="BOOL", help="(None: on CUDA)")
+    flag(g, "--compile", help="compile the encoders: slow start, faster steps; wants a C++ compiler")
     g = p.add_argument_group("damaged images")
     flag(g, "--check_data", help="decode every image before training starts")
     g.add_argument(

@@ -1,6 +1,7 @@
 """What the training scripts share: data, its loader, damaged images, one epoch, validation."""
 
 import inspect
+import itertools
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ import datasets
 import distributed
 import util
 from datasets.decoding import find_damage
+from datasets.views import Views, as_it_is
 from networks import resnet
 from util import InputError
 
@@ -48,9 +50,42 @@ def classification_data(args, only=()):
     return train, test
 
 
-def memory_format(device) -> torch.memory_format:
-    """channels_last is the fast layout of convolutions on CUDA."""
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+def memory_format(args, device) -> torch.memory_format:
+    """Of images and convolutions: --channels_last, by default on CUDA."""
+    wanted = device.type == "cuda" if args.channels_last is None else args.channels_last
+    return torch.channels_last if wanted else torch.contiguous_format
+
+
+def autocast(args, device):
+    """The context of a forward pass in --precision; the loss itself is always computed in float32."""
+    kind = precision(args, device)
+    return torch.autocast(device.type, dtype=kind, enabled=kind != torch.float32)
+
+
+def precision(args, device) -> torch.dtype:
+    """The type that --precision means; auto: on CUDA bfloat16, or float16 where a GPU lacks that; else float32."""
+    if args.precision != "auto":
+        return getattr(torch, args.precision)
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def gradient_scaler(args, device):
+    """For float16, whose small gradients would vanish; otherwise it does nothing."""
+    return torch.amp.GradScaler(device.type, enabled=precision(args, device) == torch.float16)
+
+
+def prepared(model, args, device):
+    """The model on the device, in its layout; with --compile its encoders are compiled when they first run."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # shapes never change
+    model = model.to(device, memory_format=memory_format(args, device))
+    if args.compile:
+        for name, module in model.named_children():
+            if name in ("encoder", "key_encoder"):
+                module.compile()
+    return model
 
 
 def image_settings(args, data):
@@ -139,9 +174,9 @@ class EpochBatches(Sampler):
 
 
 def training_loader(data, args, device):
-    """Loader and sampler: shuffled, shared out to the processes, whole batches only.
+    """Batches on the device, and their sampler: shuffled, shared out to the processes, whole batches only.
 
-    Features in memory (a TensorDataset) come a whole batch at a time.
+    data: Views, or features in memory (a TensorDataset), which come a whole batch at a time.
     """
     world = distributed.world_size()
     if args.batch_size % world:
@@ -151,15 +186,70 @@ def training_loader(data, args, device):
     in_memory = isinstance(data, TensorDataset)
     sampler = EpochBatches(len(data), args.batch_size, args.seed, keyed=not in_memory)
     if in_memory:
-        return DataLoader(data, sampler=sampler, batch_size=None), sampler
+        return Batches(DataLoader(data, sampler=sampler, batch_size=None), device, memory_format(args, device)), sampler
     loader = DataLoader(
         data,
         batch_sampler=sampler,
+        collate_fn=as_it_is,
         num_workers=args.num_workers,
         pin_memory=device.type == "cuda",
         persistent_workers=args.num_workers > 0,
     )
-    return loader, sampler
+    return Batches(loader, device, memory_format(args, device)), sampler
+
+
+def augmented(data, args, device, augmentation) -> Views:
+    """The training images as views of --seed, finished where --augment_on says: on the device, or by the workers."""
+    where = args.augment_on or ("device" if device.type == "cuda" else "worker")
+    return Views(data, augmentation, args.seed, finished=where == "worker")
+
+
+class Batches:
+    """A loader's batches, on the device and finished: (images, labels).
+
+    On CUDA the next batch is copied, on a stream of its own, while the device works on this one.
+    """
+
+    def __init__(self, loader, device, memory_format):
+        self.loader, self.dataset, self.device, self.memory_format = loader, loader.dataset, device, memory_format
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self):
+        if self.device.type != "cuda":
+            yield from map(self._finished, self.loader)
+            return
+        copies, ahead = torch.cuda.Stream(), None
+        for batch in itertools.chain(self.loader, [None]):
+            now = ahead
+            if batch is not None:
+                with torch.cuda.stream(copies):
+                    ahead = self._moved(batch), copies.record_event()
+            if now is not None:
+                moved, copied = now
+                torch.cuda.current_stream().wait_event(copied)
+                yield self._finished(moved)
+
+    def _moved(self, batch):
+        images, labels = batch
+        if isinstance(images, torch.Tensor):
+            images = images.to(self.device, non_blocking=True)
+        else:  # the parameters stay on the CPU, where what is to be done is read from them
+            images = images[0].to(self.device, non_blocking=True), images[1]
+        return images, labels.to(self.device, non_blocking=True)
+
+    def _finished(self, batch):
+        images, labels = batch
+        for x in (images if isinstance(images, torch.Tensor) else images[0], labels):
+            if x.is_cuda:
+                x.record_stream(torch.cuda.current_stream())  # its memory may not be used again before
+        if not isinstance(images, torch.Tensor):
+            return self.dataset.finish(*images, self.memory_format), labels
+        if images.ndim >= 4 and self.memory_format == torch.channels_last:
+            flat = images.flatten(0, -4).contiguous(memory_format=self.memory_format)
+            images = flat.unflatten(0, images.shape[:-3])
+        return images, labels
 
 
 def parallel(model):
@@ -177,7 +267,8 @@ def parallel(model):
 def sgd(model, args):
     """SGD over the model's trained parameters, with the options' momentum and weight decay."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.SGD(trained, args.learning_rate, momentum=args.momentum, weight_decay=args.weight_decay)
+    how = dict(momentum=args.momentum, weight_decay=args.weight_decay, fused=True)  # one kernel for all parameters
+    return torch.optim.SGD(trained, args.learning_rate, **how)
 
 
 def share_loader(data, args, device):
@@ -246,15 +337,16 @@ def train_epoch(run, loader, step, optimizer, epoch: int, device):
     """
     args = run.args
     loss_mean, parts_mean, bad = util.Mean(), util.Mean(), util.FirstBadStep(device)
+    scaler = gradient_scaler(args, device)
     progress = util.Progress(f"epoch {epoch}/{args.epochs}", len(loader), args.print_freq, distributed.is_main())
     for i, (images, labels) in enumerate(loader, 1):
         rate = set_learning_rate(optimizer, args, epoch - 1 + (i - 1) / len(loader))
-        images = images.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-        loss, parts = step(images, labels)
+        with autocast(args, device):
+            loss, parts = step(images, labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         loss_mean.update(loss)
         parts_mean.update(parts)
         bad.update(loss, i)
@@ -278,7 +370,7 @@ def classification_epoch(run, loader, sampler, step, model, validation, optimize
     seconds = time.perf_counter() - begin
     scalars = {"epoch": epoch, "loss": loss, "learning_rate": optimizer.param_groups[0]["lr"]}
     if not isinstance(loader.dataset, TensorDataset):
-        scalars |= report_damage(run, loader.dataset, device)
+        scalars |= report_damage(run, loader.dataset.data, device)
     scalars |= {"train_top1": 100 * top1, "train_top5": 100 * top5}
     scalars["val_top1"], scalars["val_top5"] = validate(model, validation, device)
     if scalars["val_top1"] > run.best.get("top1", -1):

@@ -11,8 +11,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from datasets import sources
-from datasets.decoding import read_rgb
-from util import InputError, keyed_generator
+from datasets.decoding import read_pixels, read_rgb
+from util import InputError
 
 NAMES = tuple(sources.SOURCES)
 
@@ -21,8 +21,7 @@ NAMES = tuple(sources.SOURCES)
 class ImageData(Dataset):
     """Images with class labels; item i is (transform(PIL image in RGB), label).
 
-    images: paths, or uint8 arrays [H, W] or [H, W, 3]; labels: [n] long; classes: the name of each label; seed: of
-    what the transform draws.
+    images: paths, PackedImages, or uint8 arrays [H, W] or [H, W, 3]; labels: [n] long; classes: the name of each label.
     bad: [n] bool, shared with loader processes: an image that cannot be read is marked in it, and the next readable
     one, with its label, takes its place; None (as built): it is an InputError.
     """
@@ -31,7 +30,6 @@ class ImageData(Dataset):
     labels: torch.Tensor
     classes: list[str]
     transform: object = None
-    seed: int = 0
     bad: torch.Tensor | None = None
 
     def tolerate_damage(self) -> None:
@@ -44,34 +42,31 @@ class ImageData(Dataset):
     def image(self, index: int) -> Image.Image:
         """The image as RGB."""
         item = self.images[index]
-        if isinstance(item, np.ndarray):
-            return Image.fromarray(item).convert("RGB")
-        return read_rgb(item)
+        return read_rgb(item) if isinstance(item, str) else Image.fromarray(self.pixels(index).numpy())
 
-    def __getitem__(self, key: int | tuple[int, int]):
-        """Item `index`, or (epoch, index) where the transform draws: from (seed, epoch, index) alone."""
-        epoch, index = key if isinstance(key, tuple) else (None, key)
+    def pixels(self, index: int) -> torch.Tensor:
+        """The image as [H, W, 3] uint8; not a copy where it lies in memory."""
+        item = self.images[index]
+        if isinstance(item, np.ndarray):
+            return torch.from_numpy(item if item.ndim == 3 else np.repeat(item[..., None], 3, 2))
+        return read_pixels(item) if isinstance(item, str) else item.pixels()
+
+    def __getitem__(self, index: int):
+        index, image = self.readable(index, self.image)
+        return self.transform(image) if self.transform else image, int(self.labels[index])
+
+    def readable(self, index: int, read):
+        """index and read(index); or of the next image that can be read, where damage is tolerated."""
         if self.bad is None:
             try:
-                image = self.image(index)
+                return index, read(index)
             except InputError as error:
                 raise InputError(f"{error}; leave it out with --skip_images LIST, a file of one path a line") from None
-        else:
-            index, image = self._readable(index)
-        label = int(self.labels[index])
-        if epoch is None:
-            return self.transform(image) if self.transform else image, label
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(keyed_generator(self.seed, epoch, "views", index).integers(2**63)))
-            return self.transform(image), label
-
-    def _readable(self, index: int) -> tuple[int, Image.Image]:
-        """The image, or the next one that can be read."""
         for i in (*range(index, len(self)), *range(index)):
             if self.bad[i]:
                 continue
             try:
-                return i, self.image(i)
+                return i, read(i)
             except InputError as error:
                 self.bad[i] = True
                 print(f"warning: {error}; another image takes its place", file=sys.stderr, flush=True)
@@ -81,7 +76,7 @@ class ImageData(Dataset):
         """These images of the set, with the same classes."""
         array = isinstance(self.images, np.ndarray)
         images = self.images[indices] if array else [self.images[i] for i in indices]
-        return ImageData(images, self.labels[indices], self.classes, self.transform, self.seed)
+        return ImageData(images, self.labels[indices], self.classes, self.transform)
 
 
 def build(

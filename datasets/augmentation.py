@@ -1,34 +1,179 @@
-"""Transforms from a PIL image to normalised tensors [3, size, size]."""
+"""The published augmentation in two parts, and evaluation's transform.
 
+Random crops are cut, as bytes, by the process that reads an image. Flip, colour and normalisation run on whole batches,
+with parameters of each view's own, on the device or in the loader's processes: `finish`. What is drawn follows
+torchvision's RandomResizedCrop, RandomHorizontalFlip, RandomApply(ColorJitter, 0.8) and RandomGrayscale(0.2).
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torchvision.transforms import v2
 
+ORDERS = tuple(itertools.permutations(range(4)))  # of brightness, contrast, saturation, hue
+TRIES = 10  # of a crop that fits the image, as in torchvision
+DRAWS = 2 * TRIES + 10  # numbers a view
+LOOK = ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "order", "grey")
 
-def _to_tensor(mean, std) -> list:
-    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
-
-
-class TwoViews:
-    """Two independent draws of a transform: image -> [2, 3, size, size]."""
-
-    def __init__(self, transform):
-        self.transform = transform
-
-    def __call__(self, image):
-        return torch.stack([self.transform(image), self.transform(image)])
+# Pixels of a view that `finish` works on at a time on a CPU, for its caches.
+BLOCK = 2**16
 
 
-def contrastive(size: int, mean, std, crop_scale=(0.2, 1.0), flip=True, colour=True):
-    """The published augmentation: random resized crop, flip, colour jitter (p 0.8), grayscale (p 0.2), normalise."""
-    steps = [v2.RandomResizedCrop(size, scale=crop_scale, antialias=True)]
-    if flip:
-        steps.append(v2.RandomHorizontalFlip())
-    if colour:
-        steps += [v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8), v2.RandomGrayscale(p=0.2)]
-    return v2.Compose([*steps, *_to_tensor(mean, std)])
+@dataclass(frozen=True)
+class Augmentation:
+    """What is drawn for a view, and what it becomes: [3, size, size], normalised by mean and std.
+
+    crop_scale: share of the image's area, of aspect ratio 3/4 to 4/3; colour: jitter (0.4, 0.4, 0.4, 0.1) with p 0.8
+    and grayscale with p 0.2, as published.
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    flip: bool = True
+    colour: bool = True
+    views: int = 2
+
+    def box(self, uniform: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
+        """top, left, height, width of a crop from DRAWS numbers in [0, 1)."""
+        low, high = self.crop_scale
+        for share, shape in uniform[: 2 * TRIES].reshape(TRIES, 2).tolist():
+            area = height * width * (low + share * (high - low))
+            ratio = math.exp((2 * shape - 1) * math.log(4 / 3))
+            h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if 0 < h <= height and 0 < w <= width:
+                top, left = uniform[2 * TRIES : 2 * TRIES + 2].tolist()
+                return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+        h, w = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))  # none fits: as much as may be
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    def look(self, uniform: np.ndarray) -> Tensor:
+        """[..., 8] float32 parameters of `finish`, the columns LOOK, from [..., DRAWS] numbers in [0, 1)."""
+        flip, jitter, brightness, contrast, saturation, hue, order, grey = np.moveaxis(uniform[..., -8:], -1, 0)
+        columns = [
+            (flip < 0.5) & self.flip,
+            (jitter < 0.8) & self.colour,
+            *(0.6 + 0.8 * factor for factor in (brightness, contrast, saturation)),
+            0.2 * hue - 0.1,
+            np.floor(order * len(ORDERS)),
+            (grey < 0.2) & self.colour,
+        ]
+        return torch.from_numpy(np.stack(columns, -1).astype(np.float32))
+
+    def finish(self, views: Tensor, look: Tensor, memory_format=torch.contiguous_format) -> Tensor:
+        """`finish` with this mean and standard deviation."""
+        return finish(views, look, self.mean, self.std, memory_format)
+
+
+def crop(pixels: Tensor, box, size: int, planar: bool) -> Tensor:
+    """A box of an image [H, W, 3], both uint8, resized to a side of `size` (bilinear, antialiased).
+
+    Returns [size, size, 3], or [3, size, size] where `planar`; whichever is wanted costs least when asked for here.
+    """
+    top, left, height, width = box
+    x = pixels[top : top + height, left : left + width].permute(2, 0, 1)[None]
+    if not planar:  # contiguous pixels are read, and come out, as they are
+        x = x.contiguous(memory_format=torch.channels_last)
+    x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)[0]
+    return x if planar else x.permute(1, 2, 0)
+
+
+# ---- colour ----------------------------------------------------------------------------------------------------------
+# Each works in place on [n, 3, H, W] float32 in [0, 1] with factors [n, 1, 1, 1], in the meaning of
+# torchvision.transforms.v2.functional.
+
+
+def grey(x: Tensor) -> Tensor:
+    """[n, 1, H, W] luma."""
+    return x[:, :1].mul(0.2989).add_(x[:, 1:2], alpha=0.587).add_(x[:, 2:], alpha=0.114)
+
+
+def brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return x.mul_(factor).clamp_(0, 1)
+
+
+def contrast(x: Tensor, factor: Tensor) -> Tensor:
+    mean = grey(x).mean((1, 2, 3), keepdim=True)
+    return x.mul_(factor).add_(mean.mul_(1 - factor)).clamp_(0, 1)
+
+
+def saturation(x: Tensor, factor: Tensor) -> Tensor:
+    luma = grey(x)
+    return x.mul_(factor).add_(luma.mul_(1 - factor)).clamp_(0, 1)
+
+
+def hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue by `shift` of the circle, at the same saturation and value (HSV)."""
+    r, g, b = x.unbind(1)
+    value = torch.maximum(torch.maximum(r, g), b)
+    chroma = value - torch.minimum(torch.minimum(r, g), b)
+    # sixths of the circle from red on, where blue is largest, where green is, where red is; chosen by weights of 1 or
+    # 0, since truth values are slow on a CPU
+    sixths = torch.lerp((r - g).add_(chroma, alpha=4), (b - r).add_(chroma, alpha=2), (g - value).sign_().add_(1))
+    sixths = torch.lerp(sixths, g - b, (r - value).sign_().add_(1))
+    sixths.div_(chroma.clamp(min=torch.finfo(x.dtype).tiny)).add_(shift[:, 0] * 6)
+    sixths.sub_(sixths.div(6).floor_(), alpha=6)
+    low, out = value - chroma, torch.empty_like(x)
+    red, green, blue = ((sixths - centre).abs_() for centre in (3, 2, 4))  # full from 2 on; up to 1; up to 1
+    for channel, ramp in zip(out.unbind(1), (red.sub_(1), torch.rsub(green, 2), torch.rsub(blue, 2)), strict=True):
+        torch.addcmul(low, ramp.clamp_(0, 1), chroma, out=channel)
+    return out
+
+
+OPERATIONS = (brightness, contrast, saturation, hue)
+
+
+def finish(views: Tensor, look: Tensor, mean, std, memory_format=torch.contiguous_format) -> Tensor:
+    """Flip, colour jitter, grayscale and normalisation, with each view's own parameters.
+
+    views: [n, 3, H, W] uint8, of any strides, on any device; look: [n, 8] float32 on the CPU, the columns LOOK, so that
+    what is to be done is known without waiting for the device -> [n, 3, H, W] float32.
+    """
+    out = torch.empty(views.shape, dtype=torch.float32, device=views.device, memory_format=memory_format)
+    order = torch.where(look[:, 1] > 0, look[:, 6], -1)  # views of one order are worked on together
+    by_order = order.argsort(stable=True)
+    look = look[by_order]
+    rows_there, look_there = (x.to(views.device, non_blocking=True) for x in (by_order, look))
+    most = max(1, BLOCK // views[0, 0].numel()) if views.device.type == "cpu" else len(views)
+    first = 0
+    for o, count in zip(*(x.tolist() for x in order.unique(return_counts=True)), strict=True):
+        for start in range(first, first + count, most):
+            block = slice(start, min(start + most, first + count))
+            x = views.index_select(0, rows_there[block])
+            x = _finish_block(x, look[block], look_there[block], ORDERS[int(o)] if o >= 0 else ())
+            for channel, m, s in zip(x.unbind(1), mean, std, strict=True):
+                channel.sub_(m).div_(s)
+            out.index_copy_(0, rows_there[block], x)
+        first += count
+    return out
+
+
+def _finish_block(x, look, look_there, order):
+    flip, turned_grey = look[:, 0] > 0, look[:, 7] > 0
+    if flip.all():
+        x = x.flip(3)
+    elif flip.any():
+        x = torch.where(look_there[:, 0, None, None, None] > 0, x.flip(3), x)
+    x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    for o in order:
+        x = OPERATIONS[o](x, look_there[:, 2 + o, None, None, None])
+    if turned_grey.all():
+        x = grey(x).repeat(1, 3, 1, 1)
+    elif turned_grey.any():
+        x = torch.where(look_there[:, 7, None, None, None] > 0, grey(x), x)
+    return x
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
 
 
 def evaluation(size: int, mean, std, small: bool):
     """No randomness: small images at `size` whole; others resized to 256 / 224 of `size`, then the centre crop."""
     steps = [v2.Resize((size, size))] if small else [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
-    return v2.Compose([*steps, *_to_tensor(mean, std)])
+    return v2.Compose([*steps, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])

@@ -4,12 +4,14 @@ python -m datasets.prepare imagenet100 --imagenet DIR --out data     # ImageNet-
 python -m datasets.prepare tiny_imagenet --source DIR --out data     # 180 inlier and 20 outlier classes
 python -m datasets.prepare awa2 --source DIR --out data              # Animals with Attributes 2
 python -m datasets.prepare cifar --out data                          # CIFAR-10 and CIFAR-100, downloaded
+python -m datasets.prepare pack --data_folder data/imagenet100 --out data/imagenet100_256   # smaller and faster to read
 
 Links into the source, or copies with --copy. The source is never written to, and what is already there is left alone.
 --check then looks at every class, count and image.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import datasets
 import util
-from datasets import sources
+from datasets import packed, sources
 from datasets.decoding import find_damage
 from util import InputError
 
@@ -238,6 +240,49 @@ def check(plan, out: Path, name: str) -> list[str]:
     return problems
 
 
+# ---- packing ---------------------------------------------------------------------------------------------------------
+
+
+def pack(args) -> None:
+    """train.pack, and val.pack where there is a validation folder, of a folder of class folders."""
+    folder, out = Path(args.data_folder), Path(args.out)
+    try:
+        found = {"train": sources.split_folder(folder, "train")}
+    except InputError as error:
+        raise InputError(f"--data_folder {error}") from None
+    with contextlib.suppress(InputError):
+        found["val"] = sources.split_folder(folder, "test")
+    for split, root in found.items():
+        if root.suffix == ".pack":
+            raise InputError(f"--data_folder {folder}: {root} is a pack already")
+        if out.resolve() == root.resolve() or out.resolve() == folder.resolve():
+            raise InputError(f"--out {out}: is the source; nothing is ever written there")
+        data = datasets.build("path", folder, "train" if split == "train" else "test", skip=args.skip_images)
+        path = out / f"{split}.pack"
+        if path.exists():
+            _check_same(path, data, args)
+            print(f"{path}: is there already, of the same {len(data):,} images")
+            continue
+        made = packed.write(data.images, data.labels.numpy(), data.classes, root, path, args.side, args.format)
+        print(f"{path}: {len(data):,} images, {made:,} made now, {path.stat().st_size / 1e9:.2f} GB")
+    if args.check:
+        for split in found:
+            images = packed.Pack(out / f"{split}.pack").images()
+            damaged = find_damage(images)
+            if damaged:
+                raise InputError(
+                    f"--check: {len(damaged)} of {len(images)} images are damaged, as {min(damaged.items())[1]}"
+                )
+        print("checked: every image is as it was written")
+
+
+def _check_same(path: Path, data, args) -> None:
+    there = packed.Pack(path)
+    same = there.side == args.side and there.format == args.format and there.classes == data.classes
+    if not same or [os.fspath(f) for f in there.images()] != [os.path.abspath(f) for f in data.images]:
+        raise InputError(f"--out {path}: is there already, made of other images or with other options; remove it first")
+
+
 # ---- command line ----------------------------------------------------------------------------------------------------
 
 PLANS = {"imagenet100": imagenet100, "tiny_imagenet": tiny_imagenet, "awa2": awa2}
@@ -257,12 +302,21 @@ def get_parser():
         k.add_argument(flag, required=True, metavar="DIR", help="the unpacked download")
         k.add_argument("--copy", action="store_true", help="copy the images instead of linking to them")
         k.add_argument("--check", action="store_true", help="verify classes, counts, every image, and the splits")
+    k = kinds.add_parser("pack", help="train.pack and val.pack: images in one file, made smaller")
+    k.add_argument("--data_folder", required=True, metavar="DIR", help="folder of class folders, as training takes it")
+    k.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the packs: the new --data_folder")
+    k.add_argument("--side", type=int, default=256, help="shorter side in pixels; smaller images stay (default: 256)")
+    k.add_argument("--format", choices=packed.FORMATS, default="jpeg", help="raw: no decoding, 6 to 9 times the size")
+    k.add_argument("--skip_images", metavar="FILE", help="list of images to leave out, one path a line")
+    k.add_argument("--check", action="store_true", help="verify every image of the packs")
     return p
 
 
 def main():
     args = get_parser().parse_args()
     util.check_folder(args.out, "--out")
+    if args.name == "pack":
+        return pack(args)
     if args.name == "cifar":
         for name in ("cifar10", "cifar100"):
             train, test = datasets.build_pair(name, args.out)

@@ -11,6 +11,7 @@ import numpy as np
 import torchvision
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from datasets import packed
 from util import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -98,13 +99,17 @@ def _cifar(kind):
 def split_folder(folder: Path, split: str) -> Path:
     """The folder of a split: X/train and X/val; or X/train with its sibling X/val; or X itself for training.
 
-    X/images may stand for X: the documented evaluation commands say so.
+    X/images may stand for X: the documented evaluation commands say so. A pack X/train.pack, X/val.pack is as good.
     """
+    names = ("train",) if split == "train" else ("val", "test")
+    for parent in (folder, folder.parent) if folder.name in ("train", "val", "images") else (folder,):
+        for name in names:
+            if not (parent / name).is_dir() and (parent / f"{name}.pack").is_file():
+                return parent / f"{name}.pack"
     if folder.name == "images" and not folder.exists() and (folder.parent / "train").is_dir():
         folder = folder.parent
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    names = ("train",) if split == "train" else ("val", "test")
     for parent in (folder, folder.parent) if folder.name in ("train", "val") else (folder,):
         for name in names:
             if (parent / name).is_dir():
@@ -117,6 +122,8 @@ def split_folder(folder: Path, split: str) -> Path:
 def image_folder(folder: Path, split: str):
     """A folder of class folders, with or without train/ and val/; classes in sorted order, images at any depth."""
     folder = split_folder(folder, split)
+    if folder.suffix == ".pack":
+        return packed.read(folder)
     classes = sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
     if not classes:
         raise InputError(f"{folder}: empty; it must hold one folder a class")
@@ -148,6 +155,9 @@ def any_images(folder: Path, split: str):
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     names = {"train": ("train",), "test": ("val", "test")}.get(split, ())
+    for name in names:
+        if not (folder / name).is_dir() and (folder / f"{name}.pack").is_file():
+            return packed.read(folder / f"{name}.pack")
     folder = next((folder / name for name in names if (folder / name).is_dir()), folder)
     found = images_below(folder)
     if not found:

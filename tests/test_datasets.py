@@ -115,17 +115,6 @@ def test_a_grey_and_a_palette_image_become_rgb(tmp_path):
     assert [data.image(i).mode for i in range(2)] == ["RGB", "RGB"]
 
 
-def test_two_views_differ_and_repeat_with_the_seed():
-    views = augmentation.TwoViews(augmentation.contrastive(16, (0.5,) * 3, (0.5,) * 3))
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8))
-    torch.manual_seed(0)
-    first = views(image)
-    torch.manual_seed(0)
-    assert torch.equal(first, views(image))
-    assert first.shape == (2, 3, 16, 16)
-    assert not torch.equal(first[0], first[1])
-
-
 def test_evaluation_resizes_to_256_for_224_and_takes_the_centre():
     image = Image.new("RGB", (600, 300))
     image.paste((255, 0, 0), (150, 0, 450, 300))  # the centre square

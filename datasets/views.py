@@ -1,0 +1,49 @@
+"""Training images as augmented views, a whole batch at a time."""
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from datasets import ImageData
+from datasets.augmentation import DRAWS, Augmentation, crop
+from util import keyed_generator
+
+
+class Views(Dataset):
+    """Batches of augmented views: item (epoch, index) of `data`, drawn from (seed, epoch, index) alone.
+
+    A batch is (images, labels [n]). Where `finished`, images are float32 [V, n, 3, S, S], ready for an encoder; else a
+    pair that `finish` makes so: crops uint8 [V, n, S, S, 3] and their parameters [V, n, 8]. A single view is [n, ...].
+    """
+
+    def __init__(self, data: ImageData, augmentation: Augmentation, seed: int, finished: bool):
+        self.data, self.augmentation, self.seed, self.finished = data, augmentation, seed, finished
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, keys: list[tuple[int, int]]):
+        a = self.augmentation
+        draws = (keyed_generator(self.seed, epoch, "views", index) for epoch, index in keys)
+        uniform = np.stack([g.random((a.views, DRAWS)) for g in draws])  # [n, V, DRAWS]
+        shape = (3, a.size, a.size) if self.finished else (a.size, a.size, 3)
+        crops = torch.empty(a.views, len(keys), *shape, dtype=torch.uint8)
+        labels = torch.empty(len(keys), dtype=torch.long)
+        for row, (_, index) in enumerate(keys):
+            index, pixels = self.data.readable(index, self.data.pixels)
+            for view, numbers in enumerate(uniform[row]):
+                crops[view, row] = crop(pixels, a.box(numbers, *pixels.shape[:2]), a.size, planar=self.finished)
+            labels[row] = self.data.labels[index]
+        images = crops, a.look(uniform.swapaxes(0, 1))
+        return self.finish(*images) if self.finished else images, labels
+
+    def finish(self, crops: torch.Tensor, look: torch.Tensor, memory_format=torch.contiguous_format) -> torch.Tensor:
+        """[V, n, 3, S, S] float32 views, or [n, 3, S, S] of a single one, from crops and their parameters."""
+        flat = crops.flatten(0, 1) if self.finished else crops.flatten(0, 1).permute(0, 3, 1, 2)
+        views = self.augmentation.finish(flat, look.flatten(0, 1), memory_format)
+        return views.unflatten(0, crops.shape[:2]) if len(crops) > 1 else views
+
+
+def as_it_is(batch):
+    """For a DataLoader: Views collates itself."""
+    return batch

@@ -1,0 +1,224 @@
+"""Crops, colour and what is drawn for them, against torchvision; views by (seed, epoch, sample) alone."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import kstest
+from sklearn.datasets import load_sample_images
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv
+
+import datasets
+from datasets import augmentation
+from datasets.augmentation import DRAWS, LOOK, ORDERS, Augmentation
+from datasets.views import Views
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+PHOTOGRAPH = load_sample_images().images[0].copy()
+
+
+def recipe(**changes):
+    return Augmentation(**{"size": 32, "mean": MEAN, "std": STD, **changes})
+
+
+def uniforms(count, seed=0):
+    return np.random.default_rng(seed).random((count, DRAWS))
+
+
+def some_views(count, size=24, seed=0):
+    """Crops of a photograph, [n, 3, size, size] uint8, and extreme colours."""
+    rng, x = np.random.default_rng(seed), torch.from_numpy(PHOTOGRAPH).permute(2, 0, 1)
+    places = rng.integers(0, 400, (count, 2)).tolist()
+    views = torch.stack([x[:, a : a + size, b : b + size] for a, b in places])
+    views[0, :, :4] = torch.tensor([[0], [255], [0]], dtype=torch.uint8)[..., None]
+    views[0, :, 4:8] = 128
+    views[0, :, 8:12] = 0
+    return views
+
+
+def look_of(**columns):
+    """[n, 8] parameters; what is not given does nothing."""
+    idle = {"brightness": 1, "contrast": 1, "saturation": 1}
+    n = max(len(v) for v in columns.values())
+    rows = [torch.as_tensor(columns.get(c, [idle.get(c, 0)] * n), dtype=torch.float32) for c in LOOK]
+    return torch.stack(rows, 1)
+
+
+# ---- the same operations ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "factors"),
+    [
+        ("brightness", (0.6, 1.0, 1.4, 0.0)),
+        ("contrast", (0.6, 1.0, 1.4, 0.0)),
+        ("saturation", (0.6, 1.0, 1.4, 0.0)),
+        ("hue", (-0.1, 0.0, 0.1, 0.5)),
+    ],
+)
+def test_each_colour_operation_is_torchvisions(name, factors):
+    x = some_views(len(factors)).float() / 255
+    operation = dict(zip(("brightness", "contrast", "saturation", "hue"), augmentation.OPERATIONS, strict=True))[name]
+    got = operation(x.clone(), torch.tensor(factors)[:, None, None, None])
+    want = torch.stack([getattr(tv, f"adjust_{name}")(v, f) for v, f in zip(x, factors, strict=True)])
+    assert (got - want).abs().max() < 1e-5
+
+
+def by_torchvision(view, row):
+    """One view with one row of parameters, by torchvision's functions."""
+    flip, jitter, *factors, order, grey = row.tolist()
+    x = tv.to_dtype(tv.horizontal_flip(view) if flip else view, torch.float32, scale=True)
+    names = ("brightness", "contrast", "saturation", "hue")
+    for i in ORDERS[int(order)] if jitter else ():
+        x = getattr(tv, f"adjust_{names[i]}")(x, factors[i])
+    x = tv.rgb_to_grayscale(x, 3) if grey else x
+    return tv.normalize(x, MEAN, STD)
+
+
+@pytest.mark.parametrize("block", [1, 2000, 10**9])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_finished_views_are_torchvisions_in_every_order_of_operations(block, memory_format, monkeypatch):
+    monkeypatch.setattr(augmentation, "BLOCK", block)
+    look = recipe().look(uniforms(60))
+    look[:24, 6] = torch.arange(24)
+    assert {int(o) for o in look[look[:, 1] > 0, 6]} >= set(range(0, 24, 5))
+    views = some_views(60)
+    got = augmentation.finish(views, look, MEAN, STD, memory_format)
+    want = torch.stack([by_torchvision(v, row) for v, row in zip(views, look, strict=True)])
+    assert (got - want).abs().max() < 0.1 / 255 / min(STD)
+    assert got.is_contiguous(memory_format=memory_format)
+
+
+def test_views_do_not_change_one_another_and_inputs_stay():
+    views, look = some_views(30), recipe().look(uniforms(30))
+    before = views.clone()
+    together = augmentation.finish(views, look, MEAN, STD)
+    assert torch.equal(views, before)
+    for i in range(30):
+        torch.testing.assert_close(augmentation.finish(views[i : i + 1], look[i : i + 1], MEAN, STD)[0], together[i])
+
+
+def test_a_flip_mirrors_and_grey_has_one_channel():
+    views = some_views(4)
+    out = augmentation.finish(views, look_of(flip=[0, 1, 0, 1], grey=[0, 0, 1, 1]), (0,) * 3, (1,) * 3)
+    torch.testing.assert_close(out[1], views[1].flip(2) / 255)
+    assert torch.equal(out[2, 0], out[2, 1])
+    assert torch.equal(out[3, 1], out[3, 2])
+    assert not torch.equal(out[0, 0], out[0, 1])
+
+
+@pytest.mark.parametrize("planar", [True, False])
+def test_a_crop_is_that_of_pil(planar):
+    pixels, image = torch.from_numpy(PHOTOGRAPH), Image.fromarray(PHOTOGRAPH)
+    for box in ((3, 5, 200, 260), (0, 0, 427, 640), (100, 200, 40, 50), (7, 9, 224, 224)):
+        want = tv.resized_crop(image, *box, (224, 224), v2.InterpolationMode.BILINEAR, antialias=True)
+        got = augmentation.crop(pixels, box, 224, planar)
+        assert got.shape == ((3, 224, 224) if planar else (224, 224, 3))
+        got = (got.permute(1, 2, 0) if planar else got).numpy().astype(int)
+        error = np.abs(got - np.asarray(want).astype(int))
+        assert error.mean() < 0.5
+        assert error.max() <= 2
+
+
+# ---- the same law ----------------------------------------------------------------------------------------------------
+
+HEIGHT, WIDTH, COUNT = 375, 500, 4000
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """torchvision's own draws: crop boxes and jitter parameters."""
+    torch.manual_seed(0)
+    image = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8)
+    crop = v2.RandomResizedCrop(32, scale=(0.2, 1.0))
+    jitter = v2.ColorJitter(0.4, 0.4, 0.4, 0.1)
+    boxes = [crop.make_params([image]) for _ in range(COUNT)]
+    return (
+        np.array([[b["top"], b["left"], b["height"], b["width"]] for b in boxes]),
+        [jitter.make_params([image]) for _ in range(COUNT)],
+    )
+
+
+@pytest.mark.parametrize("what", ["area", "ratio", "top", "left", "height", "width"])
+def test_crops_follow_torchvisions_law(theirs, what):
+    ours = np.array([recipe().box(u, HEIGHT, WIDTH) for u in uniforms(COUNT)])
+    measures = {
+        "area": lambda b: b[:, 2] * b[:, 3],
+        "ratio": lambda b: b[:, 3] / b[:, 2],
+        "top": lambda b: b[:, 0] / np.maximum(1, HEIGHT - b[:, 2]),
+        "left": lambda b: b[:, 1] / np.maximum(1, WIDTH - b[:, 3]),
+        "height": lambda b: b[:, 2],
+        "width": lambda b: b[:, 3],
+    }
+    assert kstest(measures[what](ours), measures[what](theirs[0])).pvalue > 1e-3
+    assert (ours[:, :2] >= 0).all()
+    assert (ours[:, 0] + ours[:, 2] <= HEIGHT).all()
+    assert (ours[:, 1] + ours[:, 3] <= WIDTH).all()
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_jitter_factors_follow_torchvisions_law(theirs, name):
+    ours = recipe().look(uniforms(COUNT))[:, LOOK.index(name)].numpy()
+    drawn = np.array([float(p[f"{name}_factor"]) for p in theirs[1]])
+    assert kstest(ours, drawn).pvalue > 1e-3
+    assert ours.min() >= np.float32(drawn.min() - 0.01)
+
+
+def test_orders_flips_jitter_and_grey_have_their_probabilities():
+    look = recipe().look(uniforms(24_000))
+    counts = np.bincount(look[:, 6].long().numpy(), minlength=24)
+    assert (np.abs(counts - 1000) < 5 * np.sqrt(1000)).all()
+    for column, p in (("flip", 0.5), ("jitter", 0.8), ("grey", 0.2)):
+        assert look[:, LOOK.index(column)].mean().item() == pytest.approx(p, abs=5 * (p * (1 - p) / 24_000) ** 0.5)
+
+
+def test_without_flip_or_colour_nothing_of_it_is_drawn():
+    look = recipe(flip=False, colour=False).look(uniforms(500))
+    assert look[:, [0, 1, 7]].sum() == 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(10, 1000), (1000, 10), (1, 1), (7, 8)])
+def test_where_no_crop_fits_the_middle_is_taken_as_in_torchvision(height, width):
+    uniform = np.full(DRAWS, 0.999)  # the whole area at an aspect ratio of 4/3
+    box = recipe().box(uniform, height, width)
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    if height in (10, 1000):
+        want = v2.RandomResizedCrop(32, scale=(0.999, 1.0)).make_params([image])
+        assert box == tuple(want[k] for k in ("top", "left", "height", "width"))
+    assert 0 < box[2] <= height
+    assert 0 < box[3] <= width
+
+
+# ---- by key ----------------------------------------------------------------------------------------------------------
+
+
+def views_of(keys, seed=0, finished=True, **changes):
+    return Views(datasets.build("digits"), recipe(size=8, **changes), seed, finished).__getitems__(keys)
+
+
+def test_what_is_drawn_for_a_sample_depends_on_seed_epoch_and_sample_alone():
+    (first, second, other), _ = ((x := views_of([(1, 7), (2, 7), (1, 8)]))[0].unbind(1)), x[1]
+    assert torch.equal(views_of([(1, 9), (1, 7)])[0][:, 1], first)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(views_of([(1, 7)], seed=1)[0][:, 0], first)
+
+
+def test_a_batch_is_views_by_sample_with_their_labels():
+    images, labels = views_of([(1, i) for i in range(5)])
+    assert images.shape == (2, 5, 3, 8, 8)
+    assert labels.tolist() == datasets.build("digits").labels[:5].tolist()
+    assert views_of([(1, 3)], views=1)[0].shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_device_and_worker_make_the_same_views(views):
+    keys = [(3, i) for i in range(20)]
+    there, _ = views_of(keys, views=views)
+    (crops, look), _ = views_of(keys, views=views, finished=False)
+    assert crops.dtype == torch.uint8
+    assert crops.shape == (views, 20, 8, 8, 3)
+    here = Views(None, recipe(size=8, views=views), 0, finished=False).finish(crops, look)
+    torch.testing.assert_close(here, there)
