@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -71,17 +70,19 @@ class Augmentation:
         return finish(views, look, self.mean, self.std, memory_format)
 
 
-def crop(pixels: Tensor, box, size: int, planar: bool) -> Tensor:
-    """A box of an image [H, W, 3], both uint8, resized to a side of `size` (bilinear, antialiased).
+def crop(pixels: Tensor, box, out: Tensor) -> None:
+    """Resize a box of an image [H, W, 3] to `out`, [S, S, 3] or [3, S, S]; all uint8; bilinear, antialiased.
 
-    Returns [size, size, 3], or [3, size, size] where `planar`; whichever is wanted costs least when asked for here.
+    This is what torch.nn.functional.interpolate does, without a copy of its result.
     """
     top, left, height, width = box
-    x = pixels[top : top + height, left : left + width].permute(2, 0, 1)[None]
-    if not planar:  # contiguous pixels are read, and come out, as they are
-        x = x.contiguous(memory_format=torch.channels_last)
-    x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)[0]
-    return x if planar else x.permute(1, 2, 0)
+    x = pixels[top : top + height, left : left + width]
+    if out.shape[2] == 3:  # contiguous pixels are read faster; for planes, torch sorts them best itself
+        x, out = x.contiguous(), out.permute(2, 0, 1)
+    _resize(x.permute(2, 0, 1)[None], out.shape[1:], False, None, None, out=out[None])
+
+
+_resize = torch.ops.aten._upsample_bilinear2d_aa.out
 
 
 # ---- colour ----------------------------------------------------------------------------------------------------------

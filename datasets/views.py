@@ -32,7 +32,7 @@ class Views(Dataset):
         for row, (_, index) in enumerate(keys):
             index, pixels = self.data.readable(index, self.data.pixels)
             for view, numbers in enumerate(uniform[row]):
-                crops[view, row] = crop(pixels, a.box(numbers, *pixels.shape[:2]), a.size, planar=self.finished)
+                crop(pixels, a.box(numbers, *pixels.shape[:2]), out=crops[view, row])
             labels[row] = self.data.labels[index]
         images = crops, a.look(uniform.swapaxes(0, 1))
         return self.finish(*images) if self.finished else images, labels
