@@ -55,7 +55,7 @@ def worker(args, device):
     test = training.check_images(run, test, device, "validation")
     counts = {"train": len(train), "validation": len(test)}
     facts = {"classes": train.classes, "encoder": net.record["sha256"], "cache_features": args.cache_features}
-    encoder = net.encoder.to(device, memory_format=training.memory_format(args, device))
+    encoder = net.encoder.to(device, memory_format=training.memory_format(args))
     if args.cache_features:
         train = TensorDataset(*frozen.features(net, train, args, device, "training"))
         test = TensorDataset(*frozen.features(net, test, args, device, "validation"))

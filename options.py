@@ -115,7 +115,7 @@ def add_training(p) -> None:
     g.add_argument(
         "--precision", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of encoders"
     )
-    g.add_argument("--channels_last", type=boolean, nargs="?", const=True, metavar="BOOL", help="(None: on CUDA)")
+    flag(g, "--channels_last", default=True, help="layout of images and convolutions; False: channels first")
     flag(g, "--compile", help="compile the encoders: slow start, faster steps; wants a C++ compiler")
     g = p.add_argument_group("damaged images")
     flag(g, "--check_data", help="decode every image before training starts")

@@ -50,10 +50,9 @@ def classification_data(args, only=()):
     return train, test
 
 
-def memory_format(args, device) -> torch.memory_format:
-    """Of images and convolutions: --channels_last, by default on CUDA."""
-    wanted = device.type == "cuda" if args.channels_last is None else args.channels_last
-    return torch.channels_last if wanted else torch.contiguous_format
+def memory_format(args) -> torch.memory_format:
+    """Of images and convolutions."""
+    return torch.channels_last if args.channels_last else torch.contiguous_format
 
 
 def autocast(args, device):
@@ -80,7 +79,7 @@ def prepared(model, args, device):
     """The model on the device, in its layout; with --compile its encoders are compiled when they first run."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes never change
-    model = model.to(device, memory_format=memory_format(args, device))
+    model = model.to(device, memory_format=memory_format(args))
     if args.compile:
         for name, module in model.named_children():
             if name in ("encoder", "key_encoder"):
@@ -186,7 +185,7 @@ def training_loader(data, args, device):
     in_memory = isinstance(data, TensorDataset)
     sampler = EpochBatches(len(data), args.batch_size, args.seed, keyed=not in_memory)
     if in_memory:
-        return Batches(DataLoader(data, sampler=sampler, batch_size=None), device, memory_format(args, device)), sampler
+        return Batches(DataLoader(data, sampler=sampler, batch_size=None), device, memory_format(args)), sampler
     loader = DataLoader(
         data,
         batch_sampler=sampler,
@@ -195,7 +194,7 @@ def training_loader(data, args, device):
         pin_memory=device.type == "cuda",
         persistent_workers=args.num_workers > 0,
     )
-    return Batches(loader, device, memory_format(args, device)), sampler
+    return Batches(loader, device, memory_format(args)), sampler
 
 
 def augmented(data, args, device, augmentation) -> Views:

@@ -3,8 +3,8 @@
 python -m benchmarks.train_step [--device cuda] [--model resnet18] [--size 32] [--batch_size 256] [--bank 4096]
     [--compile] [--json FILE]
 
-Views are random numbers on the device, so that no data is waited for. The plain form's loss is `losses.masked_terms`, its
-momentum update and SGD go parameter by parameter. The last column is the difference of the loss after the last step.
+Views are random numbers on the device, so that no data is waited for. The plain form's loss is `losses.masked_terms`,
+its momentum update and SGD go parameter by parameter. The last column is the difference of the loss at the last step.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def steps(args, device, plain: bool, **options):
     model = training.prepared(model, options, device)
     how = dict(momentum=0.9, weight_decay=1e-4, **({"foreach": False} if plain else {"fused": True}))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.05, **how)
-    scaler, layout = training.gradient_scaler(options, device), training.memory_format(options, device)
+    scaler, layout = training.gradient_scaler(options, device), training.memory_format(options)
     generator = torch.Generator().manual_seed(0)
     while True:
         views = torch.randn(2, args.batch_size, 3, args.size, args.size, generator=generator)
