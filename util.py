@@ -66,7 +66,8 @@ def keyed_generator(seed: int, epoch: int, purpose: str, sample: int = 0) -> np.
     stream for every key and for every value of the counter's upper words.
     """
     upper = [sample, ("order", "views").index(purpose), 0]
-    return np.random.Generator(np.random.Philox(key=[seed % 2**64, epoch], counter=[0, *upper]))
+    key, counter = (np.array(words, dtype=np.uint64) for words in ([seed % 2**64, epoch], [0, *upper]))
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def learning_rate(

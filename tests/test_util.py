@@ -62,3 +62,11 @@ def test_the_mean_of_vectors_is_taken_by_entry():
     for x in ([1.0, 2.0], [3.0, 6.0]):
         mean.update(torch.tensor(x))
     assert mean.value() == [2.0, 4.0]
+
+
+def test_every_key_has_random_numbers_of_its_own():
+    keys = [(0, 1, "views", 0), (0, 1, "views", 1), (0, 1, "views", 2), (0, 2, "views", 0), (1, 1, "views", 0)]
+    keys += [(0, 1, "order", 0), (-1, 1, "views", 0)]
+    drawn = [set(util.keyed_generator(*key).random(500).tolist()) for key in keys]
+    assert len(set().union(*drawn)) == 500 * len(keys)
+    assert drawn[0] == set(util.keyed_generator(*keys[0]).random(500).tolist())
