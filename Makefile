@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo test check
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m figures.demo
+	$(BIN)/python reproduce.py recipes/digits.yaml
 
 test: check
 	$(BIN)/python -m pytest

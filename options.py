@@ -80,7 +80,12 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser whose help shows defaults and whose options must be spelt in full."""
-    return argparse.ArgumentParser(description=description, formatter_class=Help, allow_abbrev=False)
+    p = argparse.ArgumentParser(description=description, formatter_class=Help, allow_abbrev=False)
+    p.add_argument(
+        "--config", metavar="FILE", default=argparse.SUPPRESS,
+        help="YAML of options, such as a run's config.yaml; the command line wins",
+    )  # fmt: skip
+    return p
 
 
 def add_data(p, names) -> None:

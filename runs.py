@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import checkpoint
+import config
 import distributed
 import options
 import util
@@ -54,6 +55,7 @@ class Run:
         self.writer = SummaryWriter(str(self.tensorboard), purge_step=epoch)
         record = {"options": options.plain(self.args), "torch": torch.__version__}
         util.append_json(self.folder / "log.jsonl", record)
+        config.write(self.folder, self.args)
 
     def say(self, text: str) -> None:
         """One line from the main process."""

@@ -1,6 +1,7 @@
 """What the training scripts share: data, its loader, damaged images, one epoch, validation."""
 
 import inspect
+import sys
 import time
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, Sampler, Subset, TensorDataset
 
+import config
 import datasets
 import distributed
 import util
@@ -20,10 +22,11 @@ SMALL_DATA = {name: {"num_workers": 0} for name in ("digits", "fashion_mnist", "
 
 
 def parse(parser, recipes: dict):
-    """Parse the command line, with the defaults of the data set that it names."""
-    known, _ = parser.parse_known_args()
+    """Parse --config files and the command line, with the defaults of the data set that they name."""
+    words = config.command_line(parser, sys.argv[1:])
+    known, _ = parser.parse_known_args(words)
     parser.set_defaults(**recipes.get(known.dataset, {}))
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def check_mean_and_std(args) -> None:

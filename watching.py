@@ -1,0 +1,177 @@
+"""What a contrastive run shows of itself: time spent waiting for data, how its embeddings lie, kNN accuracy, pictures.
+
+Nothing here touches a training step: the waiting is timed on the host, all else is measured between epochs, in the main
+process, on the same few images every time.
+"""
+
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+import datasets
+import distributed
+import evaluation
+from datasets import augmentation
+from util import InputError
+
+ADVISE_ABOVE, ADVISE_AFTER = 0.25, 60.0  # share of the time, seconds of training
+
+
+class Timed:
+    """A loader whose user's waiting is timed: `scalars` gives seconds and the share spent in the loader."""
+
+    def __init__(self, loader):
+        self.loader, self.begin, self.waited, self.seconds = loader, 0.0, 0.0, 0.0
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    @property
+    def dataset(self):
+        return self.loader.dataset
+
+    def __iter__(self):
+        self.begin, self.waited = time.perf_counter(), 0.0
+        asked = self.begin
+        for batch in self.loader:
+            self.waited += time.perf_counter() - asked
+            yield batch
+            asked = time.perf_counter()
+        self.waited += time.perf_counter() - asked
+
+    def scalars(self) -> dict[str, float]:
+        """Of the epoch that has just ended."""
+        seconds = max(time.perf_counter() - self.begin, 1e-9)
+        self.seconds += seconds
+        return {"seconds": seconds, "waiting_for_data": self.waited / seconds}
+
+
+def advice(waiting: float, seconds: float, workers: int) -> str:
+    """What to do about a large share of waiting for data, on a training that has some length; else ""."""
+    if waiting < ADVISE_ABOVE or seconds < ADVISE_AFTER:
+        return ""
+    return (
+        f"{100 * waiting:.0f} % of the time is spent waiting for data: give more --num_workers (now {workers}, a core "
+        "each), a faster disk, or images stored closer to --size"
+    )
+
+
+# ---- how embeddings lie ----------------------------------------------------------------------------------------------
+
+
+def alignment(x: Tensor, y: Tensor) -> Tensor:
+    """Mean squared distance of unit vectors x, y [N, D], two views of an image a row (Wang and Isola 2020, alpha 2)."""
+    return (x - y).square().sum(1).mean()
+
+
+def uniformity(x: Tensor) -> Tensor:
+    """Log of the mean Gaussian potential exp(-2 d^2) over the pairs of unit vectors [N, D], N > 1 (t = 2)."""
+    return torch.pdist(x).square().mul(-2).exp().mean().log()
+
+
+def knn_accuracy(
+    features: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor, k: int = 200, tau: float = 0.07
+) -> float:
+    """Share of the queries [Q, d] whose class wins the vote of their k nearest of the gallery [G, d] by cosine.
+
+    A vote weighs exp(cosine / tau) (Wu et al. 2018, sec. 3.4). k is at most G. Labels count from 0.
+    """
+    q, g = F.normalize(features.float(), dim=1), F.normalize(gallery.float(), dim=1)
+    classes, right = int(gallery_labels.max()) + 1, 0
+    for x, y in zip(q.split(256), labels.split(256), strict=True):
+        cosine, nearest = (x @ g.T).topk(min(k, len(g)), dim=1)
+        votes = torch.zeros(len(x), classes, device=x.device)
+        votes.scatter_add_(1, gallery_labels[nearest], ((cosine - 1) / tau).exp())
+        right += int((votes.argmax(1) == y).sum())
+    return right / len(q)
+
+
+# ---- a run's own -----------------------------------------------------------------------------------------------------
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()
+
+
+class Watch:
+    """Measures a contrastive model between epochs: call `scalars` after each, and `pictures` once the writer is there.
+
+    data: the training images with their two-view transform; plain: the transform of evaluation. The views that are
+    measured are drawn once, of at most `pairs` images, in the main process.
+    """
+
+    def __init__(self, args, data: datasets.ImageData, size: int, mean, std, pairs: int = 128):
+        self.args, self.data, self.mean, self.std = args, data, mean, std
+        self.held_out = None
+        if args.knn_freq:
+            if args.instance_ranks:
+                raise InputError("--knn_freq: asks for classes, which --instance_ranks has none of")
+            self.held_out = datasets.build_pair(
+                args.dataset, args.data_folder, tuple(args.hold_out), skip=args.skip_images
+            )
+            plain = augmentation.evaluation(size, mean, std, datasets.spec(args.dataset).small)
+            for part in self.held_out:
+                part.transform = plain
+        self.pairs = pairs
+        self.views = None
+
+    def _views(self) -> Tensor:
+        """[n, 2, 3, size, size] drawn from (seed, epoch 0, image), which no training step uses."""
+        if self.views is None:
+            self.views = torch.stack([self.data[0, i][0] for i in spread(len(self.data), self.pairs)])
+        return self.views
+
+    @torch.no_grad()
+    def scalars(self, model, epoch: int, device) -> dict[str, float]:
+        """Norm of the head's output, alignment, uniformity; kNN accuracy in percent every --knn_freq epochs."""
+        if not distributed.is_main():
+            return {}
+        was_training = model.training
+        model.eval()
+        views = self._views().to(device)
+        x, y = (model.head(model.encoder(views[:, i])).float() for i in (0, 1))
+        found = {"embedding_norm": float(x.norm(dim=1).mean())}
+        x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
+        found["alignment"] = float(alignment(x, y))
+        if len(x) > 1:
+            found["uniformity"] = float(uniformity(x))
+        if self.held_out and (epoch % self.args.knn_freq == 0 or epoch == self.args.epochs):
+            (gallery, known), (features, labels) = (self._features(model, part, device) for part in self.held_out)
+            found["val_knn"] = 100 * knn_accuracy(features, labels, gallery, known)
+        model.train(was_training)
+        return found
+
+    def _features(self, model, data, device, most: int = 5000):
+        chosen = Subset(data, spread(len(data), most))
+        loader = DataLoader(chosen, self.args.batch_size, num_workers=self.args.num_workers)
+        return evaluation.extract(model.encoder, loader, device)
+
+    def pictures(self, writer) -> None:
+        """The grid of augmented pairs: what the loss is told are two views of one image."""
+        from torchvision.utils import make_grid
+
+        pairs = self._shown(self._views()[:16].flatten(0, 1))
+        writer.add_image("augmented_pairs", make_grid(pairs, nrow=8, padding=1, pad_value=1.0), 0)
+
+    @torch.no_grad()
+    def projector(self, writer, model, device, most: int = 512) -> None:
+        """TensorBoard's embedding projector: features of held-out images, or of training images where none are held out."""
+        was_training = model.training
+        model.eval()
+        data = self.held_out[1] if self.held_out else self.data
+        chosen = spread(len(data), most)
+        views = torch.stack([data[i][0] if self.held_out else data[0, i][0][0] for i in chosen])
+        parts = [model.encoder(part.to(device)).float().cpu() for part in views.split(self.args.batch_size)]
+        names = [data.classes[int(data.labels[i])] for i in chosen]
+        small = F.interpolate(self._shown(views), size=32)
+        writer.add_embedding(F.normalize(torch.cat(parts), dim=1), names, small, self.args.epochs, "encoder")
+        model.train(was_training)
+
+    def _shown(self, views: Tensor) -> Tensor:
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (self.mean, self.std))
+        return (views * std + mean).clamp(0, 1)
