@@ -1,4 +1,4 @@
-"""--config FILE.yaml: options from a file, and the file that a run leaves of its own: options, command, commit, versions.
+"""--config FILE.yaml: options from a file, and the file that a run leaves: options, command, commit, versions.
 
 The file holds `option: value` with the names of the command line. What stands under `about` is no option; it says how
 a run was started.

@@ -1,4 +1,4 @@
-"""Runs a recipe: trains and evaluates the methods of a table through the scripts, as a user would, and writes the table.
+"""Runs a recipe: trains and evaluates the methods of a table through the scripts, as a user would, and tables them.
 
 python reproduce.py recipes/digits.yaml
 python reproduce.py recipes/cifar100.yaml --seeds 3 --only rince_out_in
@@ -124,12 +124,12 @@ def run_folder(training: str) -> Path:
 
 
 def same(words: list[str], command: str) -> bool:
-    """Whether a script was called so, wherever it lies, resumed or not."""
+    """Whether a script was called so, wherever it lies, resumed and overwriting or not."""
     words = [Path(words[0]).name, *words[1:]]
-    if "--resume" in words:
+    while "--resume" in words:
         at = words.index("--resume")
         words = words[:at] + words[at + 2 :]
-    return words == shlex.split(command)[1:]
+    return [word for word in words if word != "--overwrite"] == shlex.split(command)[1:]
 
 
 def find_run(folders, command: str) -> Path | None:
@@ -172,7 +172,7 @@ class Runner:
         self.logs, self.jobs, self.failures, self.stopped = logs, jobs, [], threading.Event()
 
     def call(self, title: str, command: str) -> bool:
-        """Run a command as a user would; whether it succeeded. Shown as it runs, or with several jobs only if it fails."""
+        """Run a command as a user would; whether it succeeded. Shown as it runs; with several jobs, only if it fails."""
         if self.stopped.is_set():
             return False
         words = shlex.split(command)

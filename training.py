@@ -2,7 +2,6 @@
 
 import inspect
 import sys
-import time
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ import config
 import datasets
 import distributed
 import util
+import watching
 from datasets.decoding import find_damage
 from networks import resnet
 from util import InputError
@@ -276,17 +276,17 @@ def train_epoch(run, loader, step, optimizer, epoch: int, device):
 def classification_epoch(run, loader, sampler, step, model, validation, optimizer, epoch: int, device) -> dict:
     """One epoch of a classifier with step(images, labels) -> loss, accuracy [2]; validated, logged; its scalars."""
     sampler.set_epoch(epoch)
-    begin = time.perf_counter()
-    loss, (top1, top5) = train_epoch(run, loader, step, optimizer, epoch, device)
-    seconds = time.perf_counter() - begin
-    scalars = {"epoch": epoch, "loss": loss, "learning_rate": optimizer.param_groups[0]["lr"]}
+    timed = watching.Timed(loader)
+    loss, (top1, top5) = train_epoch(run, timed, step, optimizer, epoch, device)
+    time_spent = timed.scalars()
+    scalars = {"epoch": epoch, "loss": loss, "learning_rate": optimizer.param_groups[0]["lr"], **time_spent}
     if not isinstance(loader.dataset, TensorDataset):
         scalars |= report_damage(run, loader.dataset, device)
     scalars |= {"train_top1": 100 * top1, "train_top5": 100 * top5}
     scalars["val_top1"], scalars["val_top5"] = validate(model, validation, device)
     if scalars["val_top1"] > run.best.get("top1", -1):
         run.best = {"top1": scalars["val_top1"], "top5": scalars["val_top5"], "epoch": epoch}
-    run.log(epoch, scalars, images_per_second=len(loader) * run.args.batch_size / seconds)
+    run.log(epoch, scalars, images_per_second=len(loader) * run.args.batch_size / time_spent["seconds"])
     return scalars
 
 

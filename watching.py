@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Subset
 import datasets
 import distributed
 import evaluation
+import options
 from datasets import augmentation
 from util import InputError
 
@@ -25,7 +26,7 @@ class Timed:
     """A loader whose user's waiting is timed: `scalars` gives seconds and the share spent in the loader."""
 
     def __init__(self, loader):
-        self.loader, self.begin, self.waited, self.seconds = loader, 0.0, 0.0, 0.0
+        self.loader, self.begin, self.waited = loader, 0.0, 0.0
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -41,12 +42,10 @@ class Timed:
             self.waited += time.perf_counter() - asked
             yield batch
             asked = time.perf_counter()
-        self.waited += time.perf_counter() - asked
 
     def scalars(self) -> dict[str, float]:
         """Of the epoch that has just ended."""
         seconds = max(time.perf_counter() - self.begin, 1e-9)
-        self.seconds += seconds
         return {"seconds": seconds, "waiting_for_data": self.waited / seconds}
 
 
@@ -98,27 +97,39 @@ def spread(count: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()
 
 
-class Watch:
-    """Measures a contrastive model between epochs: call `scalars` after each, and `pictures` once the writer is there.
+def add_options(p) -> None:
+    """What is measured between epochs, beside what costs next to nothing."""
+    g = p.add_argument_group("watching")
+    g.add_argument(
+        "--knn_freq", type=options.count, default=0, metavar="N",
+        help="epochs between kNN accuracies on the validation images; 0: never",
+    )  # fmt: skip
 
-    data: the training images with their two-view transform; plain: the transform of evaluation. The views that are
-    measured are drawn once, of at most `pairs` images, in the main process.
+
+def held_out(args, size: int, mean, std):
+    """Training and validation set as evaluation sees them, for --knn_freq; None without. Raises InputError."""
+    if not args.knn_freq:
+        return None
+    if args.instance_ranks:
+        raise InputError("--knn_freq: asks for classes, and --instance_ranks has none")
+    try:
+        pair = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out), skip=args.skip_images)
+    except InputError as error:
+        raise InputError(f"--knn_freq needs validation images: {error}") from None
+    for part in pair:
+        part.transform = augmentation.evaluation(size, mean, std, datasets.spec(args.dataset).small)
+    return pair
+
+
+class Watch:
+    """Measures a contrastive model between epochs and draws for TensorBoard, in the main process.
+
+    data: the training images with their two-view transform; held_out: as `held_out` gives it; mean, std: of the views.
     """
 
-    def __init__(self, args, data: datasets.ImageData, size: int, mean, std, pairs: int = 128):
-        self.args, self.data, self.mean, self.std = args, data, mean, std
-        self.held_out = None
-        if args.knn_freq:
-            if args.instance_ranks:
-                raise InputError("--knn_freq: asks for classes, which --instance_ranks has none of")
-            self.held_out = datasets.build_pair(
-                args.dataset, args.data_folder, tuple(args.hold_out), skip=args.skip_images
-            )
-            plain = augmentation.evaluation(size, mean, std, datasets.spec(args.dataset).small)
-            for part in self.held_out:
-                part.transform = plain
-        self.pairs = pairs
-        self.views = None
+    def __init__(self, args, data: datasets.ImageData, held_out, mean, std, pairs: int = 128):
+        self.args, self.data, self.held_out, self.mean, self.std, self.pairs = args, data, held_out, mean, std, pairs
+        self.views = None  # drawn once, when they are needed first
 
     def _views(self) -> Tensor:
         """[n, 2, 3, size, size] drawn from (seed, epoch 0, image), which no training step uses."""
@@ -151,16 +162,20 @@ class Watch:
         loader = DataLoader(chosen, self.args.batch_size, num_workers=self.args.num_workers)
         return evaluation.extract(model.encoder, loader, device)
 
-    def pictures(self, writer) -> None:
-        """The grid of augmented pairs: what the loss is told are two views of one image."""
+    def draw_pairs(self, writer) -> None:
+        """The grid of augmented pairs: what the loss is told are two views of one image. No writer: nothing."""
+        if writer is None:
+            return
         from torchvision.utils import make_grid
 
         pairs = self._shown(self._views()[:16].flatten(0, 1))
         writer.add_image("augmented_pairs", make_grid(pairs, nrow=8, padding=1, pad_value=1.0), 0)
 
     @torch.no_grad()
-    def projector(self, writer, model, device, most: int = 512) -> None:
-        """TensorBoard's embedding projector: features of held-out images, or of training images where none are held out."""
+    def project(self, writer, model, device, most: int = 512) -> None:
+        """TensorBoard's embedding projector: features of held-out images, of training images where none are held out."""
+        if writer is None:
+            return
         was_training = model.training
         model.eval()
         data = self.held_out[1] if self.held_out else self.data

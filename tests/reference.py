@@ -301,3 +301,31 @@ def wordnet_similarity(parents, a, b, measure):
     deepest = max(depth.values())
     edges = min(shortest[x] for x in shortest if depth[x] == deepest)
     return 2 * deepest / (edges + 2 * deepest)
+
+
+def alignment(x, y):
+    """Mean squared distance of the rows of two lists of vectors."""
+    return math.fsum(math.dist(a, b) ** 2 for a, b in zip(x, y, strict=True)) / len(x)
+
+
+def uniformity(x):
+    """Log of the mean of exp(-2 d^2) over the pairs of a list of vectors, each pair once."""
+    potentials = [math.exp(-2 * math.dist(x[i], x[j]) ** 2) for i in range(len(x)) for j in range(i)]
+    return math.log(math.fsum(potentials) / len(potentials))
+
+
+def knn_accuracy(features, labels, gallery, gallery_labels, k, tau):
+    """Share of the queries whose class has the largest sum of exp(cosine / tau) over the k nearest."""
+
+    def cosine(a, b):
+        dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
+        return dot / math.sqrt(math.fsum(x * x for x in a) * math.fsum(x * x for x in b))
+
+    right = 0
+    for x, y in zip(features, labels, strict=True):
+        nearest = sorted(((cosine(x, g), c) for g, c in zip(gallery, gallery_labels, strict=True)), reverse=True)[:k]
+        votes = {}
+        for similarity, c in nearest:
+            votes[c] = votes.get(c, 0.0) + math.exp(similarity / tau)
+        right += max(votes, key=votes.get) == y
+    return right / len(labels)
