@@ -172,7 +172,7 @@ class Runner:
         self.logs, self.jobs, self.failures, self.stopped = logs, jobs, [], threading.Event()
 
     def call(self, title: str, command: str) -> bool:
-        """Run a command as a user would; whether it succeeded. Shown as it runs; with several jobs, only if it fails."""
+        """Run a command as a user would; whether it succeeded. Shown as it runs; of several jobs, if it fails."""
         if self.stopped.is_set():
             return False
         words = shlex.split(command)

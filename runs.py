@@ -113,8 +113,8 @@ class Run:
         left = spent / (epoch - self.before) * (self.args.epochs - epoch)
         print(
             f"epoch {epoch}/{self.args.epochs}  loss {scalars['loss']:.4f}{shown}  lr {scalars['learning_rate']:.4g}  "
-            f"{images_per_second:.0f} images/s, {100 * scalars['waiting_for_data']:.0f} % of the time waiting for data  "
-            f"{left / 60:.1f} min left",
+            f"{images_per_second:.0f} images/s, {100 * scalars['waiting_for_data']:.0f} % of the time waiting for data"
+            f"  {left / 60:.1f} min left",
             flush=True,
         )
         advice = watching.advice(scalars["waiting_for_data"], spent, self.args.num_workers)

@@ -173,7 +173,7 @@ class Watch:
 
     @torch.no_grad()
     def project(self, writer, model, device, most: int = 512) -> None:
-        """TensorBoard's embedding projector: features of held-out images, of training images where none are held out."""
+        """TensorBoard's embedding projector: features of held-out images, else of training images."""
         if writer is None:
             return
         was_training = model.training
