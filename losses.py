@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-VARIANTS = ("in", "out", "out_in")
+VARIANTS = {"in": ("in", "in"), "out": ("out", "out"), "out_in": ("out", "in")}  # form of rank 0, of farther ranks
 
 
 class RankTerms(NamedTuple):
@@ -65,9 +65,7 @@ def infonce(logits: Tensor, positive: Tensor, negative: Tensor, variant: str, mi
 
 
 def _variant_of(rank: int, variant: str) -> str:
-    if variant == "out_in":
-        return "out" if rank == 0 else "in"
-    return variant
+    return VARIANTS[variant][min(rank, 1)]
 
 
 def _check(variant: str, min_probability: float) -> None:
@@ -438,8 +436,8 @@ class InBatchLoss(nn.Module):
     Processes: where torch.distributed is initialised, keys and labels of all are gathered; every process must bring
     equally many. Terms are summed over processes before they are divided by their number, so that the mean over the
     processes of what `forward` returns is the loss of the whole batch, and DistributedDataParallel, which averages
-    gradients, gives the gradient that one process has on the whole batch. Keys get gradients, from all processes; detach
-    them where a momentum encoder makes them.
+    gradients, gives the gradient that one process has on the whole batch. Keys get gradients, from all processes;
+    detach them where a momentum encoder makes them.
     """
 
     def __init__(self, criterion: _RankedLoss):
