@@ -165,7 +165,9 @@ def summary(table: torch.Tensor, taus, source: np.ndarray, classes: list[str], i
     for rank, (value, tau) in enumerate(zip(sorted(table[table > 0].unique().tolist())[::-1], taus, strict=True)):
         of_rank = table == value
         found = source[of_rank.numpy() & ~np.eye(len(classes), dtype=bool)]
-        made_of = f", from {found.min():.4g} to {found.max():.4g}" if len(found) and (abs(found - value) > 1e-6).any() else ""
+        made_of = (
+            f", from {found.min():.4g} to {found.max():.4g}" if len(found) and (abs(found - value) > 1e-6).any() else ""
+        )
         positives = f"{_spread(of_rank.sum(1))} classes, {_spread(of_rank.long() @ images)} images"
         lines.append(f"rank {rank}: similarity {value:g}{made_of}, tau {tau:.3g}; positives of a class {positives}")
     if any("/" in line for line in lines):
