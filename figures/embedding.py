@@ -210,6 +210,7 @@ def main():
     groups = groups and {
         g: kept for g, members in groups.items() if (kept := [c for c in members if c in train.classes])
     }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     draw_run(
         args.out,
         f"{net.name}: {len(test)} test images of {args.dataset}",

@@ -72,6 +72,7 @@ def main():
     args = parser.parse_args()
     util.check_folder(args.out.absolute().parent, "--out")
     runs = {(run if run.is_dir() else run.parent).resolve().name: read_log(run) for run in args.runs}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     draw_training(args.out, runs)
     print(f"drew {args.out}")
 
