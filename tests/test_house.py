@@ -79,7 +79,7 @@ def declared_flags():
     return flags
 
 
-FOREIGN = {"--nnodes", "--rdzv-endpoint"}  # torchrun's
+FOREIGN = {"--nnodes", "--rdzv-endpoint", "--logdir"}  # torchrun's and tensorboard's
 
 
 @pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
