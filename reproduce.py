@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def get_parser():
     p.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ... of each method (default: 1)")
     p.add_argument("--only", nargs="+", default=[], metavar="NAME", help="run these methods; show the others if done")
     p.add_argument("--scale", type=float, default=1.0, help="share of the epochs, to try a recipe out (default: 1)")
-    p.add_argument("--options", default="", help='added to every script\'s call, as --options="--num_workers 4"')
+    p.add_argument("--options", default="", help='for every script, as --options="--num_workers 4"; one that all have')
     p.add_argument(
         "--jobs", type=int, help="models at a time, one core each; 0: one a core (default: the recipe's, or 1)"
     )
@@ -157,7 +158,7 @@ def find_record(command: str, sha256: str) -> dict | None:
     folder = Path(option(command, "--save_folder", "./save")) / "results"
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
-        if record["checkpoint"]["sha256"] == sha256 and same(record["command"], command):
+        if record.get("checkpoint", {}).get("sha256") == sha256 and same(record["command"], command):
             return {**record, "file": str(path)}
     return None
 
@@ -170,6 +171,13 @@ class Runner:
 
     def __init__(self, logs: Path, jobs: int):
         self.logs, self.jobs, self.failures, self.stopped = logs, jobs, [], threading.Event()
+        self.running = set()
+
+    def stop(self, scripts_too: bool) -> None:
+        """Start nothing more; end what runs, unless the user's Ctrl-C has reached it already."""
+        self.stopped.set()
+        for process in list(self.running) if scripts_too else ():
+            process.terminate()
 
     def call(self, title: str, command: str) -> bool:
         """Run a command as a user would; whether it succeeded. Shown as it runs; of several jobs, if it fails."""
@@ -185,6 +193,7 @@ class Runner:
         begin = time.perf_counter()
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         with log.open("w") as file, subprocess.Popen(words, text=True, env=env, **pipes) as process:
+            self.running.add(process)
             lines = []
             for line in process.stdout:
                 file.write(line)
@@ -192,12 +201,17 @@ class Runner:
                 lines.append(line)
                 if self.jobs == 1:
                     print(line, end="", flush=True)
+        self.running.discard(process)
         if process.returncode == 0:
             print(f"== {title}: done in {time.perf_counter() - begin:.0f} s", flush=True)
             return True
         print(f"== {title}: FAILED with exit code {process.returncode}; {log}\n{''.join(lines[-3:])}", flush=True)
-        self.failures.append({"what": title, "command": command, "exit_code": process.returncode, "log": str(log)})
+        self.fail(title, command, f"exit code {process.returncode}, {log}")
         return False
+
+    def fail(self, title: str, command: str, why: str) -> None:
+        """Remember a failure for the end."""
+        self.failures.append({"what": title, "command": command, "why": why})
 
     def train(self, title: str, command: str) -> Path | None:
         """The folder of the finished training."""
@@ -216,12 +230,10 @@ class Runner:
             print(f"== {title}: is done, {record['file']}", flush=True)
             return record
         root = Path(option(command, "--save_folder", "./save"))
-        probe = find_run(sorted((root / "linear").glob(f"*/*{sha256[:8]}*")), command)
-        if probe:
-            command_now = f"{command} --resume {probe}" if epochs_left(probe) > 0 else f"{command} --overwrite"
-        if not self.call(title, command_now if probe else command):
-            return None
-        return find_record(command, sha256)
+        folders = [folder.parent for folder in sorted((root / "linear").glob(f"*/*{sha256[:8]}*/last.pth"))]
+        probe = find_run(folders, command)
+        more = "" if probe is None else f" --resume {probe}" if epochs_left(probe) > 0 else " --overwrite"
+        return find_record(command, sha256) if self.call(title, command + more) else None
 
 
 def sha256(path: Path) -> str:
@@ -251,9 +263,29 @@ def run_method(recipe: dict, name: str, seed: int, args, runner: Runner | None) 
         for column, path in recipe["evaluations"][step]["columns"].items():
             value = found["metrics"]
             for key in path.split("."):
-                value = value[key]
-            result["values"][column] = value
+                value = value.get(key) if isinstance(value, dict) else None
+            if value is not None:
+                result["values"][column] = value
+            elif runner:
+                runner.fail(f"{title}: {step}", command, f"no {path} for column {column} in {found['file']}")
     return result | {"values": result["values"] | ({"seconds": sum(seconds)} if seconds else {})}
+
+
+def run_methods(recipe: dict, names, args, runner: Runner) -> dict[str, list[dict]]:
+    """The results of every method, a list over seeds; the methods `names` are run, of the others what is there."""
+    wanted = [(name, seed) for name in recipe["methods"] for seed in range(args.seeds)]
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with ThreadPoolExecutor(runner.jobs) as pool:
+        tasks = [pool.submit(run_method, recipe, n, s, args, runner if n in names else None) for n, s in wanted]
+        try:
+            done = [task.result() for task in tasks]
+        except BaseException as reason:
+            runner.stop(scripts_too=not isinstance(reason, KeyboardInterrupt))
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return {m: [run for (name, _), run in zip(wanted, done, strict=True) if name == m] for m in recipe["methods"]}
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -289,7 +321,7 @@ def markdown(recipe: dict, results: dict, args, failures: list[dict]) -> str:
         notes.append(f"SCALED: {100 * args.scale:g} % of the epochs. This shows that the recipe runs; it is no result.")
     if args.options:
         notes.append(f"With {args.options} added to every command.")
-    notes += [f"FAILED: {f['what']} (exit code {f['exit_code']}, {f['log']})" for f in failures]
+    notes += [f"FAILED: {f['what']} ({f['why']})" for f in failures]
     return "\n\n".join([f"## {recipe['title']}", "\n".join(lines), *notes]) + "\n"
 
 
@@ -324,21 +356,13 @@ def main():
     for entry in recipe["before"]:
         if not Path(entry.get("makes", "")).exists() or "makes" not in entry:
             runner.call(f"before: {' '.join(entry['command'].split()[1:4])}", " ".join(entry["command"].split()))
-    wanted = [(name, seed) for name in recipe["methods"] for seed in range(args.seeds)]
-    with ThreadPoolExecutor(runner.jobs) as pool:
-        tasks = [pool.submit(run_method, recipe, n, s, args, runner if n in names else None) for n, s in wanted]
-        try:
-            done = [task.result() for task in tasks]
-        except BaseException:
-            runner.stopped.set()  # Ctrl-C has ended the scripts too
-            pool.shutdown(cancel_futures=True)
-            raise
-    results = {m: [run for (name, _), run in zip(wanted, done, strict=True) if name == m] for m in recipe["methods"]}
+    results = run_methods(recipe, names, args, runner)
     content = {"recipe": recipe, "command": sys.argv, "seeds": args.seeds, "scale": args.scale, "results": results}
     util.write_file(args.out / f"{stem}.json", json.dumps({**content, "failures": runner.failures}, indent=1).encode())
     for command in recipe["after"]:
-        if not runner.failures and not args.only:
-            runner.call("after: drawing", " ".join(command.split()))
+        if not runner.failures and not args.only and args.scale == 1:
+            command = " ".join(command.split()).replace("$table", str(args.out / f"{stem}.json"))
+            runner.call(f"after: {' '.join(command.split()[1:4])}", command)
     text = markdown(recipe, results, args, runner.failures)
     util.write_file(args.out / f"{stem}.md", text.encode())
     print(f"\n{text}\nsaved {args.out / stem}.md and .json")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,9 @@ def test_a_failure_is_reported_at_the_end_and_the_rest_goes_on(small):
     assert "FAILED: bad, seed 0: training (exit code 2" in table
     assert table in done.stdout
     content = json.loads((folder / "save/tables/small.json").read_text())
-    assert "--model resnet19 is unknown" in (folder / content["failures"][0]["log"]).read_text()
+    (failure,) = content["failures"]
+    log = failure["why"].removeprefix("exit code 2, ")
+    assert "--model resnet19 is unknown" in (folder / log).read_text()
     (of_good,) = content["results"]["good"]
     assert of_good["values"]["R@1"] == record["metrics"]["fine"]["R@1"]
     assert of_good["values"]["seconds"] > 0
@@ -192,6 +195,37 @@ def test_a_training_that_was_cut_off_goes_on_and_another_command_does_not_count(
     finally:
         log.write_text(whole)
     assert called == [command + " --seed 7", f"{command} --resume {place}"]
+
+
+def test_a_column_that_no_record_has_is_a_failure_of_its_own(monkeypatch, small, tmp_path):
+    folder, _ = small
+    monkeypatch.chdir(folder)
+    recipe = reproduce.read_recipe(folder / "small.yaml")
+    recipe["evaluations"]["retrieval"]["columns"] = {"wrong": "fine.R@2", "R@1": "fine.R@1"}
+    runner = reproduce.Runner(tmp_path, 1)
+    result = reproduce.run_method(recipe, "good", 0, reproduce.get_parser().parse_args(["small.yaml"]), runner)
+    assert list(result["values"]) == ["R@1", "seconds"]
+    assert "no fine.R@2 for column wrong" in runner.failures[0]["why"]
+
+
+def test_when_it_is_ended_the_script_that_runs_is_ended_too(tmp_path):
+    recipe = SMALL_RECIPE | {
+        "before": [],
+        "methods": {"long": {"command": "python main_ce.py --epochs 500 --exp_name x"}},
+    }
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump(recipe))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "reproduce.py"), "long.yaml", "--jobs", "2"], cwd=tmp_path,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    log = tmp_path / "save/tables/logs/long/long_seed_0_training.txt"
+    while process.poll() is None and not (log.is_file() and "epoch 1/500" in log.read_text()):
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    size = log.stat().st_size
+    time.sleep(1)
+    assert log.stat().st_size == size
 
 
 def test_mean_and_spread_are_over_the_seeds_that_there_are():
