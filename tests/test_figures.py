@@ -80,8 +80,7 @@ def test_a_matrix_is_ordered_and_framed_by_group():
     assert ax.lines == [1.5]
 
 
-@pytest.mark.parametrize("superclasses", [True, False])
-@pytest.mark.parametrize("ranked", [True, False])
+@pytest.mark.parametrize(("superclasses", "ranked"), [(True, True), (False, False)])
 def test_a_run_is_drawn_with_and_without_superclasses_and_a_ranking(tmp_path, superclasses, ranked):
     z, labels = clouds()
     groups = {"one": ["a", "b"], "two": ["c"]} if superclasses else None

@@ -107,7 +107,7 @@ SMALL_RECIPE = {
     "title": "Small",
     "published": {"good": "99 (nobody)"},
     "methods": {
-        "bad": {"command": f"python main_supcon.py {SMALL} resnet19 --exp_name bad"},
+        "bad": {"command": "python no_such_script.py --exp_name bad"},
         "good": {"title": "a good one", "command": f"python main_ce.py {SMALL} resnet8 --exp_name good"},
     },
     "evaluations": {
@@ -142,7 +142,7 @@ def test_a_failure_is_reported_at_the_end_and_the_rest_goes_on(small):
     content = json.loads((folder / "save/tables/small.json").read_text())
     (failure,) = content["failures"]
     log = failure["why"].removeprefix("exit code 2, ")
-    assert "--model resnet19 is unknown" in (folder / log).read_text()
+    assert "no_such_script.py" in (folder / log).read_text()
     (of_good,) = content["results"]["good"]
     assert of_good["values"]["R@1"] == record["metrics"]["fine"]["R@1"]
     assert of_good["values"]["seconds"] > 0
@@ -208,6 +208,7 @@ def test_a_column_that_no_record_has_is_a_failure_of_its_own(monkeypatch, small,
     assert "no fine.R@2 for column wrong" in runner.failures[0]["why"]
 
 
+@pytest.mark.slow
 def test_when_it_is_ended_the_script_that_runs_is_ended_too(tmp_path):
     recipe = SMALL_RECIPE | {
         "before": [],
