@@ -99,8 +99,7 @@ def _encoder(args, trained: str | None, weights: dict, path: Path) -> tuple[nn.M
     name = args.model or trained
     if name is None:
         raise InputError(f"--ckpt {path} does not say which encoder it holds; give --model")
-    stem = weights.get("conv1.weight")
-    encoder = training.build_encoder(name, small_images=stem is not None and stem.shape[-1] == 3)
+    encoder = training.build_encoder(name, small_images=resnet.has_small_stem(weights))
     if trained and resnet.base_name(name) != resnet.base_name(trained):
         raise InputError(f"--model {name}: {path} holds a {trained}; leave --model out")
     return encoder, name

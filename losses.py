@@ -10,10 +10,11 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-VARIANTS = ("in", "out", "out_in")
+VARIANTS = {"in": ("in", "in"), "out": ("out", "out"), "out_in": ("out", "in")}  # form of rank 0, of farther ranks
 
 
 class RankTerms(NamedTuple):
@@ -64,9 +65,7 @@ def infonce(logits: Tensor, positive: Tensor, negative: Tensor, variant: str, mi
 
 
 def _variant_of(rank: int, variant: str) -> str:
-    if variant == "out_in":
-        return "out" if rank == 0 else "in"
-    return variant
+    return VARIANTS[variant][min(rank, 1)]
 
 
 def _check(variant: str, min_probability: float) -> None:
@@ -374,6 +373,11 @@ class RINCELoss(_RankedLoss):
         positives = [((rows == r).float() @ per_class).mean() + (r == 0) for r in range(len(self.taus))]
         return torch.stack(positives)
 
+    def ranks(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
+        """[N], [K] -> [N, K] int8 rank of each pair of labels; R, as of a negative, for an empty slot."""
+        column = torch.where(bank_labels < 0, self.rank.shape[1] - 1, bank_labels)
+        return self.rank[labels].gather(1, column.expand(len(labels), -1))
+
 
 class SupConLoss(RINCELoss):
     """Supervised contrastive loss over a bank (SCL in, SCL out; Khosla et al. 2020): RINCE with one rank."""
@@ -445,3 +449,68 @@ class NestedRINCELoss(_RankedLoss):
         shared[1:] = shared.diff()
         shared[0] += 1
         return shared.float()
+
+
+# ---- without a bank: the batch's own keys ----------------------------------------------------------------------------
+
+
+class _GatherKeys(torch.autograd.Function):
+    """[N, D] of every process -> [world N, D] in rank order; the gradient of a key is the sum over all processes."""
+
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class InBatchLoss(nn.Module):
+    """A loss over ranks whose candidates are the batch's own keys, of all processes, instead of a bank.
+
+    criterion: RINCELoss, SupConLoss or NestedRINCELoss; its temperatures, ranks, form and filter hold. An anchor's own
+        key is a positive of rank 0, as with a bank. Without keys, the queries are the candidates of one another, and an
+        anchor is none of its own: one that is alone in its class then has no positive and adds nothing, and a batch
+        without any positive has loss 0, with a graph.
+
+    Processes: where torch.distributed is initialised, keys and labels of all are gathered; every process must bring
+    equally many. Terms are summed over processes before they are divided by their number, so that the mean over the
+    processes of what `forward` returns is the loss of the whole batch, and DistributedDataParallel, which averages
+    gradients, gives the gradient that one process has on the whole batch. Keys get gradients, from all processes;
+    detach them where a momentum encoder makes them.
+    """
+
+    def __init__(self, criterion: _RankedLoss):
+        super().__init__()
+        self.criterion = criterion
+
+    def terms(self, query: Tensor, key: Tensor | None, labels: Tensor) -> RankTerms:
+        """The terms of each rank; the arguments of `forward`."""
+        c, several = self.criterion, dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        groups = c.groups if key is not None else tuple(g._replace(own_key=False) for g in c.groups)
+        with torch.autocast(query.device.type, enabled=False):
+            q = _at_least_float32(query)
+            k = q if key is None else _at_least_float32(key)
+            first = dist.get_rank() * len(q) if several else 0
+            keys = _GatherKeys.apply(k) if several else k
+            with torch.no_grad():
+                known = _GatherKeys.apply(labels) if several else labels
+                place = first + torch.arange(len(q), device=q.device)  # of the own key among the keys
+                rank = c.ranks(labels, known).scatter(1, place[:, None], -1)
+            total, count = entry_terms(q @ keys.T, (q * k).sum(1), rank, groups, c.min_probability)
+        has = c.has_rank[labels].any(0)
+        occurs = torch.stack([has[0], has[1:].any()]) if c.cumulative else has
+        if several:
+            world, numbers = dist.get_world_size(), torch.cat([count, occurs.to(count.dtype)])
+            dist.all_reduce(numbers)
+            total, count, occurs = total * world, numbers[: len(count)], numbers[len(count) :] > 0
+        return RankTerms(total, count, occurs)
+
+    def forward(self, query: Tensor, key: Tensor | None, labels: Tensor) -> Tensor:
+        """query, key: [N, D] unit vectors, key None = the queries themselves; labels: [N] -> scalar."""
+        return self.terms(query, key, labels).loss()

@@ -5,8 +5,6 @@ python main_supcon.py --dataset path --data_folder MY_IMAGES --ranking MY_SUPERC
 python main_supcon.py --dataset path --data_folder MY_IMAGES --instance_ranks MY_GROUPS.csv
 """
 
-import time
-
 import datasets
 import distributed
 import objective
@@ -14,6 +12,7 @@ import options
 import runs
 import training
 import util
+import watching
 from datasets import augmentation
 from networks.contrastive import ContrastiveModel, projection_head
 from networks.memory_bank import MemoryBank
@@ -42,6 +41,7 @@ def get_parser():
     g.add_argument("--m", type=options.fraction, default=0.99, help="momentum of the key encoder")
     objective.add_options(p)
     options.add_training(p)
+    watching.add_options(p)
     options.add_distributed(p)
     return p
 
@@ -63,11 +63,15 @@ def worker(args, device):
         data, nested = objective.load_data(args)
         spec, size, mean, std = training.image_settings(args, data)
         criterion, summary = objective.build(args, data, nested)
+        held_out = watching.held_out(args, size, mean, std)
         run = runs.Run(args, "SupCon", args.exp_name or default_name(args))
     data = training.check_images(run, data, device)
     training.tolerate_damage(args, data)
-    views = augmentation.Augmentation(size, mean, std, spec.crop_scale, spec.flip, spec.colour)
-    loader, sampler = training.training_loader(training.augmented(data, args, device, views), args, device)
+    views = training.augmented(
+        data, args, device, augmentation.Augmentation(size, mean, std, spec.crop_scale, spec.flip, spec.colour)
+    )
+    loader, sampler = training.training_loader(views, args, device)
+    timed, watch = watching.Timed(loader), watching.Watch(args, views, held_out)
     model = training.prepared(build_model(args, criterion), args, device)
     wrapped = training.parallel(model)
     optimizer = training.sgd(model, args)
@@ -81,16 +85,20 @@ def worker(args, device):
 
     for epoch in range(start + 1, args.epochs + 1):
         sampler.set_epoch(epoch)
-        begin = time.perf_counter()
-        loss, per_rank = training.train_epoch(run, loader, step, optimizer, epoch, device)
-        seconds = time.perf_counter() - begin
+        loss, per_rank = training.train_epoch(run, timed, step, optimizer, epoch, device)
+        time_spent = timed.scalars()
         positives = criterion.positives_per_anchor(model.bank.labels[model.bank.labels >= 0], model.bank.labels)
-        scalars = {"loss": loss, "learning_rate": optimizer.param_groups[0]["lr"]}
+        scalars = {"loss": loss, "learning_rate": optimizer.param_groups[0]["lr"], **time_spent}
         scalars |= training.report_damage(run, data, device)
         scalars |= {f"loss_rank_{r}": x for r, x in enumerate(per_rank)}
         scalars |= {f"positives_rank_{r}": x for r, x in enumerate(positives.tolist())}
-        run.log(epoch, scalars, images_per_second=len(loader) * args.batch_size / seconds)
+        scalars |= {f"tau_rank_{r}": tau for r, tau in enumerate(criterion.taus)}
+        scalars |= watch.scalars(model, epoch, device)
+        run.log(epoch, scalars, images_per_second=len(loader) * args.batch_size / time_spent["seconds"])
+        if epoch == start + 1:
+            watch.draw_pairs(run.writer)
         run.save(epoch, model, optimizer, facts)
+    watch.project(run.writer, model, device)
     run.close()
 
 

@@ -7,7 +7,7 @@ import datasets
 import distributed
 import options
 from datasets import instances, rankings
-from losses import NestedRINCELoss, RINCELoss
+from losses import VARIANTS, NestedRINCELoss, RINCELoss
 from util import InputError
 
 
@@ -15,6 +15,7 @@ def add_options(p) -> None:
     """The objective, and which classes are similar."""
     g = p.add_argument_group("objective")
     g.add_argument("--loss_type", choices=["rince", "supcon"], help="None: rince, or supcon if n_sim_classes is 1")
+    g.add_argument("--variant", choices=VARIANTS, help="form of the terms (None: as the two published flags below say)")
     options.flag(g, "--mixed_out_in", "--mixed_out_in_log", help="RINCE out-in: rank 0 out, farther ranks in")
     options.flag(g, "--do_sum_in_log", default=True, help="else: positives summed in the logarithm (in), or not (out)")
     options.flag(g, "--one_loss_per_rank", default=True, help="False: all similar classes count as the own class")
@@ -38,8 +39,8 @@ def add_options(p) -> None:
 
 
 def variant(args) -> str:
-    """The published flags' meaning."""
-    return "out_in" if args.mixed_out_in else "in" if args.do_sum_in_log else "out"
+    """--variant, or the published flags' meaning."""
+    return args.variant or ("out_in" if args.mixed_out_in else "in" if args.do_sum_in_log else "out")
 
 
 def load_data(args):

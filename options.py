@@ -71,16 +71,40 @@ def flag(group, *names: str, default: bool = False, help: str) -> None:
     group.add_argument(*names, type=boolean, nargs="?", const=True, default=default, metavar="BOOL", help=help)
 
 
+LETTERS = {"positive_int": "N", "count": "N", "int": "N", "float": "X", "positive": "X", "fraction": "X"}
+
+
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults where there are any, and keeps the description's lines."""
+    """One line an option where it fits; shows defaults where there are any, and keeps the description's lines."""
+
+    def __init__(self, prog, **kwargs):
+        super().__init__(prog, **{"max_help_position": 34, **kwargs})
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, []) else super()._get_help_string(action)
+        return action.help if action.default is None or action.default == [] else super()._get_help_string(action)
+
+    def _get_default_metavar_for_optional(self, action):
+        return LETTERS.get(getattr(action.type, "__name__", ""), "VALUE")
+
+    def _format_action_invocation(self, action):
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        values = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {values}"
 
 
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser whose help shows defaults and whose options must be spelt in full."""
-    return argparse.ArgumentParser(description=description, formatter_class=Help, allow_abbrev=False)
+    p = argparse.ArgumentParser(
+        description=description, formatter_class=Help, allow_abbrev=False, usage="%(prog)s [--option VALUE ...]",
+        epilog="Defaults are the published ones. Small data sets (digits, Fashion-MNIST) have ones of their own, "
+        "in RECIPES at the head of the script; a run's config.yaml has all that it used.",
+    )  # fmt: skip
+    p.add_argument(
+        "--config", metavar="FILE", default=argparse.SUPPRESS,
+        help="YAML of options, such as a run's config.yaml; the command line wins",
+    )  # fmt: skip
+    return p
 
 
 def add_data(p, names) -> None:
@@ -104,7 +128,7 @@ def add_training(p) -> None:
     g.add_argument("--epochs", type=positive_int, default=1000, help="epochs")
     g.add_argument("--learning_rate", type=positive, default=0.05, help="base learning rate")
     flag(g, "--cosine", help="cosine schedule; else steps")
-    g.add_argument("--lr_decay_epochs", type=integers, default=(700, 800, 900), help="steps, comma-separated")
+    g.add_argument("--lr_decay_epochs", type=integers, default=(700, 800, 900), help="of the steps, as 700,800,900")
     g.add_argument("--lr_decay_rate", type=positive, default=0.1, help="factor a step; cosine ends at its cube")
     flag(g, "--warm", help="linear warm-up over 10 epochs; always above batch size 256")
     g.add_argument("--momentum", type=fraction, default=0.9, help="of SGD")

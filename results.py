@@ -3,16 +3,13 @@
 import hashlib
 import json
 import os
-import platform
 import sys
 import time
 from pathlib import Path
 
-import numpy
-import sklearn
 import torch
-import torchvision
 
+import config
 import options
 import util
 
@@ -51,13 +48,8 @@ def write(
         "seconds": round(seconds, 2),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "numpy": numpy.__version__,
-            "scikit-learn": sklearn.__version__,
-        },
+        "commit": config.commit(),
+        "versions": config.versions(),
         **(more or {}),
     }
     util.write_file(path, json.dumps(record, indent=1).encode())

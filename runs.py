@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 import checkpoint
+import config
 import distributed
 import options
 import util
+import watching
 from util import InputError
 
 # options that a resumed run must share with its checkpoint, or the weights mean something else
@@ -29,6 +31,7 @@ class Run:
         self.best = {}  # of the validation scores so far
         self.good = "none yet"  # the last checkpoint of this run
         self.damaged = 0  # images skipped so far
+        self.before, self.advised = 0, False  # epochs of earlier sittings; whether advice was given
         self.script = Path(sys.argv[0]).stem
         if not name or Path(name).name != name or name == "..":
             raise InputError(f"--exp_name {name}: must be a plain name, without a path")
@@ -54,6 +57,7 @@ class Run:
         self.writer = SummaryWriter(str(self.tensorboard), purge_step=epoch)
         record = {"options": options.plain(self.args), "torch": torch.__version__}
         util.append_json(self.folder / "log.jsonl", record)
+        config.write(self.folder, self.args)
 
     def say(self, text: str) -> None:
         """One line from the main process."""
@@ -90,7 +94,7 @@ class Run:
         if state["epoch"] >= args.epochs:
             raise InputError(f"--resume {args.resume}: has all of its {state['epoch']} epochs; give more --epochs")
         self.say(f"resumed {args.resume} after epoch {state['epoch']}")
-        self.best, self.good = state.get("best", self.best), args.resume
+        self.best, self.good, self.before = state.get("best", self.best), args.resume, state["epoch"]
         return state["epoch"]
 
     def log(self, epoch: int, scalars: dict, images_per_second: float) -> None:
@@ -105,12 +109,18 @@ class Run:
             self.writer.add_scalar(name, value, epoch)
         self.writer.flush()
         util.append_json(self.folder / "log.jsonl", {"epoch": epoch, **scalars})
-        left = (time.perf_counter() - self.begin) / epoch * (self.args.epochs - epoch)
+        spent = time.perf_counter() - self.begin
+        left = spent / (epoch - self.before) * (self.args.epochs - epoch)
         print(
             f"epoch {epoch}/{self.args.epochs}  loss {scalars['loss']:.4f}{shown}  lr {scalars['learning_rate']:.4g}  "
-            f"{images_per_second:.0f} images/s  {left / 60:.1f} min left",
+            f"{images_per_second:.0f} images/s, {100 * scalars['waiting_for_data']:.0f} % of the time waiting for data"
+            f"  {left / 60:.1f} min left",
             flush=True,
         )
+        advice = watching.advice(scalars["waiting_for_data"], spent, self.args.num_workers)
+        if advice and not self.advised:
+            print(advice, flush=True)
+            self.advised = True
 
     def save(self, epoch: int, model, optimizer, facts) -> None:
         """last.pth after every epoch, ckpt_epoch_N.pth every --save_freq."""

@@ -2,16 +2,18 @@
 
 import inspect
 import itertools
-import time
+import sys
 
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, Sampler, Subset, TensorDataset
 
+import config
 import datasets
 import distributed
 import util
+import watching
 from datasets.decoding import find_damage
 from datasets.views import Views, as_it_is
 from networks import resnet
@@ -22,10 +24,11 @@ SMALL_DATA = {name: {"num_workers": 0} for name in ("digits", "fashion_mnist", "
 
 
 def parse(parser, recipes: dict):
-    """Parse the command line, with the defaults of the data set that it names."""
-    known, _ = parser.parse_known_args()
+    """Parse --config files and the command line, with the defaults of the data set that they name."""
+    words = config.command_line(parser, sys.argv[1:])
+    known, _ = parser.parse_known_args(words)
     parser.set_defaults(**recipes.get(known.dataset, {}))
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def check_mean_and_std(args) -> None:
@@ -364,17 +367,17 @@ def train_epoch(run, loader, step, optimizer, epoch: int, device):
 def classification_epoch(run, loader, sampler, step, model, validation, optimizer, epoch: int, device) -> dict:
     """One epoch of a classifier with step(images, labels) -> loss, accuracy [2]; validated, logged; its scalars."""
     sampler.set_epoch(epoch)
-    begin = time.perf_counter()
-    loss, (top1, top5) = train_epoch(run, loader, step, optimizer, epoch, device)
-    seconds = time.perf_counter() - begin
-    scalars = {"epoch": epoch, "loss": loss, "learning_rate": optimizer.param_groups[0]["lr"]}
+    timed = watching.Timed(loader)
+    loss, (top1, top5) = train_epoch(run, timed, step, optimizer, epoch, device)
+    time_spent = timed.scalars()
+    scalars = {"epoch": epoch, "loss": loss, "learning_rate": optimizer.param_groups[0]["lr"], **time_spent}
     if not isinstance(loader.dataset, TensorDataset):
         scalars |= report_damage(run, loader.dataset.data, device)
     scalars |= {"train_top1": 100 * top1, "train_top5": 100 * top5}
     scalars["val_top1"], scalars["val_top5"] = validate(model, validation, device)
     if scalars["val_top1"] > run.best.get("top1", -1):
         run.best = {"top1": scalars["val_top1"], "top5": scalars["val_top5"], "epoch": epoch}
-    run.log(epoch, scalars, images_per_second=len(loader) * run.args.batch_size / seconds)
+    run.log(epoch, scalars, images_per_second=len(loader) * run.args.batch_size / time_spent["seconds"])
     return scalars
 
 

@@ -1,6 +1,7 @@
 """Small things that every script shares: bad input, seeds, the learning-rate schedule, meters, progress."""
 
 import contextlib
+import difflib
 import errno
 import json
 import math
@@ -50,6 +51,12 @@ def check_folder(path, flag: str) -> None:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise InputError(f"{flag} {path}: {place} is not a folder that can be written to")
+
+
+def nearest(word: str, known) -> str:
+    """ "; did you mean X?" for the end of an error, X being the known word that is spelt most like it; else ""."""
+    found = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def seed_everything(seed: int) -> None:

@@ -9,7 +9,6 @@ from datasets import ranking_files
 from datasets.ranking_files import HERE, known_superclasses, read_superclasses
 from util import InputError, run_command
 
-NAMED = ("identity", "superclass", "roberta_threshold")
 STEP = 0.25  # of similarity, a rank of distance
 MOST_RANKS = 126  # that a loss can hold
 
@@ -48,22 +47,42 @@ def source_table(ranking: str, classes: list[str], superclasses: str | None = No
         matrix, or YAML of superclasses. It may hold more classes. Raises InputError on anything that does not fit.
     """
     source = f"--ranking {ranking}"
-    if ranking == "identity":
-        return np.eye(len(classes))
-    if ranking == "superclass":
-        if superclasses is None:
-            raise InputError("--ranking superclass: this data set has none; give a YAML file of superclasses")
-        return superclass_table(known_superclasses(superclasses), classes, f"{source} ({superclasses})")
+    if ranking in NAMED:
+        return NAMED[ranking](classes, superclasses)
     if ranking.endswith((".yaml", ".yml")):
         return superclass_table(read_superclasses(Path(ranking)), classes, source)
-    if ranking != "roberta_threshold" and not ranking_files.is_matrix(ranking):
+    if not ranking_files.is_matrix(ranking):
         raise InputError(f"{source}: neither a file nor one of {', '.join(NAMED)}")
-    path = HERE / "imagenet100_roberta_cosine.csv" if ranking == "roberta_threshold" else Path(ranking)
+    return _from_file(Path(ranking), classes, source)
+
+
+def _from_file(path: Path, classes: list[str], source: str) -> np.ndarray:
     table, names = ranking_files.read_table(path)
     where = {name: i for i, name in enumerate(names)}
     _check_has(classes, where, source)
     chosen = [where[c] for c in classes]
     return table[np.ix_(chosen, chosen)]
+
+
+def identity(classes: list[str], superclasses: str | None) -> np.ndarray:
+    """No two classes are similar."""
+    return np.eye(len(classes))
+
+
+def of_superclasses(classes: list[str], superclasses: str | None) -> np.ndarray:
+    """0.75 inside a superclass of the data set's own file."""
+    if superclasses is None:
+        raise InputError("--ranking superclass: this data set has none; give a YAML file of superclasses")
+    return superclass_table(known_superclasses(superclasses), classes, f"--ranking superclass ({superclasses})")
+
+
+def roberta_threshold(classes: list[str], superclasses: str | None) -> np.ndarray:
+    """The published cosines of ImageNet-100's class names."""
+    return _from_file(HERE / "imagenet100_roberta_cosine.csv", classes, "--ranking roberta_threshold")
+
+
+# --ranking NAME: classes, name of the data set's superclasses -> [C, C] similarities
+NAMED = {"identity": identity, "superclass": of_superclasses, "roberta_threshold": roberta_threshold}
 
 
 def to_similarity(
@@ -146,7 +165,9 @@ def summary(table: torch.Tensor, taus, source: np.ndarray, classes: list[str], i
     for rank, (value, tau) in enumerate(zip(sorted(table[table > 0].unique().tolist())[::-1], taus, strict=True)):
         of_rank = table == value
         found = source[of_rank.numpy() & ~np.eye(len(classes), dtype=bool)]
-        made_of = f", from {found.min():.4g} to {found.max():.4g}" if len(found) and (found != value).any() else ""
+        made_of = (
+            f", from {found.min():.4g} to {found.max():.4g}" if len(found) and (abs(found - value) > 1e-6).any() else ""
+        )
         positives = f"{_spread(of_rank.sum(1))} classes, {_spread(of_rank.long() @ images)} images"
         lines.append(f"rank {rank}: similarity {value:g}{made_of}, tau {tau:.3g}; positives of a class {positives}")
     if any("/" in line for line in lines):

@@ -1,19 +1,36 @@
-"""Draws embeddings side by side: a map of the images coloured by class, and the similarity of the classes.
+"""Draws embeddings: maps of the images by class and superclass, and the similarity of the classes beside the ranking.
 
-The map is multidimensional scaling: it keeps the distances between far classes too, which t-SNE gives up.
+python -m figures.embedding --ckpt save/SupCon/digits_models/NAME --out embedding.png
+python -m figures.embedding --ckpt RUN --dataset path --data_folder my_images --superclasses my_superclasses.yaml
+
+Maps: t-SNE, UMAP where umap-learn is installed, and multidimensional scaling (MDS), which keeps the distances between
+far classes too, which t-SNE gives up.
 """
 
+import importlib.util
 import warnings
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+import datasets
+import frozen
+import options
+import training
 import util
 from datasets import ranking_files, rankings, sources
+from figures.ranking import clustered
+from util import InputError
 
 MARKERS = "o^sDvP*X"
+# Paul Tol's muted scheme: told apart by colour-blind readers
+COLOURS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#999933", "#AA4499", "#44AA99", "#661100", "#555555")
+
+
+# ---- the numbers -----------------------------------------------------------------------------------------------------
 
 
 def class_cosines(features: torch.Tensor, labels: torch.Tensor, classes: int) -> np.ndarray:
@@ -23,54 +40,188 @@ def class_cosines(features: torch.Tensor, labels: torch.Tensor, classes: int) ->
     return (means @ means.T).numpy()
 
 
+def mds(z: np.ndarray) -> np.ndarray:
+    """[n, d] -> [n, 2]; without a random start: the same map from the same features."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import MDS
+
+    start = PCA(2, random_state=0).fit_transform(z)
+    with warnings.catch_warnings():  # scikit-learn 1.9 warns of the default of `init` although one is given
+        warnings.simplefilter("ignore", FutureWarning)
+        return MDS(n_init=1, normalized_stress="auto", random_state=0).fit_transform(z, init=start)
+
+
+def tsne(z: np.ndarray) -> np.ndarray:
+    """[n, d] -> [n, 2]."""
+    from sklearn.manifold import TSNE
+
+    return TSNE(init="pca", metric="cosine", perplexity=min(30, (len(z) - 1) / 3), random_state=0).fit_transform(z)
+
+
+def umap(z: np.ndarray) -> np.ndarray:
+    """[n, d] -> [n, 2]; needs umap-learn."""
+    from umap import UMAP
+
+    return UMAP(n_neighbors=min(15, len(z) - 1), metric="cosine", random_state=0).fit_transform(z)
+
+
+MAPS = {"t-SNE": tsne, "UMAP": umap, "MDS": mds}
+
+
+# ---- one panel -------------------------------------------------------------------------------------------------------
+
+
+def draw_map(ax, points, labels, order, names, group_of, title, axis, legend=False) -> None:
+    """Images as dots: colour by label in `order`, shape by group; names beside their dots, or a legend."""
+    many = len(order) > len(COLOURS)
+    reach = 1.45 * np.abs(points).max()
+    size = 15 if len(max(names, key=len)) < 3 else 6 if many else 10
+    for place, c in enumerate(order):
+        of_label = points[labels == c]
+        if not len(of_label):
+            continue
+        colour = matplotlib.colormaps["viridis"](place / (len(order) - 1)) if many else COLOURS[place]
+        marker = MARKERS[group_of[c] % len(MARKERS)]
+        ax.scatter(*of_label.T, s=16, color=colour, marker=marker, linewidths=0, alpha=0.6, label=names[c])
+        middle = np.median(of_label, axis=0)
+        beside = middle * (1 + 0.13 * reach / max(np.linalg.norm(middle), 0.1 * reach))
+        if not legend:
+            ax.text(*beside, names[c], fontsize=size, weight="bold", color=colour, ha="center", va="center")
+    if legend:
+        ax.legend(loc="upper center", ncol=3, fontsize=9, frameon=False, markerscale=1.5)
+    ax.set(title=title, xticks=[], yticks=[], xlabel=f"{axis} 1", ylabel=f"{axis} 2", aspect="equal")
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach))
+
+
+def draw_matrix(ax, table, order, names, group_of, title, label):
+    """Similarities of classes in `order`, groups framed in white; returns the image, for a colour bar."""
+    image = ax.imshow(table[np.ix_(order, order)], cmap="viridis", vmin=min(0, table.min()), vmax=1)
+    size = max(3, min(10, 300 / len(order)))
+    ax.set(xticks=range(len(order)), yticks=range(len(order)), xlabel=label, title=title)
+    ax.set_xticklabels([names[c] for c in order], rotation=90 if len(max(names, key=len)) > 2 else 0, fontsize=size)
+    ax.set_yticklabels([names[c] for c in order], fontsize=size)
+    for i in range(1, len(order)):
+        if group_of[order[i]] != group_of[order[i - 1]]:
+            ax.axhline(i - 0.5, color="white", lw=1.5)
+            ax.axvline(i - 0.5, color="white", lw=1.5)
+    return image
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
 def draw(embeddings: dict, dataset: str, path: Path) -> None:
     """One column a method: MDS map of the test images above, mean cosine of each pair of classes below.
 
     embeddings: method -> {"features" [n, d], "labels" [n], "classes"}; classes are ordered and shaped by superclass.
     """
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import MDS
-
     plt = util.pyplot()
     groups = ranking_files.known_superclasses(sources.SOURCES[dataset].superclasses)
     classes = next(iter(embeddings.values()))["classes"]
     group_of = rankings.superclass_labels(groups, classes, dataset).tolist()
     order = sorted(range(len(classes)), key=lambda c: group_of[c])
-    colours = plt.get_cmap("tab10").colors
     figure, axes = plt.subplots(2, len(embeddings), figsize=(4 * len(embeddings), 8.2), layout="constrained")
     for column, (method, e) in enumerate(embeddings.items()):
-        z = F.normalize(e["features"], dim=1).numpy()
-        start = PCA(2, random_state=0).fit_transform(z)  # no random start: the same map from the same features
-        with warnings.catch_warnings():  # scikit-learn 1.9 warns of the default of `init` although one is given
-            warnings.simplefilter("ignore", FutureWarning)
-            points = MDS(n_init=1, normalized_stress="auto", random_state=0).fit_transform(z, init=start)
-        reach = 1.45 * np.abs(points).max()
-        ax = axes[0, column]
-        for c in order:
-            of_class = points[e["labels"].numpy() == c]
-            ax.scatter(
-                *of_class.T, s=16, color=colours[c % 10], marker=MARKERS[group_of[c] % 8], linewidths=0, alpha=0.6
-            )
-            middle = np.median(of_class, axis=0)
-            beside = middle * (1 + 0.2 * reach / np.linalg.norm(middle))
-            ax.text(*beside, classes[c], fontsize=15, weight="bold", color=colours[c % 10], ha="center", va="center")
-        ax.set(
-            title=method, xticks=[], yticks=[], xlabel="MDS 1", ylabel="MDS 2" if column == 0 else "", aspect="equal"
-        )
-        ax.set(xlim=(-reach, reach), ylim=(-reach, reach))
-        ax = axes[1, column]
-        cosines = class_cosines(e["features"], e["labels"], len(classes))[np.ix_(order, order)]
-        image = ax.imshow(cosines, cmap="viridis", vmin=0, vmax=1)
-        names = [classes[c] for c in order]
-        ax.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="class, ordered by superclass")
-        ax.set_xticklabels(names)
-        ax.set_yticklabels(names)
-        for i in range(1, len(order)):
-            if group_of[order[i]] != group_of[order[i - 1]]:
-                ax.axhline(i - 0.5, color="white", lw=1.5)
-                ax.axvline(i - 0.5, color="white", lw=1.5)
+        points = mds(F.normalize(e["features"], dim=1).numpy())
+        draw_map(axes[0, column], points, e["labels"].numpy(), order, classes, group_of, method, "MDS")
+        cosines = class_cosines(e["features"], e["labels"], len(classes))
+        image = draw_matrix(axes[1, column], cosines, order, classes, group_of, "", "class, ordered by superclass")
     figure.colorbar(image, ax=axes[1, :], label="mean cosine of two classes", shrink=0.8)
-    shapes = {g: "●▲■◆▼✚★✖"[i % 8] for i, g in enumerate(groups)}
-    figure.suptitle("    ".join(f"{s} {g}" for g, s in shapes.items()), fontsize=13, family="DejaVu Sans")
+    shapes = "    ".join(f"{'●▲■◆▼✚★✖'[i % 8]} {g}" for i, g in enumerate(groups))
+    figure.suptitle(shapes, fontsize=13, family="DejaVu Sans")
     figure.savefig(path, dpi=80)
     plt.close(figure)
+
+
+def draw_run(path: Path, title: str, features, labels, classes, groups, table) -> None:
+    """Maps by class, and by superclass if there are any; the cosines of the classes, beside the ranking if it is given.
+
+    features [n, d], labels [n]; groups: superclass -> classes, or None; table: [C, C] similarities, or None.
+    """
+    plt = util.pyplot()
+    names = list(ranking_files.in_words(classes).values())
+    cosines = class_cosines(features, labels, len(classes))
+    group_of = rankings.superclass_labels(groups, classes, "superclasses").tolist() if groups else [0] * len(classes)
+    nearness = clustered(cosines if table is None else table).tolist()
+    order = sorted(nearness, key=lambda c: group_of[c])
+    z, y = F.normalize(features, dim=1).numpy(), labels.numpy()
+    maps = {name: make for name, make in MAPS.items() if name != "UMAP" or importlib.util.find_spec("umap")}
+    matrices = {"mean cosine in the embedding": cosines} | ({} if table is None else {"the ranking": table})
+    columns = max(len(maps), len(matrices))
+    rows = 3 if groups else 2
+    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 5 * rows), layout="constrained", squeeze=False)
+    for column, (name, make) in enumerate(maps.items()):
+        points = make(z)
+        points = points - points.mean(0)
+        draw_map(axes[0, column], points, y, order, names, group_of, f"{name}, by class", name)
+        if groups:
+            of_group = np.array(group_of)[y]
+            numbers = list(range(len(groups)))
+            title_of = f"{name}, by superclass"
+            draw_map(axes[1, column], points, of_group, numbers, list(groups), numbers, title_of, name, legend=True)
+    label = "class, ordered by " + ("superclass" if groups else "similarity")
+    for column, (name, values) in enumerate(matrices.items()):
+        image = draw_matrix(axes[-1, column], values, order, names, group_of, name, label)
+        figure.colorbar(image, ax=axes[-1, column], shrink=0.8)
+    for ax in (*axes[0, len(maps) :], *axes[-2, len(maps) :], *axes[-1, len(matrices) :]):
+        ax.axis("off")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+# ---- command line ----------------------------------------------------------------------------------------------------
+
+
+def get_parser():
+    p = options.parser(__doc__)
+    options.add_data(p, datasets.NAMES)
+    options.add_evaluation(p)
+    g = p.add_argument_group("picture")
+    g.add_argument("--superclasses", metavar="FILE", help="YAML of superclasses (None: the data set's own, if any)")
+    g.add_argument("--ranking", help="as main_supcon.py's; shown beside the embedding, and orders the classes")
+    g.add_argument("--images", type=options.positive_int, default=1000, help="images on the maps, evenly spread")
+    g.add_argument("--out", type=Path, default=Path("embedding.png"), help="file to draw")
+    return p
+
+
+def superclasses_of(args):
+    """superclass -> classes of --superclasses or the data set's own; None without."""
+    own = datasets.spec(args.dataset).superclasses
+    if args.superclasses:
+        return ranking_files.read_superclasses(Path(args.superclasses), "--superclasses")
+    return ranking_files.known_superclasses(own) if own else None
+
+
+def main():
+    args = training.parse(get_parser(), training.SMALL_DATA)
+    util.check_folder(args.out.absolute().parent, "--out")
+    train, test = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out), skip=args.skip_images)
+    chosen = np.unique(np.linspace(0, len(test) - 1, min(args.images, len(test))).astype(int)).tolist()
+    test = test.chosen(chosen)
+    if len(test.labels.unique()) < len(train.classes):
+        raise InputError(f"--images {args.images}: leaves some class without an image; give more")
+    table = None
+    if args.ranking:
+        table = rankings.source_table(args.ranking, train.classes, datasets.spec(args.dataset).superclasses)
+    groups = superclasses_of(args)
+    net = frozen.load(args, train)
+    features, labels = frozen.features(net, test, args, torch.device("cpu"), "the maps")
+    groups = groups and {
+        g: kept for g, members in groups.items() if (kept := [c for c in members if c in train.classes])
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    draw_run(
+        args.out,
+        f"{net.name}: {len(test)} test images of {args.dataset}",
+        features,
+        labels,
+        train.classes,
+        groups,
+        table,
+    )
+    print(f"drew {args.out}")
+
+
+if __name__ == "__main__":
+    util.run_command(main)

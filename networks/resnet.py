@@ -19,6 +19,12 @@ def base_name(name: str) -> str:
     return name
 
 
+def has_small_stem(weights: dict) -> bool:
+    """Whether an encoder's weights have the 3x3 stem of small images."""
+    stem = weights.get("conv1.weight")
+    return stem is not None and stem.shape[-1] == 3
+
+
 def encoder(name: str, small_images: bool = False) -> nn.Module:
     """An encoder [N, 3, H, W] -> [N, d] without a classifier; its attribute `dim` is d.
 

@@ -107,6 +107,37 @@ def rince_on_ranks(similarity, rank, taus, variant, min_probability=0.0):
     return math.fsum(losses) / len(losses) if losses else 0.0
 
 
+def rince_in_batch(query, key, labels, table, variant, cumulative, min_probability):
+    """The loss without a bank, temperatures 0.1 to 0.6: an anchor is compared with its own key and those of the others.
+
+    key None: with the other queries alone.
+    """
+    n = len(query)
+    levels = sorted({s for row in table for s in row if s > 0}, reverse=True)
+    taus = [0.1 + (1 - s) * 0.5 for s in levels]
+    occurring = [s for s in levels if any(s in table[y] for y in labels)]
+    own_key = key is not None
+    key = key or query
+
+    def cosine(i, j):
+        return math.fsum(a * b for a, b in zip(query[i], key[j], strict=True))
+
+    found = []
+    for i, level in enumerate(levels[:2] if cumulative else levels):
+        second = cumulative and i == 1
+        if level not in occurring and not (second and any(s < 1 for s in occurring)):
+            continue
+        anchors = []
+        for a in range(n):
+            others = [j for j in range(n) if j != a]
+            s = {j: table[labels[a]][labels[j]] for j in others}
+            positive = [cosine(a, j) for j in others if (s[j] > 0 if second else s[j] == level)]
+            negative = [cosine(a, j) for j in others if (s[j] == 0 if second else s[j] < level)]
+            anchors.append(([cosine(a, a)] * (own_key and i == 0) + positive, negative))
+        found.append(_mean_term(anchors, taus[i], _form(i, variant), min_probability))
+    return math.fsum(found) / len(found)
+
+
 def queue(size, pushes):
     """What a memory bank holds after some pushes, slot by slot; None where nothing was written.
 
@@ -301,3 +332,31 @@ def wordnet_similarity(parents, a, b, measure):
     deepest = max(depth.values())
     edges = min(shortest[x] for x in shortest if depth[x] == deepest)
     return 2 * deepest / (edges + 2 * deepest)
+
+
+def alignment(x, y):
+    """Mean squared distance of the rows of two lists of vectors."""
+    return math.fsum(math.dist(a, b) ** 2 for a, b in zip(x, y, strict=True)) / len(x)
+
+
+def uniformity(x):
+    """Log of the mean of exp(-2 d^2) over the pairs of a list of vectors, each pair once."""
+    potentials = [math.exp(-2 * math.dist(x[i], x[j]) ** 2) for i in range(len(x)) for j in range(i)]
+    return math.log(math.fsum(potentials) / len(potentials))
+
+
+def knn_accuracy(features, labels, gallery, gallery_labels, k, tau):
+    """Share of the queries whose class has the largest sum of exp(cosine / tau) over the k nearest."""
+
+    def cosine(a, b):
+        dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
+        return dot / math.sqrt(math.fsum(x * x for x in a) * math.fsum(x * x for x in b))
+
+    right = 0
+    for x, y in zip(features, labels, strict=True):
+        nearest = sorted(((cosine(x, g), c) for g, c in zip(gallery, gallery_labels, strict=True)), reverse=True)[:k]
+        votes = {}
+        for similarity, c in nearest:
+            votes[c] = votes.get(c, 0.0) + math.exp(similarity / tau)
+        right += max(votes, key=votes.get) == y
+    return right / len(labels)

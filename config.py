@@ -1,0 +1,106 @@
+"""--config FILE.yaml: options from a file, and the file that a run leaves: options, command, commit, versions.
+
+The file holds `option: value` with the names of the command line. What stands under `about` is no option; it says how
+a run was started.
+"""
+
+import argparse
+import contextlib
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import sklearn
+import torch
+import torchvision
+import yaml
+
+import options
+import util
+from util import InputError
+
+NAME = "config.yaml"
+# these say how a run was started, not what it is: a new run by the same file must not take them over
+STARTS = ("resume", "overwrite")
+
+
+def command_line(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
+    """The command line with the options of its --config files put before its own, which so win.
+
+    Raises InputError naming file and key, where a key is no option of the parser, or its value none of the option's.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", action="append", default=[], type=Path)
+    known, own = finder.parse_known_args(words)
+    return [word for path in known.config for word in _words(parser, path)] + own
+
+
+def _words(parser, path: Path) -> list[str]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path}: not readable as YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"--config {path}: must be lines of `option: value`")
+    actions = {name.lstrip("-"): action for action in parser._actions for name in (*action.option_strings, action.dest)}
+    words = []
+    for key, value in content.items():
+        if key == "about":
+            continue
+        if key not in actions or key in ("help", "config"):
+            raise InputError(f"--config {path}: unknown option {key}{util.nearest(key, actions)}")
+        if value is not None and value != []:
+            words += _option(actions[key], key, value, path)
+    return words
+
+
+def _option(action, key: str, value, path: Path) -> list[str]:
+    """The words that give an option its value; a list is one word after another, or with commas where one is wanted."""
+    values = [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    if isinstance(value, list) and action.nargs != "+":
+        values = [",".join(values)]
+    for text in values:
+        try:
+            read = action.type(text) if action.type else text
+        except (argparse.ArgumentTypeError, ValueError) as error:
+            raise InputError(f"--config {path}: {key}: {error}") from None
+        if action.choices is not None and read not in action.choices:
+            raise InputError(f"--config {path}: {key}: {text} is none of {', '.join(action.choices)}")
+    name = action.option_strings[0]
+    return [name, *values] if action.nargs == "+" else [f"{name}={values[0]}"]
+
+
+# ---- what a run and a result say of themselves -----------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """Versions of what figures depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": numpy.__version__,
+        "scikit-learn": sklearn.__version__,
+    }
+
+
+def commit() -> str | None:
+    """The git commit of this code, with "+ changes" where files differ from it; None where there is no git."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        where = ["git", "-C", str(Path(__file__).resolve().parent)]
+        found = [
+            subprocess.run([*where, *words], capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+        return found[0] + (" + changes" if found[1] else "")
+    return None
+
+
+def write(folder: Path, args) -> None:
+    """Write a run's options, and under `about` its command, commit and versions, for --config to take back."""
+    content = {key: value for key, value in options.plain(args).items() if key not in STARTS}
+    about = {"command": list(sys.argv), "commit": commit(), "versions": versions()}
+    text = yaml.safe_dump({"about": about, **content}, sort_keys=False, allow_unicode=True, width=120)
+    util.write_file(folder / NAME, text.encode())

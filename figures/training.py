@@ -1,0 +1,81 @@
+"""Draws a training from its log: loss, loss of each rank, validation, alignment and uniformity, learning rate.
+
+python -m figures.training save/SupCon/digits_models/A save/SupCon/digits_models/B --out training.png
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import util
+from figures.curves import COLOURS
+from util import InputError
+
+DASHES = ("-", "--", ":", "-.")
+# panel -> what it shows of a log's records, each drawn in a style of its own
+PANELS = {
+    "loss": ("loss",),
+    "loss of each rank": ("loss_rank_0", "loss_rank_1", "loss_rank_2", "loss_rank_3"),
+    "on validation images, in %": ("val_top1", "val_knn"),
+    "alignment, and minus uniformity": ("alignment", "uniformity"),
+    "share of the time waiting for data, in %": ("waiting_for_data",),
+    "learning rate": ("learning_rate",),
+}
+WORDS = {"val_top1": "top-1", "val_knn": "kNN accuracy", **{f"loss_rank_{r}": f"rank {r}" for r in range(4)}}
+SIGN = {"uniformity": -1, "waiting_for_data": 100}
+
+
+def read_log(folder: Path) -> list[dict]:
+    """The epochs of a run, in order; of an epoch that was trained twice, the last. Raises InputError."""
+    path = folder / "log.jsonl" if folder.is_dir() else folder
+    try:
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as a run's log ({error})") from None
+    epochs = {record["epoch"]: record for record in records if "epoch" in record}
+    if not epochs:
+        raise InputError(f"{path}: holds no epoch yet")
+    return [epochs[epoch] for epoch in sorted(epochs)]
+
+
+def draw_training(path: Path, runs: dict[str, list[dict]]) -> None:
+    """One panel for each of PANELS that some run has records of; a colour a run, a dash a quantity."""
+    plt = util.pyplot()
+    seen = {key for records in runs.values() for record in records for key in record}
+    panels = {title: [k for k in keys if k in seen] for title, keys in PANELS.items() if seen & set(keys)}
+    rows = -(-len(panels) // 3)
+    columns = min(3, len(panels))
+    figure, axes = plt.subplots(rows, columns, figsize=(4.4 * columns, 3.4 * rows), layout="constrained", squeeze=False)
+    for ax, (title, keys) in zip(axes.flat, panels.items(), strict=False):
+        for (name, records), colour in zip(runs.items(), COLOURS * len(runs), strict=False):
+            for key, dash in zip(keys, DASHES, strict=False):
+                points = [(r["epoch"], SIGN.get(key, 1) * r[key]) for r in records if key in r]
+                label = name if len(keys) == 1 else f"{name}, {WORDS.get(key, key)}"
+                marker = "." if len(points) < 30 else None
+                if points:
+                    ax.plot(*zip(*points, strict=True), dash, color=colour, lw=1.8, marker=marker, label=label)
+        ax.set(xlabel="epoch", ylabel=title)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(alpha=0.3)
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
+    for ax in axes.flat[: len(panels)]:
+        ax.legend(frameon=False, fontsize=8, handlelength=3)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, or their log.jsonl")
+    parser.add_argument("--out", type=Path, default=Path("training.png"), help="file to draw (default: training.png)")
+    args = parser.parse_args()
+    util.check_folder(args.out.absolute().parent, "--out")
+    runs = {(run if run.is_dir() else run.parent).resolve().name: read_log(run) for run in args.runs}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    draw_training(args.out, runs)
+    print(f"drew {args.out}")
+
+
+if __name__ == "__main__":
+    util.run_command(main)

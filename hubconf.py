@@ -1,0 +1,39 @@
+"""torch.hub entry points: the losses, and an encoder from a checkpoint file.
+
+torch.hub.load("FOLDER_OF_THIS_FILE", "rince_loss", class_similarity, source="local")
+"""
+
+import checkpoint as _checkpoint
+import losses as _losses
+from networks import resnet as _resnet
+
+dependencies = ["torch", "torchvision", "numpy", "tqdm"]
+
+
+def rince_loss(class_similarity, bank: bool = True, **options):
+    """losses.RINCELoss over a [C, C] table; bank=False: losses.InBatchLoss over it. options: of RINCELoss."""
+    criterion = _losses.RINCELoss(class_similarity, **options)
+    return criterion if bank else _losses.InBatchLoss(criterion)
+
+
+def supcon_loss(num_classes: int, bank: bool = True, **options):
+    """losses.SupConLoss; bank=False: losses.InBatchLoss over it. options: of SupConLoss."""
+    criterion = _losses.SupConLoss(num_classes, **options)
+    return criterion if bank else _losses.InBatchLoss(criterion)
+
+
+def encoder(ckpt, encoder_name: str | None = None):
+    """The encoder of a checkpoint file or run's folder, ours or published, in eval mode: [N, 3, H, W] -> [N, d].
+
+    encoder_name: as --model, where the file does not say it. Read with weights_only=True, loaded strictly. Raises
+    util.InputError, a ValueError, where the file is none, or holds another encoder.
+    """
+    path = _checkpoint.find(ckpt)
+    state = _checkpoint.load(path)
+    weights, _ = _checkpoint.encoder_weights(state, f"ckpt {path}")
+    name = encoder_name or _checkpoint.trained_options(state).get("model")
+    if name is None:
+        raise ValueError(f"ckpt {path} does not say which encoder it holds; give encoder_name")
+    net = _resnet.encoder(name, small_images=_resnet.has_small_stem(weights))
+    _checkpoint.load_strictly(net, weights, f"ckpt {path}")
+    return net.eval()

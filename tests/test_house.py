@@ -1,0 +1,196 @@
+"""The house: every option is read, the README names what there is, and things are added where they belong."""
+
+import argparse
+import ast
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from commands import ROOT
+
+SCRIPTS = ("main_supcon", "main_ce", "main_linear", "retrieval", "out_of_dist_detection", "reproduce")
+README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+HOLDERS = ("args", "options")  # what parsed options are called
+
+
+def module_file(name):
+    path = ROOT / name.replace(".", "/")
+    return next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.is_file()), None)
+
+
+def own_modules(name, found=None):
+    """The tree's own modules that a module imports, itself included: name -> parsed file."""
+    found = {} if found is None else found
+    file = module_file(name)
+    if file is None or name in found:
+        return found
+    found[name] = ast.parse(file.read_text())
+    for node in ast.walk(found[name]):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                own_modules(alias.name, found)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            own_modules(node.module, found)
+            for alias in node.names:
+                own_modules(f"{node.module}.{alias.name}", found)
+    return found
+
+
+def options_read(trees):
+    """Names that are read off `args` or `options`, or off an attribute of that name."""
+    read = set()
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                holder = node.value
+                name = getattr(holder, "id", None) or getattr(holder, "attr", None)
+                if name in HOLDERS:
+                    read.add(node.attr)
+    return read
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_option_of_a_script_is_read_somewhere(script):
+    declared = {a.dest for a in importlib.import_module(script).get_parser()._actions} - {"help", "config"}
+    assert declared - options_read(own_modules(script).values()) == set()
+
+
+def test_an_option_that_nothing_reads_would_be_found():
+    assert "batch_size" in options_read(own_modules("main_ce").values())
+    assert "memorybank_size" not in options_read(own_modules("main_ce").values())
+
+
+def declared_flags():
+    """Every flag that some module of the tree declares."""
+    flags = set()
+    for path in ROOT.rglob("*.py"):
+        if ".venv" in path.parts or path.parent.name == "tests":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                for word in node.args:
+                    if isinstance(word, ast.Constant) and str(word.value).startswith("--"):
+                        flags.add(word.value)
+    return flags
+
+
+FOREIGN = {"--nnodes", "--rdzv-endpoint", "--logdir"}  # torchrun's and tensorboard's
+
+
+@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_every_flag_that_is_written_about_exists(text):
+    named = set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", text))
+    assert named - declared_flags() - FOREIGN == set()
+
+
+def commands_of(text):
+    """Command lines of a document, continuation lines joined."""
+    return [line for line in text.replace("\\\n", " ").splitlines() if line.startswith("python ")]
+
+
+@pytest.mark.parametrize("command", commands_of(README))
+def test_every_flag_of_a_command_in_the_readme_is_the_scripts_own(command):
+    words = command.partition("#")[0].split()
+    if words[1] == "-m":
+        assert module_file(words[2]), f"there is no module {words[2]}"
+        return
+    parser = importlib.import_module(words[1].removesuffix(".py")).get_parser()
+    known = {name for action in parser._actions for name in action.option_strings}
+    flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+    assert flags - known == set()
+
+
+@pytest.mark.parametrize("script", SCRIPTS[:5])
+def test_help_is_grouped_and_shows_every_default(script):
+    parser = importlib.import_module(script).get_parser()
+    text = parser.format_help()
+    assert len(text.splitlines()) < 150
+    assert {"data:", "output:"} <= set(text.splitlines())
+    for action in parser._actions:
+        assert action.option_strings[0] in text
+        if action.default not in (None, argparse.SUPPRESS) and action.default != []:
+            assert f"(default: {action.default})" in re.sub(r"\s+", " ", text)
+
+
+def test_one_version_of_ruff_is_pinned():
+    (pinned,) = re.findall(r'"(ruff==[\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["additional_dependencies"] for hook in hooks] == [[pinned], [pinned]]
+
+
+# ---- a data set, a ranking and a variant, added as CONTRIBUTING.md says ----------------------------------------------
+
+ADDED = {
+    "A data set": {
+        "datasets/sources.py": (
+            "SOURCES = {\n",
+            'def stripes(folder, split):\n    """Grey stripes of three widths."""\n'
+            "    labels = np.arange(60) % 3\n"
+            "    rows = [np.arange(12) // (c + 1) % 2 * 200 + i % 7 for i, c in enumerate(labels)]\n"
+            "    images = np.stack([np.tile(row, (12, 1)) for row in rows]).astype(np.uint8)\n"
+            "    return images, labels, ['fine', 'mid', 'wide']\n"
+            "\n\nSOURCES = {\n"
+            '    "stripes": Source(stripes, size=12, small=True, mean=None, std=None, superclasses="stripes"),\n',
+        ),
+        "datasets/superclasses/stripes.yaml": (None, "narrow: [fine, mid]\nbroad: [wide]\n"),
+    },
+    "A ranking by name": {
+        "datasets/rankings.py": (
+            "NAMED = {",
+            "def neighbours(classes, superclasses):\n"
+            "    n = np.arange(len(classes))\n"
+            "    return np.where(abs(n[:, None] - n) == 1, 0.6, np.eye(len(n)))\n\n\n"
+            'NAMED = {"neighbours": neighbours, ',
+        )
+    },
+    "A loss variant": {"losses.py": ("VARIANTS = {", 'VARIANTS = {"in_out": ("in", "out"), ')},
+}
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A copy of the tree to which one of each was added."""
+    root = tmp_path_factory.mktemp("tree") / "rince"
+    ignored = shutil.ignore_patterns(".*", "save", "data", "build", "__pycache__", "tests", "*.egg-info")
+    shutil.copytree(ROOT, root, ignore=ignored)
+    for files in ADDED.values():
+        for name, (old, new) in files.items():
+            if old is None:
+                (root / name).write_text(new)
+                continue
+            text = (root / name).read_text()
+            assert text.count(old) == 1
+            (root / name).write_text(text.replace(old, new))
+    return root
+
+
+def test_each_addition_touches_at_most_two_files_and_those_that_contributing_names():
+    for what, files in ADDED.items():
+        (paragraph,) = re.findall(rf"\* \*\*{what}\*\*:(.*?)(?=\n\* |\Z)", CONTRIBUTING, flags=re.DOTALL)
+        assert len(files) <= 2
+        for name in files:
+            assert f"`{name.replace('stripes.yaml', 'NAME.yaml')}`" in paragraph
+
+
+def test_trainings_take_what_was_added(extended, tmp_path):
+    common = "--dataset stripes --model resnet8 --epochs 1 --batch_size 20 --num_workers 0"
+    runs = f"{common} --ranking superclass", f"{common} --ranking neighbours --variant in_out"
+    code = "import sys, main_supcon\nfor words in sys.argv[1:]:\n"
+    code += "    sys.argv = ['main_supcon.py', *words.split()]\n    main_supcon.main()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *runs], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(extended)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.split("RINCE ")[1:]
+    assert first.startswith("in: 60 images, 3 classes")
+    assert "similarity 0.75, tau 0.225; positives of a class 0/1/1 classes" in first
+    assert second.startswith("in_out: 60 images, 3 classes")
+    assert "similarity 0.6, tau 0.3; positives of a class 1/1/2 classes" in second
+    assert "epoch 1/1  loss" in first and "epoch 1/1  loss" in second

@@ -1,0 +1,122 @@
+"""The loss without a bank: the batch's own keys, over one process or two."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import reference
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+import losses
+from losses import InBatchLoss, NestedRINCELoss, RINCELoss, SupConLoss
+
+TABLE = torch.tensor([[1, 0.75, 0.5, 0], [0.75, 1, 0, 0], [0.5, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float64)
+
+
+def batch(seed=0, n=10, dim=5, classes=4):
+    g = torch.Generator().manual_seed(seed)
+    q, k = (F.normalize(torch.randn(n, dim, generator=g, dtype=torch.float64), dim=1) for _ in range(2))
+    return q, k, torch.randint(classes, (n,), generator=g)
+
+
+@pytest.mark.parametrize("min_probability", [0, 0.02])
+@pytest.mark.parametrize("own_key", [True, False])
+@pytest.mark.parametrize("cumulative", [False, True])
+@pytest.mark.parametrize("variant", losses.VARIANTS)
+def test_the_batch_as_its_own_bank_equals_the_reference(variant, cumulative, own_key, min_probability):
+    query, key, labels = batch()
+    key = key if own_key else None
+    criterion = RINCELoss(TABLE, 0.1, 0.6, variant, cumulative, min_probability)
+    lists = query.tolist(), key.tolist() if own_key else None, labels.tolist(), TABLE.tolist()
+    want = reference.rince_in_batch(*lists, variant, cumulative, min_probability)
+    assert float(InBatchLoss(criterion)(query, key, labels)) == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize("variant", losses.VARIANTS)
+def test_it_equals_the_loss_with_a_bank_of_the_keys_whose_own_one_is_left_out(variant):
+    query, key, labels = batch(seed=1)
+    criterion = RINCELoss(TABLE, variant=variant, min_probability=0)
+    one = InBatchLoss(criterion).terms(query, key, labels)
+    each = [
+        criterion.terms(
+            query[i : i + 1], key[i : i + 1], labels[i : i + 1], *(x[torch.arange(10) != i] for x in (key, labels))
+        )
+        for i in range(10)
+    ]
+    torch.testing.assert_close(one.total, sum(t.total for t in each))
+    assert torch.equal(one.count, sum(t.count for t in each))
+
+
+def test_nested_groups_without_a_bank_equal_their_class_table():
+    query, key, labels = batch(seed=2)
+    groups = torch.tensor([[0, 0], [1, 0], [2, 1], [3, 1]])
+    table = torch.eye(4) + 0.75 * ((groups[:, None, 1] == groups[:, 1]) & ~torch.eye(4, dtype=torch.bool))
+    nested, plain = (InBatchLoss(c)(query, key, labels) for c in (NestedRINCELoss(groups), RINCELoss(table)))
+    assert float(nested) == pytest.approx(float(plain))
+
+
+def test_an_anchor_without_a_positive_adds_nothing_and_gets_no_gradient():
+    query, _, _ = batch(n=5)
+    query.requires_grad_()
+    loss = InBatchLoss(SupConLoss(4, variant="in", min_probability=0))
+    value = loss(query, None, torch.tensor([0, 0, 0, 1, 2]))
+    assert value.isfinite() and float(value.detach()) > 0
+    alone = InBatchLoss(SupConLoss(5, min_probability=0))(query, None, torch.arange(5))
+    assert float(alone.detach()) == 0
+    (gradient,) = torch.autograd.grad(alone, query)
+    assert torch.equal(gradient, torch.zeros_like(query))
+
+
+def test_gradcheck_passes_for_queries_and_keys():
+    query, key, labels = batch(n=6)
+    loss = InBatchLoss(RINCELoss(TABLE, 0.2, 0.6, min_probability=0))
+    inputs = query.requires_grad_(), key.requires_grad_()
+    assert torch.autograd.gradcheck(lambda q, k: loss(q, k, labels), inputs)
+    assert torch.autograd.gradcheck(lambda q: loss(q, None, labels), inputs[:1])
+
+
+# Two processes, of which one has no positive at all for some rank
+
+
+def net():
+    torch.manual_seed(0)
+    return torch.nn.Linear(6, 4).double()
+
+
+def shards():
+    g = torch.Generator().manual_seed(3)
+    views = torch.randn(2, 8, 6, generator=g, dtype=torch.float64)
+    return views, torch.tensor([0, 1, 0, 2, 3, 3, 3, 3])  # the second half has class 3 alone
+
+
+def losses_of(model, views, labels):
+    x, y = (F.normalize(model(v), dim=1) for v in views)
+    loss = InBatchLoss(RINCELoss(TABLE, 0.2, 0.6, min_probability=0))
+    return loss(x, y, labels) + loss(x, None, labels) + loss(x, y.detach(), labels)
+
+
+def worker(rank, world, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    views, labels = shards()
+    model = DistributedDataParallel(net())
+    loss = losses_of(model, views.chunk(world, 1)[rank], labels.chunk(world)[rank])
+    loss.backward()
+    torch.save({"loss": loss.detach(), "grad": model.module.weight.grad}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_loss_and_the_gradient_of_one():
+    model, (views, labels) = net(), shards()
+    want = losses_of(model, views, labels)
+    want.backward()
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(worker, (2, folder), nprocs=2, start_method="spawn")
+        first, second = (torch.load(Path(folder) / f"{r}.pt", weights_only=True) for r in range(2))
+    torch.testing.assert_close((first["loss"] + second["loss"]) / 2, want.detach())
+    assert not torch.isclose(first["loss"], second["loss"])
+    for found in (first, second):
+        torch.testing.assert_close(found["grad"], model.weight.grad)

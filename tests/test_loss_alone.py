@@ -1,0 +1,93 @@
+"""losses.py as one file to take along, the README's examples, and torch.hub."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from commands import ROOT, run
+from made_data import original_checkpoint
+
+import checkpoint
+from losses import InBatchLoss, RINCELoss, SupConLoss
+from networks import resnet
+
+SECTION = (ROOT / "README.md").read_text().partition("## The loss alone")[2].partition("\n## ")[0]
+EXAMPLES = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
+
+
+def test_the_loss_is_one_file_that_imports_torch_alone(tmp_path):
+    tree = ast.parse((ROOT / "losses.py").read_text())
+    imported = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    imported |= {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert imported == {"math", "typing", "torch"}
+    shutil.copy(ROOT / "losses.py", tmp_path)
+    code = "import losses, torch; print(losses.RINCELoss(torch.eye(3)).taus)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "(0.1,)\n"
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["with a bank", "without one"])
+def test_the_readmes_examples_train(capsys, number):
+    lines = EXAMPLES[number].splitlines()
+    assert len(lines) <= 25
+    torch.manual_seed(0)
+    names = {}
+    exec("\n".join(EXAMPLES[: number + 1]), names)
+    printed = [float(x) for x in re.findall(r"loss (\S+)", capsys.readouterr().out)][-3:]
+    assert printed[-1] < 0.5 * printed[0]
+    z = torch.nn.functional.normalize(names["encoder"](names["centres"]), dim=1)
+    cosine = z @ z.T
+    assert cosine[0, 1] > cosine[0, 2] + 0.2  # cat and dog lie closer than cat and car
+    assert cosine[0, 1] > cosine[1, 2] + 0.2
+
+
+def hub(name, *args, **kwargs):
+    return torch.hub.load(str(ROOT), name, *args, source="local", **kwargs)
+
+
+def test_hub_gives_the_losses_with_and_without_a_bank():
+    table = torch.tensor([[1, 0.75], [0.75, 1]])
+    loss = hub("rince_loss", table, min_tau=0.2, variant="in")
+    assert isinstance(loss, RINCELoss)
+    assert loss.taus == pytest.approx((0.2, 0.3))
+    assert isinstance(hub("supcon_loss", 5), SupConLoss)
+    without = hub("rince_loss", table, bank=False)
+    assert isinstance(without, InBatchLoss)
+    assert without(torch.eye(2), torch.eye(2), torch.tensor([0, 1])).isfinite()
+
+
+def test_hub_gives_an_encoder_of_a_run_with_its_weights(monkeypatch, tmp_path):
+    run(monkeypatch, tmp_path, "--epochs 1 --model resnet8 --batch_size 256 --exp_name a")
+    folder = tmp_path / "save/SupCon/digits_models/a"
+    net = hub("encoder", str(folder))
+    assert not net.training
+    images = torch.rand(2, 3, 8, 8)
+    same = resnet.encoder("resnet8").eval()
+    checkpoint.load_encoder(folder / "last.pth", same)
+    assert net(images).shape == (2, 64)
+    assert torch.equal(net(images), same(images))
+
+
+@pytest.mark.parametrize(("form", "small"), [("imagenet", False), ("cifar", True)])
+def test_hub_gives_an_encoder_of_a_published_checkpoint_with_its_stem(tmp_path, form, small):
+    encoder = resnet.encoder("resnet18", small_images=small)
+    original_checkpoint(tmp_path / "last.pth", encoder, form, "resnet18", "imagenet")
+    net = hub("encoder", str(tmp_path / "last.pth"))
+    assert net.conv1.kernel_size == ((3, 3) if small else (7, 7))
+    assert torch.equal(net.conv1.weight, encoder.conv1.weight)
+
+
+def test_hub_names_what_is_wrong_with_a_checkpoint(tmp_path):
+    encoder = resnet.encoder("resnet18")
+    original_checkpoint(tmp_path / "last.pth", encoder, "imagenet", "resnet18", "imagenet")
+    with pytest.raises(ValueError, match="of another architecture"):
+        hub("encoder", str(tmp_path), encoder_name="resnet34")
+    with pytest.raises(ValueError, match="no such file"):
+        hub("encoder", str(tmp_path / "none.pth"))
+    checkpoint.save(tmp_path / "nameless.pth", {"model": encoder.state_dict()})
+    with pytest.raises(ValueError, match="does not say which encoder"):
+        hub("encoder", str(tmp_path / "nameless.pth"))

@@ -1,0 +1,271 @@
+"""reproduce.py: the documented commands from a recipe, what is done left alone, failures survived, one table."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import ROOT, error_of, run
+from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet
+
+import datasets
+import reproduce
+
+README = (ROOT / "README.md").read_text()
+PAPER = README.partition("## The paper's commands")[2].partition("\n## ")[0]
+PAPER = [line for line in PAPER.splitlines() if line.startswith("python ")]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+def printed(monkeypatch, capsys, folder, words):
+    run(monkeypatch, folder, words, "reproduce")
+    return capsys.readouterr().out
+
+
+def test_a_dry_run_of_imagenet_100_prints_exactly_the_documented_commands(monkeypatch, capsys, tmp_path):
+    out = printed(monkeypatch, capsys, tmp_path, f"{ROOT}/recipes/imagenet100.yaml --dry-run")
+    documented = [line for line in PAPER if "imagenet100" in line]
+    trainings, evaluations = documented[:3], documented[3:]
+    assert [line.split()[1] for line in trainings] == ["main_supcon.py", "main_supcon.py", "main_ce.py"]
+    assert len(evaluations) == 3
+    evaluations += [evaluations[-1].replace("split1", f"split{i}") for i in (2, 3)]
+    want = [command for training in trainings for command in (training, *evaluations)]
+    assert [line for line in out.splitlines() if line.startswith("python ")] == want
+    assert "path2chkpt=save/SupCon/imagenet_models/rince_imagenet100\n" in out
+    assert "path2chkpt=save/SupCon/imagenet_100_models/imagenet100_ce_baseline_sslAugment\n" in out
+    assert not (tmp_path / "save").exists()
+
+
+def test_a_dry_run_of_cifar_100_prints_exactly_the_documented_commands(monkeypatch, capsys, tmp_path):
+    out = printed(monkeypatch, capsys, tmp_path, f"{ROOT}/recipes/cifar100.yaml --dry-run")
+    documented = [line for line in PAPER if "cifar100" in line]
+    trainings, evaluations = documented[:6], documented[6:]
+    assert len(evaluations) == 5
+    kinds = ["contrastive"] * 5 + ["cross_entropy"]
+    want = []
+    for training, kind in zip(trainings, kinds, strict=True):
+        want += [training, *(e.replace("--model_type contrastive", f"--model_type {kind}") for e in evaluations)]
+    assert [line for line in out.splitlines() if line.startswith("python ")] == want
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_reads_and_gives_each_method_a_run_of_its_own(path):
+    recipe = reproduce.read_recipe(path)
+    args = reproduce.get_parser().parse_args([str(path)])
+    folders = [
+        reproduce.run_folder(reproduce.commands(recipe, name, seed, args)["training"])
+        for name in recipe["methods"]
+        for seed in (0, 1)
+    ]
+    assert len(set(folders)) == 2 * len(recipe["methods"])
+    assert all(len(folder.name) > 2 for folder in folders)
+
+
+def test_another_seed_and_a_scale_change_the_name_and_shorten_the_epochs(monkeypatch, capsys, tmp_path):
+    words = f"{ROOT}/recipes/imagenet100.yaml --only scl_out --seeds 2 --scale 0.02 --dry-run"
+    first, *evaluations, second = [
+        line
+        for line in printed(monkeypatch, capsys, tmp_path, words).splitlines()
+        if "main_supcon" in line or "main_linear" in line
+    ][:3]
+    assert first.endswith("--loss_type=supcon --epochs 10 --exp_name imagenet100_SCL_out_scale0.02")
+    assert second.endswith("--epochs 10 --seed 1 --exp_name imagenet100_SCL_out_seed1_scale0.02")
+    assert evaluations[0].endswith("--epochs=100 --epochs 2 --lr_decay_epochs 1,2,2")
+
+
+def test_the_last_of_two_spellings_of_an_option_counts():
+    command = "python main_ce.py --exp_name=a --dataset digits --exp_name b"
+    assert reproduce.option(command, "--exp_name") == "b"
+    assert reproduce.option(command, "--save_folder", "./save") == "./save"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("none.yaml", "none.yaml: not readable as YAML"),
+        (f"{ROOT}/recipes/cifar100.yaml --only rince_out_on", "did you mean rince_out_in?"),
+        (f"{ROOT}/recipes/cifar100.yaml --seeds 0", "--seeds 0"),
+        (f"{ROOT}/recipes/cifar100.yaml --scale 0", "--scale 0"),
+        ("typo.yaml", "method has an unknown key comand; did you mean command?"),
+        ("empty.yaml", "empty.yaml: title is missing"),
+    ],
+)
+def test_a_wrong_recipe_or_option_is_one_line(monkeypatch, capsys, tmp_path, words, reason):
+    method = {"command": "python main_ce.py", "comand": "x"}
+    (tmp_path / "typo.yaml").write_text(
+        yaml.safe_dump({"title": "t", "methods": {"a": method}, "evaluations": {"e": method}})
+    )
+    (tmp_path / "empty.yaml").write_text("about: nothing\n")
+    assert reason in error_of(monkeypatch, capsys, tmp_path, words, "reproduce")
+
+
+SMALL = "--epochs 1 --batch_size 256 --model"
+SMALL_RECIPE = {
+    "title": "Small",
+    "published": {"good": "99 (nobody)"},
+    "methods": {
+        "bad": {"command": "python no_such_script.py --exp_name bad"},
+        "good": {"title": "a good one", "command": f"python main_ce.py {SMALL} resnet8 --exp_name good"},
+    },
+    "evaluations": {
+        "retrieval": {
+            "command": "python retrieval.py --ckpt $path2chkpt/last.pth",
+            "columns": {"R@1": "fine.R@1", "fine mAP": "fine.mAP"},
+        }
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A recipe with a method that fails before one that works, run twice: folder, and what both runs printed."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL_RECIPE))
+    command = [sys.executable, str(ROOT / "reproduce.py"), "small.yaml"]
+    return folder, [subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False) for _ in range(2)]
+
+
+def test_a_failure_is_reported_at_the_end_and_the_rest_goes_on(small):
+    folder, (done, _) = small
+    assert done.returncode == 1
+    assert done.stderr == ""
+    table = (folder / "save/tables/small.md").read_text()
+    record = json.loads(next((folder / "save/results").glob("retrieval_*.json")).read_text())
+    assert f"| a good one | {record['metrics']['fine']['R@1']:.1f} | {record['metrics']['fine']['mAP']:.1f} |" in table
+    assert table.count("99 (nobody) |") == 1
+    assert "| bad | - | - | - |" in table
+    assert "FAILED: bad, seed 0: training (exit code 2" in table
+    assert table in done.stdout
+    content = json.loads((folder / "save/tables/small.json").read_text())
+    (failure,) = content["failures"]
+    log = failure["why"].removeprefix("exit code 2, ")
+    assert "no_such_script.py" in (folder / log).read_text()
+    (of_good,) = content["results"]["good"]
+    assert of_good["values"]["R@1"] == record["metrics"]["fine"]["R@1"]
+    assert of_good["values"]["seconds"] > 0
+
+
+def test_what_is_done_is_skipped_and_the_table_is_the_same(small):
+    first, second = small[1]
+    assert first.stdout.count(": is done, ") == 0
+    assert second.stdout.count(": is done, ") == 2
+    assert second.stdout.count("== bad, seed 0: training: FAILED") == 1
+    assert first.stdout.partition("## Small")[2] == second.stdout.partition("## Small")[2]
+
+
+def test_a_method_that_is_not_wanted_is_shown_if_it_is_done_but_not_run(monkeypatch, capsys, small):
+    folder, _ = small
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, folder, "small.yaml --only bad --out other", "reproduce")
+    assert stop.value.code == 1
+    assert "== good" not in capsys.readouterr().out
+    assert "| a good one | 9" in (folder / "other/small.md").read_text()
+
+
+def test_another_checkpoint_asks_for_another_evaluation(small):
+    folder, _ = small
+    command = "python retrieval.py --ckpt save/SupCon/digits_models/good/last.pth"
+    sha256 = reproduce.sha256(folder / "save/SupCon/digits_models/good/last.pth")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert reproduce.find_record(command, sha256)["metrics"]
+        assert reproduce.find_record(command, "0" * 64) is None
+        assert reproduce.find_record(command + " --labelset coarse", sha256) is None
+
+
+def test_a_training_that_was_cut_off_goes_on_and_another_command_does_not_count(monkeypatch, small, tmp_path):
+    folder, _ = small
+    monkeypatch.chdir(folder)
+    called = []
+    monkeypatch.setattr(reproduce.Runner, "call", lambda self, title, command: called.append(command) or True)
+    runner = reproduce.Runner(tmp_path, 1)
+    command = SMALL_RECIPE["methods"]["good"]["command"]
+    place = Path("save/SupCon/digits_models/good")
+    assert runner.train("t", command) == place
+    assert called == []
+    runner.train("t", command + " --seed 7")
+    log = place / "log.jsonl"
+    whole = log.read_text()
+    log.write_text("".join(line + "\n" for line in whole.splitlines() if '"epoch"' not in line))
+    try:
+        runner.train("t", command)
+    finally:
+        log.write_text(whole)
+    assert called == [command + " --seed 7", f"{command} --resume {place}"]
+
+
+def test_a_column_that_no_record_has_is_a_failure_of_its_own(monkeypatch, small, tmp_path):
+    folder, _ = small
+    monkeypatch.chdir(folder)
+    recipe = reproduce.read_recipe(folder / "small.yaml")
+    recipe["evaluations"]["retrieval"]["columns"] = {"wrong": "fine.R@2", "R@1": "fine.R@1"}
+    runner = reproduce.Runner(tmp_path, 1)
+    result = reproduce.run_method(recipe, "good", 0, reproduce.get_parser().parse_args(["small.yaml"]), runner)
+    assert list(result["values"]) == ["R@1", "seconds"]
+    assert "no fine.R@2 for column wrong" in runner.failures[0]["why"]
+
+
+@pytest.mark.slow
+def test_when_it_is_ended_the_script_that_runs_is_ended_too(tmp_path):
+    recipe = SMALL_RECIPE | {
+        "before": [],
+        "methods": {"long": {"command": "python main_ce.py --epochs 500 --exp_name x"}},
+    }
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump(recipe))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "reproduce.py"), "long.yaml", "--jobs", "2"], cwd=tmp_path,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    log = tmp_path / "save/tables/logs/long/long_seed_0_training.txt"
+    while process.poll() is None and not (log.is_file() and "epoch 1/500" in log.read_text()):
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    size = log.stat().st_size
+    time.sleep(1)
+    assert log.stat().st_size == size
+
+
+def test_mean_and_spread_are_over_the_seeds_that_there_are():
+    assert reproduce.cell([1.0, 2.0, 6.0], 3) == "3.0 ± 2.6"
+    assert reproduce.cell([1.0, 2.0], 3) == "1.5 ± 0.7 (2 of 3)"
+    assert reproduce.cell([4.0], 1) == "4.0"
+    assert reproduce.cell([], 3) == "-"
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory):
+    """Small generated data where the big recipes look for theirs."""
+    root = tmp_path_factory.mktemp("trees")
+    data, wnids = root / "data", datasets.class_list("ImageNet-100")
+    make_image_folders(data / "imagenet100" / "train", wnids, each=2)
+    make_image_folders(data / "imagenet100" / "val", wnids, each=1)
+    for i in (1, 2, 3):
+        outliers = datasets.class_list(f"imagenet_outliers_split{i}")[:4]
+        make_image_folders(data / f"imagenet_outliers_split{i}" / "val", outliers, each=3)
+    make_image_folders(data / "Animals_with_Attributes2" / "JPEGImages", ["antelope", "zebra"], each=5)
+    make_cifar100(data, train=200, test=100)
+    make_cifar10(data, train=10, test=30)
+    make_tiny_imagenet(data, wnids[:3], each=4)
+    (root / "datasets").symlink_to(ROOT / "datasets")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "columns"), [("imagenet100", 6), ("cifar100", 8), ("noise", 4)])
+def test_the_big_recipes_run_end_to_end_at_a_small_scale(trees, name, columns):
+    options = "--size 32 --batch_size 100 --num_workers 0 --model resnet8"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "reproduce.py"), str(ROOT / f"recipes/{name}.yaml"), "--scale", "0.002",
+         "--jobs", "2", f"--options={options}"],
+        cwd=trees, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (trees / f"save/tables/{name}_scale0.002.md").read_text()
+    assert "SCALED: 0.2 % of the epochs" in table
+    rows = [line.strip("|").split("|")[1 : columns + 1] for line in table.splitlines()[4:] if line.startswith("|")]
+    assert len(rows) == {"imagenet100": 3, "cifar100": 6, "noise": 7}[name]
+    assert all(float(cell) >= 0 for row in rows for cell in row)

@@ -1,0 +1,142 @@
+"""What a run shows of itself: measures that equal their references, and time that adds up."""
+
+import json
+
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+from commands import error_of, run
+from made_data import make_image_folders
+
+import watching
+
+
+def unit(seed, rows, dim=5):
+    x = torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return F.normalize(x, dim=1)
+
+
+def test_alignment_and_uniformity_equal_the_references():
+    x, y = unit(0, 9), unit(1, 9)
+    assert float(watching.alignment(x, y)) == pytest.approx(reference.alignment(x.tolist(), y.tolist()))
+    assert float(watching.uniformity(x)) == pytest.approx(reference.uniformity(x.tolist()))
+
+
+def test_equal_views_are_aligned_and_equal_images_are_not_uniform():
+    x = unit(0, 6)
+    assert float(watching.alignment(x, x)) == 0
+    assert float(watching.uniformity(x[:1].expand(6, -1))) == pytest.approx(0)
+    assert float(watching.uniformity(x)) < 0
+
+
+@pytest.mark.parametrize("k", [1, 4, 200])
+def test_knn_accuracy_equals_the_reference(k):
+    features, gallery = unit(2, 300), unit(3, 40)
+    labels, known = torch.arange(300) % 4, torch.arange(40) % 4
+    want = reference.knn_accuracy(*(x.tolist() for x in (features, labels, gallery, known)), k=k, tau=0.07)
+    assert watching.knn_accuracy(3 * features, labels, gallery, known, k=k) == pytest.approx(want)
+    assert 0.1 < want < 0.6
+
+
+class Clock:
+    """time.perf_counter, and a loader of three batches of which each takes a second."""
+
+    now, dataset = 100.0, "data"
+
+    def perf_counter(self):
+        return self.now
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        for i in range(3):
+            self.now += 1
+            yield i
+
+
+def test_time_in_the_loader_is_told_from_time_in_the_step_epoch_by_epoch(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(watching, "time", clock)
+    timed = watching.Timed(clock)
+    for in_step, share in ((0, 1.0), (3, 0.25)):
+        for _ in timed:
+            clock.now += in_step
+        assert timed.scalars() == {"seconds": 3 + 3 * in_step, "waiting_for_data": share}
+    assert (len(timed), timed.dataset) == (3, "data")
+
+
+def test_advice_is_given_for_much_waiting_on_a_training_of_some_length_alone():
+    assert "give more --num_workers (now 2" in watching.advice(0.4, 300, 2)
+    assert "40 % of the time" in watching.advice(0.4, 300, 2)
+    assert watching.advice(0.1, 300, 2) == ""
+    assert watching.advice(0.9, 5, 2) == ""
+
+
+def test_images_are_spread_evenly_each_once():
+    assert watching.spread(5, 9) == [0, 1, 2, 3, 4]
+    assert watching.spread(1000, 3) == [0, 499, 999]
+
+
+def events(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    return found
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """A run that measures kNN accuracy, and one of the same seed that does not."""
+    root = tmp_path_factory.mktemp("watched")
+    with pytest.MonkeyPatch.context() as patch:
+        common = "--epochs 3 --model resnet8 --batch_size 256 --mixed_out_in"
+        run(patch, root, f"{common} --exp_name a --knn_freq 2")
+        run(patch, root, f"{common} --exp_name b")
+    return root
+
+
+def test_a_run_logs_its_temperatures_embeddings_time_and_knn_accuracy(watched):
+    lines = (watched / "save/SupCon/digits_models/a/log.jsonl").read_text().splitlines()[1:]
+    records = [json.loads(line) for line in lines]
+    assert [r["epoch"] for r in records if "val_knn" in r] == [2, 3]
+    assert records[-1]["val_knn"] > 30  # chance is 10
+    for record in records:
+        assert (record["tau_rank_0"], record["tau_rank_1"]) == (0.1, pytest.approx(0.225))
+        assert record["embedding_norm"] > 0
+        assert 0 <= record["alignment"] <= 4
+        assert record["uniformity"] < 0
+        assert 0 < record["waiting_for_data"] < 1
+        assert record["seconds"] > 0
+
+
+def test_tensorboard_has_scalars_the_pairs_and_the_projector(watched):
+    folder = watched / "save/SupCon/digits_tensorboard/a"
+    found = events(folder)
+    assert {"alignment", "uniformity", "embedding_norm", "tau_rank_1", "val_knn"} <= set(found.Tags()["scalars"])
+    (pairs,) = found.Images("augmented_pairs")
+    assert (pairs.height, pairs.width) == (4 * 9 + 1, 8 * 9 + 1)  # 16 pairs of 8 x 8, a pixel between
+    rows = (folder / "00003/encoder/metadata.tsv").read_text().split()
+    assert set(rows) == set("0123456789")
+    assert len((folder / "00003/encoder/tensors.tsv").read_text().splitlines()) == len(rows)
+
+
+def test_watching_changes_nothing_of_the_training(watched):
+    a, b = (
+        torch.load(watched / f"save/SupCon/digits_models/{name}/last.pth", weights_only=True)["model"] for name in "ab"
+    )
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_knn_without_validation_images_or_classes_is_refused_at_once(monkeypatch, capsys, tmp_path):
+    make_image_folders(tmp_path / "mine", ["cat", "dog"], each=8)
+    own = "--dataset path --data_folder mine --size 32 --batch_size 8 --num_workers 0 --model resnet8 --knn_freq 1"
+    error = error_of(monkeypatch, capsys, tmp_path, f"{own} --ranking identity")
+    assert "--knn_freq needs validation images: --data_folder mine" in error
+    (tmp_path / "g.csv").write_text("image,a,b\ncat/cat_0.JPEG,x,y\ncat/cat_1.JPEG,z,y\n")
+    error = error_of(monkeypatch, capsys, tmp_path, f"{own.replace('size 8', 'size 2')} --instance_ranks g.csv")
+    assert "--knn_freq: asks for classes" in error
+    assert not (tmp_path / "save").exists()
