@@ -129,12 +129,16 @@ class Watch:
 
     def __init__(self, args, data: datasets.ImageData, held_out, mean, std, pairs: int = 128):
         self.args, self.data, self.held_out, self.mean, self.std, self.pairs = args, data, held_out, mean, std, pairs
-        self.views = None  # drawn once, when they are needed first
+        self.views = None
 
-    def _views(self) -> Tensor:
-        """[n, 2, 3, size, size] drawn from (seed, epoch 0, image), which no training step uses."""
+    def drawn(self, indices: list[int]) -> Tensor:
+        """[n, 2, 3, size, size] views of training images, drawn from (seed, epoch 0, image), which no step uses."""
+        return torch.stack([self.data[0, i][0] for i in indices])
+
+    def measured(self) -> Tensor:
+        """The views that are measured, the same every time: drawn when they are needed first."""
         if self.views is None:
-            self.views = torch.stack([self.data[0, i][0] for i in spread(len(self.data), self.pairs)])
+            self.views = self.drawn(spread(len(self.data), self.pairs))
         return self.views
 
     @torch.no_grad()
@@ -144,7 +148,7 @@ class Watch:
             return {}
         was_training = model.training
         model.eval()
-        views = self._views().to(device)
+        views = self.measured().to(device)
         x, y = (model.head(model.encoder(views[:, i])).float() for i in (0, 1))
         found = {"embedding_norm": float(x.norm(dim=1).mean())}
         x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
@@ -159,7 +163,8 @@ class Watch:
 
     def _features(self, model, data, device, most: int = 5000):
         chosen = Subset(data, spread(len(data), most))
-        loader = DataLoader(chosen, self.args.batch_size, num_workers=self.args.num_workers)
+        own = torch.Generator()  # the process's random numbers stay as they are
+        loader = DataLoader(chosen, self.args.batch_size, num_workers=self.args.num_workers, generator=own)
         return evaluation.extract(model.encoder, loader, device)
 
     def draw_pairs(self, writer) -> None:
@@ -168,7 +173,7 @@ class Watch:
             return
         from torchvision.utils import make_grid
 
-        pairs = self._shown(self._views()[:16].flatten(0, 1))
+        pairs = self._shown(self.measured()[:16].flatten(0, 1))
         writer.add_image("augmented_pairs", make_grid(pairs, nrow=8, padding=1, pad_value=1.0), 0)
 
     @torch.no_grad()
@@ -180,7 +185,7 @@ class Watch:
         model.eval()
         data = self.held_out[1] if self.held_out else self.data
         chosen = spread(len(data), most)
-        views = torch.stack([data[i][0] if self.held_out else data[0, i][0][0] for i in chosen])
+        views = torch.stack([data[i][0] for i in chosen]) if self.held_out else self.drawn(chosen)[:, 0]
         parts = [model.encoder(part.to(device)).float().cpu() for part in views.split(self.args.batch_size)]
         names = [data.classes[int(data.labels[i])] for i in chosen]
         small = F.interpolate(self._shown(views), size=32)
