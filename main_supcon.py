@@ -5,7 +5,7 @@ python main_supcon.py --dataset path --data_folder MY_IMAGES --ranking MY_SUPERC
 python main_supcon.py --dataset path --data_folder MY_IMAGES --instance_ranks MY_GROUPS.csv
 """
 
-import time
+from functools import partial
 
 import datasets
 import distributed
@@ -40,18 +40,24 @@ def get_parser():
     g.add_argument("--feat_dim", type=options.positive_int, default=128, help="dimensions after the projection head")
     g.add_argument("--memorybank_size", type=options.positive_int, default=4096, help="keys in the bank")
     g.add_argument("--m", type=options.fraction, default=0.99, help="momentum of the key encoder")
+    options.flag(g, "--syncBN", help=options.SYNC_BN)
+    options.flag(g, "--shuffle_bn", help="encode keys in batches shuffled over the processes, as MoCo does")
     objective.add_options(p)
     options.add_training(p)
     options.add_distributed(p)
     return p
 
 
-def build_model(args, criterion):
+def build_model(args, criterion, device):
     """Query and key encoder over one bank, the same on every process since the seed is."""
     encoder = training.build_encoder(args.model, datasets.spec(args.dataset).small)
     bank = MemoryBank(args.memorybank_size, args.feat_dim)
     head = projection_head(encoder.dim, args.feat_dim)
-    return ContrastiveModel(encoder, head, bank, criterion, args.m, distributed.gather)
+    gather = partial(distributed.gather, total=args.batch_size)
+    shuffle = partial(distributed.encode_shuffled, total=args.batch_size) if args.shuffle_bn else None
+    model = ContrastiveModel(encoder, head, bank, criterion, args.m, gather, shuffle)
+    model.encoder = training.sync_batchnorm(args, model.encoder, device)
+    return model.to(device, memory_format=training.memory_format(device))
 
 
 def worker(args, device):
@@ -71,29 +77,27 @@ def worker(args, device):
         augmentation.TwoViews(augmentation.contrastive(size, mean, std, spec.crop_scale, spec.flip, spec.colour)),
     )
     loader, sampler = training.training_loader(data, args, device)
-    model = build_model(args, criterion).to(device, memory_format=training.memory_format(device))
+    model = build_model(args, criterion, device)
     wrapped = training.parallel(model)
     optimizer = training.sgd(model, args)
     facts = {"classes": data.classes, "size": size, "mean": list(mean), "std": list(std)}
-    start = run.resume(model, optimizer, facts) if args.resume else 0
+    run.begin(model, optimizer, sampler, facts, data)
     run.say(summary)
 
     def step(views, labels):
         terms = wrapped(views[:, 0], views[:, 1], labels)
+        terms = terms.over_processes(distributed.all_reduce, distributed.world_size())
         return terms.loss(), terms.per_rank()
 
-    for epoch in range(start + 1, args.epochs + 1):
-        sampler.set_epoch(epoch)
-        begin = time.perf_counter()
-        loss, per_rank = training.train_epoch(run, loader, step, optimizer, epoch, device)
-        seconds = time.perf_counter() - begin
+    for epoch in run.epochs():
+        loss, per_rank, images_per_second = training.train_epoch(run, loader, step, optimizer, epoch, device)
         positives = criterion.positives_per_anchor(model.bank.labels[model.bank.labels >= 0], model.bank.labels)
         scalars = {"loss": loss, "learning_rate": optimizer.param_groups[0]["lr"]}
         scalars |= training.report_damage(run, data, device)
         scalars |= {f"loss_rank_{r}": x for r, x in enumerate(per_rank)}
         scalars |= {f"positives_rank_{r}": x for r, x in enumerate(positives.tolist())}
-        run.log(epoch, scalars, images_per_second=len(loader) * args.batch_size / seconds)
-        run.save(epoch, model, optimizer, facts)
+        run.log(epoch, scalars, images_per_second)
+        run.save(epoch)
     run.close()
 
 
