@@ -66,7 +66,7 @@ def save(path: Path, state: dict, before: Path | None = None) -> None:
 
 
 def history(folder: Path) -> list[Path]:
-    """The checkpoints of a run's folder, the newest first: last.pth, previous.pth, then the highest ckpt_epoch_N.pth."""
+    """The checkpoints of a run's folder, the newest first: last.pth, previous.pth, the highest ckpt_epoch_N.pth, ..."""
     kept = {int(f.stem.removeprefix("ckpt_epoch_")): f for f in Path(folder).glob("ckpt_epoch_[0-9]*.pth")}
     files = [Path(folder) / "last.pth", Path(folder) / "previous.pth", *(kept[n] for n in sorted(kept, reverse=True))]
     return [file for file in files if file.exists()]

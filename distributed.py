@@ -246,7 +246,7 @@ def _passed_on(processes):
 
 
 def _end(processes, wait: bool) -> None:
-    """End the processes that still run: at once by SIGTERM, or, where they are about to end themselves, after a wait."""
+    """End the processes that still run: by SIGTERM, or, where they are about to end themselves, after a wait."""
     if not wait:
         for process in processes:
             process.terminate()

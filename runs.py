@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import sys
 import time
@@ -23,6 +24,9 @@ FREE = (
     "data_folder", "check_data", "detect_anomaly", "nproc_per_node", "world_size", "rank", "dist_url", "dist_backend",
     "timeout_minutes",
 )  # fmt: skip
+
+
+VERSIONS = {"torch": str(torch.__version__), "python": platform.python_version()}
 
 
 class StopSignals:
@@ -133,7 +137,7 @@ class Run:
         self.say(f"resumed {path} after epoch {self.epochs_done}" + (f", step {self.step}" if self.step else ""))
 
     def _take_own(self, state: dict) -> None:
-        """This process's random numbers, means and skipped images; the means of all, if there are other processes now."""
+        """This process's random numbers, means and skipped images; the means of all, where their number is another."""
         processes = state.get("processes") or []
         if self.bad is not None:
             for process in processes:
@@ -169,8 +173,7 @@ class Run:
     def epochs(self):
         """The numbers of the epochs that are left, from 1; while they run, a signal lets the run save and stop."""
         with self.stop:
-            for epoch in range(self.epochs_done + 1, self.args.epochs + 1):
-                yield epoch
+            yield from range(self.epochs_done + 1, self.args.epochs + 1)
 
     def enter(self, epoch: int, *means: util.Mean, device) -> int:
         """Begin an epoch, or go on inside it: sets the sampler and the running means; returns the steps done."""
@@ -215,7 +218,7 @@ class Run:
             self.open()
         state = {
             "options": options.plain(self.args),
-            "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
+            "versions": VERSIONS,
             "epoch": epochs_done,
             "step": step,
             "order": self._order(),
@@ -261,7 +264,7 @@ class Run:
             for path in checkpoint.history(self.folder):
                 path.unlink()
         self.writer = SummaryWriter(str(self.tensorboard), purge_step=self.resumed_from + 1)
-        record = {"options": options.plain(self.args), "torch": torch.__version__, "processes": distributed.world_size()}
+        record = {"options": options.plain(self.args), "versions": VERSIONS, "processes": distributed.world_size()}
         record |= {"after_epoch": self.resumed_from, "resumed": str(self.good) if self.source else None}
         util.append_json(self.folder / "starts.jsonl", record)
 

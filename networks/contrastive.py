@@ -23,8 +23,8 @@ class ContrastiveModel(nn.Module):
     statistics of its own.
     criterion: has `terms(query, key, labels, bank, bank_labels)`, as losses.RINCELoss.
     gather: joins a tensor over all processes in rank order, without gradient, so that every bank gets the same keys.
-    shuffle: (encode, images) -> the keys of these images, and of all processes' in rank order, encoded in other batches;
-        None: each process encodes its own.
+    shuffle: (encode, images) -> the keys of these images, and of all processes' in rank order, encoded in other
+        batches; None: each process encodes its own.
     """
 
     def __init__(
