@@ -27,7 +27,7 @@ import util
 from util import InputError
 
 EXIT_STOPPED = 75  # asked to stop, all saved, to be started again: EX_TEMPFAIL of sysexits.h
-GRACE_SECONDS = 10  # for processes to end by themselves after one has failed
+GRACE_SECONDS = 5  # for processes to end by themselves after one has failed
 
 # process groups on the host, over gloo, beside the one that gradients take: `host` for the run's own words, `watch` for
 # finding out who hangs, once the others are broken
@@ -211,9 +211,12 @@ def _spawn(local, args) -> None:
     for process in processes:
         process.start()
     with _passed_on(processes):
-        while not any(p.exitcode for p in processes) and any(p.exitcode is None for p in processes):
-            multiprocessing.connection.wait([p.sentinel for p in processes if p.exitcode is None])
-    failed = next((p for p in processes if p.exitcode), None)
+        while True:
+            codes = [p.exitcode for p in processes]  # read once: one may end between two looks
+            if any(codes) or None not in codes:
+                break
+            multiprocessing.connection.wait([p.sentinel for p, code in zip(processes, codes, strict=True) if code is None])
+    failed = next((p for p, code in zip(processes, codes, strict=True) if code), None)
     if failed is None:
         return
     _end(processes, wait=failed.exitcode == EXIT_STOPPED)

@@ -92,7 +92,7 @@ def test_a_run_killed_twenty_times_ends_equal_to_the_bit_to_one_left_alone(tmp_p
 
 def test_the_number_of_loader_processes_changes_no_weight(tmp_path):
     for workers in (0, 1, 4):
-        finish(tmp_path / str(workers), f"{RUN.replace("128", "256")} --epochs 1 --num_workers {workers}")
+        finish(tmp_path / str(workers), f"{RUN.replace('128', '256')} --epochs 1 --num_workers {workers}")
     states = [torch.load(tmp_path / str(n) / FOLDER / "last.pth", weights_only=True) for n in (0, 1, 4)]
     for state in states[1:]:
         assert same(state["model"], states[0]["model"])
