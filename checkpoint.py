@@ -126,6 +126,8 @@ def load(path, flag: str = "--ckpt") -> dict:
         if named:
             raise InputError(f"{flag} {path}: refused unrun, it holds a pickled object ({named[1]})") from None
         raise InputError(f"{flag} {path}: not a readable checkpoint") from None
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{flag} {path}: not a readable checkpoint ({error})") from None
     except Exception as error:  # torch.load meets damage in many ways, each with an exception of its own
         raise InputError(f"{flag} {path}: not a readable checkpoint ({type(error).__name__})") from None
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):

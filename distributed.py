@@ -215,7 +215,9 @@ def _spawn(local, args) -> None:
             codes = [p.exitcode for p in processes]  # read once: one may end between two looks
             if any(codes) or None not in codes:
                 break
-            multiprocessing.connection.wait([p.sentinel for p, code in zip(processes, codes, strict=True) if code is None])
+            multiprocessing.connection.wait(
+                [p.sentinel for p, code in zip(processes, codes, strict=True) if code is None]
+            )
     failed = next((p for p, code in zip(processes, codes, strict=True) if code), None)
     if failed is None:
         return

@@ -16,9 +16,15 @@ import training
 from util import InputError
 
 
-def launch(worker, processes=2, minutes=5.0, **more):
+def launch(worker, minutes=5.0, **more):
     options = argparse.Namespace(
-        nproc_per_node=processes, world_size=1, rank=0, dist_url=None, dist_backend="gloo", timeout_minutes=minutes, **more
+        nproc_per_node=2,
+        world_size=1,
+        rank=0,
+        dist_url=None,
+        dist_backend="gloo",
+        timeout_minutes=minutes,
+        **more,
     )
     distributed.launch(worker, options)
 
@@ -33,20 +39,20 @@ def test_a_failure_ends_all_processes_and_its_traceback_is_shown_once(capfd):
 
 
 def test_a_process_that_is_killed_is_named_with_the_likely_reason():
-    with pytest.raises(SystemExit, match="process 1 of this node was ended by SIGKILL.*out of memory"):
+    with pytest.raises(SystemExit, match=r"process 1 of this node was ended by SIGKILL.*out of memory"):
         launch(workers.be_killed)
 
 
 @pytest.mark.parametrize("who", [1, 0])
 def test_a_process_that_hangs_ends_the_run_after_the_time_out_and_is_named(who):
     with pytest.raises(SystemExit, match=rf"process {who} hangs: the others waited for 0.05 minutes"):
-        launch(workers.hang, processes=2, minutes=0.05, who=who)
+        launch(workers.hang, minutes=0.05, who=who)
 
 
 def test_bad_input_and_a_full_disk_in_a_process_are_the_commands_own_one_line_errors():
-    with pytest.raises(InputError, match="^--flag x: is wrong$"):
+    with pytest.raises(InputError, match=r"^--flag x: is wrong$"):
         launch(workers.meet_bad_input)
-    with pytest.raises(InputError, match="^No space left on device$"):
+    with pytest.raises(InputError, match=r"^No space left on device$"):
         launch(workers.fill_the_disk)
 
 
@@ -58,13 +64,24 @@ def test_all_processes_stop_at_the_same_step_a_step_after_one_of_them_was_asked(
 
 def test_tasks_of_srun_find_one_another(tmp_path):
     """Two processes with the environment that SLURM gives its tasks."""
-    words = "--epochs 1 --model resnet8 --batch_size 255 --mixed_out_in --shuffle_bn --exp_name a".split()
+    words = [
+        "--epochs",
+        "1",
+        "--model",
+        "resnet8",
+        "--batch_size",
+        "255",
+        "--mixed_out_in",
+        "--shuffle_bn",
+        "--exp_name",
+        "a",
+    ]
     env = os.environ | {
         "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.[1-2,5]", "SLURM_JOB_ID": str(os.getpid()),
     }  # fmt: skip
     tasks = [
         subprocess.Popen(
-            [sys.executable, str(ROOT / "main_supcon.py"), *words],
+            [sys.executable, str(ROOT / "main_supcon.py"), *words.split()],
             cwd=tmp_path, env=env | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
