@@ -44,11 +44,16 @@ def write_whole(path: Path, state: dict, before: Path | None = None) -> None:
             os.replace(path, before)
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        error.filename = error.filename or str(path)
-        raise
+        fault = error
+        while fault is not None and not isinstance(fault, OSError):
+            fault = fault.__context__  # torch's zip writer covers a full disk with an error of its own
+        if fault is None:
+            raise
+        fault.filename = fault.filename or str(path)
+        raise fault from None
 
 
 def sync_folder(folder: Path) -> None:

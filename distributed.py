@@ -22,6 +22,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 import util
 from util import InputError
@@ -266,17 +267,21 @@ def _run(local_rank, errors, worker, options, backend, url, world, first_rank) -
     """One process: join the others, work, say what went wrong."""
     if errors is not None:
         threading.Thread(target=_end_with_parent, daemon=True).start()
+        multiprocessing.set_start_method(None, force=True)  # else its loaders are spawned too, and import torch anew
     device = _device(local_rank)
     threads = os.environ.get("OMP_NUM_THREADS")
     if device.type == "cpu" and threads is None and world:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
-    ranks = {} if world is None else {"world_size": world, "rank": first_rank + local_rank}
     limit = timedelta(minutes=options.timeout_minutes)
     if backend == "nccl":
         os.environ.setdefault("TORCH_NCCL_DESYNC_DEBUG", "1")  # its watchdog names the process that lags
     later = timedelta(minutes=1) if backend == "nccl" else timedelta()  # the host's words, below, come first
     try:
-        dist.init_process_group(backend, init_method=url, timeout=limit + later, **ranks)
+        if world is None:
+            how = _of_torchrun(limit)
+        else:
+            how = {"init_method": url, "world_size": world, "rank": first_rank + local_rank}
+        dist.init_process_group(backend, timeout=limit + later, **how)
         if world_size() > 1:
             _groups["host"] = dist.new_group(backend="gloo", timeout=limit)
             _groups["watch"] = dist.new_group(backend="gloo", timeout=limit)
@@ -288,6 +293,19 @@ def _run(local_rank, errors, worker, options, backend, url, world, first_rank) -
         _groups.clear()
         with contextlib.suppress(Exception):
             dist.destroy_process_group()
+
+
+def _of_torchrun(limit: timedelta) -> dict:
+    """Rank, world size and store that torchrun names.
+
+    On one node, torchrun's own store outlives a restart (--max-restarts), with the addresses of processes that are
+    gone: each start has keys of its own. On several nodes the number of restarts may differ between them; there the
+    README names the variable that gives each start a new store.
+    """
+    store, rank, world = next(rendezvous("env://", timeout=limit))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return {"store": store, "rank": rank, "world_size": world}
 
 
 def _end_with_parent() -> None:
@@ -302,7 +320,7 @@ def _fail(error: BaseException, errors, minutes: float) -> None:
     code, text = 2, util.fault(error)
     if text is None:
         code, text = 1, "".join(traceback.format_exception(error))
-        if re.search("timed? ?out|did not complete within", str(error), re.IGNORECASE):
+        if "watch" in _groups and re.search("timed? ?out", str(error), re.IGNORECASE):
             text = _who_hangs(minutes) + text.splitlines()[-1]
         elif re.search("closed by peer|connection (was )?(reset|closed)|broken pipe", str(error), re.IGNORECASE):
             time.sleep(2 * GRACE_SECONDS)

@@ -1,7 +1,9 @@
 """What the training scripts share: data, its loader, damaged images, one epoch, validation."""
 
 import inspect
+import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -171,9 +173,18 @@ def signal_free(args) -> dict:
 
 
 def ignore_signals(worker: int) -> None:
-    """Of a loader process, which ends with its parent."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    """Of a loader process: signals that go to a whole job are for the process that saves; only its parent ends it."""
+    for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for_parent, daemon=True).start()
+
+
+def _end_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def share_of_batch(args, labels) -> float:

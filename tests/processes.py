@@ -36,6 +36,7 @@ def _run(folder, words, script, slow_writes):
     os.dup2(output, 1)
     os.dup2(output, 2)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)  # loaders are forked, as those of a command are
     sys.argv = [f"{script}.py", *words]
     if slow_writes:
         write_slowly(slow_writes)

@@ -1,0 +1,175 @@
+"""Step time, traffic and memory of 1 to 64 GPUs and banks of up to a million keys: computed, not run.
+
+python -m benchmarks.scaling                                 # measures one process of this machine, then computes
+python -m benchmarks.scaling --image_ms 0.6 --entry_ns 0.02   # from figures measured elsewhere
+
+Measured, in one process: milliseconds an image (query forward and backward, key forward, key encoder's and optimiser's
+step) and nanoseconds an entry of the [n, K] similarities (the loss, forward and backward). Assumed: links of the given
+bandwidth, ring all-reduce of float32 gradients behind half of the backward pass, nothing else hidden; the batch is
+shared out, the bank is whole on every process.
+"""
+
+import argparse
+import time
+
+import torch
+import torch.nn.functional as F
+
+from losses import RINCELoss
+from networks import resnet
+from networks.contrastive import ContrastiveModel, projection_head
+from networks.memory_bank import MemoryBank
+
+PROCESSES, BANKS = (1, 2, 4, 8, 16, 32, 64), (8192, 65536, 262144, 1048576)
+
+
+def get_parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", default="resnet18")
+    p.add_argument("--size", type=int, default=224)
+    p.add_argument("--batch_size", type=int, default=768, help="images a step, over all processes")
+    p.add_argument("--feat_dim", type=int, default=128)
+    p.add_argument("--classes", type=int, default=100)
+    p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    p.add_argument("--image_ms", type=float, help="milliseconds an image; None: measured")
+    p.add_argument("--entry_ns", type=float, help="nanoseconds a similarity; None: measured")
+    p.add_argument("--matrices", type=float, default=5.41, help="[n, K] floats of the loss, from benchmarks.loss_head")
+    p.add_argument("--gpus_per_node", type=int, default=8)
+    p.add_argument("--node_gbytes", type=float, default=200, help="GB/s of a GPU to those of its node")
+    p.add_argument("--network_gbytes", type=float, default=12.5, help="GB/s of a GPU to other nodes")
+    p.add_argument("--memory_gbytes", type=float, default=80, help="of a GPU")
+    return p
+
+
+def seconds(step, device, repeats=3):
+    """The fastest of some repeats, after one that does not count."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def per_unit(step_of, sizes, device) -> float:
+    """Seconds a unit, from the difference of two sizes: what a step costs whatever its size is left out."""
+    small, large = (seconds(step_of(size), device) for size in sizes)
+    return (large - small) / (sizes[1] - sizes[0])
+
+
+def network(args) -> ContrastiveModel:
+    """The model of a run, but with a loss and a bank that cost nothing."""
+    encoder = resnet.encoder(args.model, small_images=args.size < 96)
+    bank, table = MemoryBank(1, args.feat_dim), torch.eye(args.classes)
+    return ContrastiveModel(encoder, projection_head(encoder.dim, args.feat_dim), bank, RINCELoss(table)).to(
+        args.device
+    )
+
+
+def image_seconds(args, model) -> float:
+    """Of a training step without its loss."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, momentum=0.9)
+
+    def step_of(n):
+        views = torch.randn(2, n, 3, args.size, args.size, device=args.device)
+        labels = torch.zeros(n, dtype=torch.long, device=args.device)
+
+        def step():
+            optimizer.zero_grad()
+            model(views[0], views[1], labels).loss().backward()
+            optimizer.step()
+
+        return step
+
+    return per_unit(step_of, (8, 24) if args.device == "cpu" else (64, 256), args.device)
+
+
+def entry_seconds(args) -> float:
+    """Of the loss, forward and backward, with two ranks."""
+    group = torch.arange(args.classes) // 5
+    table = torch.eye(args.classes).maximum(0.75 * (group[:, None] == group))
+    criterion, k = RINCELoss(table).to(args.device), 8192
+
+    def unit(rows):
+        return F.normalize(torch.randn(rows, args.feat_dim, device=args.device), dim=1)
+
+    bank, bank_labels = unit(k), torch.randint(args.classes, (k,), device=args.device)
+
+    def step_of(entries):
+        n = entries // k
+        query, key, labels = unit(n).requires_grad_(), unit(n), torch.randint(args.classes, (n,), device=args.device)
+        return lambda: criterion(query, key, labels, bank, bank_labels).backward()
+
+    return per_unit(step_of, (64 * k, 512 * k), args.device)
+
+
+def transfer_seconds(args, world: int, received: float) -> float:
+    """Of bytes that reach each process from the others: over the slowest link on the way."""
+    gbytes = args.node_gbytes if world <= args.gpus_per_node else args.network_gbytes
+    return received / (gbytes * 1e9)
+
+
+def compute(args, world: int, bank: int, image: float, entry: float, parameters: int) -> dict:
+    """One process of `world`: seconds a step and where they go, bytes it receives, bytes it holds."""
+    n, d = args.batch_size / world, args.feat_dim
+    keys = (args.batch_size - n) * (4 * d + 8)
+    gradients = 2 * (world - 1) / world * 4 * parameters
+    encoder, loss = n * image, n * bank * entry
+    gather, reduce = transfer_seconds(args, world, keys), transfer_seconds(args, world, gradients)
+    wait = gather + max(0.0, reduce - encoder / 2)
+    return {
+        "encoder": encoder, "loss": loss, "wait": wait, "step": encoder + loss + wait,
+        "keys": keys, "gradients": gradients,
+        "bank": 2 * bank * (4 * d + 8),  # the loss reads a copy, since backward needs the keys before the push
+        "matrices": args.matrices * 4 * n * bank + 4 * bank * (args.classes + 1),
+    }  # fmt: skip
+
+
+def first_limit(args, row: dict) -> str:
+    """What a configuration runs into, if anything."""
+    limits = {
+        "memory": row["bank"] + row["matrices"] > 0.7 * args.memory_gbytes * 1e9,  # the rest: network, activations
+        "the loss takes longer than the encoder": row["loss"] > row["encoder"],
+        "waiting takes a third of the step": row["wait"] > row["step"] / 3,
+    }
+    return "; ".join(name for name, met in limits.items() if met)
+
+
+def main():
+    args = get_parser().parse_args()
+    torch.manual_seed(0)
+    model = network(args)
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    image = args.image_ms / 1e3 if args.image_ms else image_seconds(args, model)
+    entry = args.entry_ns / 1e9 if args.entry_ns else entry_seconds(args)
+    print(f"{args.model}, {parameters / 1e6:.1f} M parameters, {args.size} pixels, batch {args.batch_size} over all")
+    print(
+        f"{1e3 * image:.3g} ms an image, {1e9 * entry:.3g} ns a similarity ({args.device}, torch {torch.__version__})"
+    )
+    head = (
+        "GPUs",
+        "bank",
+        "step ms",
+        "encoder",
+        "loss",
+        "wait",
+        "images/s",
+        "keys MB",
+        "grads MB",
+        "bank GB",
+        "[n, K] GB",
+    )
+    print("".join(f"{name:>10}" for name in head) + "   runs into")
+    for bank in BANKS:
+        for world in PROCESSES:
+            row = compute(args, world, bank, image, entry, parameters)
+            times = [1e3 * row[name] for name in ("step", "encoder", "loss", "wait")]
+            sizes = (row["keys"] / 1e6, row["gradients"] / 1e6, row["bank"] / 1e9, row["matrices"] / 1e9)
+            figures = (*times, args.batch_size / row["step"], *sizes)
+            print(f"{world:>10}{bank:>10}" + "".join(f"{x:>10.4g}" for x in figures) + "   " + first_limit(args, row))
+
+
+if __name__ == "__main__":
+    main()
