@@ -1,10 +1,11 @@
 """Step time, traffic and memory of 1 to 64 GPUs and banks of up to a million keys: computed, not run.
 
 python -m benchmarks.scaling                                 # measures one process of this machine, then computes
-python -m benchmarks.scaling --image_ms 0.6 --entry_ns 0.02   # from figures measured elsewhere
+python -m benchmarks.scaling --step_ms 9 --image_ms 0.6 --entry_ns 0.02 --key_ns 0.7    # figures from elsewhere
 
-Measured, in one process: milliseconds an image (query forward and backward, key forward, key encoder's and optimiser's
-step) and nanoseconds an entry of the [n, K] similarities (the loss, forward and backward). Assumed: links of the given
+Measured, in one process: milliseconds an image (query forward and backward, key forward) and what a step costs beside
+them (key encoder, optimiser); nanoseconds an entry of the [n, K] similarities (the loss, forward and backward), and a key
+of the bank beside them (its copy, its class as a row of [K, C + 1]). Assumed: links of the given
 bandwidth, ring all-reduce of float32 gradients behind half of the backward pass, nothing else hidden; the batch is
 shared out, the bank is whole on every process.
 """
@@ -31,8 +32,13 @@ def get_parser():
     p.add_argument("--feat_dim", type=int, default=128)
     p.add_argument("--classes", type=int, default=100)
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    p.add_argument("--image_ms", type=float, help="milliseconds an image; None: measured")
-    p.add_argument("--entry_ns", type=float, help="nanoseconds a similarity; None: measured")
+    for name, what in (
+        ("step_ms", "a step"),
+        ("image_ms", "an image"),
+        ("entry_ns", "a similarity"),
+        ("key_ns", "a key"),
+    ):
+        p.add_argument(f"--{name}", type=float, help=f"what {what} costs; None: measured")
     p.add_argument("--matrices", type=float, default=5.41, help="[n, K] floats of the loss, from benchmarks.loss_head")
     p.add_argument("--gpus_per_node", type=int, default=8)
     p.add_argument("--node_gbytes", type=float, default=200, help="GB/s of a GPU to those of its node")
@@ -53,23 +59,23 @@ def seconds(step, device, repeats=3):
     return min(times[1:])
 
 
-def per_unit(step_of, sizes, device) -> float:
-    """Seconds a unit, from the difference of two sizes: what a step costs whatever its size is left out."""
+def per_unit(step_of, sizes, device) -> tuple[float, float]:
+    """Seconds whatever the size, and seconds a unit: the line through two sizes."""
     small, large = (seconds(step_of(size), device) for size in sizes)
-    return (large - small) / (sizes[1] - sizes[0])
+    slope = (large - small) / (sizes[1] - sizes[0])
+    return max(0.0, small - slope * sizes[0]), slope
 
 
 def network(args) -> ContrastiveModel:
     """The model of a run, but with a loss and a bank that cost nothing."""
     encoder = resnet.encoder(args.model, small_images=args.size < 96)
     bank, table = MemoryBank(1, args.feat_dim), torch.eye(args.classes)
-    return ContrastiveModel(encoder, projection_head(encoder.dim, args.feat_dim), bank, RINCELoss(table)).to(
-        args.device
-    )
+    head = projection_head(encoder.dim, args.feat_dim)
+    return ContrastiveModel(encoder, head, bank, RINCELoss(table)).to(args.device)
 
 
-def image_seconds(args, model) -> float:
-    """Of a training step without its loss."""
+def image_seconds(args, model) -> tuple[float, float]:
+    """Of a training step without its loss: a step, an image."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, momentum=0.9)
 
     def step_of(n):
@@ -102,7 +108,18 @@ def entry_seconds(args) -> float:
         query, key, labels = unit(n).requires_grad_(), unit(n), torch.randint(args.classes, (n,), device=args.device)
         return lambda: criterion(query, key, labels, bank, bank_labels).backward()
 
-    return per_unit(step_of, (64 * k, 512 * k), args.device)
+    return per_unit(step_of, (64 * k, 512 * k), args.device)[1]
+
+
+def key_seconds(args) -> float:
+    """Of what the loss does with the bank whatever the batch."""
+
+    def step_of(k):
+        keys = torch.randn(k, args.feat_dim, device=args.device)
+        labels = torch.randint(args.classes, (k,), device=args.device)
+        return lambda: (keys.clone(), F.one_hot(labels, args.classes + 1).to(keys.dtype))
+
+    return per_unit(step_of, (1 << 16, 1 << 18), args.device)[1]
 
 
 def transfer_seconds(args, world: int, received: float) -> float:
@@ -111,12 +128,13 @@ def transfer_seconds(args, world: int, received: float) -> float:
     return received / (gbytes * 1e9)
 
 
-def compute(args, world: int, bank: int, image: float, entry: float, parameters: int) -> dict:
+def compute(args, world: int, bank: int, costs: dict, parameters: int) -> dict:
     """One process of `world`: seconds a step and where they go, bytes it receives, bytes it holds."""
     n, d = args.batch_size / world, args.feat_dim
     keys = (args.batch_size - n) * (4 * d + 8)
     gradients = 2 * (world - 1) / world * 4 * parameters
-    encoder, loss = n * image, n * bank * entry
+    encoder = costs["step"] + n * costs["image"]
+    loss = bank * costs["key"] + n * bank * costs["entry"]
     gather, reduce = transfer_seconds(args, world, keys), transfer_seconds(args, world, gradients)
     wait = gather + max(0.0, reduce - encoder / 2)
     return {
@@ -137,34 +155,49 @@ def first_limit(args, row: dict) -> str:
     return "; ".join(name for name, met in limits.items() if met)
 
 
+def costs_of(args, model) -> dict:
+    """Seconds of a step, an image, a similarity and a key: given, or measured."""
+    given = {"step": args.step_ms, "image": args.image_ms, "entry": args.entry_ns, "key": args.key_ns}
+    costs = {name: x and x / (1e3 if name in ("step", "image") else 1e9) for name, x in given.items()}
+    if None in (costs["step"], costs["image"]):
+        costs["step"], costs["image"] = image_seconds(args, model)
+    if costs["entry"] is None:
+        costs["entry"] = entry_seconds(args)
+    if costs["key"] is None:
+        costs["key"] = key_seconds(args)
+    return costs
+
+
 def main():
     args = get_parser().parse_args()
     torch.manual_seed(0)
     model = network(args)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    image = args.image_ms / 1e3 if args.image_ms else image_seconds(args, model)
-    entry = args.entry_ns / 1e9 if args.entry_ns else entry_seconds(args)
-    print(f"{args.model}, {parameters / 1e6:.1f} M parameters, {args.size} pixels, batch {args.batch_size} over all")
+    costs = costs_of(args, model)
     print(
-        f"{1e3 * image:.3g} ms an image, {1e9 * entry:.3g} ns a similarity ({args.device}, torch {torch.__version__})"
+        f"{args.model}, {parameters / 1e6:.1f} M parameters, {args.size} pixels, batch {args.batch_size} over all",
+        end="; ",
     )
-    head = (
+    print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{1e3 * costs['step']:.3g} ms a step, {1e3 * costs['image']:.3g} ms an image", end=", ")
+    print(f"{1e9 * costs['entry']:.3g} ns a similarity, {1e9 * costs['key']:.3g} ns a key")
+    head = [
         "GPUs",
         "bank",
-        "step ms",
+        "step_ms",
         "encoder",
         "loss",
         "wait",
         "images/s",
-        "keys MB",
-        "grads MB",
-        "bank GB",
-        "[n, K] GB",
-    )
+        "keys_MB",
+        "grads_MB",
+        "bank_GB",
+        "[n,K]_GB",
+    ]
     print("".join(f"{name:>10}" for name in head) + "   runs into")
     for bank in BANKS:
         for world in PROCESSES:
-            row = compute(args, world, bank, image, entry, parameters)
+            row = compute(args, world, bank, costs, parameters)
             times = [1e3 * row[name] for name in ("step", "encoder", "loss", "wait")]
             sizes = (row["keys"] / 1e6, row["gradients"] / 1e6, row["bank"] / 1e9, row["matrices"] / 1e9)
             figures = (*times, args.batch_size / row["step"], *sizes)
