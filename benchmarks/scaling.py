@@ -4,10 +4,10 @@ python -m benchmarks.scaling                                 # measures one proc
 python -m benchmarks.scaling --step_ms 9 --image_ms 0.6 --entry_ns 0.02 --key_ns 0.7    # figures from elsewhere
 
 Measured, in one process: milliseconds an image (query forward and backward, key forward) and what a step costs beside
-them (key encoder, optimiser); nanoseconds an entry of the [n, K] similarities (the loss, forward and backward), and a key
-of the bank beside them (its copy, its class as a row of [K, C + 1]). Assumed: links of the given
-bandwidth, ring all-reduce of float32 gradients behind half of the backward pass, nothing else hidden; the batch is
-shared out, the bank is whole on every process.
+them (key encoder, optimiser); nanoseconds an entry of the [n, K] similarities (the loss, forward and backward), and a
+key of the bank beside them (its copy, its class as a row of [K, C + 1]). Assumed: links of the given bandwidth, ring
+all-reduce of float32 gradients behind half of the backward pass, nothing else hidden; the batch is shared out, the bank
+is whole on every process.
 """
 
 import argparse
@@ -32,13 +32,13 @@ def get_parser():
     p.add_argument("--feat_dim", type=int, default=128)
     p.add_argument("--classes", type=int, default=100)
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    for name, what in (
-        ("step_ms", "a step"),
-        ("image_ms", "an image"),
-        ("entry_ns", "a similarity"),
-        ("key_ns", "a key"),
-    ):
-        p.add_argument(f"--{name}", type=float, help=f"what {what} costs; None: measured")
+    for name, of in {
+        "step_ms": "a step",
+        "image_ms": "an image",
+        "entry_ns": "a similarity",
+        "key_ns": "a key",
+    }.items():
+        p.add_argument(f"--{name}", type=float, help=f"what {of} costs; None: measured")
     p.add_argument("--matrices", type=float, default=5.41, help="[n, K] floats of the loss, from benchmarks.loss_head")
     p.add_argument("--gpus_per_node", type=int, default=8)
     p.add_argument("--node_gbytes", type=float, default=200, help="GB/s of a GPU to those of its node")
@@ -47,7 +47,7 @@ def get_parser():
     return p
 
 
-def seconds(step, device, repeats=3):
+def seconds(step, device, repeats=7):
     """The fastest of some repeats, after one that does not count."""
     times = []
     for _ in range(repeats + 1):
@@ -139,7 +139,7 @@ def compute(args, world: int, bank: int, costs: dict, parameters: int) -> dict:
     wait = gather + max(0.0, reduce - encoder / 2)
     return {
         "encoder": encoder, "loss": loss, "wait": wait, "step": encoder + loss + wait,
-        "keys": keys, "gradients": gradients,
+        "fixed": costs["step"] + bank * costs["key"], "keys": keys, "gradients": gradients,
         "bank": 2 * bank * (4 * d + 8),  # the loss reads a copy, since backward needs the keys before the push
         "matrices": args.matrices * 4 * n * bank + 4 * bank * (args.classes + 1),
     }  # fmt: skip
@@ -149,6 +149,7 @@ def first_limit(args, row: dict) -> str:
     """What a configuration runs into, if anything."""
     limits = {
         "memory": row["bank"] + row["matrices"] > 0.7 * args.memory_gbytes * 1e9,  # the rest: network, activations
+        "half of the step does not shrink with the batch": row["fixed"] > row["step"] / 2,
         "the loss takes longer than the encoder": row["loss"] > row["encoder"],
         "waiting takes a third of the step": row["wait"] > row["step"] / 3,
     }
@@ -181,19 +182,19 @@ def main():
     print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{1e3 * costs['step']:.3g} ms a step, {1e3 * costs['image']:.3g} ms an image", end=", ")
     print(f"{1e9 * costs['entry']:.3g} ns a similarity, {1e9 * costs['key']:.3g} ns a key")
-    head = [
+    head = (
         "GPUs",
         "bank",
-        "step_ms",
+        "step ms",
         "encoder",
         "loss",
         "wait",
         "images/s",
-        "keys_MB",
-        "grads_MB",
-        "bank_GB",
-        "[n,K]_GB",
-    ]
+        "keys MB",
+        "grads MB",
+        "bank GB",
+        "n*K GB",
+    )
     print("".join(f"{name:>10}" for name in head) + "   runs into")
     for bank in BANKS:
         for world in PROCESSES:
