@@ -20,6 +20,7 @@ import util
 # a checkpoint after every step
 RUN = "--model resnet8 --batch_size 128 --memorybank_size 256 --mixed_out_in --exp_name a --save_minutes 1e-9"
 RUN += " --save_freq 2 --resume auto"
+FEW_STEPS = RUN.replace("batch_size 128", "batch_size 256")
 FOLDER = "save/SupCon/digits_models/a"
 TIMING = "images_per_second"
 
@@ -90,7 +91,7 @@ def check_that_kills_leave_no_trace(folder, words, kills):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_killed_twice_ends_equal_to_the_bit_to_one_left_alone(tmp_path, workers):
-    check_that_kills_leave_no_trace(tmp_path, f"{RUN} --epochs 2 --num_workers {workers}", kills=2)
+    check_that_kills_leave_no_trace(tmp_path, f"{FEW_STEPS} --epochs 2 --num_workers {workers}", kills=2)
 
 
 @pytest.mark.slow
@@ -101,7 +102,7 @@ def test_a_run_killed_twenty_times_ends_equal_to_the_bit_to_one_left_alone(tmp_p
 
 def test_the_number_of_loader_processes_changes_no_weight(tmp_path):
     for workers in (0, 1, 4):
-        finish(tmp_path / str(workers), f"{RUN.replace('128', '256')} --epochs 1 --num_workers {workers}")
+        finish(tmp_path / str(workers), f"{FEW_STEPS} --epochs 1 --num_workers {workers}")
     states = [torch.load(tmp_path / str(n) / FOLDER / "last.pth", weights_only=True) for n in (0, 1, 4)]
     for state in states[1:]:
         assert same(state["model"], states[0]["model"])
@@ -188,7 +189,9 @@ def torchrun(folder, where, words, *more):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("where", ["step", "validation", "save"])
+@pytest.mark.parametrize(
+    "where", [pytest.param("step", marks=pytest.mark.slow), pytest.param("validation", marks=pytest.mark.slow), "save"]
+)
 def test_torchrun_asked_to_stop_during_a_step_a_validation_or_a_save_leaves_a_good_checkpoint(tmp_path, where):
     process = torchrun(tmp_path, where, f"{CLASSIFIER} --epochs 1000")
     sign = {"step": "last.pth", "validation": "../../../../validating", "save": "last.pth.tmp"}[where]
@@ -207,6 +210,7 @@ def test_torchrun_asked_to_stop_during_a_step_a_validation_or_a_save_leaves_a_go
     assert len(state["processes"]) == 2
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_crashed_run_again_and_it_goes_on_by_itself(tmp_path):
     process = torchrun(tmp_path, "crash", f"{CLASSIFIER} --epochs 3", "--max-restarts", "1")
     process.wait(120)

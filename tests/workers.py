@@ -8,7 +8,6 @@ import time
 import torch
 
 import distributed
-from util import InputError
 
 
 def fail(options, device):
@@ -28,12 +27,6 @@ def hang(options, device):
     """Process options.who never comes."""
     if distributed.rank() == options.who:
         time.sleep(600)
-    distributed.all_reduce(torch.ones(1))
-
-
-def meet_bad_input(options, device):
-    if distributed.rank() == 1:
-        raise InputError("--flag x: is wrong")
     distributed.all_reduce(torch.ones(1))
 
 
