@@ -90,13 +90,14 @@ class Run:
                 "start anew with --overwrite, or choose another name"
             )
 
-    def begin(self, model, optimizer, sampler, facts: dict, data) -> None:
+    def begin(self, model, optimizer, sampler, facts: dict, data, scaler=None) -> None:
         """What a checkpoint holds from now on, and whose order of images; loads what is to be resumed into it.
 
         facts: plain entries that a checkpoint keeps, with the names of the classes; data: its `bad` marks images that
-        were skipped, if it has one.
+        were skipped, if it has one; scaler: a torch.amp.GradScaler, if the run has one.
         """
         self.model, self.optimizer, self.sampler, self.facts = model, optimizer, sampler, facts
+        self.scaler = scaler
         self.bad = getattr(data, "bad", None)
         self.stop, self.votes = StopSignals(), distributed.Votes()
         self.epochs_done, self.step, self.own = 0, 0, {}  # where the run stands; own: what differs between processes
@@ -129,6 +130,8 @@ class Run:
             raise InputError(f"{flag}: its optimiser is of another kind ({error})") from None
         for group in self.optimizer.param_groups:
             group["fused"] = True  # a checkpoint from elsewhere says None, and util.FiniteGuard needs it
+        if self.scaler is not None and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         if state["epoch"] >= self.args.epochs and not self.auto:
             raise InputError(f"{flag}: has all of its {state['epoch']} epochs; give more --epochs")
         self.epochs_done, self.step = state["epoch"], state.get("step", 0)
@@ -225,6 +228,7 @@ class Run:
             "processes": processes,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "best": self.best,
             "latest": self.latest,
             "script": self.script,

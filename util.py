@@ -152,14 +152,23 @@ class FiniteGuard:
         self.optimizer = optimizer
         self.first_bad = torch.full((), -1, dtype=torch.long, device=device)
 
-    def step(self, loss: torch.Tensor, number: int) -> None:
-        """The optimiser's step `number`, after backward."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf)  # of all gradients; where finite, none is changed
-        bad = ~(loss.detach().isfinite() & norm.isfinite()) & (self.first_bad < 0)
-        self.first_bad = torch.where(bad, number, self.first_bad)
-        self.optimizer.found_inf = (self.first_bad >= 0).float()
-        self.optimizer.step()
+    def step(self, loss: torch.Tensor, number: int, scaler=None) -> None:
+        """The optimiser's step `number`, after backward; by way of a torch.amp.GradScaler, if there is one that scales.
+
+        A scaler skips steps whose scaled gradients overflow, and lowers its scale: then the loss alone is looked at.
+        """
+        scales = scaler is not None and scaler.is_enabled()
+        bad = ~loss.detach().isfinite()
+        if not scales:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            bad |= ~torch.nn.utils.clip_grad_norm_(parameters, math.inf).isfinite()  # changes no finite gradient
+        self.first_bad = torch.where(bad & (self.first_bad < 0), number, self.first_bad)
+        if scales:
+            scaler.step(self.optimizer)
+            scaler.update()
+        else:
+            self.optimizer.found_inf = (self.first_bad >= 0).float()
+            self.optimizer.step()
 
 
 class Progress:

@@ -375,6 +375,24 @@ def test_nan_leaves_weights_and_momenta_as_they_were_before_its_step(bad, at):
     assert str(optimizer.state_dict()["state"]) == kept["state"] or at == 1
 
 
+def test_a_scaler_skips_overflows_by_itself_and_its_scale_goes_on(tmp_path):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], 0.1, fused=True)
+    scaler, guard = torch.amp.GradScaler("cpu", init_scale=8.0), util.FiniteGuard(optimizer, torch.device("cpu"))
+    for step, (loss, gradient) in enumerate([(1.0, 4.0), (1.0, float("inf")), (float("nan"), float("nan"))], 1):
+        before = weight.detach().clone()
+        scaler.scale(torch.ones((), requires_grad=True))  # makes its scale a tensor
+        weight.grad = torch.full((2,), gradient)
+        guard.step(torch.tensor(loss), step, scaler)
+        assert torch.equal(weight, before) == (step > 1)
+        assert int(guard.first_bad) == (3 if step == 3 else -1)
+    assert scaler.get_scale() == 2.0
+    checkpoint.save(tmp_path / "last.pth", {"model": {}, "scaler": scaler.state_dict()})
+    other = torch.amp.GradScaler("cpu")
+    other.load_state_dict(checkpoint.load(tmp_path / "last.pth")["scaler"])
+    assert other.state_dict() == scaler.state_dict()
+
+
 def test_the_guard_changes_no_bit_of_a_good_step():
     torch.manual_seed(0)
     start_, grad = torch.randn(50), torch.randn(50)
