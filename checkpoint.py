@@ -5,12 +5,16 @@ CIFAR form with `encoder.`, `head.` and `shortcut.`); see `encoder_weights`.
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import pickle
+import random
 import re
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,20 +28,67 @@ KEY_ENCODER = ("backbone_k", "key_encoder", "key_head")
 BESIDE = ("head", "fc", "bank", "criterion", "memorybank_InfoNCE", "memorybank_labels", "queue_ptr")
 
 
-def write_whole(path: Path, state: dict) -> None:
-    """Write to a temporary name, sync, rename: a crash leaves the file before it. Call on the main process only."""
+def write_whole(path: Path, state: dict, before: Path | None = None) -> None:
+    """Write to a temporary name, sync, rename: a crash leaves the file before it. Call on the main process only.
+
+    before: the name that the file so far takes. Raises OSError that names the path; nothing half-written stays.
+    """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if before and path.exists():
+            os.replace(path, before)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        fault = error
+        while fault is not None and not isinstance(fault, OSError):
+            fault = fault.__context__  # torch's zip writer covers a full disk with an error of its own
+        if fault is None:
+            raise
+        fault.filename = fault.filename or str(path)
+        raise fault from None
 
 
-def save(path: Path, state: dict) -> None:
-    """Write a checkpoint, whole or not at all; `state` holds tensors and plain types."""
-    write_whole(path, {"format": FORMAT, **state})
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(path: Path, state: dict, before: Path | None = None) -> None:
+    """Write a checkpoint, whole or not at all; `state` holds tensors and plain types. `before`: as in write_whole."""
+    write_whole(path, {"format": FORMAT, **state}, before)
+
+
+def history(folder: Path) -> list[Path]:
+    """The checkpoints of a run's folder, the newest first: last.pth, previous.pth, the highest ckpt_epoch_N.pth, ..."""
+    kept = {int(f.stem.removeprefix("ckpt_epoch_")): f for f in Path(folder).glob("ckpt_epoch_[0-9]*.pth")}
+    files = [Path(folder) / "last.pth", Path(folder) / "previous.pth", *(kept[n] for n in sorted(kept, reverse=True))]
+    return [file for file in files if file.exists()]
+
+
+def newest(folder: Path, flag: str = "--resume") -> tuple[Path, dict, list[str]]:
+    """The newest checkpoint of a run's folder that can be read, its content, and what is wrong with those passed over.
+
+    Raises InputError where there is none.
+    """
+    passed = []
+    for path in history(folder):
+        try:
+            return path, load(path, flag), passed
+        except InputError as error:
+            passed.append(str(error))
+    raise InputError(passed[0] + ", nor is any before it" if passed else f"{flag} {folder}: holds no checkpoint")
 
 
 def find(path, flag: str = "--ckpt") -> Path:
@@ -58,10 +109,21 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _check_sums(path: Path) -> None:
+    """torch.load does not look at the CRC-32 that its zip files hold for each record: flipped bits would load."""
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"  # as torch.load tells its two formats apart
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"damaged in {damaged}")
+
+
 def load(path, flag: str = "--ckpt") -> dict:
     """Read a checkpoint on the CPU: tensors, plain types and argparse.Namespace; any other object is refused unrun."""
     path = find(path, flag)
     try:
+        _check_sums(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -69,6 +131,8 @@ def load(path, flag: str = "--ckpt") -> dict:
         if named:
             raise InputError(f"{flag} {path}: refused unrun, it holds a pickled object ({named[1]})") from None
         raise InputError(f"{flag} {path}: not a readable checkpoint") from None
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{flag} {path}: not a readable checkpoint ({error})") from None
     except Exception as error:  # torch.load meets damage in many ways, each with an exception of its own
         raise InputError(f"{flag} {path}: not a readable checkpoint ({type(error).__name__})") from None
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
@@ -77,6 +141,24 @@ def load(path, flag: str = "--ckpt") -> dict:
         if not isinstance(value, Tensor):
             raise InputError(f"{flag} {path}: not a checkpoint, its weight {name} is a {type(value).__name__}")
     return state
+
+
+def random_state() -> dict:
+    """Where Python's, NumPy's and torch's random numbers of this process stand, as plain types and tensors."""
+    kind, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    numbers = {"python": random.getstate(), "numpy": [kind, keys.tolist(), *rest]}
+    return {**numbers, "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: dict) -> None:
+    """Go on with the random numbers of `random_state`."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def trained_options(state: dict) -> dict:

@@ -35,6 +35,19 @@ class RankTerms(NamedTuple):
         """Scalar: mean over the ranks that occur."""
         return torch.where(self.occurs, self.per_rank(), 0).sum() / self.occurs.sum().clamp(min=1)
 
+    def over_processes(self, all_reduce, processes: int) -> "RankTerms":
+        """The terms of this process's anchors among those of all processes, in no particular number on each.
+
+        all_reduce(x, "sum") adds up over processes; only counts go through it. Count and occurs become global, and the
+        total is taken `processes` times, so that the mean over processes of `loss` and of its gradient, which
+        DistributedDataParallel takes, is that of one process with all anchors. The mean of each process's own means
+        would give a positive more weight where there are few.
+        """
+        if processes == 1:
+            return self
+        both = all_reduce(torch.stack([self.count, self.occurs.to(self.count.dtype)]), "sum")
+        return RankTerms(self.total * processes, both[0], both[1] > 0)
+
 
 def masked_logsumexp(logits: Tensor, mask: Tensor) -> Tensor:
     """log of the sum of exp over the entries of a row where the mask holds: [N, K], [N, K] bool -> [N].

@@ -33,6 +33,7 @@ def get_parser():
     g = p.add_argument_group("model and views")
     g.add_argument("--model", default="resnet50", help="encoder: torchvision's ResNets, resnet8 to resnet56 narrow")
     options.flag(g, "--use_ssl_augmentations", help="augment as the contrastive methods do; else crop and flip")
+    options.flag(g, "--syncBN", help=options.SYNC_BN)
     options.flag(g, "--imagenet100", help="use ImageNet-100's classes only, of a folder that holds more")
     options.add_training(p)
     options.add_distributed(p)
@@ -48,7 +49,7 @@ def worker(args, device):
         only = datasets.class_list("ImageNet-100") if args.imagenet100 else ()
         train, test = training.classification_data(args, only)
         spec, size, mean, std = training.image_settings(args, train)
-        encoder = training.build_encoder(args.model, spec.small)
+        encoder = training.sync_batchnorm(args, training.build_encoder(args.model, spec.small), device)
         name = args.exp_name or f"cross_entropy_{args.model}_seed{args.seed}"
         run = runs.Run(args, "SupCon", name)
     train = training.check_images(run, train, device)
@@ -63,19 +64,19 @@ def worker(args, device):
     wrapped = training.parallel(model)
     optimizer = training.sgd(model, args)
     facts = {"classes": train.classes, "size": size, "mean": list(mean), "std": list(std)}
-    start = run.resume(model, optimizer, facts) if args.resume else 0
+    run.begin(model, optimizer, sampler, facts, train, training.gradient_scaler(args, device))
     run.say(f"cross-entropy: {len(train.classes)} classes, {len(train)} training and {len(test)} validation images")
 
     def step(images, labels):
         logits = wrapped(images)
-        return F.cross_entropy(logits.float(), labels), training.accuracy(logits, labels)
+        share = training.share_of_batch(args, labels)
+        return share * F.cross_entropy(logits.float(), labels), share * training.accuracy(logits, labels)
 
-    for epoch in range(start + 1, args.epochs + 1):
-        scalars = training.classification_epoch(run, loader, sampler, step, model, validation, optimizer, epoch, device)
-        run.save(epoch, model, optimizer, facts)
+    for epoch in run.epochs():
+        training.classification_epoch(run, loader, step, model, validation, optimizer, epoch, device)
     run.close()
     if distributed.is_main():
-        metrics = training.best_and_last(run.best, scalars)
+        metrics = {"best": run.best, "last": run.latest}
         path = results.write(
             args, "cross_entropy", "", name=name, metrics=metrics,
             checkpoint={"path": str(run.last.resolve()), "sha256": checkpoint.sha256(run.last), "model": args.model,

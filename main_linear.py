@@ -73,19 +73,19 @@ def worker(args, device):
     classifier = nn.Linear(net.encoder.dim, len(facts["classes"])).to(device)
     model, wrapped = nn.Sequential(encoder, classifier).eval(), training.parallel(classifier)
     optimizer = training.sgd(classifier, args)
-    start = run.resume(classifier, optimizer, facts) if args.resume else 0
+    run.begin(classifier, optimizer, sampler, facts, train, training.gradient_scaler(args, device))
     run.say(f"linear probe, {kind}: {len(facts['classes'])} classes on {net.encoder.dim} dimensions of {net.name}")
 
     def step(images, labels):
         logits = wrapped(encoder(images))
-        return F.cross_entropy(logits, labels), training.accuracy(logits, labels)
+        share = training.share_of_batch(args, labels)
+        return share * F.cross_entropy(logits, labels), share * training.accuracy(logits, labels)
 
-    for epoch in range(start + 1, args.epochs + 1):
-        scalars = training.classification_epoch(run, loader, sampler, step, model, validation, optimizer, epoch, device)
-        run.save(epoch, classifier, optimizer, facts)
+    for epoch in run.epochs():
+        training.classification_epoch(run, loader, step, model, validation, optimizer, epoch, device)
     run.close()
     if distributed.is_main():
-        metrics = training.best_and_last(run.best, scalars)
+        metrics = {"best": run.best, "last": run.latest}
         path = results.write(
             args, "linear", detail, name=args.exp_name or net.name, metrics=metrics, checkpoint=net.record,
             images=counts, data_folders={"images": args.data_folder}, seconds=time.perf_counter() - begin,

@@ -5,6 +5,8 @@ python main_supcon.py --dataset path --data_folder MY_IMAGES --ranking MY_SUPERC
 python main_supcon.py --dataset path --data_folder MY_IMAGES --instance_ranks MY_GROUPS.csv
 """
 
+from functools import partial
+
 import datasets
 import distributed
 import objective
@@ -39,6 +41,8 @@ def get_parser():
     g.add_argument("--feat_dim", type=options.positive_int, default=128, help="dimensions after the projection head")
     g.add_argument("--memorybank_size", type=options.positive_int, default=4096, help="keys in the bank")
     g.add_argument("--m", type=options.fraction, default=0.99, help="momentum of the key encoder")
+    options.flag(g, "--syncBN", help=options.SYNC_BN)
+    options.flag(g, "--shuffle_bn", help="encode keys in batches shuffled over the processes, as MoCo does")
     objective.add_options(p)
     options.add_training(p)
     watching.add_options(p)
@@ -46,12 +50,16 @@ def get_parser():
     return p
 
 
-def build_model(args, criterion):
+def build_model(args, criterion, device):
     """Query and key encoder over one bank, the same on every process since the seed is."""
     encoder = training.build_encoder(args.model, datasets.spec(args.dataset).small)
     bank = MemoryBank(args.memorybank_size, args.feat_dim)
     head = projection_head(encoder.dim, args.feat_dim)
-    return ContrastiveModel(encoder, head, bank, criterion, args.m, distributed.gather)
+    gather = partial(distributed.gather, total=args.batch_size)
+    shuffle = partial(distributed.encode_shuffled, total=args.batch_size) if args.shuffle_bn else None
+    model = ContrastiveModel(encoder, head, bank, criterion, args.m, gather, shuffle)
+    model.encoder = training.sync_batchnorm(args, model.encoder, device)
+    return training.prepared(model, args, device)
 
 
 def worker(args, device):
@@ -72,20 +80,19 @@ def worker(args, device):
     )
     loader, sampler = training.training_loader(views, args, device)
     timed, watch = watching.Timed(loader), watching.Watch(args, views, held_out)
-    model = training.prepared(build_model(args, criterion), args, device)
+    model = build_model(args, criterion, device)
     wrapped = training.parallel(model)
     optimizer = training.sgd(model, args)
     facts = {"classes": data.classes, "size": size, "mean": list(mean), "std": list(std)}
-    start = run.resume(model, optimizer, facts) if args.resume else 0
+    run.begin(model, optimizer, sampler, facts, data, training.gradient_scaler(args, device))
     run.say(summary)
 
     def step(views, labels):
-        terms = wrapped(*views, labels)
+        terms = wrapped(*views, labels).over_processes(distributed.all_reduce, distributed.world_size())
         return terms.loss(), terms.per_rank()
 
-    for epoch in range(start + 1, args.epochs + 1):
-        sampler.set_epoch(epoch)
-        loss, per_rank = training.train_epoch(run, timed, step, optimizer, epoch, device)
+    for epoch in run.epochs():
+        loss, per_rank, images_per_second = training.train_epoch(run, timed, step, optimizer, epoch, device)
         time_spent = timed.scalars()
         positives = criterion.positives_per_anchor(model.bank.labels[model.bank.labels >= 0], model.bank.labels)
         scalars = {"loss": loss, "learning_rate": optimizer.param_groups[0]["lr"], **time_spent}
@@ -94,10 +101,10 @@ def worker(args, device):
         scalars |= {f"positives_rank_{r}": x for r, x in enumerate(positives.tolist())}
         scalars |= {f"tau_rank_{r}": tau for r, tau in enumerate(criterion.taus)}
         scalars |= watch.scalars(model, epoch, device)
-        run.log(epoch, scalars, images_per_second=len(loader) * args.batch_size / time_spent["seconds"])
-        if epoch == start + 1:
+        run.log(epoch, scalars, images_per_second)
+        if epoch == run.resumed_from + 1:
             watch.draw_pairs(run.writer)
-        run.save(epoch, model, optimizer, facts)
+        run.save(epoch)
     watch.project(run.writer, model, device)
     run.close()
 

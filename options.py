@@ -107,6 +107,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     return p
 
 
+SYNC_BN = "BatchNorm of the (query) encoder over the batch of all processes, not of each: slower, CUDA only"
+
+
 def add_data(p, names) -> None:
     """Which images, and how they are read."""
     g = p.add_argument_group("data")
@@ -134,6 +137,7 @@ def add_training(p) -> None:
     g.add_argument("--momentum", type=fraction, default=0.9, help="of SGD")
     g.add_argument("--weight_decay", type=float, default=1e-4, help="weight decay")
     g.add_argument("--seed", type=int, default=0, help="random seed")
+    flag(g, "--detect_anomaly", help="name the operation whose gradient turns NaN first; slow")
     g = p.add_argument_group("speed")
     g.add_argument("--augment_on", choices=["device", "worker"], help="flip, colour, normalise (None: device on CUDA)")
     g.add_argument(
@@ -151,7 +155,8 @@ def add_training(p) -> None:
     g.add_argument("--save_folder", default="./save", help="root of everything written")
     g.add_argument("--save_freq", type=positive_int, default=50, help="epochs between checkpoints that stay")
     g.add_argument("--print_freq", type=positive_int, default=10, help="steps between progress lines")
-    g.add_argument("--resume", help="checkpoint, or folder with last.pth, to go on from")
+    g.add_argument("--save_minutes", type=positive, default=10, help="minutes between checkpoints inside an epoch")
+    g.add_argument("--resume", help="checkpoint or run's folder to go on from; auto: this run's own, if it has begun")
     flag(g, "--overwrite", help="start anew in a folder that holds a run; its files are replaced")
 
 
@@ -171,12 +176,13 @@ def add_output(p) -> None:
 
 def add_distributed(p) -> None:
     """How many processes, and how they find one another."""
-    g = p.add_argument_group("processes (torchrun sets these itself)")
+    g = p.add_argument_group("processes (torchrun and srun set these themselves)")
     g.add_argument("--nproc_per_node", type=positive_int, help="processes of this node (None: one per GPU)")
     g.add_argument("--world-size", type=int, default=1, help="number of NODES")
     g.add_argument("--rank", type=int, default=0, help="number of this node, from 0")
     g.add_argument("--dist-url", help="tcp://HOST:PORT of node 0 (None: this machine)")
     g.add_argument("--dist-backend", default="nccl", type=str.lower, choices=["nccl", "gloo"], help="on CUDA")
+    g.add_argument("--timeout_minutes", type=positive, default=30, help="a run that hangs for so long is ended")
 
 
 def plain(args: argparse.Namespace) -> dict:

@@ -2,7 +2,11 @@
 
 import inspect
 import itertools
+import os
+import signal
 import sys
+import threading
+import time
 
 import numpy as np
 import torch
@@ -180,9 +184,8 @@ def training_loader(data, args, device):
 
     data: Views, or features in memory (a TensorDataset), which come a whole batch at a time.
     """
-    world = distributed.world_size()
-    if args.batch_size % world:
-        raise InputError(f"--batch_size {args.batch_size} does not divide over {world} processes")
+    if args.batch_size < distributed.world_size():
+        raise InputError(f"--batch_size {args.batch_size} is less than the {distributed.world_size()} processes")
     if len(data) < args.batch_size:
         raise InputError(f"--batch_size {args.batch_size} is more than the {len(data)} training images")
     in_memory = isinstance(data, TensorDataset)
@@ -196,6 +199,7 @@ def training_loader(data, args, device):
         num_workers=args.num_workers,
         pin_memory=device.type == "cuda",
         persistent_workers=args.num_workers > 0,
+        **signal_free(args),
     )
     return Batches(loader, device, memory_format(args)), sampler
 
@@ -254,6 +258,44 @@ class Batches:
         return images, labels
 
 
+def signal_free(args) -> dict:
+    """Of a DataLoader: its processes leave signals, which may go to all of a job, to the one that saves; it draws from
+    random numbers of its own, so that those of the process stand where a checkpoint says.
+    """
+    return {"worker_init_fn": ignore_signals if args.num_workers else None, "generator": torch.Generator()}
+
+
+def ignore_signals(worker: int) -> None:
+    """Of a loader process: signals that go to a whole job are for the process that saves; only its parent ends it."""
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for_parent, daemon=True).start()
+
+
+def _end_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def share_of_batch(args, labels) -> float:
+    """This process's share of a batch, times the processes: a mean over its images, so weighed, becomes in the mean
+    over processes that of all images, whether or not the batch divides.
+    """
+    return len(labels) * distributed.world_size() / args.batch_size
+
+
+def sync_batchnorm(args, encoder, device):
+    """With --syncBN, an encoder whose BatchNorm takes its statistics over all processes."""
+    if not args.syncBN or distributed.world_size() == 1:
+        return encoder
+    if device.type != "cuda":
+        raise InputError("--syncBN: torch has it on CUDA only; leave it out here")
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+
+
 def parallel(model):
     """The model in DistributedDataParallel, where there are several processes.
 
@@ -269,7 +311,7 @@ def parallel(model):
 def sgd(model, args):
     """SGD over the model's trained parameters, with the options' momentum and weight decay."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    how = dict(momentum=args.momentum, weight_decay=args.weight_decay, fused=True)  # one kernel for all parameters
+    how = dict(momentum=args.momentum, weight_decay=args.weight_decay, fused=True)  # fused: see util.FiniteGuard
     return torch.optim.SGD(trained, args.learning_rate, **how)
 
 
@@ -285,6 +327,7 @@ def share_loader(data, args, device):
         num_workers=args.num_workers,
         pin_memory=device.type == "cuda",
         persistent_workers=args.num_workers > 0,
+        **signal_free(args),
     )
 
 
@@ -333,57 +376,53 @@ def set_learning_rate(optimizer, args, progress: float) -> float:
 
 
 def train_epoch(run, loader, step, optimizer, epoch: int, device):
-    """One epoch: step(images, labels) -> loss, parts [R]. Returns their means over steps and processes.
+    """One epoch, or what is left of it: step(images, labels) -> loss, parts [R]. Returns their means over steps and
+    processes, and images a second.
 
-    The device is waited for at progress lines only; there the run stops if the loss has turned NaN or infinite.
+    The device is waited for at progress lines and before a checkpoint only; there the run stops if loss or gradients
+    have turned NaN or infinite.
     """
-    args = run.args
-    loss_mean, parts_mean, bad = util.Mean(), util.Mean(), util.FirstBadStep(device)
-    scaler = gradient_scaler(args, device)
+    args, begin = run.args, time.perf_counter()
+    loss_mean, parts_mean, guard = util.Mean(), util.Mean(), util.FiniteGuard(optimizer, device)
+    done = run.enter(epoch, loss_mean, parts_mean, device=device)
     progress = util.Progress(f"epoch {epoch}/{args.epochs}", len(loader), args.print_freq, distributed.is_main())
-    for i, (images, labels) in enumerate(loader, 1):
+    for i, (images, labels) in enumerate(loader, done + 1):
         rate = set_learning_rate(optimizer, args, epoch - 1 + (i - 1) / len(loader))
-        with autocast(args, device):
-            loss, parts = step(images, labels)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        with torch.autograd.set_detect_anomaly(args.detect_anomaly):
+            with autocast(args, device):
+                loss, parts = step(images, labels)
+            optimizer.zero_grad(set_to_none=True)
+            run.scaler.scale(loss).backward()
+        guard.step(loss, i, run.scaler)
         loss_mean.update(loss)
         parts_mean.update(parts)
-        bad.update(loss, i)
-        if i % args.print_freq == 0 or i == len(loader):
-            first = int(distributed.all_reduce(bad.step, "max"))
-            if first >= 0:
+        stop, save = run.wishes()
+        if stop or save or i % args.print_freq == 0 or i == len(loader):
+            first_bad = int(distributed.all_reduce(guard.first_bad, "max"))
+            if first_bad >= 0:
                 progress.close()
-                run.stop_on_nan(epoch, first, rate)
+                run.stop_on_nan(epoch, first_bad, rate)
             progress.tick(i, f"loss {loss_mean.value():.4f}  lr {rate:.4g}")
+        if stop or save:
+            run.save_step(epoch, i, stop, loss_mean, parts_mean)
     progress.close()
     for mean in (loss_mean, parts_mean):
         mean.total = distributed.all_reduce(mean.total)
-    return loss_mean.value(), parts_mean.value()
+    return loss_mean.value(), parts_mean.value(), (len(loader) - done) * args.batch_size / (time.perf_counter() - begin)
 
 
-def classification_epoch(run, loader, sampler, step, model, validation, optimizer, epoch: int, device) -> dict:
-    """One epoch of a classifier with step(images, labels) -> loss, accuracy [2]; validated, logged; its scalars."""
-    sampler.set_epoch(epoch)
+def classification_epoch(run, loader, step, model, validation, optimizer, epoch: int, device) -> None:
+    """One epoch of a classifier with step(images, labels) -> loss, accuracy [2]; validated, logged, saved."""
     timed = watching.Timed(loader)
-    loss, (top1, top5) = train_epoch(run, timed, step, optimizer, epoch, device)
-    time_spent = timed.scalars()
-    scalars = {"epoch": epoch, "loss": loss, "learning_rate": optimizer.param_groups[0]["lr"], **time_spent}
+    loss, (top1, top5), images_per_second = train_epoch(run, timed, step, optimizer, epoch, device)
+    scalars = {"loss": loss, "learning_rate": optimizer.param_groups[0]["lr"], **timed.scalars()}
     if not isinstance(loader.dataset, TensorDataset):
         scalars |= report_damage(run, loader.dataset.data, device)
     scalars |= {"train_top1": 100 * top1, "train_top5": 100 * top5}
-    scalars["val_top1"], scalars["val_top5"] = validate(model, validation, device)
-    if scalars["val_top1"] > run.best.get("top1", -1):
-        run.best = {"top1": scalars["val_top1"], "top5": scalars["val_top5"], "epoch": epoch}
-    run.log(epoch, scalars, images_per_second=len(loader) * run.args.batch_size / time_spent["seconds"])
-    return scalars
-
-
-def best_and_last(best: dict, scalars: dict) -> dict:
-    """The two rows of a classifier's result, in percent: at the epoch of the best top-1, and at the last."""
-    return {
-        "best": {"top-1": best["top1"], "top-5": best["top5"], "epoch": best["epoch"]},
-        "last": {"top-1": scalars["val_top1"], "top-5": scalars["val_top5"], "epoch": scalars["epoch"]},
-    }
+    top1, top5 = validate(model, validation, device)
+    run.latest = {"top-1": top1, "top-5": top5, "epoch": epoch}
+    if top1 > run.best.get("top-1", -1):
+        run.best = run.latest
+    scalars |= {"val_top1": top1, "val_top5": top5}
+    run.log(epoch, scalars, images_per_second)
+    run.save(epoch)

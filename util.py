@@ -15,7 +15,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+STORAGE_FAULTS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE,
+    errno.ENOTCONN, errno.EHOSTDOWN,
+)  # fmt: skip
 
 
 class InputError(ValueError):
@@ -26,22 +29,28 @@ class InputError(ValueError):
         super().__init__(message.rsplit("InputError: ", 1)[-1].strip())
 
 
+def fault(error: BaseException) -> str | None:
+    """One line for bad input, a full disk, a lack of permission, a lost loader process; None for other errors."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in STORAGE_FAULTS:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # torch raises it wherever it finds out
+        reason = str(error).splitlines()[0].split(". ")[0]
+        return f"{reason}: a loader process ended, most likely for lack of memory; give fewer --num_workers, or 0"
+    return None
+
+
 def run_command(main) -> None:
-    """Run a script's main: bad input, a full disk or a lack of permission becomes one line and exit code 2, as
-    argparse's own errors do.
-    """
+    """Run a script's main: what `fault` knows becomes one line and exit code 2, as argparse's own errors do."""
     try:
         main()
-    except InputError as error:
-        fault = str(error)
-    except OSError as error:
-        if error.errno not in STORAGE_FAULTS:
+    except Exception as error:
+        line = fault(error)
+        if line is None:
             raise
-        fault = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    else:
-        return
-    print(f"{Path(sys.argv[0]).name}: error: {fault}", file=sys.stderr)
-    sys.exit(2)
+        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+        sys.exit(2)
 
 
 def check_folder(path, flag: str) -> None:
@@ -118,6 +127,15 @@ class Mean:
     def __init__(self):
         self.total, self.count = 0.0, 0
 
+    def state(self) -> list:
+        """[total, count] on the CPU: for a checkpoint."""
+        return [self.total.cpu() if self.count else 0.0, self.count]
+
+    def set_state(self, state: list, device) -> None:
+        """Go on from `state`."""
+        total, self.count = state
+        self.total = total.to(device) if self.count else 0.0
+
     def update(self, value: torch.Tensor) -> None:
         self.total = self.total + value.detach().double()
         self.count += 1
@@ -127,15 +145,38 @@ class Mean:
         return (self.total / max(1, self.count)).tolist() if self.count else 0.0
 
 
-class FirstBadStep:
-    """Remembers, on the device, the first step whose loss was not finite, and the loss there."""
+class FiniteGuard:
+    """Lets an optimiser step only while loss and gradients are finite, and remembers the step where that ended.
 
-    def __init__(self, device):
-        self.step = torch.full((), -1, dtype=torch.long, device=device)
+    Nothing waits for the device: torch's fused optimisers look themselves at `found_inf`, a number on the device, and
+    leave weights and momenta as they are where it is 1 (made for loss scaling). From the first bad step on, all are
+    skipped, until the run looks at `first_bad` (-1: none) and stops. Gradients are looked at once they are averaged,
+    so that all processes see the same.
+    """
 
-    def update(self, loss: torch.Tensor, step: int) -> None:
-        bad = ~torch.isfinite(loss.detach()) & (self.step < 0)
-        self.step = torch.where(bad, step, self.step)
+    def __init__(self, optimizer, device):
+        if not all(group["fused"] for group in optimizer.param_groups):
+            raise ValueError("FiniteGuard needs a fused optimiser: others do not look at found_inf")
+        self.optimizer = optimizer
+        self.first_bad = torch.full((), -1, dtype=torch.long, device=device)
+
+    def step(self, loss: torch.Tensor, number: int, scaler=None) -> None:
+        """The optimiser's step `number`, after backward; by way of a torch.amp.GradScaler, if there is one that scales.
+
+        A scaler skips steps whose scaled gradients overflow, and lowers its scale: then the loss alone is looked at.
+        """
+        scales = scaler is not None and scaler.is_enabled()
+        bad = ~loss.detach().isfinite()
+        if not scales:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            bad |= ~torch.nn.utils.clip_grad_norm_(parameters, math.inf).isfinite()  # changes no finite gradient
+        self.first_bad = torch.where(bad & (self.first_bad < 0), number, self.first_bad)
+        if scales:
+            scaler.step(self.optimizer)
+            scaler.update()
+        else:
+            self.optimizer.found_inf = (self.first_bad >= 0).float()
+            self.optimizer.step()
 
 
 class Progress:
@@ -198,6 +239,21 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def append_json(path: Path, record: dict) -> None:
-    """Add one line of JSON to a log."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    """Add one line of JSON to a log, and have it on the disk."""
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """The records of a log; [] where there is none. A line that a crash cut short does not count."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records

@@ -22,6 +22,11 @@ class Views(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
+    @property
+    def bad(self) -> torch.Tensor | None:
+        """As of `data`: which images turned out damaged."""
+        return self.data.bad
+
     def __getitems__(self, keys: list[tuple[int, int]]):
         a = self.augmentation
         draws = (keyed_generator(self.seed, epoch, "views", index) for epoch, index in keys)

@@ -23,6 +23,8 @@ class ContrastiveModel(nn.Module):
     statistics of its own.
     criterion: has `terms(query, key, labels, bank, bank_labels)`, as losses.RINCELoss, whose backward stands a push.
     gather: joins a tensor over all processes in rank order, without gradient, so that every bank gets the same keys.
+    shuffle: (encode, images) -> the keys of these images, and of all processes' in rank order, encoded in other
+        batches; None: each process encodes its own.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class ContrastiveModel(nn.Module):
         criterion: nn.Module,
         momentum: float = 0.99,
         gather: Callable[[Tensor], Tensor] = lambda x: x,
+        shuffle: Callable | None = None,
     ):
         super().__init__()
         if not 0 <= momentum <= 1:
@@ -41,13 +44,18 @@ class ContrastiveModel(nn.Module):
         self.key_encoder, self.key_head = deepcopy(encoder), deepcopy(head)
         for parameter in (*self.key_encoder.parameters(), *self.key_head.parameters()):
             parameter.requires_grad_(False)
-        self.bank, self.criterion, self.momentum, self.gather = bank, criterion, momentum, gather
+        self.bank, self.criterion, self.momentum = bank, criterion, momentum
+        self.gather, self.shuffle = gather, shuffle
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:
         """theta_k = m theta_k + (1 - m) theta_q."""
         for key_net, query_net in ((self.key_encoder, self.encoder), (self.key_head, self.head)):
             torch._foreach_lerp_(list(key_net.parameters()), list(query_net.parameters()), 1 - self.momentum)
+
+    def encode_keys(self, views: Tensor) -> Tensor:
+        """[n, 3, H, W] -> unit vectors [n, D]."""
+        return F.normalize(self.key_head(self.key_encoder(views)).float(), dim=1)
 
     def forward(self, query_view: Tensor, key_view: Tensor, labels: Tensor):
         """Two views [N, 3, H, W] of the same images and labels [N] -> the criterion's terms; fills the bank."""
@@ -57,11 +65,11 @@ class ContrastiveModel(nn.Module):
         # encode keys, with the key encoder one small move behind
         with torch.no_grad():
             self.update_key_encoder()
-            k = F.normalize(self.key_head(self.key_encoder(key_view)).float(), dim=1)
+            k, keys = self.shuffle(self.encode_keys, key_view) if self.shuffle else (self.encode_keys(key_view), None)
 
         # score against the bank as it was
         terms = self.criterion.terms(q, k, labels, self.bank.keys, self.bank.labels)
 
         # push the keys of all processes over the oldest
-        self.bank.push(self.gather(k), self.gather(labels))
+        self.bank.push(self.gather(k) if keys is None else keys, self.gather(labels))
         return terms

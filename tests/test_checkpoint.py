@@ -1,12 +1,17 @@
 """Checkpoints are whole or absent, hold no code, and fill an encoder strictly."""
 
+import errno
 import hashlib
 import os
 import pickle
+import random
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from made_data import original_checkpoint
+from PIL import Image
 
 import checkpoint
 from networks import resnet
@@ -33,12 +38,116 @@ def test_an_interrupted_save_leaves_the_earlier_file(tmp_path, monkeypatch):
     checkpoint.save(path, {"model": {}, "epoch": 1})
 
     def crash(*args):
-        raise OSError("disk full")
+        raise OSError(errno.EIO, "lost the disk")
 
     monkeypatch.setattr(os, "fsync", crash)
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.save(path, {"model": {}, "epoch": 2})
+    with pytest.raises(OSError, match=r"lost the disk: .*last\.pth"):
+        checkpoint.save(path, {"model": {}, "epoch": 2}, before=tmp_path / "previous.pth")
     assert checkpoint.load(path)["epoch"] == 1
+    assert [f.name for f in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_the_file_before_takes_the_name_that_it_is_given(tmp_path):
+    for epoch in (1, 2, 3):
+        checkpoint.save(tmp_path / "last.pth", {"model": {}, "epoch": epoch}, before=tmp_path / "previous.pth")
+    checkpoint.save(tmp_path / "ckpt_epoch_2.pth", {"model": {}, "epoch": 2})
+    checkpoint.save(tmp_path / "ckpt_epoch_10.pth", {"model": {}, "epoch": 10})
+    names = ["last.pth", "previous.pth", "ckpt_epoch_10.pth", "ckpt_epoch_2.pth"]
+    assert [f.name for f in checkpoint.history(tmp_path)] == names
+    assert [checkpoint.load(f)["epoch"] for f in checkpoint.history(tmp_path)] == [3, 2, 10, 2]
+
+
+def damages(content: bytes, rng: random.Random):
+    """Truncated, with bits turned, with a stretch of zeros or of noise, empty."""
+    for _ in range(100):
+        yield content[: rng.randrange(len(content))]
+    for bits in (1, 1, 1, 2, 5):
+        for _ in range(50):
+            flipped = bytearray(content)
+            for _ in range(bits):
+                flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            yield bytes(flipped)
+    for fill in (bytes(512), rng.randbytes(512)):
+        for _ in range(25):
+            at = rng.randrange(len(content))
+            yield (content[:at] + fill + content[at + 512 :])[: len(content)]
+    yield b""
+
+
+def test_hundreds_of_damages_are_errors_of_one_line_or_leave_every_number_as_it_was(tmp_path):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 30), torch.nn.BatchNorm1d(30))
+    path, weights = tmp_path / "last.pth", net.state_dict()
+    numbers = {
+        "epoch": 3,
+        "step": 5,
+        "processes": [{"random": checkpoint.random_state(), "means": [[torch.ones(2), 3]]}],
+    }
+    checkpoint.save(path, {"model": weights, **numbers})
+    content, refused, tried = path.read_bytes(), 0, 0
+    for damaged in damages(content, random.Random(0)):
+        path.write_bytes(damaged)
+        tried += 1
+        try:
+            state = checkpoint.load(path)
+        except InputError as error:
+            assert len(str(error).splitlines()) == 1
+            refused += 1
+            continue
+        assert all(torch.equal(state["model"][k], v) for k, v in weights.items())
+        assert repr({k: state[k] for k in numbers}) == repr(numbers)
+    assert tried > 400
+    assert refused > 0.8 * tried  # the rest lies in the zip file's padding
+
+
+def test_a_flipped_bit_of_a_weight_is_found_though_torch_would_load_it(tmp_path):
+    weight = torch.arange(1000.0)
+    path = tmp_path / "last.pth"
+    checkpoint.save(path, {"model": {"w": weight}})
+    content = bytearray(path.read_bytes())
+    content[bytes(content).find(weight[500:502].numpy().tobytes())] ^= 8
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path, weights_only=True)["model"]["w"], weight)
+    with pytest.raises(InputError, match=r"not a readable checkpoint \(damaged in archive/data/0\)"):
+        checkpoint.load(path)
+
+
+def foreign(folder):
+    """Files of other programs, and torch files that are no checkpoints."""
+    with zipfile.ZipFile(folder / "other.zip", "w") as archive:
+        archive.writestr("a.txt", "text")
+    np.savez(folder / "numbers.npz", a=np.ones(3))
+    Image.new("RGB", (4, 4)).save(folder / "image.png")
+    (folder / "text.pth").write_text("epoch: 3\n")
+    (folder / "plain.pth").write_bytes(pickle.dumps({"model": {}}, protocol=2))
+    for name, content in {
+        "list": [1],
+        "tensor": torch.ones(2),
+        "named": {"model": "text"},
+        "none": {"model": None},
+    }.items():
+        torch.save(content, folder / f"{name}.pth")
+    return sorted(folder.iterdir())
+
+
+def test_foreign_files_are_errors_that_name_them(tmp_path):
+    files = foreign(tmp_path)
+    assert len(files) == 9
+    for file in files:
+        with pytest.raises(InputError, match=rf"--resume .*{file.name}: not a ") as error:
+            checkpoint.load(file, "--resume")
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_random_numbers_go_on_where_they_were():
+    def draw():
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    state = checkpoint.random_state()
+    first = draw()
+    assert draw() != first
+    checkpoint.set_random_state(state)
+    assert draw() == first
 
 
 def test_a_missing_layer_is_named_and_nothing_is_loaded(tmp_path):

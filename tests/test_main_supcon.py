@@ -111,7 +111,7 @@ def test_resume_goes_on_after_the_saved_epoch_with_its_bank_and_optimiser(monkey
     assert after["epoch"] == 2
     pushed = 1442 // 256 * 256
     assert int(after["model"]["bank.pointer"]) == 2 * pushed % 512
-    assert f"resumed {folder} after epoch 1" in capsys.readouterr().out
+    assert f"resumed {folder}/last.pth after epoch 1" in capsys.readouterr().out
     assert before["optimizer"]["state"].keys() == after["optimizer"]["state"].keys()
     assert (tmp_path / folder / "ckpt_epoch_1.pth").exists()
 

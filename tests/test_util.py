@@ -50,18 +50,16 @@ def test_steps_multiply_by_the_decay_rate_after_each_decay_epoch():
     assert [round(util.learning_rate(e, **options), 6) for e in range(10)] == [1] * 3 + [0.1] * 3 + [0.01] * 4
 
 
-def test_the_first_bad_step_is_kept():
-    bad = util.FirstBadStep("cpu")
-    for step, loss in enumerate([1.0, float("inf"), 2.0, float("nan")]):
-        bad.update(torch.tensor(loss), step)
-    assert int(bad.step) == 1
-
-
 def test_the_mean_of_vectors_is_taken_by_entry():
     mean = util.Mean()
     for x in ([1.0, 2.0], [3.0, 6.0]):
         mean.update(torch.tensor(x))
     assert mean.value() == [2.0, 4.0]
+    other = util.Mean()
+    other.set_state(mean.state(), "cpu")
+    for m in (mean, other):
+        m.update(torch.tensor([8.0, 1.0]))
+    assert other.value() == mean.value() == [4.0, 3.0]
 
 
 def test_every_key_has_random_numbers_of_its_own():
@@ -70,3 +68,19 @@ def test_every_key_has_random_numbers_of_its_own():
     drawn = [set(util.keyed_generator(*key).random(500).tolist()) for key in keys]
     assert len(set().union(*drawn)) == 500 * len(keys)
     assert drawn[0] == set(util.keyed_generator(*keys[0]).random(500).tolist())
+
+
+def test_what_ends_a_command_in_one_line_is_known_from_other_errors():
+    assert util.fault(util.InputError("--x: y")) == "--x: y"
+    assert util.fault(OSError(5, "Input/output error", "a/last.pth")) == "a/last.pth: Input/output error"
+    assert util.fault(FileNotFoundError(2, "No such file")) is None
+    assert util.fault(RuntimeError("shapes differ")) is None
+
+
+def test_a_line_that_a_crash_cut_short_does_not_count(tmp_path):
+    assert util.read_json_lines(tmp_path / "log") == []
+    for epoch in (1, 2):
+        util.append_json(tmp_path / "log", {"epoch": epoch})
+    with (tmp_path / "log").open("a") as file:
+        file.write('{"epoch": 3, "lo')
+    assert util.read_json_lines(tmp_path / "log") == [{"epoch": 1}, {"epoch": 2}]

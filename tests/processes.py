@@ -1,0 +1,69 @@
+"""The scripts in processes of their own, forked from one that has imported torch: a start takes tenths of a second."""
+
+import importlib
+import io
+import multiprocessing
+import os
+import sys
+import time
+
+import torch
+import torch.utils.tensorboard
+from commands import ROOT
+
+import main_supcon
+import util
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["processes"])
+
+
+def start(folder, words: list[str], script=main_supcon.__name__, slow_writes: float = 0.0):
+    """`python script.py WORDS` in `folder`, its output added to output.txt there.
+
+    slow_writes: seconds for which the writing of a checkpoint stops half-way.
+    """
+    folder.mkdir(exist_ok=True)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])  # for the server
+    process = CONTEXT.Process(target=_run, args=(str(folder), words, script, slow_writes))
+    process.start()
+    return process
+
+
+def _run(folder, words, script, slow_writes):
+    os.chdir(folder)
+    output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)  # loaders are forked, as those of a command are
+    sys.argv = [f"{script}.py", *words]
+    if slow_writes:
+        write_slowly(slow_writes)
+    util.run_command(importlib.import_module(script).main)
+
+
+def write_slowly(seconds: float) -> None:
+    """From now on, the writing of a checkpoint stops half-way for a while."""
+    save = torch.save
+
+    def slow(state, file, **how):
+        if isinstance(file, io.BytesIO):  # torch.distributed pickles objects with it
+            return save(state, file, **how)
+        whole = io.BytesIO()
+        save(state, whole)
+        content = whole.getvalue()
+        file.write(content[: len(content) // 2])
+        file.flush()
+        time.sleep(seconds)
+        file.write(content[len(content) // 2 :])
+
+    torch.save = slow
+
+
+def wait_until(holds, process, seconds: float = 60) -> None:
+    """Until holds(); AssertionError where the process ends before, or time runs out."""
+    until = time.monotonic() + seconds
+    while not holds():
+        assert process.is_alive() and time.monotonic() < until, "ended or hung before it came so far"
+        time.sleep(0.002)
