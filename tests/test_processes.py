@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -62,24 +63,13 @@ def test_all_processes_stop_at_the_same_step_a_step_after_one_of_them_was_asked(
 
 def test_tasks_of_srun_find_one_another(tmp_path):
     """Two processes with the environment that SLURM gives its tasks."""
-    words = [
-        "--epochs",
-        "1",
-        "--model",
-        "resnet8",
-        "--batch_size",
-        "255",
-        "--mixed_out_in",
-        "--shuffle_bn",
-        "--exp_name",
-        "a",
-    ]
+    words = "--epochs 1 --model resnet8 --batch_size 255 --mixed_out_in --shuffle_bn --exp_name a"
     env = os.environ | {
         "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.[1-2,5]", "SLURM_JOB_ID": str(os.getpid()),
     }  # fmt: skip
     tasks = [
         subprocess.Popen(
-            [sys.executable, str(ROOT / "main_supcon.py"), *words.split()],
+            [sys.executable, str(ROOT / "main_supcon.py"), *shlex.split(words)],
             cwd=tmp_path, env=env | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
