@@ -156,7 +156,7 @@ def test_the_documented_cross_entropy_of_cifar_100_logs_and_saves(monkeypatch, w
     run(monkeypatch, world, f"{CE_CIFAR} --epochs 2 --num_workers 0 --size 8 --batch_size 100 --model resnet18 "
         f"--resume {folder}")  # fmt: skip
     assert checkpoint.load(folder)["epoch"] == 2
-    assert checkpoint.load(folder)["best"]["top1"] >= record["val_top1"]
+    assert checkpoint.load(folder)["best"]["top-1"] >= record["val_top1"]
 
 
 @pytest.fixture(scope="module")
