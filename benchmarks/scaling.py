@@ -1,7 +1,7 @@
 """Step time, traffic and memory of 1 to 64 GPUs and banks of up to a million keys: computed, not run.
 
 python -m benchmarks.scaling                                 # measures one process of this machine, then computes
-python -m benchmarks.scaling --step_ms 9 --image_ms 0.6 --entry_ns 0.02 --key_ns 0.7    # figures from elsewhere
+python -m benchmarks.scaling --step_ms 9 --image_ms 0.6 --entry_ns 0.02    # figures from elsewhere
 
 Measured, in one process: milliseconds an image (query forward and backward, key forward) and what a step costs beside
 them (key encoder, optimiser); nanoseconds an entry of the [n, K] similarities (the loss, forward and backward), and a
@@ -16,6 +16,7 @@ import time
 import torch
 import torch.nn.functional as F
 
+import losses
 from losses import RINCELoss
 from networks import resnet
 from networks.contrastive import ContrastiveModel, projection_head
@@ -32,14 +33,13 @@ def get_parser():
     p.add_argument("--feat_dim", type=int, default=128)
     p.add_argument("--classes", type=int, default=100)
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    for name, of in {
-        "step_ms": "a step",
-        "image_ms": "an image",
-        "entry_ns": "a similarity",
-        "key_ns": "a key",
+    for flag, of in {
+        "--step_ms": "a step",
+        "--image_ms": "an image",
+        "--entry_ns": "a similarity",
     }.items():
-        p.add_argument(f"--{name}", type=float, help=f"what {of} costs; None: measured")
-    p.add_argument("--matrices", type=float, default=5.41, help="[n, K] floats of the loss, from benchmarks.loss_head")
+        p.add_argument(flag, type=float, help=f"what {of} costs; None: measured")
+    p.add_argument("--matrices", type=float, default=4.51, help="[n, K] floats of the loss, from benchmarks.loss_head")
     p.add_argument("--gpus_per_node", type=int, default=8)
     p.add_argument("--node_gbytes", type=float, default=200, help="GB/s of a GPU to those of its node")
     p.add_argument("--network_gbytes", type=float, default=12.5, help="GB/s of a GPU to other nodes")
@@ -111,17 +111,6 @@ def entry_seconds(args) -> float:
     return per_unit(step_of, (64 * k, 512 * k), args.device)[1]
 
 
-def key_seconds(args) -> float:
-    """Of what the loss does with the bank whatever the batch."""
-
-    def step_of(k):
-        keys = torch.randn(k, args.feat_dim, device=args.device)
-        labels = torch.randint(args.classes, (k,), device=args.device)
-        return lambda: (keys.clone(), F.one_hot(labels, args.classes + 1).to(keys.dtype))
-
-    return per_unit(step_of, (1 << 16, 1 << 18), args.device)[1]
-
-
 def transfer_seconds(args, world: int, received: float) -> float:
     """Of bytes that reach each process from the others: over the slowest link on the way."""
     gbytes = args.node_gbytes if world <= args.gpus_per_node else args.network_gbytes
@@ -134,14 +123,14 @@ def compute(args, world: int, bank: int, costs: dict, parameters: int) -> dict:
     keys = (args.batch_size - n) * (4 * d + 8)
     gradients = 2 * (world - 1) / world * 4 * parameters
     encoder = costs["step"] + n * costs["image"]
-    loss = bank * costs["key"] + n * bank * costs["entry"]
+    loss = n * bank * costs["entry"]
     gather, reduce = transfer_seconds(args, world, keys), transfer_seconds(args, world, gradients)
     wait = gather + max(0.0, reduce - encoder / 2)
     return {
         "encoder": encoder, "loss": loss, "wait": wait, "step": encoder + loss + wait,
-        "fixed": costs["step"] + bank * costs["key"], "keys": keys, "gradients": gradients,
-        "bank": 2 * bank * (4 * d + 8),  # the loss reads a copy, since backward needs the keys before the push
-        "matrices": args.matrices * 4 * n * bank + 4 * bank * (args.classes + 1),
+        "fixed": costs["step"], "keys": keys, "gradients": gradients,
+        "bank": bank * (4 * d + 8),
+        "matrices": args.matrices * 4 * min(n * bank, losses.BLOCK["cuda"]),  # a block of anchors at a time
     }  # fmt: skip
 
 
@@ -158,14 +147,12 @@ def first_limit(args, row: dict) -> str:
 
 def costs_of(args, model) -> dict:
     """Seconds of a step, an image, a similarity and a key: given, or measured."""
-    given = {"step": args.step_ms, "image": args.image_ms, "entry": args.entry_ns, "key": args.key_ns}
+    given = {"step": args.step_ms, "image": args.image_ms, "entry": args.entry_ns}
     costs = {name: x and x / (1e3 if name in ("step", "image") else 1e9) for name, x in given.items()}
     if None in (costs["step"], costs["image"]):
         costs["step"], costs["image"] = image_seconds(args, model)
     if costs["entry"] is None:
         costs["entry"] = entry_seconds(args)
-    if costs["key"] is None:
-        costs["key"] = key_seconds(args)
     return costs
 
 
@@ -181,7 +168,7 @@ def main():
     )
     print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{1e3 * costs['step']:.3g} ms a step, {1e3 * costs['image']:.3g} ms an image", end=", ")
-    print(f"{1e9 * costs['entry']:.3g} ns a similarity, {1e9 * costs['key']:.3g} ns a key")
+    print(f"{1e9 * costs['entry']:.3g} ns a similarity")
     head = (
         "GPUs",
         "bank",

@@ -72,15 +72,12 @@ def declared_flags():
     for path in ROOT.rglob("*.py"):
         if ".venv" in path.parts or path.parent.name == "tests":
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call):
-                for word in node.args:
-                    if isinstance(word, ast.Constant) and str(word.value).startswith("--"):
-                        flags.add(word.value)
+        strings = (n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant))
+        flags |= {word for word in strings if isinstance(word, str) and re.fullmatch(r"--[a-zA-Z][\w-]*", word)}
     return flags
 
 
-FOREIGN = {"--nnodes", "--rdzv-endpoint", "--logdir"}  # torchrun's and tensorboard's
+FOREIGN = {"--nnodes", "--rdzv-endpoint", "--max-restarts", "--logdir"}  # torchrun's and tensorboard's
 
 
 @pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
