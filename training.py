@@ -29,6 +29,7 @@ SMALL_DATA = {name: {"num_workers": 0} for name in ("digits", "fashion_mnist", "
 
 def parse(parser, recipes: dict):
     """Parse --config files and the command line, with the defaults of the data set that they name."""
+    util.huge_pages()
     words = config.command_line(parser, sys.argv[1:])
     known, _ = parser.parse_known_args(words)
     parser.set_defaults(**recipes.get(known.dataset, {}))

@@ -18,6 +18,7 @@ from PIL import Image
 from torchvision import transforms
 
 import datasets
+import util
 from benchmarks import report
 from datasets import decoding, packed
 from datasets.augmentation import Augmentation
@@ -131,6 +132,7 @@ def main():
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    util.huge_pages()  # as training does; the published pipeline has them, too
     with tempfile.TemporaryDirectory() as scratch:
         root = args.images or Path(scratch, "photographs")
         if not args.images:

@@ -33,12 +33,13 @@ class Views(Dataset):
         uniform = np.stack([g.random((a.views, DRAWS)) for g in draws])  # [n, V, DRAWS]
         shape = (3, a.size, a.size) if self.finished else (a.size, a.size, 3)
         crops = torch.empty(a.views, len(keys), *shape, dtype=torch.uint8)
-        labels = torch.empty(len(keys), dtype=torch.long)
-        for row, (_, index) in enumerate(keys):
+        places, found = zip(*(view.unbind() for view in crops), strict=True), []  # of an image's crops
+        for (_, index), numbers, outs in zip(keys, uniform, places, strict=True):
             index, pixels = self.data.readable(index, self.data.pixels)
-            for view, numbers in enumerate(uniform[row]):
-                crop(pixels, a.box(numbers, *pixels.shape[:2]), out=crops[view, row])
-            labels[row] = self.data.labels[index]
+            for of_view, out in zip(numbers, outs, strict=True):
+                crop(pixels, a.box(of_view, *pixels.shape[:2]), out)
+            found.append(index)
+        labels = self.data.labels[found]
         images = crops, a.look(uniform.swapaxes(0, 1))
         return self.finish(*images) if self.finished else images, labels
 
