@@ -3,9 +3,9 @@
 python -m benchmarks.scaling                                 # measures one process of this machine, then computes
 python -m benchmarks.scaling --step_ms 9 --image_ms 0.6 --entry_ns 0.02    # figures from elsewhere
 
-Measured, in one process: milliseconds an image (query forward and backward, key forward) and what a step costs beside
-them (key encoder, optimiser); nanoseconds an entry of the [n, K] similarities (the loss, forward and backward). Assumed:
-links of the given bandwidth, ring all-reduce of float32 gradients behind half of the backward pass, nothing else hidden;
+Measured, in one process: milliseconds an image (query forward and backward, key forward) and what a step costs besides
+(key encoder, optimiser); nanoseconds an entry of the [n, K] similarities (the loss, forward and backward). Assumed:
+links of given bandwidth, ring all-reduce of float32 gradients behind half of the backward pass, nothing else hidden,
 the batch is shared out, the bank is whole on every process.
 """
 
