@@ -483,6 +483,11 @@ class _GatherKeys(torch.autograd.Function):
         return grad.chunk(dist.get_world_size())[dist.get_rank()]
 
 
+def _all_reduce(x: Tensor, op: str) -> Tensor:
+    dist.all_reduce(x, {"sum": dist.ReduceOp.SUM}[op])
+    return x
+
+
 class InBatchLoss(nn.Module):
     """A loss over ranks whose candidates are the batch's own keys, of all processes, instead of a bank.
 
@@ -518,11 +523,8 @@ class InBatchLoss(nn.Module):
             total, count = entry_terms(q @ keys.T, (q * k).sum(1), rank, groups, c.min_probability)
         has = c.has_rank[labels].any(0)
         occurs = torch.stack([has[0], has[1:].any()]) if c.cumulative else has
-        if several:
-            world, numbers = dist.get_world_size(), torch.cat([count, occurs.to(count.dtype)])
-            dist.all_reduce(numbers)
-            total, count, occurs = total * world, numbers[: len(count)], numbers[len(count) :] > 0
-        return RankTerms(total, count, occurs)
+        terms = RankTerms(total, count, occurs)
+        return terms.over_processes(_all_reduce, dist.get_world_size()) if several else terms
 
     def forward(self, query: Tensor, key: Tensor | None, labels: Tensor) -> Tensor:
         """query, key: [N, D] unit vectors, key None = the queries themselves; labels: [N] -> scalar."""
