@@ -15,6 +15,7 @@ import checkpoint
 import datasets
 import distributed
 import evaluation
+import loading
 import training
 import util
 from datasets import augmentation
@@ -122,7 +123,7 @@ def features(frozen: Frozen, data: datasets.ImageData, args, device, title: str)
         except Exception as error:  # torch.load meets damage in many ways
             raise InputError(f"--features_cache {path}: damaged ({type(error).__name__}); delete this file") from None
     frozen.extracted[title] = {"file": path and str(path), "reused": False}
-    share = training.share_loader(data, args, device)
+    share = loading.share_loader(data, args, device)
     batches = util.tracked(share, f"features of {len(data)} images, {title}", show=distributed.is_main())
     x, _ = evaluation.extract(frozen.encoder.to(device), batches, device) if len(share) else (torch.zeros(0, 1), None)
     if distributed.world_size() > 1:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import checkpoint
 import datasets
 import distributed
+import loading
 import options
 import results
 import runs
@@ -52,14 +53,14 @@ def worker(args, device):
         encoder = training.sync_batchnorm(args, training.build_encoder(args.model, spec.small), device)
         name = args.exp_name or f"cross_entropy_{args.model}_seed{args.seed}"
         run = runs.Run(args, "SupCon", name)
-    train = training.check_images(run, train, device)
-    test = training.check_images(run, test, device, "validation")
-    training.tolerate_damage(args, train)
+    train = loading.check_images(run, train, device)
+    test = loading.check_images(run, test, device, "validation")
+    loading.tolerate_damage(args, train)
     colour = args.use_ssl_augmentations and spec.colour
     views = augmentation.Augmentation(size, mean, std, spec.crop_scale, spec.flip, colour, views=1)
     test.transform = augmentation.evaluation(size, mean, std, spec.small)
-    loader, sampler = training.training_loader(training.augmented(train, args, device, views), args, device)
-    validation = training.share_loader(test, args, device)
+    loader, sampler = loading.training_loader(loading.augmented(train, args, device, views), args, device)
+    validation = loading.share_loader(test, args, device)
     model = training.prepared(Classifier(encoder, len(train.classes)), args, device)
     wrapped = training.parallel(model)
     optimizer = training.sgd(model, args)

@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 import datasets
 import distributed
 import frozen
+import loading
 import options
 import results
 import runs
@@ -51,25 +52,25 @@ def worker(args, device):
         kind = "cached" if args.cache_features else "augmented"
         detail = f"{kind}_lr{args.learning_rate:g}_seed{args.seed}"
         run = runs.Run(args, "linear", args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}")
-    train = training.check_images(run, train, device)
-    test = training.check_images(run, test, device, "validation")
+    train = loading.check_images(run, train, device)
+    test = loading.check_images(run, test, device, "validation")
     counts = {"train": len(train), "validation": len(test)}
     facts = {"classes": train.classes, "encoder": net.record["sha256"], "cache_features": args.cache_features}
-    encoder = net.encoder.to(device, memory_format=training.memory_format(args))
+    encoder = net.encoder.to(device, memory_format=loading.memory_format(args))
     if args.cache_features:
         train = TensorDataset(*frozen.features(net, train, args, device, "training"))
         test = TensorDataset(*frozen.features(net, test, args, device, "validation"))
         encoder = nn.Identity()
     else:
-        training.tolerate_damage(args, train)
+        loading.tolerate_damage(args, train)
         spec = datasets.spec(args.dataset)
         views = augmentation.Augmentation(
             net.size, tuple(net.mean), tuple(net.std), spec.crop_scale, spec.flip, colour=False, views=1
         )
-        train = training.augmented(train, args, device, views)
+        train = loading.augmented(train, args, device, views)
         test.transform = net.transform
-    loader, sampler = training.training_loader(train, args, device)
-    validation = training.share_loader(test, args, device)
+    loader, sampler = loading.training_loader(train, args, device)
+    validation = loading.share_loader(test, args, device)
     classifier = nn.Linear(net.encoder.dim, len(facts["classes"])).to(device)
     model, wrapped = nn.Sequential(encoder, classifier).eval(), training.parallel(classifier)
     optimizer = training.sgd(classifier, args)

@@ -9,6 +9,7 @@ from functools import partial
 
 import datasets
 import distributed
+import loading
 import objective
 import options
 import runs
@@ -73,12 +74,12 @@ def worker(args, device):
         criterion, summary = objective.build(args, data, nested)
         held_out = watching.held_out(args, size, mean, std)
         run = runs.Run(args, "SupCon", args.exp_name or default_name(args))
-    data = training.check_images(run, data, device)
-    training.tolerate_damage(args, data)
-    views = training.augmented(
+    data = loading.check_images(run, data, device)
+    loading.tolerate_damage(args, data)
+    views = loading.augmented(
         data, args, device, augmentation.Augmentation(size, mean, std, spec.crop_scale, spec.flip, spec.colour)
     )
-    loader, sampler = training.training_loader(views, args, device)
+    loader, sampler = loading.training_loader(views, args, device)
     timed, watch = watching.Timed(loader), watching.Watch(args, views, held_out)
     model = build_model(args, criterion, device)
     wrapped = training.parallel(model)
@@ -96,7 +97,7 @@ def worker(args, device):
         time_spent = timed.scalars()
         positives = criterion.positives_per_anchor(model.bank.labels[model.bank.labels >= 0], model.bank.labels)
         scalars = {"loss": loss, "learning_rate": optimizer.param_groups[0]["lr"], **time_spent}
-        scalars |= training.report_damage(run, data, device)
+        scalars |= loading.report_damage(run, data, device)
         scalars |= {f"loss_rank_{r}": x for r, x in enumerate(per_rank)}
         scalars |= {f"positives_rank_{r}": x for r, x in enumerate(positives.tolist())}
         scalars |= {f"tau_rank_{r}": tau for r, tau in enumerate(criterion.taus)}

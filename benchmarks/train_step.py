@@ -16,6 +16,7 @@ from unittest import mock
 
 import torch
 
+import loading
 import losses
 import training
 import util
@@ -50,7 +51,7 @@ def steps(args, device, plain: bool, **options):
     model = training.prepared(model, options, device)
     how = dict(momentum=0.9, weight_decay=1e-4, **({"foreach": False} if plain else {"fused": True}))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.05, **how)
-    scaler, layout = training.gradient_scaler(options, device), training.memory_format(options)
+    scaler, layout = training.gradient_scaler(options, device), loading.memory_format(options)
     generator = torch.Generator().manual_seed(0)
     while True:
         views = torch.randn(2, args.batch_size, 3, args.size, args.size, generator=generator)

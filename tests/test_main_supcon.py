@@ -11,7 +11,7 @@ from commands import ROOT, run
 from made_data import make_cifar100, make_image_folders
 
 import distributed
-import training
+import loading
 
 WNIDS = (ROOT / "datasets" / "ImageNet-100.txt").read_text().split()
 IMAGENET = {
@@ -260,7 +260,7 @@ def batches_of(epoch, done=0, seed=0, world=1, rank=0, monkeypatch=None):
     if monkeypatch:
         monkeypatch.setattr(distributed, "world_size", lambda: world)
         monkeypatch.setattr(distributed, "rank", lambda: rank)
-    sampler = training.EpochBatches(50, 12, seed)
+    sampler = loading.EpochBatches(50, 12, seed)
     sampler.set_epoch(epoch, done)
     assert len(sampler) == 4
     return list(sampler)

@@ -7,6 +7,7 @@ import torch
 from commands import run
 
 import datasets
+import loading
 import training
 from datasets.augmentation import Augmentation
 from datasets.views import Views
@@ -59,7 +60,7 @@ def test_auto_is_float32_on_a_cpu_and_a_choice_is_obeyed():
 def test_batches_come_finished_in_the_layout_of_the_convolutions(layout, finished):
     views = Views(datasets.build("digits"), Augmentation(8, (0.5,) * 3, (0.2,) * 3), 0, finished)
     args = Namespace(batch_size=16, seed=0, num_workers=0, channels_last=layout == torch.channels_last)
-    loader, sampler = training.training_loader(views, args, CPU)
+    loader, sampler = loading.training_loader(views, args, CPU)
     sampler.set_epoch(2)
     images, labels = next(iter(loader))
     keys = next(iter(sampler))
@@ -78,7 +79,7 @@ def test_the_device_finishes_views_as_the_cpu_does():
     args = Namespace(batch_size=64, seed=0, num_workers=2, channels_last=True)
     found = {}
     for device in (CPU, torch.device("cuda")):
-        loader, sampler = training.training_loader(views, args, device)
+        loader, sampler = loading.training_loader(views, args, device)
         sampler.set_epoch(1)
         found[device.type] = [(images.cpu(), labels.cpu()) for images, labels in loader]
     torch.testing.assert_close(found["cpu"], found["cuda"], atol=1e-4, rtol=1e-4)
