@@ -181,8 +181,8 @@ BLOCK = {"cpu": 2**20, "cuda": 2**26}
 def fast_terms(query, own, bank, rank, column, groups, min_probability):
     """The terms over a class table by sums of exponentials, a block of anchors at a time, without any [N, K] kept.
 
-    query: [N, D]; own: [N] cosines with the own key; bank: [K, D]; rank: [N, C + 1] of every class for each anchor, the
-    last column being the empty slot; column: [K] class of the bank entries, C = empty -> total, count [G].
+    query: [N, D] unit vectors; own: [N] cosines with the own key; bank: [K, D] unit vectors; rank: [N, 1 + C] of every
+    class for each anchor, the first column being the empty slot; column: [K] of the bank entries -> total, count [G].
     The plain form that it must equal is `masked_terms`.
     """
     return _FastTerms.apply(query, own, bank, rank, column, groups, min_probability)
@@ -326,7 +326,8 @@ class _RankedLoss(nn.Module):
     def forward(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
         """query, key: [N, D] unit vectors; labels: [N]; bank: [K, D]; bank_labels: [K], -1 = empty -> scalar.
 
-        The bank may be overwritten between this and backward.
+        Longer vectors are not normalised here, and sums of their exponentials may leave float32's range. The bank may
+        be overwritten between this and backward.
         """
         return self.terms(query, key, labels, bank, bank_labels).loss()
 
@@ -337,7 +338,7 @@ class RINCELoss(_RankedLoss):
     class_similarity: [C, C] in [0, 1], 1 on the diagonal, 0 = unrelated; its distinct positive values, falling, are
         the ranks, and tau_i = min_tau + (1 - s_i) (max_tau - min_tau).
     cumulative_positives: two terms only; the second takes every related class, the own one too, as positive (but not
-        the own key), and all others as negative, with tau_1.
+        the own key), and all others as negative, with tau_1; it counts where some anchor has a similar class.
     min_probability: terms of a smaller or equal probability are left out of the mean, as in the published code; those
         hardest terms get no gradient. 0 gives the paper's equation.
     Raises ValueError on a table that is no such table, or temperatures that are no temperatures.
@@ -366,30 +367,29 @@ class RINCELoss(_RankedLoss):
         for r, value in enumerate(values):
             rank[s == value] = r
         empty_slot = torch.full_like(rank[:, :1], len(values))
-        # [C, C + 1]: the last column is the empty slot of the bank, always a negative
-        self.register_buffer("rank", torch.cat([rank, empty_slot], 1), persistent=False)
+        # [C, 1 + C]: the first column is the empty slot of the bank, label -1, always a negative
+        self.register_buffer("rank", torch.cat([empty_slot, rank], 1), persistent=False)
         has_rank = torch.stack([(rank == r).any(1) for r in range(len(values))], 1)
         self.register_buffer("has_rank", has_rank, persistent=False)  # [C, R]
 
     def bank_terms(self, query, own, labels, bank, bank_labels):
         """By sums of exponentials, where the temperature is safe for them."""
-        column = bank_labels.remainder(self.rank.shape[1])  # -1, an empty slot, is the last column
-        how = self.rank[labels], column, self.groups, self.min_probability
+        how = self.rank[labels], bank_labels + 1, self.groups, self.min_probability
         if min(self.taus) >= FAST_MIN_TAU:
             return fast_terms(query, own, bank, *how)
         return masked_terms(query @ bank.clone().T, own, *how)  # backward needs the bank as it was
 
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[R] mean number of positives an anchor has at each rank, the own key counted; for logs."""
-        per_class = F.one_hot(bank_labels + 1, self.rank.shape[1]).sum(0)[1:].float()  # the empty slots go first
-        rows = self.rank[labels, :-1]
-        positives = [((rows == r).float() @ per_class).mean() + (r == 0) for r in range(len(self.taus))]
-        return torch.stack(positives)
+        classes = len(self.rank)
+        in_bank = torch.bincount(bank_labels + 1, minlength=classes + 1)[1:].float()  # the empty slots go first
+        share = torch.bincount(labels, minlength=classes) / len(labels)  # of the anchors, by class
+        of_rank = [(self.rank[:, 1:] == r).float() for r in range(len(self.taus))]
+        return torch.stack([share @ (mask @ in_bank) + (r == 0) for r, mask in enumerate(of_rank)])
 
     def ranks(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[N], [K] -> [N, K] int8 rank of each pair of labels; R, as of a negative, for an empty slot."""
-        column = torch.where(bank_labels < 0, self.rank.shape[1] - 1, bank_labels)
-        return self.rank[labels].gather(1, column.expand(len(labels), -1))
+        return self.rank[labels].gather(1, (bank_labels + 1).expand(len(labels), -1))
 
 
 class SupConLoss(RINCELoss):

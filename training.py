@@ -197,6 +197,8 @@ def train_epoch(run, loader, step, optimizer, epoch: int, device):
         stop, save = run.wishes()
         if stop or save or i % args.print_freq == 0 or i == len(loader):
             first_bad = int(distributed.all_reduce(guard.first_bad, "max"))
+            if first_bad < 0 and guard.collapsed(run.scaler):
+                first_bad = i
             if first_bad >= 0:
                 progress.close()
                 run.stop_on_nan(epoch, first_bad, rate)

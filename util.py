@@ -160,19 +160,24 @@ class FiniteGuard:
     leave weights and momenta as they are where it is 1 (made for loss scaling). From the first bad step on, all are
     skipped, until the run looks at `first_bad` (-1: none) and stops. Gradients are looked at once they are averaged,
     so that all processes see the same.
+
+    With a scaler (float16), steps whose gradients overflow are skipped by it, which is no fault; a loss that is no
+    number is, as is a scale that has shrunk to nothing (`collapsed`), but steps go on until the run looks and stops.
     """
 
     def __init__(self, optimizer, device):
         if not all(group["fused"] for group in optimizer.param_groups):
             raise ValueError("FiniteGuard needs a fused optimiser: others do not look at found_inf")
         self.optimizer = optimizer
+        for group in optimizer.param_groups:
+            for p in group["params"] if group.get("momentum") else ():
+                # torch would make it of unset memory in the first step, and that step may be skipped
+                if optimizer.state[p].get("momentum_buffer") is None:
+                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         self.first_bad = torch.full((), -1, dtype=torch.long, device=device)
 
     def step(self, loss: torch.Tensor, number: int, scaler=None) -> None:
-        """The optimiser's step `number`, after backward; by way of a torch.amp.GradScaler, if there is one that scales.
-
-        A scaler skips steps whose scaled gradients overflow, and lowers its scale: then the loss alone is looked at.
-        """
+        """The optimiser's step `number`, after backward; by way of a torch.amp.GradScaler, if one scales."""
         scales = scaler is not None and scaler.is_enabled()
         bad = ~loss.detach().isfinite()
         if not scales:
@@ -185,6 +190,11 @@ class FiniteGuard:
         else:
             self.optimizer.found_inf = (self.first_bad >= 0).float()
             self.optimizer.step()
+
+    @staticmethod
+    def collapsed(scaler) -> bool:
+        """Whether a scaler has met nothing but overflows: 30 in a row from its first scale. Waits for the device."""
+        return scaler.is_enabled() and scaler.get_scale() < 1e-4
 
 
 class Progress:

@@ -44,10 +44,19 @@ def decode(content: bytes, name) -> Tensor:
     """[H, W, 3] uint8 of an image file's bytes; errors call it `name`."""
     try:
         with Image.open(io.BytesIO(content)) as file:
-            if DECODE_JPEG and _is_plain_jpeg(file):
-                data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-                return DECODE_JPEG(data, torchvision.io.ImageReadMode.RGB).permute(1, 2, 0)
-            return torch.from_numpy(np.array(_loaded(file)))
+            if not _is_plain_jpeg(file):
+                return torch.from_numpy(np.array(_loaded(file)))
+    except DAMAGE as error:
+        raise _not_readable(name, error) from None
+    return decode_plain_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), name)
+
+
+def decode_plain_jpeg(content: Tensor, name) -> Tensor:
+    """[H, W, 3] uint8 of the bytes, [n] uint8, of a JPEG in RGB or grey that is not turned."""
+    try:
+        if DECODE_JPEG:
+            return DECODE_JPEG(content, torchvision.io.ImageReadMode.RGB).permute(1, 2, 0)
+        return torch.from_numpy(np.array(Image.open(io.BytesIO(content.numpy().tobytes())).convert("RGB")))
     except (*DAMAGE, RuntimeError) as error:  # the last is torchvision's
         raise _not_readable(name, error) from None
 

@@ -84,7 +84,7 @@ class PackedImage:
         content = self.pack.bytes(self.row)
         if self.pack.format == "raw":
             return torch.from_numpy(content.reshape(*self.pack.shape[self.row], 3))
-        return decoding.decode(content.tobytes(), self)
+        return decoding.decode_plain_jpeg(torch.from_numpy(content), self)
 
     def damage(self) -> str | None:
         """What is wrong, in words."""

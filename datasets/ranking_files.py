@@ -81,7 +81,7 @@ def read_table(path: Path, flag: str = "--ranking") -> tuple[np.ndarray, list[st
     off = np.flatnonzero(np.abs(table.diagonal() - 1) > 1e-6)
     if len(off):
         raise InputError(f"{flag} {path}: similarity of {names[off[0]]} with itself is {table[off[0], off[0]]}, not 1")
-    return table, names
+    return (table + table.T) / 2, names  # what differs by rounding must not become two ranks
 
 
 def _read_csv(path, flag):

@@ -34,7 +34,11 @@ def test_device_worker_and_any_number_of_loader_processes_train_the_same_weights
 
 def test_channels_last_and_bfloat16_train_nearly_the_same_weights(monkeypatch, tmp_path):
     plain = trained(monkeypatch, tmp_path, "--channels_last False", "plain")
-    for choice, most in (("--channels_last", 1e-3), ("--channels_last --precision bfloat16", 0.05)):
+    for choice, most in (
+        ("--channels_last", 1e-3),
+        ("--channels_last --precision bfloat16", 0.05),
+        ("--precision float16", 0.3),  # the first steps overflow and are skipped
+    ):
         other = trained(monkeypatch, tmp_path, choice, f"run{most}")
         weights = [k for k in plain if k.startswith("encoder.") and "weight" in k]
         moved = sum((plain[k] - other[k]).norm() for k in weights) / sum(plain[k].norm() for k in weights)

@@ -375,6 +375,32 @@ def test_nan_leaves_weights_and_momenta_as_they_were_before_its_step(bad, at):
     assert str(optimizer.state_dict()["state"]) == kept["state"] or at == 1
 
 
+def test_momentum_starts_from_nothing_where_a_scaler_skips_the_first_step():
+    weight = torch.nn.Parameter(torch.zeros(1000))
+    optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9, fused=True)
+    scaler, guard = torch.amp.GradScaler("cpu", init_scale=8.0), util.FiniteGuard(optimizer, torch.device("cpu"))
+    for step, gradient in enumerate((float("inf"), 4.0, 2.0), 1):
+        scaler.scale(torch.ones((), requires_grad=True))
+        weight.grad = torch.full((1000,), gradient)
+        guard.step(torch.tensor(1.0), step, scaler)
+    # 4 and 2 unscaled by the 4 that the first overflow leaves: -0.1 (1 + 0.9 + 0.5)
+    torch.testing.assert_close(weight.detach(), torch.full((1000,), -0.24))
+
+
+def test_a_scale_that_has_shrunk_to_nothing_is_a_fault():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9, fused=True)
+    scaler, guard = torch.amp.GradScaler("cpu"), util.FiniteGuard(optimizer, torch.device("cpu"))
+    for step in range(31):
+        assert not guard.collapsed(scaler) or step > 29
+        scaler.scale(torch.ones((), requires_grad=True))
+        weight.grad = torch.full((2,), float("nan"))
+        guard.step(torch.tensor(1.0), step, scaler)
+    assert guard.collapsed(scaler)
+    assert torch.equal(weight, torch.ones(2))
+    assert not guard.collapsed(torch.amp.GradScaler("cpu", enabled=False))
+
+
 def test_a_scaler_skips_overflows_by_itself_and_its_scale_goes_on(tmp_path):
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], 0.1, fused=True)
