@@ -71,15 +71,15 @@ class Augmentation:
 
 
 def crop(pixels: Tensor, box, out: Tensor) -> None:
-    """Resize a box of an image [H, W, 3] to `out`, [S, S, 3] or [3, S, S]; all uint8; bilinear, antialiased.
+    """Resize a box of an image [H, W, 3] to `out` [1, 3, S, S], of either layout; uint8; bilinear, antialiased.
 
     This is what torch.nn.functional.interpolate does, without a copy of its result.
     """
     top, left, height, width = box
     x = pixels[top : top + height, left : left + width]
-    if out.shape[2] == 3:  # contiguous pixels are read faster; for planes, torch sorts them best itself
-        x, out = x.contiguous(), out.permute(2, 0, 1)
-    _resize(x.permute(2, 0, 1)[None], out.shape[1:], False, None, None, out=out[None])
+    if out.stride(1) == 1:  # contiguous pixels are read faster; for planes, torch sorts them best itself
+        x = x.contiguous()
+    _resize(x.permute(2, 0, 1).unsqueeze(0), out.shape[2:], False, None, None, out=out)
 
 
 _resize = torch.ops.aten._upsample_bilinear2d_aa.out

@@ -33,7 +33,8 @@ class Views(Dataset):
         uniform = np.stack([g.random((a.views, DRAWS)) for g in draws])  # [n, V, DRAWS]
         shape = (3, a.size, a.size) if self.finished else (a.size, a.size, 3)
         crops = torch.empty(a.views, len(keys), *shape, dtype=torch.uint8)
-        places, found = zip(*(view.unbind() for view in crops), strict=True), []  # of an image's crops
+        planes = crops if self.finished else crops.permute(0, 1, 4, 2, 3)
+        places, found = zip(*(view.split(1) for view in planes), strict=True), []  # of an image's crops
         for (_, index), numbers, outs in zip(keys, uniform, places, strict=True):
             index, pixels = self.data.readable(index, self.data.pixels)
             for of_view, out in zip(numbers, outs, strict=True):
