@@ -74,6 +74,8 @@ def build(args, data, nested=None):
             criterion = RINCELoss(table, *how)
             images = torch.bincount(data.labels, minlength=len(data.classes))
             lines = rankings.summary(table, criterion.taus, raw, data.classes, images)
+            if not supcon and len(criterion.taus) == 1:
+                lines.append("warning: no class has a similar class in this ranking; one rank alone is SCL")
     except InputError:
         raise
     except ValueError as error:

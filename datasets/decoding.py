@@ -1,6 +1,7 @@
 """Image files of every kind as RGB, as a person would see them."""
 
 import io
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -79,6 +80,8 @@ def _loaded(file: Image.Image) -> Image.Image:
 
 def _not_readable(name, error) -> InputError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
+    # without the memory address that PIL names, and the source file that torchvision names
+    reason = re.sub(r" <_io\..*|^decode_jpeg, \S+:\d+, ", "", reason)
     return InputError(f"{name}: not a readable image ({reason})")
 
 

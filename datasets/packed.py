@@ -164,7 +164,10 @@ def _append(file, notes, images, side, format, name) -> list[tuple]:
 
 def _made(path: str, side: int, format: str) -> tuple[bytes, tuple[int, int]]:
     """An image's bytes in a pack, and its height and width."""
-    image = decoding.read_rgb(path)
+    try:
+        image = decoding.read_rgb(path)
+    except InputError as error:
+        raise InputError(f"{error}; leave it out with --skip_images LIST, a file of one path a line") from None
     shorter = min(image.size)
     if shorter > side:
         width, height = (max(side, round(x * side / shorter)) for x in image.size)

@@ -263,7 +263,9 @@ def build(args) -> tuple[np.ndarray, list[str], str]:
     if not 0 <= args.share <= 1:
         raise InputError(f"--share {args.share}: must lie in [0, 1]")
     table, classes = ranking_files.read_table(args.source, "--from")
-    return with_noise(table, args.share, args.seed), classes, f"noise {args.share:g} on {args.source}, seed {args.seed}"
+    noisy, pairs = with_noise(table, args.share, args.seed), np.triu_indices(len(table), k=1)
+    changed = f"{int((noisy != table)[pairs].sum())} of {len(pairs[0])} pairs have another value"
+    return noisy, classes, f"noise {args.share:g} on {args.source}, seed {args.seed}, {changed}"
 
 
 def show(args) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from datasets import ranking_files
 from datasets.ranking_files import HERE, known_superclasses, read_superclasses
-from util import InputError, run_command
+from util import InputError, nearest, run_command
 
 STEP = 0.25  # of similarity, a rank of distance
 MOST_RANKS = 126  # that a loss can hold
@@ -149,7 +149,10 @@ def _most_similar(table: np.ndarray, n: int) -> np.ndarray:
 def _check_has(classes, names, source) -> None:
     missing = [c for c in classes if c not in names]
     if missing:
-        raise InputError(f"{source}: lacks the class {missing[0]} of the data set ({len(missing)} in all)")
+        count = f"{len(missing)} in all" if len(missing) > 1 else "it alone"
+        raise InputError(
+            f"{source}: lacks the class {missing[0]} of the data set ({count}){nearest(missing[0], names)}"
+        )
 
 
 # ---- what a run prints before it trains ------------------------------------------------------------------------------

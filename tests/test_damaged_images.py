@@ -42,7 +42,7 @@ def test_a_run_skips_them_with_a_count_and_their_names(monkeypatch, capfd, mine,
     printed = capfd.readouterr()
     for name in DAMAGED:
         assert printed.err.count(f"warning: mine/{name}: not a readable image") == 1
-    assert "2 damaged images skipped so far, as mine/train/cat/cat_3.JPEG; listed in" in printed.out
+    assert "2 damaged images skipped so far, such as mine/train/cat/cat_3.JPEG; listed in" in printed.out
     assert listed(mine) == DAMAGED
     log = (mine / "save/SupCon/path_models/a/log.jsonl").read_text()
     assert '"damaged_images": 2' in log
@@ -132,3 +132,12 @@ def test_two_processes_share_the_check_and_count_each_image_once(mine):
     assert listed(mine) == DAMAGED
     state = torch.load(mine / "save/SupCon/path_models/a/last.pth", weights_only=True)
     assert int(state["model"]["bank.pointer"]) == 8
+
+
+def test_a_damaged_image_does_not_end_a_run_that_measures_knn_accuracy(monkeypatch, capfd, tmp_path):
+    for split in ("train", "val"):
+        make_image_folders(tmp_path / "mine" / split, ["a", "b"], each=6, size=(20, 20))
+        (tmp_path / "mine" / split / "a" / "a_0.JPEG").write_bytes(b"no image")
+    run(monkeypatch, tmp_path, "--dataset path --data_folder mine --loss_type supcon --model resnet8 --size 16 "
+        "--epochs 1 --batch_size 4 --num_workers 0 --knn_freq 1 --exp_name a")  # fmt: skip
+    assert "val_knn" in capfd.readouterr().out
