@@ -241,10 +241,11 @@ class Run:
             **self.facts,
         }
         try:
-            checkpoint.save(self.last, state, before=self.folder / "previous.pth")
-            self.good = self.last
+            # the one that stays comes first: a crash between the two would leave it out, since a resumed run goes on
             if step == 0 and epochs_done % self.args.save_freq == 0:
                 checkpoint.save(self.folder / f"ckpt_epoch_{epochs_done}.pth", state)
+            checkpoint.save(self.last, state, before=self.folder / "previous.pth")
+            self.good = self.last
         except OSError as error:
             raise InputError(
                 f"{error.filename}: cannot be written ({error.strerror or error}); last good checkpoint: {self.good}"
