@@ -38,10 +38,7 @@ def command_line(parser: argparse.ArgumentParser, words: list[str]) -> list[str]
 
 
 def _words(parser, path: Path) -> list[str]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path}: not readable as YAML ({str(error).splitlines()[0]})") from None
+    content = util.read_yaml(path, f"--config {path}")
     if not isinstance(content, dict):
         raise InputError(f"--config {path}: must be lines of `option: value`")
     actions = {name.lstrip("-"): action for action in parser._actions for name in (*action.option_strings, action.dest)}

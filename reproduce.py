@@ -57,10 +57,7 @@ def get_parser():
 
 def read_recipe(path: Path) -> dict:
     """The recipe, with everything there that may be left out. Raises InputError naming file and key."""
-    try:
-        recipe = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
+    recipe = util.read_yaml(path, str(path))
     if not isinstance(recipe, dict):
         raise InputError(f"{path}: must be a mapping with methods and evaluations")
     recipe = {"about": "", "before": [], "after": [], "jobs": 1, "published": None, **recipe}

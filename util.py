@@ -62,6 +62,16 @@ def check_folder(path, flag: str) -> None:
         raise InputError(f"{flag} {path}: {place} is not a folder that can be written to")
 
 
+def read_yaml(path: Path, source: str):
+    """The content of a YAML file; InputError, beginning with `source`, where it cannot be read."""
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{source}: not readable as YAML ({str(error).splitlines()[0]})") from None
+
+
 def nearest(word: str, known) -> str:
     """ "; did you mean X?" for the end of an error, X being the known word that is spelt most like it; else ""."""
     found = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from datasets import sources
-from datasets.decoding import read_pixels, read_rgb
+from datasets.decoding import WAY_ROUND, read_pixels, read_rgb
 from util import InputError
 
 NAMES = tuple(sources.SOURCES)
@@ -61,7 +61,7 @@ class ImageData(Dataset):
             try:
                 return index, read(index)
             except InputError as error:
-                raise InputError(f"{error}; leave it out with --skip_images LIST, a file of one path a line") from None
+                raise InputError(f"{error}; {WAY_ROUND}") from None
         for i in (*range(index, len(self)), *range(index)):
             if self.bad[i]:
                 continue

@@ -17,6 +17,7 @@ from util import InputError
 ORIENTATION = 0x0112  # in EXIF
 # Same library and pixels as PIL's, a tenth faster; torchvision means to hand it over to another package one day.
 DECODE_JPEG = getattr(torchvision.io, "decode_jpeg", None)
+WAY_ROUND = "leave it out with --skip_images LIST, a file of one path a line"  # what to do about a damaged file
 DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises
 
 

@@ -167,7 +167,7 @@ def _made(path: str, side: int, format: str) -> tuple[bytes, tuple[int, int]]:
     try:
         image = decoding.read_rgb(path)
     except InputError as error:
-        raise InputError(f"{error}; leave it out with --skip_images LIST, a file of one path a line") from None
+        raise InputError(f"{error}; {decoding.WAY_ROUND}") from None
     shorter = min(image.size)
     if shorter > side:
         width, height = (max(side, round(x * side / shorter)) for x in image.size)

@@ -6,7 +6,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 import util
 from util import InputError
@@ -22,10 +21,7 @@ def read_superclasses(path: Path, flag: str = "--ranking") -> dict[str, list[str
     """`superclass: [classes]` from YAML; every class once. `flag` is named in errors."""
     if not path.is_file():
         raise InputError(f"{flag} {path}: no such file")
-    try:
-        groups = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{flag} {path}: not readable as YAML ({str(error).splitlines()[0]})") from None
+    groups = util.read_yaml(path, f"{flag} {path}")
     if not isinstance(groups, dict) or not all(isinstance(v, list) and v for v in groups.values()):
         raise InputError(f"{flag} {path}: must be lines of `superclass: [class, class, ...]`")
     groups = {str(k): [str(c) for c in v] for k, v in groups.items()}
