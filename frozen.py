@@ -157,6 +157,6 @@ def cache_file(frozen: Frozen, data: datasets.ImageData, args) -> Path | None:
         key.update(repr(data.images.shape).encode() + np.ascontiguousarray(data.images).tobytes())
     else:
         for image in data.images:
-            stat = os.stat(image)
+            stat = os.stat(getattr(image, "file", image))  # of a packed image, the pack
             key.update(f"{image}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return Path(args.features_cache) / f"{frozen.name}_{len(data)}_{key.hexdigest()[:24]}.pt"
