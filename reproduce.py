@@ -13,28 +13,24 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-import yaml
-
+import recipes
 import util
+from recipes import done, table
 from util import InputError
 
 ROOT = Path(__file__).resolve().parent
-KEYS = {
-    "recipe": ("title", "about", "jobs", "before", "methods", "evaluations", "after", "published"),
-    "method": ("title", "command", "scaled", "with"),
-    "evaluation": ("command", "scaled", "columns"),
-    "before": ("command", "makes"),
-}
+EPOCH = re.compile(r"epoch \d+/\d+  ")  # the line that ends one, not those of its steps
 
 
 def get_parser():
@@ -52,117 +48,6 @@ def get_parser():
     return p
 
 
-# ---- the recipe ------------------------------------------------------------------------------------------------------
-
-
-def read_recipe(path: Path) -> dict:
-    """The recipe, with everything there that may be left out. Raises InputError naming file and key."""
-    recipe = util.read_yaml(path, str(path))
-    if not isinstance(recipe, dict):
-        raise InputError(f"{path}: must be a mapping with methods and evaluations")
-    recipe = {"about": "", "before": [], "after": [], "jobs": 1, "published": None, **recipe}
-    for name in ("title", "methods", "evaluations"):
-        if not recipe.get(name):
-            raise InputError(f"{path}: {name} is missing")
-    parts = {"recipe": [recipe], "before": recipe["before"]}
-    parts |= {"method": recipe["methods"].values(), "evaluation": recipe["evaluations"].values()}
-    for kind, entries in parts.items():
-        for entry in entries:
-            if "command" not in entry and kind != "recipe":
-                raise InputError(f"{path}: {kind} {entry} has no command")
-            for key in entry:
-                if key not in KEYS[kind]:
-                    raise InputError(f"{path}: {kind} has an unknown key {key}{util.nearest(key, KEYS[kind])}")
-    return recipe
-
-
-def option(command: str, name: str, default=None):
-    """The value that a command line gives an option, the last one if several do."""
-    words = [part for word in shlex.split(command) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
-    places = [i for i, word in enumerate(words[:-1]) if word == name]
-    return words[places[-1] + 1] if places else default
-
-
-def scaled(entry: dict, scale: float) -> str:
-    """The options that shorten a command to a share of its epochs; none at scale 1."""
-    if scale == 1:
-        return ""
-    numbers = {name: value if isinstance(value, list) else [value] for name, value in entry.get("scaled", {}).items()}
-    return "".join(f" --{k} {','.join(str(max(1, round(scale * v))) for v in of)}" for k, of in numbers.items())
-
-
-def commands(recipe: dict, name: str, seed: int, args) -> dict[str, str]:
-    """The commands of a method with a seed, by name: "training", then the evaluations.
-
-    Seed 0 at full scale is the recipe's own wording; else --seed, shorter epochs and a name of the run's own follow it.
-    """
-    method = recipe["methods"][name]
-    found = {}
-    for step, entry in {"training": method, **recipe["evaluations"]}.items():
-        command = " ".join(entry["command"].split())
-        for key, value in method.get("with", {}).items():
-            command = command.replace(f"{{{key}}}", str(value))
-        command += scaled(entry, args.scale) + (f" {args.options}" if args.options else "")
-        if seed and command.split()[1].startswith("main_"):
-            command += f" --seed {seed}"
-        suffix = (f"_seed{seed}" if seed else "") + (f"_scale{args.scale:g}" if args.scale != 1 else "")
-        if step == "training" and suffix:
-            command += f" --exp_name {option(command, '--exp_name')}{suffix}"
-        found[step] = command
-    return found
-
-
-def run_folder(training: str) -> Path:
-    """Where a training's checkpoints lie."""
-    root = Path(option(training, "--save_folder", "./save"))
-    return root / "SupCon" / f"{option(training, '--dataset', 'digits')}_models" / option(training, "--exp_name", "")
-
-
-# ---- what is done ----------------------------------------------------------------------------------------------------
-
-
-def same(words: list[str], command: str) -> bool:
-    """Whether a script was called so, wherever it lies, resumed and overwriting or not."""
-    words = [Path(words[0]).name, *words[1:]]
-    while "--resume" in words:
-        at = words.index("--resume")
-        words = words[:at] + words[at + 2 :]
-    return [word for word in words if word != "--overwrite"] == shlex.split(command)[1:]
-
-
-def find_run(folders, command: str) -> Path | None:
-    """The folder of a run of this command, whole or cut off."""
-    for path in (folder / "config.yaml" for folder in folders):
-        if path.is_file() and same(yaml.safe_load(path.read_text())["about"]["command"], command):
-            return path.parent
-    return None
-
-
-def epochs_left(folder: Path) -> int:
-    """Epochs that a run still has to train."""
-    epochs = yaml.safe_load((folder / "config.yaml").read_text())["epochs"]
-    done = [record["epoch"] for record in read_log(folder) if "epoch" in record]
-    return epochs - (done[-1] if done and (folder / "last.pth").is_file() else 0)
-
-
-def read_log(folder: Path) -> list[dict]:
-    path = folder / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def find_record(command: str, sha256: str) -> dict | None:
-    """The record of an evaluation by this command of this checkpoint, with the file that holds it; None without."""
-    folder = Path(option(command, "--save_folder", "./save")) / "results"
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
-        if record.get("checkpoint", {}).get("sha256") == sha256 and same(record["command"], command):
-            return {**record, "file": str(path)}
-    return None
-
-
-# ---- running ---------------------------------------------------------------------------------------------------------
-
-
 class Runner:
     """Calls commands, keeps what they print, and remembers which failed."""
 
@@ -177,7 +62,7 @@ class Runner:
             process.terminate()
 
     def call(self, title: str, command: str) -> bool:
-        """Run a command as a user would; whether it succeeded. Shown as it runs; of several jobs, if it fails."""
+        """Run a command as a user would; whether it succeeded. Shown as it runs; of several jobs, its epochs."""
         if self.stopped.is_set():
             return False
         words = shlex.split(command)
@@ -186,7 +71,7 @@ class Runner:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)} | ({"OMP_NUM_THREADS": "1"} if self.jobs > 1 else {})
         log = self.logs / f"{title.replace(', ', '_').replace(': ', '_').replace(' ', '_')}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
-        print(f"== {title}" if self.jobs > 1 else f"\n== {title}\n{command}", flush=True)
+        say(f"== {title}" if self.jobs > 1 else f"\n== {title}\n{command}")
         begin = time.perf_counter()
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         with log.open("w") as file, subprocess.Popen(words, text=True, env=env, **pipes) as process:
@@ -197,12 +82,14 @@ class Runner:
                 file.flush()
                 lines.append(line)
                 if self.jobs == 1:
-                    print(line, end="", flush=True)
+                    say(line.rstrip("\n"))
+                elif EPOCH.match(line):
+                    say(f"   {title}: {line.strip()}")
         self.running.discard(process)
         if process.returncode == 0:
-            print(f"== {title}: done in {time.perf_counter() - begin:.0f} s", flush=True)
+            say(f"== {title}: done in {time.perf_counter() - begin:.0f} s")
             return True
-        print(f"== {title}: FAILED with exit code {process.returncode}; {log}\n{''.join(lines[-3:])}", flush=True)
+        say(f"== {title}: FAILED with exit code {process.returncode}; {log}\n{''.join(lines[-3:])}")
         self.fail(title, command, f"exit code {process.returncode}, {log}")
         return False
 
@@ -212,25 +99,31 @@ class Runner:
 
     def train(self, title: str, command: str) -> Path | None:
         """The folder of the finished training."""
-        folder = run_folder(command)
-        found = find_run([folder], command)
-        if found and epochs_left(folder) <= 0:
-            print(f"== {title}: is done, {folder}", flush=True)
+        folder = recipes.run_folder(command)
+        found = done.find_run([folder], command)
+        if found and done.epochs_left(folder) <= 0:
+            say(f"== {title}: is done, {folder}")
             return folder
         cut_off = found and (folder / "last.pth").is_file()
         return folder if self.call(title, command + (f" --resume {folder}" if cut_off else "")) else None
 
     def evaluate(self, title: str, command: str, sha256: str) -> dict | None:
         """The record of the evaluation; a probe that was cut off goes on."""
-        record = find_record(command, sha256)
+        record = done.find_record(command, sha256)
         if record:
-            print(f"== {title}: is done, {record['file']}", flush=True)
+            say(f"== {title}: is done, {record['file']}")
             return record
-        root = Path(option(command, "--save_folder", "./save"))
+        root = Path(recipes.option(command, "--save_folder", "./save"))
         folders = [folder.parent for folder in sorted((root / "linear").glob(f"*/*{sha256[:8]}*/last.pth"))]
-        probe = find_run(folders, command)
-        more = "" if probe is None else f" --resume {probe}" if epochs_left(probe) > 0 else " --overwrite"
-        return find_record(command, sha256) if self.call(title, command + more) else None
+        probe = done.find_run(folders, command)
+        more = "" if probe is None else f" --resume {probe}" if done.epochs_left(probe) > 0 else " --overwrite"
+        return done.find_record(command, sha256) if self.call(title, command + more) else None
+
+
+def say(text: str) -> None:
+    """One line, or several, whole: others print at the same time."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def sha256(path: Path) -> str:
@@ -242,18 +135,22 @@ def run_method(recipe: dict, name: str, seed: int, args, runner: Runner | None) 
     already without a runner.
     """
     title = f"{name}, seed {seed}"
-    wanted = commands(recipe, name, seed, args)
+    wanted = recipes.commands(recipe, name, seed, args)
     training = wanted.pop("training")
-    folder = runner.train(f"{title}: training", training) if runner else find_run([run_folder(training)], training)
+    if runner:
+        folder = runner.train(f"{title}: training", training)
+    else:
+        folder = done.find_run([recipes.run_folder(training)], training)
     result = {"seed": seed, "values": {}, "records": {}}
-    if folder is None or epochs_left(folder) > 0:
+    if folder is None or done.epochs_left(folder) > 0:
         return result
     checkpoint = sha256(folder / "last.pth")
-    seconds = [record["seconds"] for record in read_log(folder) if "seconds" in record]
+    seconds = [record["seconds"] for record in util.read_json_lines(folder / "log.jsonl") if "seconds" in record]
     result |= {"folder": str(folder), "sha256": checkpoint, "training": training}
     for step, command in wanted.items():
         command = command.replace("$path2chkpt", str(folder))
-        found = runner.evaluate(f"{title}: {step}", command, checkpoint) if runner else find_record(command, checkpoint)
+        find = partial(runner.evaluate, f"{title}: {step}") if runner else done.find_record
+        found = find(command, checkpoint)
         if found is None:
             continue
         result["records"][step] = found["file"]
@@ -275,69 +172,19 @@ def run_methods(recipe: dict, names, args, runner: Runner) -> dict[str, list[dic
     with ThreadPoolExecutor(runner.jobs) as pool:
         tasks = [pool.submit(run_method, recipe, n, s, args, runner if n in names else None) for n, s in wanted]
         try:
-            done = [task.result() for task in tasks]
+            results = [task.result() for task in tasks]
         except BaseException as reason:
             runner.stop(scripts_too=not isinstance(reason, KeyboardInterrupt))
             pool.shutdown(cancel_futures=True)
             raise
         finally:
             signal.signal(signal.SIGTERM, before)
-    return {m: [run for (name, _), run in zip(wanted, done, strict=True) if name == m] for m in recipe["methods"]}
-
-
-# ---- the table -------------------------------------------------------------------------------------------------------
-
-
-def cell(values: list[float], wanted: int, digits: int = 1) -> str:
-    """Mean and standard deviation (n - 1) over seeds; how many there are, where some are missing."""
-    if not values:
-        return "-"
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}" + (
-        f" ({len(values)} of {wanted})" if wanted > len(values) else ""
-    )
-
-
-def markdown(recipe: dict, results: dict, args, failures: list[dict]) -> str:
-    """The table, what it is made of, and what failed."""
-    columns = [column for evaluation in recipe["evaluations"].values() for column in evaluation["columns"]]
-    published = recipe["published"]
-    head = ["method", *columns, "seconds", *(["published"] if published is not None else [])]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for name, runs in results.items():
-        of = {c: [run["values"][c] for run in runs if c in run["values"]] for c in (*columns, "seconds")}
-        row = [recipe["methods"][name].get("title", name)]
-        row += [cell(of[c], args.seeds) for c in columns]
-        row.append(f"{statistics.mean(of['seconds']):.0f}" if of["seconds"] else "-")
-        if published is not None:
-            row.append(str(published.get(name, "")))
-        lines.append(f"| {' | '.join(row)} |")
-    seeds = "seed 0" if args.seeds == 1 else f"seeds 0 to {args.seeds - 1}, mean ± standard deviation"
-    notes = [f"In percent, {seeds}; seconds of training. {recipe['about']}".strip()]
-    if args.scale != 1:
-        notes.append(f"SCALED: {100 * args.scale:g} % of the epochs. This shows that the recipe runs; it is no result.")
-    if args.options:
-        notes.append(f"With {args.options} added to every command.")
-    notes += [f"FAILED: {f['what']} ({f['why']})" for f in failures]
-    return "\n\n".join([f"## {recipe['title']}", "\n".join(lines), *notes]) + "\n"
-
-
-def print_commands(recipe: dict, names, args) -> None:
-    """What would be run, as a shell takes it."""
-    for entry in recipe["before"]:
-        print(" ".join(entry["command"].split()))
-    for name in names:
-        for seed in range(args.seeds):
-            found = commands(recipe, name, seed, args)
-            print(f"\n# {recipe['methods'][name].get('title', name)}, seed {seed}\n{found.pop('training')}")
-            print(f"path2chkpt={run_folder(commands(recipe, name, seed, args)['training'])}", *found.values(), sep="\n")
-    for command in recipe["after"]:
-        print(" ".join(command.split()))
+    return {m: [run for (name, _), run in zip(wanted, results, strict=True) if name == m] for m in recipe["methods"]}
 
 
 def main():
     args = get_parser().parse_args()
-    recipe = read_recipe(args.recipe)
+    recipe = recipes.read(args.recipe)
     for name in args.only:
         if name not in recipe["methods"]:
             raise InputError(f"--only {name}: no method of {args.recipe}{util.nearest(name, recipe['methods'])}")
@@ -345,7 +192,7 @@ def main():
         raise InputError(f"--seeds {args.seeds} --scale {args.scale}: seeds start at 1, the scale lies in (0, 1]")
     names = args.only or list(recipe["methods"])
     if args.dry_run:
-        return print_commands(recipe, names, args)
+        return recipes.print_commands(recipe, names, args)
     util.check_folder(args.out, "--out")
     stem = args.recipe.stem + (f"_scale{args.scale:g}" if args.scale != 1 else "")
     jobs = recipe["jobs"] if args.jobs is None else args.jobs
@@ -360,9 +207,9 @@ def main():
         if not runner.failures and not args.only and args.scale == 1:
             command = " ".join(command.split()).replace("$table", str(args.out / f"{stem}.json"))
             runner.call(f"after: {' '.join(command.split()[1:4])}", command)
-    text = markdown(recipe, results, args, runner.failures)
+    text = table.markdown(recipe, results, args, runner.failures)
     util.write_file(args.out / f"{stem}.md", text.encode())
-    print(f"\n{text}\nsaved {args.out / stem}.md and .json")
+    say(f"\n{text}\nsaved {args.out / stem}.md and .json")
     if runner.failures:
         sys.exit(1)
 

@@ -292,13 +292,14 @@ class Run:
             util.write_file(path, "".join(f"{os.path.abspath(f)}\n" for f in images).encode())
         return path
 
-    def log(self, epoch: int, scalars: dict, images_per_second: float) -> None:
+    def log(self, epoch: int, scalars: dict, images_per_second: float | None) -> None:
         """An epoch's line, TensorBoard scalars, and log record; TIMING is all in it that is no result."""
         if not distributed.is_main():
             return
         if self.writer is None:
             self.open()
-        scalars = {**scalars, "images_per_second": images_per_second}
+        if images_per_second is not None:
+            scalars = {**scalars, "images_per_second": images_per_second}
         shown = "".join(f"  {k} {v:.2f}" for k, v in scalars.items() if k.startswith("val_"))
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, epoch)
@@ -306,10 +307,13 @@ class Run:
         util.append_json(self.folder / "log.jsonl", {"epoch": epoch, **scalars})
         done, spent = epoch - self.resumed_from, time.perf_counter() - self.start
         left = spent / done * (self.args.epochs - epoch)
+        speed = "no step was left"
+        if images_per_second is not None:
+            waiting = f"{100 * scalars['waiting_for_data']:.0f} % of the time waiting for data"
+            speed = f"{images_per_second:.0f} images/s, {waiting}"
         print(
             f"epoch {epoch}/{self.args.epochs}  loss {scalars['loss']:.4f}{shown}  lr {scalars['learning_rate']:.4g}  "
-            f"{images_per_second:.0f} images/s, {100 * scalars['waiting_for_data']:.0f} % of the time waiting for data"
-            f"  {left / 60:.1f} min left",
+            f"{speed}  {left / 60:.1f} min left",
             flush=True,
         )
         advice = watching.advice(scalars["waiting_for_data"], spent, self.args.num_workers)

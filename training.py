@@ -175,7 +175,7 @@ def set_learning_rate(optimizer, args, progress: float) -> float:
 
 def train_epoch(run, loader, step, optimizer, epoch: int, device):
     """One epoch, or what is left of it: step(images, labels) -> loss, parts [R]. Returns their means over steps and
-    processes, and images a second.
+    processes, and images a second (None where no step was left).
 
     The device is waited for at progress lines and before a checkpoint only; there the run stops if loss or gradients
     have turned NaN or infinite.
@@ -208,7 +208,8 @@ def train_epoch(run, loader, step, optimizer, epoch: int, device):
     progress.close()
     for mean in (loss_mean, parts_mean):
         mean.total = distributed.all_reduce(mean.total)
-    return loss_mean.value(), parts_mean.value(), (len(loader) - done) * args.batch_size / (time.perf_counter() - begin)
+    images = (len(loader) - done) * args.batch_size
+    return loss_mean.value(), parts_mean.value(), images / (time.perf_counter() - begin) if images else None
 
 
 def classification_epoch(run, loader, step, model, validation, optimizer, epoch: int, device) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import select
 import sys
 import time
 from pathlib import Path
@@ -42,15 +43,29 @@ def fault(error: BaseException) -> str | None:
 
 
 def run_command(main) -> None:
-    """Run a script's main: what `fault` knows becomes one line and exit code 2, as argparse's own errors do."""
+    """Run a script's main: what `fault` knows becomes one line and exit code 2, as argparse's own errors do.
+
+    Where nobody reads what is printed any more (`| head`), it ends silently with 141, as a shell reports SIGPIPE.
+    """
     try:
         main()
+        sys.stdout.flush()
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
+            sys.exit(141)
         line = fault(error)
         if line is None:
             raise
         print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
         sys.exit(2)
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads: loader processes break pipes of their own."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def check_folder(path, flag: str) -> None:

@@ -143,7 +143,14 @@ def without(data: ImageData, skip: str | Path | None) -> ImageData:
         lines = Path(skip).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--skip_images {skip}: not readable ({error})") from None
-    left_out = {os.path.realpath(line.strip()) for line in lines if line.strip()}
+    listed = [line.strip() for line in lines if line.strip()]
+    # a pack has names of images whose files may be gone
+    if listed and isinstance(data.images[0], str) and not any(map(os.path.lexists, listed)):
+        raise InputError(
+            f"--skip_images {skip}: none of its lines is a file, as {listed[0]}; give paths from the root, or relative "
+            "to the folder that the command is run in"
+        )
+    left_out = set(map(os.path.realpath, listed))
     kept = [i for i, f in enumerate(data.images) if os.path.realpath(f) not in left_out]
     if not kept:
         raise InputError(f"--skip_images {skip}: leaves no image of {data.images[0]} and its like")

@@ -12,7 +12,10 @@ from commands import ROOT, error_of, run
 from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet
 
 import datasets
+import recipes
 import reproduce
+from recipes.done import find_record
+from recipes.table import cell
 
 README = (ROOT / "README.md").read_text()
 PAPER = README.partition("## The paper's commands")[2].partition("\n## ")[0]
@@ -53,10 +56,10 @@ def test_a_dry_run_of_cifar_100_prints_exactly_the_documented_commands(monkeypat
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_reads_and_gives_each_method_a_run_of_its_own(path):
-    recipe = reproduce.read_recipe(path)
+    recipe = recipes.read(path)
     args = reproduce.get_parser().parse_args([str(path)])
     folders = [
-        reproduce.run_folder(reproduce.commands(recipe, name, seed, args)["training"])
+        recipes.run_folder(recipes.commands(recipe, name, seed, args)["training"])
         for name in recipe["methods"]
         for seed in (0, 1)
     ]
@@ -78,8 +81,8 @@ def test_another_seed_and_a_scale_change_the_name_and_shorten_the_epochs(monkeyp
 
 def test_the_last_of_two_spellings_of_an_option_counts():
     command = "python main_ce.py --exp_name=a --dataset digits --exp_name b"
-    assert reproduce.option(command, "--exp_name") == "b"
-    assert reproduce.option(command, "--save_folder", "./save") == "./save"
+    assert recipes.option(command, "--exp_name") == "b"
+    assert recipes.option(command, "--save_folder", "./save") == "./save"
 
 
 @pytest.mark.parametrize(
@@ -91,6 +94,9 @@ def test_the_last_of_two_spellings_of_an_option_counts():
         (f"{ROOT}/recipes/cifar100.yaml --scale 0", "--scale 0"),
         ("typo.yaml", "method has an unknown key comand; did you mean command?"),
         ("empty.yaml", "empty.yaml: title is missing"),
+        ("unsaid.yaml", "unsaid.yaml: published must be a mapping with a source"),
+        ("method.yaml", "method.yaml: published: there is no method goof; did you mean good?"),
+        ("column.yaml", "column.yaml: published good: no column R@2; did you mean R@1?"),
     ],
 )
 def test_a_wrong_recipe_or_option_is_one_line(monkeypatch, capsys, tmp_path, words, reason):
@@ -98,6 +104,10 @@ def test_a_wrong_recipe_or_option_is_one_line(monkeypatch, capsys, tmp_path, wor
     (tmp_path / "typo.yaml").write_text(
         yaml.safe_dump({"title": "t", "methods": {"a": method}, "evaluations": {"e": method}})
     )
+    figures = {"unsaid": {"good": {"R@1": 1}}, "method": {"source": "s", "goof": {"R@1": 1}}}
+    figures["column"] = {"source": "s", "good": {"R@2": 1}}
+    for name, published in figures.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(SMALL_RECIPE | {"published": published}))
     (tmp_path / "empty.yaml").write_text("about: nothing\n")
     assert reason in error_of(monkeypatch, capsys, tmp_path, words, "reproduce")
 
@@ -105,7 +115,7 @@ def test_a_wrong_recipe_or_option_is_one_line(monkeypatch, capsys, tmp_path, wor
 SMALL = "--epochs 1 --batch_size 256 --model"
 SMALL_RECIPE = {
     "title": "Small",
-    "published": {"good": "99 (nobody)"},
+    "published": {"source": "nobody, 2026", "good": {"R@1": 99.5, "fine mAP": 98}},
     "methods": {
         "bad": {"command": "python no_such_script.py --exp_name bad"},
         "good": {"title": "a good one", "command": f"python main_ce.py {SMALL} resnet8 --exp_name good"},
@@ -135,7 +145,8 @@ def test_a_failure_is_reported_at_the_end_and_the_rest_goes_on(small):
     table = (folder / "save/tables/small.md").read_text()
     record = json.loads(next((folder / "save/results").glob("retrieval_*.json")).read_text())
     assert f"| a good one | {record['metrics']['fine']['R@1']:.1f} | {record['metrics']['fine']['mAP']:.1f} |" in table
-    assert table.count("99 (nobody) |") == 1
+    assert table.count(" | R@1 99.5, fine mAP 98 |") == 1
+    assert "\nPublished: nobody, 2026\n" in table
     assert "| bad | - | - | - |" in table
     assert "FAILED: bad, seed 0: training (exit code 2" in table
     assert table in done.stdout
@@ -171,9 +182,9 @@ def test_another_checkpoint_asks_for_another_evaluation(small):
     sha256 = reproduce.sha256(folder / "save/SupCon/digits_models/good/last.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert reproduce.find_record(command, sha256)["metrics"]
-        assert reproduce.find_record(command, "0" * 64) is None
-        assert reproduce.find_record(command + " --labelset coarse", sha256) is None
+        assert find_record(command, sha256)["metrics"]
+        assert find_record(command, "0" * 64) is None
+        assert find_record(command + " --labelset coarse", sha256) is None
 
 
 def test_a_training_that_was_cut_off_goes_on_and_another_command_does_not_count(monkeypatch, small, tmp_path):
@@ -200,7 +211,7 @@ def test_a_training_that_was_cut_off_goes_on_and_another_command_does_not_count(
 def test_a_column_that_no_record_has_is_a_failure_of_its_own(monkeypatch, small, tmp_path):
     folder, _ = small
     monkeypatch.chdir(folder)
-    recipe = reproduce.read_recipe(folder / "small.yaml")
+    recipe = recipes.read(folder / "small.yaml")
     recipe["evaluations"]["retrieval"]["columns"] = {"wrong": "fine.R@2", "R@1": "fine.R@1"}
     runner = reproduce.Runner(tmp_path, 1)
     result = reproduce.run_method(recipe, "good", 0, reproduce.get_parser().parse_args(["small.yaml"]), runner)
@@ -230,10 +241,10 @@ def test_when_it_is_ended_the_script_that_runs_is_ended_too(tmp_path):
 
 
 def test_mean_and_spread_are_over_the_seeds_that_there_are():
-    assert reproduce.cell([1.0, 2.0, 6.0], 3) == "3.0 ± 2.6"
-    assert reproduce.cell([1.0, 2.0], 3) == "1.5 ± 0.7 (2 of 3)"
-    assert reproduce.cell([4.0], 1) == "4.0"
-    assert reproduce.cell([], 3) == "-"
+    assert cell([1.0, 2.0, 6.0], 3) == "3.0 ± 2.6"
+    assert cell([1.0, 2.0], 3) == "1.5 ± 0.7 (2 of 3)"
+    assert cell([4.0], 1) == "4.0"
+    assert cell([], 3) == "-"
 
 
 @pytest.fixture(scope="module")
