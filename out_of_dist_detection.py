@@ -118,7 +118,7 @@ def worker(args, device):
     except ValueError as error:
         raise InputError(f"--dataset_outliers {args.dataset_outliers}: {error}") from None
     metrics = {name: 100 * value for name, value in metrics.items()}
-    label = outliers_label(args)
+    label, inliers = outliers_label(args), datasets.title(args.dataset, args.data_folder)
     detector = args.detector + (str(args.knn_k) if args.detector == "knn" else "")
     path = results.write(
         args, "ood", f"{label.replace(' ', '_')}_{detector}", name=net.name, metrics=metrics, checkpoint=net.record,
@@ -127,17 +127,17 @@ def worker(args, device):
         seconds=time.perf_counter() - begin, more=net.about(),
     )  # fmt: skip
     draw_ood(
-        path.with_suffix(".png"), *scores, metrics, f"{net.name}: {args.dataset} against {label}",
+        path.with_suffix(".png"), *scores, metrics, f"{net.name}: {inliers} against {label}",
         f"{detector}: {DETECTORS[args.detector]}",
     )  # fmt: skip
-    results.show(f"{args.dataset} against", {label: {k: v for k, v in metrics.items() if k != "AUPR"}})
+    results.show(f"{inliers} against", {label: {k: v for k, v in metrics.items() if k != "AUPR"}})
     print(f"saved {path} and {path.with_suffix('.png').name}", flush=True)
 
 
 def outliers_label(args) -> str:
     """The outliers' name: data set, the folder's where any folder will do, classes and split where chosen."""
-    parts = [args.dataset_outliers]
-    if datasets.spec(args.dataset_outliers).read_outliers and args.dataset_outliers != "AwA2":
+    parts = [datasets.title(args.dataset_outliers, args.data_folder_outliers)]
+    if datasets.spec(args.dataset_outliers).read_outliers and args.dataset_outliers not in ("AwA2", "path"):
         parts.append(Path(args.data_folder_outliers).resolve().name)
     if args.outlier_classes:
         parts.append("-".join(args.outlier_classes)[:40])

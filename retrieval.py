@@ -79,7 +79,8 @@ def worker(args, device):
         images={"train": len(gallery), "test": len(features)}, data_folders={"images": args.data_folder},
         seconds=time.perf_counter() - begin, more=net.about(),
     )  # fmt: skip
-    draw_precision_recall(path.with_suffix(".png"), curves, f"retrieval on {args.dataset}, {net.name}")
+    data = datasets.title(args.dataset, args.data_folder)
+    draw_precision_recall(path.with_suffix(".png"), curves, f"retrieval on {data}, {net.name}")
     results.show("labels", metrics)
     print(f"saved {path} and {path.with_suffix('.png').name}", flush=True)
 

@@ -193,6 +193,11 @@ def spec(name: str) -> sources.Source:
     return sources.SOURCES[name]
 
 
+def title(name: str, folder: str | Path) -> str:
+    """What a data set is called in tables and pictures: its name, or its folder's where that can be any."""
+    return Path(folder).resolve().name if name == "path" else name
+
+
 def class_list(name: str) -> tuple[str, ...]:
     """The wnids of a list in this folder, sorted: ImageNet-100, imagenet_outliers_split1, tiny_imagenet_inliers, ..."""
     return tuple((Path(__file__).parent / f"{name}.txt").read_text().split())

@@ -27,6 +27,10 @@ FORMATS = ("jpeg", "raw")
 QUALITY = 90  # of the JPEGs that are made
 
 
+class DamagedImage(InputError):
+    """An image that cannot be packed, since it cannot be read."""
+
+
 class Pack:
     """An open pack: index arrays, and the file's bytes, mapped into memory by each process when it first reads."""
 
@@ -106,7 +110,7 @@ def write(images: list[str], labels, classes: list[str], root: Path, out: Path, 
     """Write a pack of images whose shorter side is at most `side`; returns how many images it had to make.
 
     Written under another name with a journal beside it: a call that is cut off is gone on with by the next one, and
-    `out` is there only when it is whole. Raises InputError where an image cannot be read or the disk is full.
+    `out` is there only when it is whole. Raises DamagedImage for an image, InputError where the disk is full.
     """
     unfinished, journal = (out.with_name(out.name + end) for end in (".unfinished", ".journal"))
     about = {"root": os.path.abspath(root), "format": format, "side": side}
@@ -167,7 +171,7 @@ def _made(path: str, side: int, format: str) -> tuple[bytes, tuple[int, int]]:
     try:
         image = decoding.read_rgb(path)
     except InputError as error:
-        raise InputError(f"{error}; {decoding.WAY_ROUND}") from None
+        raise DamagedImage(str(error)) from None
     shorter = min(image.size)
     if shorter > side:
         width, height = (max(side, round(x * side / shorter)) for x in image.size)

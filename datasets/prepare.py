@@ -263,7 +263,10 @@ def pack(args) -> None:
             _check_same(path, data, args)
             print(f"{path}: is there already, of the same {len(data):,} images")
             continue
-        made = packed.write(data.images, data.labels.numpy(), data.classes, root, path, args.side, args.format)
+        try:
+            made = packed.write(data.images, data.labels.numpy(), data.classes, root, path, args.side, args.format)
+        except packed.DamagedImage as error:
+            raise _all_damaged(error, folder, found, args) from None
         print(f"{path}: {len(data):,} images, {made:,} made now, {path.stat().st_size / 1e9:.2f} GB")
     if args.check:
         for split in found:
@@ -274,6 +277,20 @@ def pack(args) -> None:
                     f"--check: {len(damaged)} of {len(images)} images are damaged, as {min(damaged.items())[1]}"
                 )
         print("checked: every image is as it was written")
+
+
+def _all_damaged(first: InputError, folder: Path, splits, args) -> InputError:
+    """The error about the first damaged image of a folder, once all are listed in a file that --skip_images takes."""
+    print(f"{first}; looking for others", flush=True)
+    known = {"train": "train", "val": "test"}
+    images = [f for s in splits for f in datasets.build("path", folder, known[s], skip=args.skip_images).images]
+    before = Path(args.skip_images).read_text().rstrip("\n") + "\n" if args.skip_images else ""
+    damaged, listed = [images[i] for i in find_damage(images)], Path(args.out) / "damaged_images.txt"
+    if not damaged:
+        return first  # it could not be read just then
+    util.write_file(listed, (before + "".join(f"{os.path.abspath(f)}\n" for f in damaged)).encode())
+    count = f"{len(damaged)} of {len(images)} images"
+    return InputError(f"--data_folder {folder}: {count} are damaged, listed in {listed}; give --skip_images {listed}")
 
 
 def _check_same(path: Path, data, args) -> None:

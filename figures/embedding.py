@@ -213,7 +213,7 @@ def main():
     args.out.parent.mkdir(parents=True, exist_ok=True)
     draw_run(
         args.out,
-        f"{net.name}: {len(test)} test images of {args.dataset}",
+        f"{net.name}: {len(test)} test images of {datasets.title(args.dataset, args.data_folder)}",
         features,
         labels,
         train.classes,

@@ -231,7 +231,7 @@ def detect_noise(monkeypatch, digits, detector):
         make_image_folders(digits / "noise", ["noise"], each=40, size=(8, 8))
     run(monkeypatch, digits, f"--ckpt {CE} --dataset_outliers path --data_folder_outliers noise --detector {detector}",
         "out_of_dist_detection")  # fmt: skip
-    return result(digits, f"ood_digits_ce_path_noise_{detector}*")
+    return result(digits, f"ood_digits_ce_noise_{detector}*")
 
 
 @pytest.mark.parametrize("detector", ["gaussian", "knn", "mahalanobis"])
@@ -281,12 +281,12 @@ def test_the_three_scripts_share_cached_features_and_read_no_image_twice(monkeyp
     run(monkeypatch, digits, f"--ckpt {CE} --dataset_outliers path --data_folder_outliers noise2 {cache}",
         "out_of_dist_detection")  # fmt: skip
     assert len(read) == 1797 + 5
-    with_cache = result(digits, "ood_digits_ce_path_noise2*")
+    with_cache = result(digits, "ood_digits_ce_noise2*")
     assert with_cache["features"]["train"]["reused"]
     assert not with_cache["features"]["outliers"]["reused"]
     run(monkeypatch, digits, f"--ckpt {CE} --dataset_outliers path --data_folder_outliers noise2",
         "out_of_dist_detection")  # fmt: skip
-    assert result(digits, "ood_digits_ce_path_noise2*")["metrics"] == with_cache["metrics"]  # the same record, anew
+    assert result(digits, "ood_digits_ce_noise2*")["metrics"] == with_cache["metrics"]  # the same record, anew
 
 
 def test_cached_features_are_made_anew_when_checkpoint_views_or_images_change(monkeypatch, digits):

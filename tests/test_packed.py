@@ -166,7 +166,7 @@ def test_a_flipped_byte_of_the_index_or_of_an_image_is_named(monkeypatch, capsys
         ("pack --data_folder nowhere --out small", "--data_folder nowhere: no such folder"),
         ("pack --data_folder mine --out mine", "--out mine: is the source"),
         ("pack --data_folder mine/train --out mine/train", "is the source"),
-        ("pack --data_folder bad --out small", "not a readable image"),
+        ("pack --data_folder bad --out small", "1 of 2 images are damaged, listed in small/damaged_images.txt"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, command, reason):
@@ -174,6 +174,22 @@ def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, command, reason):
     make_image_folders(tmp_path / "bad", ["a"], each=1)
     (tmp_path / "bad" / "a" / "x.jpg").write_bytes(b"no image")
     assert reason in error_of(monkeypatch, capsys, tmp_path, command)
+
+
+def test_all_damaged_images_are_listed_at_once_and_the_list_leaves_them_out(monkeypatch, capsys, tmp_path):
+    make_image_folders(tmp_path / "mine" / "train", ["a", "b"], each=3)
+    make_image_folders(tmp_path / "mine" / "val", ["a"], each=2)
+    (tmp_path / "known.txt").write_text("mine/train/a/a_0.JPEG")
+    bad = [f"mine/{name}.JPEG" for name in ("train/a/a_0", "train/a/a_1", "train/b/b_2", "val/a/a_0")]
+    for name in bad:
+        (tmp_path / name).write_bytes(b"no image")
+    command = "pack --data_folder mine --out small --skip_images"
+    line = error_of(monkeypatch, capsys, tmp_path, f"{command} known.txt")
+    assert "3 of 7 images are damaged, listed in small/damaged_images.txt; give --skip_images" in line
+    listed = (tmp_path / "small/damaged_images.txt").read_text().splitlines()
+    assert [os.path.relpath(os.path.join(tmp_path, f), tmp_path) for f in listed] == bad
+    pack(monkeypatch, tmp_path, f"{command} small/damaged_images.txt")
+    assert [len(datasets.build("path", tmp_path / "small", split)) for split in ("train", "test")] == [3, 1]
 
 
 def test_the_fast_way_to_pixels_gives_pils(tmp_path):

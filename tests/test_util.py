@@ -2,10 +2,13 @@
 
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 import reference
 import torch
+from commands import ROOT
 
 import util
 
@@ -75,6 +78,24 @@ def test_what_ends_a_command_in_one_line_is_known_from_other_errors():
     assert util.fault(OSError(5, "Input/output error", "a/last.pth")) == "a/last.pth: Input/output error"
     assert util.fault(FileNotFoundError(2, "No such file")) is None
     assert util.fault(RuntimeError("shapes differ")) is None
+
+
+def test_a_reader_that_goes_away_ends_a_command_silently():
+    printing = "import util\ndef main():\n for i in range(100_000): print(i)\nutil.run_command(main)"
+    command = [sys.executable, "-c", printing]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_another_broken_pipe_is_no_readers_fault():
+    def main():
+        raise BrokenPipeError(32, "a loader's")
+
+    with pytest.raises(BrokenPipeError, match="a loader's"):
+        util.run_command(main)
 
 
 def test_a_line_that_a_crash_cut_short_does_not_count(tmp_path):

@@ -1,6 +1,7 @@
 """What a run shows of itself: measures that equal their references, and time that adds up."""
 
 import json
+import re
 
 import pytest
 import reference
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from commands import error_of, run
 from made_data import make_image_folders
 
+import runs
+import util
 import watching
 
 
@@ -140,3 +143,23 @@ def test_knn_without_validation_images_or_classes_is_refused_at_once(monkeypatch
     error = error_of(monkeypatch, capsys, tmp_path, f"{own.replace('size 8', 'size 2')} --instance_ranks g.csv")
     assert "--knn_freq: asks for classes" in error
     assert not (tmp_path / "save").exists()
+
+
+def test_a_run_that_was_stopped_at_an_epochs_last_step_shows_no_speed_for_it(monkeypatch, capsys, tmp_path):
+    command = "--model resnet8 --batch_size 700 --memorybank_size 700 --epochs 2 --exp_name a"
+    steps = []
+
+    def stop_at_the_second(run):
+        steps.append(run)
+        run.stop.asked = "SIGTERM" if len(steps) == 2 else None
+        return len(steps) == 2, False
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(runs.Run, "wishes", stop_at_the_second)
+        run(patch, tmp_path, command)
+    run(monkeypatch, tmp_path, f"{command} --resume auto")
+    first, second = [line for line in capsys.readouterr().out.splitlines() if re.match(r"epoch \d/2  loss", line)]
+    assert "  no step was left  " in first
+    assert "images/s" in second
+    log = util.read_json_lines(tmp_path / "save/SupCon/digits_models/a/log.jsonl")
+    assert [("images_per_second" in record, record["loss"] > 0) for record in log] == [(False, True), (True, True)]
