@@ -12,6 +12,7 @@ import pytest
 import util
 
 ROOT = Path(__file__).resolve().parent.parent
+CE = "save/SupCon/digits_models/ce"  # where the fixture `digits` has its model
 
 
 def real(variable: str) -> Path:

@@ -1,8 +1,44 @@
-"""One thread a test process: pytest runs two of them."""
+"""One thread a test process, since pytest runs two of them; what several files of tests begin with."""
 
+import math
 import os
 
+import pytest
 import torch
+from commands import run
+
+import checkpoint
+import losses
+from networks import resnet
 
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A cross-entropy model of the digits with the default recipe, and an encoder with random weights."""
+    root = tmp_path_factory.mktemp("digits")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(monkeypatch, root, "--exp_name ce", "main_ce")
+    torch.manual_seed(0)
+    random = {f"encoder.{k}": v for k, v in resnet.encoder("resnet20").state_dict().items()}
+    (root / "random").mkdir()
+    checkpoint.save(root / "random" / "last.pth", {"model": random, "options": {"model": "resnet20"}})
+    return root
+
+
+@pytest.fixture
+def use_head(monkeypatch):
+    """Chooses the way through the loss, makes the other one an error, and gives the temperatures that go with it."""
+
+    def choose(head):
+        def wrong(*_):
+            raise AssertionError(f"the loss left the path {head!r}")
+
+        monkeypatch.setattr(losses, "masked_terms" if head == "fast" else "fast_terms", wrong)
+        if head == "log space":
+            monkeypatch.setattr(losses, "FAST_MIN_TAU", math.inf)
+        return (0.01, 0.03) if head == "low temperature" else (0.1, 0.6)
+
+    return choose

@@ -1,0 +1,154 @@
+"""What is wrong with an evaluation or a classifier's training is said in one line, before any work."""
+
+import math
+
+import pytest
+from commands import CE, error_of, run
+from made_data import make_image_folders
+
+import checkpoint
+import retrieval
+import util
+
+NEAR = f"--ckpt {CE} --hold_out 4 8 --dataset_outliers digits --outlier_classes 4 8"
+BAD = {
+    "main_linear": "--cache_features",
+    "retrieval": "",
+    "out_of_dist_detection": "--dataset_outliers digits --outlier_classes 4 --hold_out 4",
+}
+
+
+@pytest.mark.parametrize("script", BAD)
+def test_a_missing_checkpoint_and_a_wrong_model_are_named_by_every_script(monkeypatch, capsys, digits, script):
+    options = BAD[script]
+    assert "required: --ckpt" in error_of(monkeypatch, capsys, digits, options, script)
+    missing = error_of(monkeypatch, capsys, digits, f"{options} --ckpt nowhere/last.pth", script)
+    assert "--ckpt nowhere/last.pth: no such file" in missing
+    wrong = error_of(monkeypatch, capsys, digits, f"{options} --ckpt {CE} --model resnet18", script)
+    assert "--model resnet18: " in wrong
+    assert "holds a resnet20" in wrong
+    kind = error_of(monkeypatch, capsys, digits, f"{options} --ckpt {CE} --model_type contrastive", script)
+    assert "--model_type contrastive" in kind
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--dataset_outliers path --data_folder_outliers nowhere", "--data_folder_outliers nowhere: no such folder"),
+        ("--dataset_outliers AwA2 --data_folder_outliers empty", "--data_folder_outliers empty: holds no image"),
+        (
+            "--dataset_outliers tiny_imagenet --data_folder_outliers empty",
+            "--data_folder_outliers empty: neither it nor",
+        ),
+        ("--dataset_outliers digits", "class 0 is an inlier too"),
+        ("--dataset_outliers cifar10 --data_folder_outliers none", "--data_folder_outliers none: holds no cifar-10"),
+        ("--dataset_outliers digits --outlier_classes 11", "--outlier_classes 11: digits has no such class"),
+        ("--dataset_outliers digits --outlier_classes 4 --hold_out 4 --detector knn --knn_k 5000", "k = 5000"),
+        ("--dataset_outliers digits --outlier_classes 4 --hold_out 4 --detector knn --knn_k 0", "argument --knn_k"),
+        ("--dataset_outliers nothing", "argument --dataset_outliers: invalid choice"),
+        ("", "required: --dataset_outliers"),
+    ],
+)
+def test_bad_outliers_are_one_clear_line(monkeypatch, capsys, digits, options, reason):
+    (digits / "empty").mkdir(exist_ok=True)
+    assert reason in error_of(monkeypatch, capsys, digits, f"--ckpt {CE} {options}", "out_of_dist_detection")
+
+
+@pytest.mark.parametrize("script", ["main_ce", "main_linear", "retrieval", "out_of_dist_detection"])
+def test_a_class_in_validation_that_training_lacks_is_named(monkeypatch, capsys, tmp_path, digits, script):
+    make_image_folders(tmp_path / "mine" / "train", ["cat", "dog"], each=2)
+    make_image_folders(tmp_path / "mine" / "val", ["cat", "eel"], each=1)
+    options = "--dataset path --data_folder mine"
+    if script != "main_ce":
+        options += f" --ckpt {digits / CE}"
+    if script == "out_of_dist_detection":
+        options += " --dataset_outliers digits"
+    line = error_of(monkeypatch, capsys, tmp_path, options, script)
+    assert "--data_folder mine: class eel is in validation, but training lacks it" in line
+    assert not (tmp_path / "save").exists()
+
+
+@pytest.mark.parametrize("script", ["main_ce", "main_linear"])
+def test_a_single_class_is_nothing_to_classify(monkeypatch, capsys, digits, script):
+    options = "--hold_out 0 1 2 3 4 5 6 7 8" + (f" --ckpt {CE}" if script == "main_linear" else "")
+    assert "holds a single class" in error_of(monkeypatch, capsys, digits, options, script)
+
+
+def test_a_damaged_cache_file_is_named_and_not_used(monkeypatch, capsys, digits):
+    run(monkeypatch, digits, f"--ckpt {CE} --features_cache broken", "retrieval")
+    file = next((digits / "broken").iterdir())
+    file.write_bytes(file.read_bytes()[:1000])
+    line = error_of(monkeypatch, capsys, digits, f"--ckpt {CE} --features_cache broken", "retrieval")
+    assert f"--features_cache broken/{file.name}: damaged" in line
+
+
+def test_other_classes_than_in_training_are_warned_of(monkeypatch, capsys, digits):
+    run(monkeypatch, digits, f"--ckpt {CE} --hold_out 4", "retrieval")
+    assert "was trained on 10 classes of digits, this evaluates 9; see --hold_out" in capsys.readouterr().err
+
+
+def test_outliers_that_lie_among_the_inliers_are_refused(monkeypatch, capsys, tmp_path, digits):
+    for split in ("train", "val"):
+        make_image_folders(tmp_path / "mine" / split, ["cat", "dog"], each=2)
+    options = f"--dataset path --data_folder mine --ckpt {digits / CE} --dataset_outliers path --data_folder_outliers"
+    line = error_of(monkeypatch, capsys, tmp_path, f"{options} mine/val", "out_of_dist_detection")
+    assert "--data_folder_outliers mine/val: holds inliers, " in line
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named(monkeypatch, capsys, tmp_path, digits, workers):
+    for split in ("train", "val"):
+        make_image_folders(tmp_path / "mine" / split, ["cat", "dog"], each=2)
+    file = tmp_path / "mine" / "train" / "dog" / "dog_1.JPEG"
+    for content in (file.read_bytes()[:300], b""):
+        file.write_bytes(content)
+        options = f"--dataset path --data_folder mine --ckpt {digits / CE} --num_workers {workers}"
+        line = error_of(monkeypatch, capsys, tmp_path, options, "retrieval")
+        assert "error: mine/train/dog/dog_1.JPEG: not a readable image" in line
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "reason"),
+    [
+        ("main_ce", "--save_folder file", "--save_folder file: "),
+        ("retrieval", f"--ckpt {CE} --save_folder file/x", "--save_folder file/x: "),
+        ("retrieval", f"--ckpt {CE} --features_cache file", "--features_cache file: "),
+        ("main_ce", "--exp_name a/b", "--exp_name a/b: must be a plain name"),
+        ("main_supcon", "--exp_name ..", "--exp_name ..: must be a plain name"),
+        ("main_ce", "--num_workers -1", "argument --num_workers"),
+        ("main_ce", "--mean (0.5,0.5,0.5) --std (0,0,0)", "argument --std"),
+        ("main_ce", f"--exp_name ce --epochs 20 --resume {CE} --hold_out 1", "was trained on other classes"),
+        ("main_supcon", f"--resume {CE}", "was written by main_ce.py, not by main_supcon.py"),
+        ("main_ce", "--resume random", "holds no state of an optimiser"),
+        ("retrieval", "--ckpt probe", "is a linear probe"),
+        ("retrieval", f"--ckpt {CE} --model foo", "--model foo is unknown"),
+        ("retrieval", f"--ckpt {CE} --superclasses x.yaml", "--superclasses x.yaml: has no use with --labelset fine"),
+        ("retrieval", f"--ckpt {CE} --hold_out 0 1 2 3 4 5 6 7 8", "--labelset fine: there is a single class"),
+    ],
+)
+def test_what_cannot_work_is_said_before_any_work(monkeypatch, capsys, digits, script, options, reason):
+    (digits / "file").write_text("not a folder")
+    if not (digits / "probe").exists():
+        (digits / "probe").mkdir()
+        checkpoint.save(digits / "probe" / "last.pth", {"model": {}, "script": "main_linear"})
+    assert reason in error_of(monkeypatch, capsys, digits, options, script)
+
+
+def test_an_encoder_whose_features_are_nan_is_not_scored(monkeypatch, capsys, tmp_path, digits):
+    state = checkpoint.load(digits / CE)
+    state["model"] = {k: v * math.nan if v.is_floating_point() else v for k, v in state["model"].items()}
+    checkpoint.save(tmp_path / "last.pth", state)
+    line = error_of(monkeypatch, capsys, tmp_path, "--ckpt last.pth", "retrieval")
+    assert "some features are NaN or infinite" in line
+    assert not (tmp_path / "save").exists()
+
+
+def test_a_checkpoint_that_was_trained_on_the_outliers_is_warned_of(monkeypatch, capsys, digits):
+    run(monkeypatch, digits, NEAR, "out_of_dist_detection")
+    assert "was trained on the outliers' class 4" in capsys.readouterr().err
+
+
+def test_a_superclass_file_that_is_not_there_is_named_with_its_flag():
+    args = retrieval.get_parser().parse_args(["--ckpt", "x", "--superclasses", "nowhere.yaml"])
+    with pytest.raises(util.InputError, match=r"--superclasses nowhere\.yaml: no such file"):
+        retrieval.coarse_labels(args, [])

@@ -1,0 +1,178 @@
+"""The objective has the gradients of its own value, in every precision, at a bounded cost."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from loss_cases import HEADS, asymmetric_table, batch, generator, hard_batch, loss_and_grads, superclass_table
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import losses
+from benchmarks.loss_head import CountOperations
+from losses import RINCELoss, SupConLoss
+
+# Gradients
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("min_probability", [0, 0.02])
+@pytest.mark.parametrize("cumulative", [False, True])
+@pytest.mark.parametrize("variant", losses.VARIANTS)
+def test_gradcheck_passes(variant, cumulative, min_probability, head, use_head):
+    criterion = RINCELoss(asymmetric_table(3, generator(1)), *use_head(head), variant, cumulative, min_probability)
+    query, key, labels, bank, bank_labels = batch(seed=14, anchors=3, slots=8, filled=6, dim=3)
+    inputs = [x.requires_grad_() for x in (query, key, bank)]
+    assert torch.autograd.gradcheck(lambda q, k, m: criterion(q, k, labels, m, bank_labels), inputs)
+
+
+@pytest.mark.parametrize("variant", losses.VARIANTS)
+def test_gradcheck_passes_on_ranks(variant):
+    gen = generator(15)
+    similarity = (2 * torch.rand(4, 7, generator=gen, dtype=torch.float64) - 1).requires_grad_()
+    rank = torch.randint(-1, 4, (4, 7), generator=gen)
+    rank[0], rank[1] = 3, -1
+    assert torch.autograd.gradcheck(partial(losses.rince, rank=rank, taus=[0.1, 0.3], variant=variant), similarity)
+
+
+@pytest.mark.parametrize("min_probability", [0, 1e-7, 0.02])
+@pytest.mark.parametrize("cumulative", [False, True])
+@pytest.mark.parametrize("variant", losses.VARIANTS)
+def test_the_fast_path_has_the_gradients_of_the_log_space_path(variant, cumulative, min_probability, monkeypatch):
+    criterion = RINCELoss(asymmetric_table(4, generator(2)), 0.04, 0.6, variant, cumulative, min_probability)
+    data = batch(seed=16, anchors=32, slots=64, filled=48)
+    sums = loss_and_grads(criterion, *data)
+    monkeypatch.setattr(losses, "FAST_MIN_TAU", math.inf)
+    torch.testing.assert_close(sums, loss_and_grads(criterion, *data), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 100])
+@pytest.mark.parametrize("variant", losses.VARIANTS)
+def test_blocks_of_anchors_change_nothing(variant, rows, monkeypatch):
+    criterion = RINCELoss(asymmetric_table(3, generator(1)), 0.1, 0.6, variant, min_probability=0.02)
+    query, key, labels, bank, bank_labels = batch(seed=20)
+    inputs = [x.requires_grad_() for x in (query, key, bank)]
+    found = []
+    for block in (rows * 17, 1e9):  # an anchor has 16 slots and its own key
+        monkeypatch.setitem(losses.BLOCK, "cpu", int(block))
+        loss = criterion(query, key, labels, bank, bank_labels)
+        found.append((loss, *torch.autograd.grad(loss, inputs)))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_bank_may_be_overwritten_before_backward(head, use_head):
+    criterion = RINCELoss(superclass_table(), *use_head(head))
+    query, key, labels, bank, bank_labels = batch(seed=21)
+    _, want, _ = loss_and_grads(criterion, query, key, labels, bank, bank_labels)
+    query.requires_grad_()
+    loss = criterion(query, key, labels, bank, bank_labels)
+    bank.zero_()
+    bank_labels.fill_(-1)
+    loss.backward()
+    torch.testing.assert_close(query.grad, want)
+
+
+@pytest.mark.parametrize("scale_needs_grad", [False, True])
+def test_differentiating_twice_raises(scale_needs_grad):
+    query, key, *rest = batch(seed=17)
+    query, key = query.requires_grad_(), key.requires_grad_()
+    loss = RINCELoss(superclass_table())(query, key, *rest)
+    scale = torch.ones((), dtype=loss.dtype, requires_grad=scale_needs_grad)
+
+    def gradient_penalty():
+        (grad,) = torch.autograd.grad(loss * scale, query, create_graph=True)
+        grad.square().sum().backward()
+
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        gradient_penalty()
+
+
+# Precision
+
+
+@pytest.mark.parametrize("min_tau", [0.01, losses.FAST_MIN_TAU, 0.1])
+@pytest.mark.parametrize("min_probability", [0, 1e-7])
+@pytest.mark.parametrize("variant", losses.VARIANTS)
+def test_float32_is_finite_and_close_to_float64(variant, min_probability, min_tau):
+    criterion = RINCELoss(superclass_table(), min_tau, min_tau, variant, min_probability=min_probability)
+    data = batch(seed=18, anchors=64, slots=128, dim=16)
+    single = [x.float() if x.is_floating_point() else x for x in data]
+    data = [x.double() if x.is_floating_point() else x for x in single]
+    got, want = loss_and_grads(criterion, *single), loss_and_grads(criterion, *data)
+    assert all(x.isfinite().all() and x.dtype == torch.float32 for x in got)
+    torch.testing.assert_close([x.double() for x in got], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("min_tau", [0.01, losses.FAST_MIN_TAU])
+@pytest.mark.parametrize("variant", ["in", "out"])
+def test_float32_survives_the_hardest_anchor(variant, min_tau):
+    data = [x.float() if x.is_floating_point() else x for x in hard_batch()]
+    loss, query_grad, _ = loss_and_grads(SupConLoss(1, min_tau, variant, min_probability=0), *data)
+    assert loss.item() == pytest.approx(2 / min_tau, rel=1e-6)
+    torch.testing.assert_close(query_grad, torch.tensor([[2 / min_tau, 0, 0]]))
+
+
+@pytest.mark.parametrize("min_tau", [0.01, 0.1])
+@pytest.mark.parametrize("variant", losses.VARIANTS)
+def test_bfloat16_inputs_give_a_finite_float32_loss(variant, min_tau):
+    data = batch(seed=19, dtype=torch.bfloat16)
+    loss, *grads = loss_and_grads(RINCELoss(superclass_table(), min_tau, 0.6, variant), *data)
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert all(g.isfinite().all() and g.dtype == torch.bfloat16 for g in grads)
+
+
+@pytest.mark.parametrize("min_tau", [0.01, 0.1])
+def test_autocast_changes_nothing(min_tau):
+    criterion, data = RINCELoss(superclass_table(), min_tau, 0.6), batch(seed=20, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = criterion(*data)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, criterion(*data))
+
+
+def test_autocast_changes_nothing_on_ranks():
+    gen = generator(21)
+    similarity, rank = torch.rand(4, 9, generator=gen), torch.randint(3, (4, 9), generator=gen)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = losses.rince(similarity, rank, [0.01, 0.1])
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, losses.rince(similarity, rank, [0.01, 0.1]))
+
+
+# Shapes that do not depend on values; cost
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("cumulative", [False, True])
+def test_the_loss_runs_without_values(cumulative, head, use_head):
+    criterion = RINCELoss(superclass_table(), *use_head(head), cumulative_positives=cumulative)
+    data = batch(seed=22, dtype=torch.float32)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        query, *rest = (mode.from_tensor(x) for x in data)
+        query = query.detach().requires_grad_()
+        loss = criterion(query, *rest)
+        loss.backward()
+    assert loss.shape == ()
+    assert query.grad.shape == query.shape
+
+
+@pytest.mark.parametrize("head", ["fast", "low temperature"])
+@pytest.mark.parametrize("cumulative", [False, True])
+def test_the_compiled_loss_equals_the_eager_one(cumulative, head, use_head):
+    criterion = RINCELoss(superclass_table(), *use_head(head), cumulative_positives=cumulative)
+    data = batch(seed=23)
+    torch.compiler.reset()
+    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(loss_and_grads(compiled, *data), loss_and_grads(criterion, *data))
+
+
+@pytest.mark.parametrize(("anchors", "slots"), [(8, 16), (24, 96)])
+def test_forward_and_backward_are_at_most_120_operations_at_any_size(anchors, slots):
+    criterion = RINCELoss(superclass_table(classes=100, size=5))
+    query, *rest = batch(seed=24, anchors=anchors, slots=slots, classes=100, dtype=torch.float32)
+    query.requires_grad_()
+    with CountOperations() as counter:
+        criterion(query, *rest).backward()
+    assert 0 < counter.count <= 120
