@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import patheffects
 
 import datasets
 import frozen
@@ -62,7 +63,7 @@ def umap(z: np.ndarray) -> np.ndarray:
     """[n, d] -> [n, 2]; needs umap-learn."""
     from umap import UMAP
 
-    return UMAP(n_neighbors=min(15, len(z) - 1), metric="cosine", random_state=0).fit_transform(z)
+    return UMAP(n_neighbors=min(15, len(z) - 1), metric="cosine", random_state=0, n_jobs=1).fit_transform(z)
 
 
 MAPS = {"t-SNE": tsne, "UMAP": umap, "MDS": mds}
@@ -74,7 +75,7 @@ MAPS = {"t-SNE": tsne, "UMAP": umap, "MDS": mds}
 def draw_map(ax, points, labels, order, names, group_of, title, axis, legend=False) -> None:
     """Images as dots: colour by label in `order`, shape by group; names beside their dots, or a legend."""
     many = len(order) > len(COLOURS)
-    reach = 1.45 * np.abs(points).max()
+    reach = (1.45 if legend else 1.3) * np.abs(points).max()  # room for names, or for the legend
     size = 15 if len(max(names, key=len)) < 3 else 6 if many else 10
     for place, c in enumerate(order):
         of_label = points[labels == c]
@@ -86,7 +87,9 @@ def draw_map(ax, points, labels, order, names, group_of, title, axis, legend=Fal
         middle = np.median(of_label, axis=0)
         beside = middle * (1 + 0.13 * reach / max(np.linalg.norm(middle), 0.1 * reach))
         if not legend:
-            ax.text(*beside, names[c], fontsize=size, weight="bold", color=colour, ha="center", va="center")
+            outline = [patheffects.withStroke(linewidth=3, foreground="white")]  # to be read on dots of its colour
+            how = dict(fontsize=size, weight="bold", color=colour, ha="center", va="center", path_effects=outline)
+            ax.text(*beside, names[c], **how, zorder=3)
     if legend:
         ax.legend(loc="upper center", ncol=3, fontsize=9, frameon=False, markerscale=1.5)
     ax.set(title=title, xticks=[], yticks=[], xlabel=f"{axis} 1", ylabel=f"{axis} 2", aspect="equal")
