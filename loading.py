@@ -21,32 +21,42 @@ def memory_format(args) -> torch.memory_format:
     return torch.channels_last if args.channels_last else torch.contiguous_format
 
 
-def check_images(run, data, device, what: str = "training"):
-    """With --check_data, decode every image, the processes sharing the work; returns the data without the damaged ones.
+def check_images(run, device, **parts) -> list:
+    """With --check_data, decode every image of the parts (name -> data), the processes sharing the work; returns the
+    parts without the damaged ones.
 
     They are listed in the run's damaged_images.txt; without --on_bad_image skip, they are an InputError.
     """
-    args = run.args
-    if not args.check_data or isinstance(data.images, np.ndarray):
-        return data
+    args, damaged, kept = run.args, {}, []
+    for name, data in parts.items():
+        if not args.check_data or isinstance(data.images, np.ndarray):
+            kept.append(data)
+            continue
+        bad = _damaged(data, device)
+        damaged[name] = [data.images[i] for i in bad.nonzero()[:, 0].tolist()]
+        run.say(f"decoded {len(data)} {name} images, {len(damaged[name])} damaged")
+        if bad.all():
+            raise InputError(f"--check_data: none of the {len(data)} {name} images can be read")
+        kept.append(data.chosen((~bad).nonzero()[:, 0].tolist()) if bad.any() else data)
+    found = [image for images in damaged.values() for image in images]
+    if found:
+        listed = run.list_damage(found)
+        if args.on_bad_image != "skip":
+            counts = " and ".join(f"{len(images)} of {len(parts[n])} {n}" for n, images in damaged.items() if images)
+            raise InputError(
+                f"--check_data: {counts} images are damaged, as {found[0]}; give --skip_images {listed}, or "
+                "--on_bad_image skip"
+            )
+    return kept
+
+
+def _damaged(data, device) -> torch.Tensor:
+    """[n] bool on the CPU: the images that do not decode, the same on every process."""
     share = range(distributed.rank(), len(data), distributed.world_size())
     found = find_damage([data.images[i] for i in share], show=distributed.is_main())
     bad = torch.zeros(len(data), dtype=torch.uint8, device=device)
     bad[[share[i] for i in found]] = 1
-    bad = distributed.all_reduce(bad, "max").bool().cpu()
-    damaged = bad.nonzero()[:, 0].tolist()
-    run.say(f"decoded {len(data)} {what} images, {len(damaged)} damaged")
-    if not damaged:
-        return data
-    listed = run.list_damage([data.images[i] for i in damaged])
-    if args.on_bad_image != "skip":
-        raise InputError(
-            f"--check_data: {len(damaged)} of {len(data)} {what} images are damaged, as {data.images[damaged[0]]}; "
-            f"give --skip_images {listed}, or --on_bad_image skip"
-        )
-    if len(damaged) == len(data):
-        raise InputError(f"--check_data: none of the {len(data)} {what} images can be read")
-    return data.chosen((~bad).nonzero()[:, 0].tolist())
+    return distributed.all_reduce(bad, "max").bool().cpu()
 
 
 def tolerate_damage(args, data) -> None:

@@ -53,8 +53,7 @@ def worker(args, device):
         encoder = training.sync_batchnorm(args, training.build_encoder(args.model, spec.small), device)
         name = args.exp_name or f"cross_entropy_{args.model}_seed{args.seed}"
         run = runs.Run(args, "SupCon", name)
-    train = loading.check_images(run, train, device)
-    test = loading.check_images(run, test, device, "validation")
+    train, test = loading.check_images(run, device, training=train, validation=test)
     loading.tolerate_damage(args, train)
     colour = args.use_ssl_augmentations and spec.colour
     views = augmentation.Augmentation(size, mean, std, spec.crop_scale, spec.flip, colour, views=1)

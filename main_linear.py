@@ -52,8 +52,7 @@ def worker(args, device):
         kind = "cached" if args.cache_features else "augmented"
         detail = f"{kind}_lr{args.learning_rate:g}_seed{args.seed}"
         run = runs.Run(args, "linear", args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}")
-    train = loading.check_images(run, train, device)
-    test = loading.check_images(run, test, device, "validation")
+    train, test = loading.check_images(run, device, training=train, validation=test)
     counts = {"train": len(train), "validation": len(test)}
     facts = {"classes": train.classes, "encoder": net.record["sha256"], "cache_features": args.cache_features}
     encoder = net.encoder.to(device, memory_format=loading.memory_format(args))

@@ -74,7 +74,7 @@ def worker(args, device):
         criterion, summary = objective.build(args, data, nested)
         held_out = watching.held_out(args, size, mean, std)
         run = runs.Run(args, "SupCon", args.exp_name or default_name(args))
-    data = loading.check_images(run, data, device)
+    (data,) = loading.check_images(run, device, training=data)
     loading.tolerate_damage(args, data)
     views = loading.augmented(
         data, args, device, augmentation.Augmentation(size, mean, std, spec.crop_scale, spec.flip, spec.colour)
@@ -97,11 +97,11 @@ def worker(args, device):
         time_spent = timed.scalars()
         positives = criterion.positives_per_anchor(model.bank.labels[model.bank.labels >= 0], model.bank.labels)
         scalars = {"loss": loss, "learning_rate": optimizer.param_groups[0]["lr"], **time_spent}
-        scalars |= loading.report_damage(run, data, device)
         scalars |= {f"loss_rank_{r}": x for r, x in enumerate(per_rank)}
         scalars |= {f"positives_rank_{r}": x for r, x in enumerate(positives.tolist())}
         scalars |= {f"tau_rank_{r}": tau for r, tau in enumerate(criterion.taus)}
         scalars |= watch.scalars(model, epoch, device)
+        scalars |= loading.report_damage(run, data, device)
         run.log(epoch, scalars, images_per_second)
         if epoch == run.resumed_from + 1:
             watch.draw_pairs(run.writer)

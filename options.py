@@ -146,7 +146,7 @@ def add_training(p) -> None:
     flag(g, "--channels_last", default=True, help="layout of images and convolutions; False: channels first")
     flag(g, "--compile", help="compile the encoders: slow start, faster steps; wants a C++ compiler")
     g = p.add_argument_group("damaged images")
-    flag(g, "--check_data", help="decode every image before training starts")
+    flag(g, "--check_data", help="decode every image that is trained or validated on before it starts")
     g.add_argument(
         "--on_bad_image", choices=["error", "skip"], help="(None: error with --check_data, else skip and report)"
     )

@@ -74,6 +74,7 @@ class Run:
         self.best, self.latest = {}, {}  # validation scores: of the best epoch, of the last one
         self.good = "none yet"  # the last checkpoint of this run
         self.damaged = 0  # images skipped so far
+        self.damage = []  # paths of all images that were found damaged
         self.advised = False  # of what to do about waiting for data
         self.script = Path(sys.argv[0]).stem
         if not name or Path(name).name != name or name == "..":
@@ -286,10 +287,16 @@ class Run:
             print(text, flush=True)
 
     def list_damage(self, images: list[str]) -> Path:
-        """Write the run's list of damaged images, which --skip_images takes; returns its path."""
+        """Add to the run's list of damaged images, which --skip_images takes; returns its path.
+
+        Where that list is the one in use, what it leaves out already stays in it.
+        """
         path = self.folder / "damaged_images.txt"
         if distributed.is_main():
-            util.write_file(path, "".join(f"{os.path.abspath(f)}\n" for f in images).encode())
+            skipped = self.args.skip_images
+            before = path.read_text().splitlines() if skipped and path.resolve() == Path(skipped).resolve() else []
+            self.damage = list(dict.fromkeys([*before, *self.damage, *map(os.path.abspath, images)]))
+            util.write_file(path, "".join(f"{line}\n" for line in self.damage).encode())
         return path
 
     def log(self, epoch: int, scalars: dict, images_per_second: float | None) -> None:

@@ -72,6 +72,22 @@ def test_checked_and_skipped_images_leave_the_data_set(monkeypatch, capsys, mine
     damage(mine / "mine/val/dog/dog_0.JPEG")
     run(monkeypatch, mine, f"{SMALL} --num_workers 0 --check_data --on_bad_image skip --exp_name a", "main_ce")
     assert "cross-entropy: 2 classes, 8 training and 3 validation images" in capsys.readouterr().out
+    assert listed(mine) == [*DAMAGED, "val/dog/dog_0.JPEG"]
+
+
+def test_the_damage_of_both_parts_is_named_at_once(monkeypatch, capsys, mine):
+    damage(mine / "mine/val/dog/dog_0.JPEG")
+    line = error_of(monkeypatch, capsys, mine, f"{SMALL} --num_workers 0 --check_data --exp_name a", script="main_ce")
+    assert "--check_data: 2 of 10 training and 1 of 4 validation images are damaged, as mine/train/cat" in line
+    assert listed(mine) == [*DAMAGED, "val/dog/dog_0.JPEG"]
+
+
+def test_a_list_in_use_grows_with_what_is_found_later(monkeypatch, mine):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, mine, f"{RINCE} --num_workers 0 --check_data")
+    damage(mine / "mine/train/dog/dog_2.JPEG")
+    run(monkeypatch, mine, f"{RINCE} --num_workers 0 --skip_images save/SupCon/path_models/a/damaged_images.txt")
+    assert listed(mine) == [*DAMAGED, "train/dog/dog_2.JPEG"]
 
 
 def test_on_bad_image_error_stops_the_run_with_its_name(monkeypatch, capsys, mine):
