@@ -10,7 +10,6 @@ rest goes on. The table (Markdown, and JSON with the records behind each figure)
 """
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -20,10 +19,12 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import checkpoint
 import recipes
 import util
 from recipes import done, table
@@ -55,10 +56,10 @@ class Runner:
         self.logs, self.jobs, self.failures, self.stopped = logs, jobs, [], threading.Event()
         self.running = set()
 
-    def stop(self, scripts_too: bool) -> None:
-        """Start nothing more; end what runs, unless the user's Ctrl-C has reached it already."""
+    def stop(self) -> None:
+        """Start nothing more, and end what runs: a training saves first."""
         self.stopped.set()
-        for process in list(self.running) if scripts_too else ():
+        for process in list(self.running):
             process.terminate()
 
     def call(self, title: str, command: str) -> bool:
@@ -77,15 +78,20 @@ class Runner:
         with log.open("w") as file, subprocess.Popen(words, text=True, env=env, **pipes) as process:
             self.running.add(process)
             lines = []
-            for line in process.stdout:
-                file.write(line)
-                file.flush()
-                lines.append(line)
-                if self.jobs == 1:
-                    say(line.rstrip("\n"))
-                elif EPOCH.match(line):
-                    say(f"   {title}: {line.strip()}")
-        self.running.discard(process)
+            try:
+                for line in process.stdout:
+                    file.write(line)
+                    file.flush()
+                    lines.append(line)
+                    if self.jobs == 1:
+                        say(line.rstrip("\n"))
+                    elif EPOCH.match(line):
+                        say(f"   {title}: {line.strip()}")
+            except BaseException:  # Ctrl-C, or SIGTERM: Popen would wait for the script's own end
+                process.terminate()
+                raise
+            finally:
+                self.running.discard(process)
         if process.returncode == 0:
             say(f"== {title}: done in {time.perf_counter() - begin:.0f} s")
             return True
@@ -104,8 +110,9 @@ class Runner:
         if found and done.epochs_left(folder) <= 0:
             say(f"== {title}: is done, {folder}")
             return folder
-        cut_off = found and (folder / "last.pth").is_file()
-        return folder if self.call(title, command + (f" --resume {folder}" if cut_off else "")) else None
+        if found and checkpoint.history(folder):
+            command += f" --resume {shlex.quote(str(folder))}"
+        return folder if self.call(title, command) else None
 
     def evaluate(self, title: str, command: str, sha256: str) -> dict | None:
         """The record of the evaluation; a probe that was cut off goes on."""
@@ -116,18 +123,20 @@ class Runner:
         root = Path(recipes.option(command, "--save_folder", "./save"))
         folders = [folder.parent for folder in sorted((root / "linear").glob(f"*/*{sha256[:8]}*/last.pth"))]
         probe = done.find_run(folders, command)
-        more = "" if probe is None else f" --resume {probe}" if done.epochs_left(probe) > 0 else " --overwrite"
-        return done.find_record(command, sha256) if self.call(title, command + more) else None
+        if probe:
+            command += f" --resume {shlex.quote(str(probe))}" if done.epochs_left(probe) > 0 else " --overwrite"
+        if not self.call(title, command):
+            return None
+        record = done.find_record(command, sha256)
+        if record is None:
+            self.fail(title, command, f"left no record of the checkpoint {sha256[:8]} in {root / 'results'}")
+        return record
 
 
 def say(text: str) -> None:
     """One line, or several, whole: others print at the same time."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def run_method(recipe: dict, name: str, seed: int, args, runner: Runner | None) -> dict:
@@ -144,13 +153,13 @@ def run_method(recipe: dict, name: str, seed: int, args, runner: Runner | None) 
     result = {"seed": seed, "values": {}, "records": {}}
     if folder is None or done.epochs_left(folder) > 0:
         return result
-    checkpoint = sha256(folder / "last.pth")
-    seconds = [record["seconds"] for record in util.read_json_lines(folder / "log.jsonl") if "seconds" in record]
-    result |= {"folder": str(folder), "sha256": checkpoint, "training": training}
+    sha256 = checkpoint.sha256(folder / "last.pth")
+    seconds = done.seconds(folder)
+    result |= {"folder": str(folder), "sha256": sha256, "training": training}
     for step, command in wanted.items():
-        command = command.replace("$path2chkpt", str(folder))
+        command = command.replace("$path2chkpt", shlex.quote(str(folder)))
         find = partial(runner.evaluate, f"{title}: {step}") if runner else done.find_record
-        found = find(command, checkpoint)
+        found = find(command, sha256)
         if found is None:
             continue
         result["records"][step] = found["file"]
@@ -158,28 +167,66 @@ def run_method(recipe: dict, name: str, seed: int, args, runner: Runner | None) 
             value = found["metrics"]
             for key in path.split("."):
                 value = value.get(key) if isinstance(value, dict) else None
-            if value is not None:
+            if isinstance(value, int | float):
                 result["values"][column] = value
             elif runner:
-                runner.fail(f"{title}: {step}", command, f"no {path} for column {column} in {found['file']}")
-    return result | {"values": result["values"] | ({"seconds": sum(seconds)} if seconds else {})}
+                runner.fail(f"{title}: {step}", command, f"no figure {path} for column {column} in {found['file']}")
+    return result | {"values": result["values"] | ({} if seconds is None else {"seconds": seconds})}
+
+
+def attempt(recipe: dict, name: str, seed: int, args, runner: Runner, wanted: bool) -> dict:
+    """run_method, by `runner` if it is wanted; whatever goes wrong is a failure of this method alone."""
+    try:
+        return run_method(recipe, name, seed, args, runner if wanted else None)
+    except Exception as error:
+        why = util.fault(error)
+        if why is None:
+            traceback.print_exc()
+            why = f"{type(error).__name__}: {error}"
+        say(f"== {name}, seed {seed}: FAILED: {why}")
+        runner.fail(f"{name}, seed {seed}", recipes.commands(recipe, name, seed, args)["training"], why)
+        return {"seed": seed, "values": {}, "records": {}}
 
 
 def run_methods(recipe: dict, names, args, runner: Runner) -> dict[str, list[dict]]:
     """The results of every method, a list over seeds; the methods `names` are run, of the others what is there."""
     wanted = [(name, seed) for name in recipe["methods"] for seed in range(args.seeds)]
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with ThreadPoolExecutor(runner.jobs) as pool:
-        tasks = [pool.submit(run_method, recipe, n, s, args, runner if n in names else None) for n, s in wanted]
+        tasks = [pool.submit(attempt, recipe, n, s, args, runner, n in names) for n, s in wanted]
         try:
             results = [task.result() for task in tasks]
-        except BaseException as reason:
-            runner.stop(scripts_too=not isinstance(reason, KeyboardInterrupt))
+        except BaseException:
+            runner.stop()
             pool.shutdown(cancel_futures=True)
             raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
     return {m: [run for (name, _), run in zip(wanted, results, strict=True) if name == m] for m in recipe["methods"]}
+
+
+def run_recipe(recipe: dict, names, args) -> list[dict]:
+    """Runs what is not done, writes and prints the table; returns what failed."""
+    util.check_folder(args.out, "--out")
+    stem = args.recipe.stem + (f"_scale{args.scale:g}" if args.scale != 1 else "")
+    jobs = recipe["jobs"] if args.jobs is None else args.jobs
+    runner = Runner(args.out / "logs" / stem, jobs or os.cpu_count() or 1)
+    for entry in recipe["before"]:
+        if "makes" not in entry or not Path(entry["makes"]).exists():
+            call_beside(runner, "before", recipes.in_one_line(entry["command"]))
+    results = run_methods(recipe, names, args, runner)
+    content = {"recipe": recipe, "command": sys.argv, "seeds": args.seeds, "scale": args.scale, "results": results}
+    util.write_file(args.out / f"{stem}.json", json.dumps({**content, "failures": runner.failures}, indent=1).encode())
+    for entry in recipe["after"] if not args.only and args.scale == 1 else ():
+        if not runner.failures:
+            place = shlex.quote(str(args.out / f"{stem}.json"))
+            call_beside(runner, "after", recipes.in_one_line(entry["command"]).replace("$table", place))
+    text = table.markdown(recipe, results, args, runner.failures)
+    util.write_file(args.out / f"{stem}.md", text.encode())
+    say(f"\n{text}\nsaved {args.out / stem}.md and .json")
+    return runner.failures
+
+
+def call_beside(runner: Runner, when: str, command: str) -> None:
+    """A command that belongs to no method, before or after them."""
+    runner.call(f"{when}: {' '.join(command.split()[1:4])}", command)
 
 
 def main():
@@ -188,29 +235,23 @@ def main():
     for name in args.only:
         if name not in recipe["methods"]:
             raise InputError(f"--only {name}: no method of {args.recipe}{util.nearest(name, recipe['methods'])}")
-    if args.seeds < 1 or not 0 < args.scale <= 1:
-        raise InputError(f"--seeds {args.seeds} --scale {args.scale}: seeds start at 1, the scale lies in (0, 1]")
+    if args.seeds < 1 or not 0 < args.scale <= 1 or (args.jobs or 0) < 0:
+        raise InputError(
+            f"--seeds {args.seeds} --scale {args.scale} --jobs {args.jobs}: seeds start at 1, jobs at 0, "
+            "the scale lies in (0, 1]"
+        )
     names = args.only or list(recipe["methods"])
     if args.dry_run:
         return recipes.print_commands(recipe, names, args)
-    util.check_folder(args.out, "--out")
-    stem = args.recipe.stem + (f"_scale{args.scale:g}" if args.scale != 1 else "")
-    jobs = recipe["jobs"] if args.jobs is None else args.jobs
-    runner = Runner(args.out / "logs" / stem, jobs or os.cpu_count() or 1)
-    for entry in recipe["before"]:
-        if not Path(entry.get("makes", "")).exists() or "makes" not in entry:
-            runner.call(f"before: {' '.join(entry['command'].split()[1:4])}", " ".join(entry["command"].split()))
-    results = run_methods(recipe, names, args, runner)
-    content = {"recipe": recipe, "command": sys.argv, "seeds": args.seeds, "scale": args.scale, "results": results}
-    util.write_file(args.out / f"{stem}.json", json.dumps({**content, "failures": runner.failures}, indent=1).encode())
-    for command in recipe["after"]:
-        if not runner.failures and not args.only and args.scale == 1:
-            command = " ".join(command.split()).replace("$table", str(args.out / f"{stem}.json"))
-            runner.call(f"after: {' '.join(command.split()[1:4])}", command)
-    text = table.markdown(recipe, results, args, runner.failures)
-    util.write_file(args.out / f"{stem}.md", text.encode())
-    say(f"\n{text}\nsaved {args.out / stem}.md and .json")
-    if runner.failures:
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        failures = run_recipe(recipe, names, args)
+    except KeyboardInterrupt:
+        print("reproduce.py: stopped; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if failures:
         sys.exit(1)
 
 

@@ -6,47 +6,105 @@ from pathlib import Path
 import util
 from util import InputError
 
-KEYS = {
-    "recipe": ("title", "about", "jobs", "before", "methods", "evaluations", "after", "published"),
-    "method": ("title", "command", "scaled", "with"),
-    "evaluation": ("command", "scaled", "columns"),
-    "before": ("command", "makes"),
-}
+NUMBERS = "a number, or a list of numbers"
+# kind of entry -> its keys, those that it must have marked with *, and what each must be
+FORMS = {
+    "recipe": {
+        "title*": "text", "methods*": "a mapping", "evaluations*": "a mapping", "about": "text",
+        "jobs": "a whole number", "before": "a list", "after": "a list", "published": "a mapping",
+    },
+    "method": {"command*": "a command", "title": "text", "scaled": "a mapping", "with": "a mapping"},
+    "evaluation": {"command*": "a command", "columns*": "a mapping", "scaled": "a mapping"},
+    "before": {"command*": "a command", "makes": "text"},
+    "after": {"command*": "a command"},
+}  # fmt: skip
 
 
 def read(path: Path) -> dict:
     """The recipe, with everything there that may be left out. Raises InputError naming file and key."""
-    recipe = util.read_yaml(path, str(path))
-    if not isinstance(recipe, dict):
-        raise InputError(f"{path}: must be a mapping with methods and evaluations")
+    recipe = check_entry(util.read_yaml(path, str(path)), "recipe", str(path))
     recipe = {"about": "", "before": [], "after": [], "jobs": 1, "published": None, **recipe}
-    for name in ("title", "methods", "evaluations"):
-        if not recipe.get(name):
-            raise InputError(f"{path}: {name} is missing")
-    parts = {"recipe": [recipe], "before": recipe["before"]}
-    parts |= {"method": recipe["methods"].values(), "evaluation": recipe["evaluations"].values()}
-    for kind, entries in parts.items():
-        for entry in entries:
-            if "command" not in entry and kind != "recipe":
-                raise InputError(f"{path}: {kind} {entry} has no command")
-            for key in entry:
-                if key not in KEYS[kind]:
-                    raise InputError(f"{path}: {kind} has an unknown key {key}{util.nearest(key, KEYS[kind])}")
+    for kind, key in (("method", "methods"), ("evaluation", "evaluations")):
+        for name, entry in recipe[key].items():
+            where = f"{path}: {kind} {name}"
+            check_entry(entry, kind, where)
+            for option_name, of in (entry.get("scaled") or {}).items():
+                check(f"{where}: scaled: {option_name}", of, NUMBERS)
+            if option(entry["command"], "--seed") is not None:
+                raise InputError(f"{where}: leave --seed out of the command, --seeds adds it")
+            if kind == "method" and not option(entry["command"], "--exp_name"):
+                raise InputError(f"{where}: its command must name the run with --exp_name")
+    for kind in ("before", "after"):
+        recipe[kind] = [{"command": entry} if isinstance(entry, str) else entry for entry in recipe[kind]]
+        for number, entry in enumerate(recipe[kind], 1):
+            check_entry(entry, kind, f"{path}: {kind} {number}")
+    check_columns(recipe, path)
     check_published(recipe, path)
     return recipe
+
+
+def check_entry(entry, kind: str, where: str) -> dict:
+    """The entry, a mapping in the form of its kind; else InputError that begins with `where`."""
+    check(where, entry, "a mapping")
+    forms = {key.rstrip("*"): form for key, form in FORMS[kind].items()}
+    for key in entry:
+        if key not in forms:
+            raise InputError(f"{where}: unknown key {key}{util.nearest(key, forms)}")
+    for key, form in forms.items():
+        if f"{key}*" in FORMS[kind] and not entry.get(key):
+            raise InputError(f"{where}: {key} is missing")
+        if entry.get(key) is not None:
+            check(f"{where}: {key}", entry[key], form)
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def check(where: str, value, form: str) -> None:
+    """Raise InputError, beginning with `where`, where a value is not of the form that is asked for."""
+    numbers = value if isinstance(value, list) else [value]
+    right = {
+        "text": isinstance(value, str),
+        "a mapping": isinstance(value, dict) and all(isinstance(key, str) for key in value),
+        "a list": isinstance(value, list),
+        "a whole number": type(value) is int and value >= 0,
+        NUMBERS: all(type(number) in (int, float) for number in numbers),
+        "a command": isinstance(value, str) and len(words(value)) > 1 and words(value)[0] == "python",
+    }
+    if not right[form]:
+        example = ", such as `python main_supcon.py --exp_name NAME`" if form == "a command" else ""
+        raise InputError(f"{where} must be {form}{example}, not {value!r}")
+
+
+def words(command: str) -> list[str]:
+    """A command line in words; [] where a quote is not closed."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
+
+
+def check_columns(recipe: dict, path: Path) -> None:
+    """Raise InputError where two columns have one name, or one is no path into a record's metrics."""
+    known = ["method", "seconds", "published"]  # the table's own
+    for name, evaluation in recipe["evaluations"].items():
+        for column, place in evaluation["columns"].items():
+            check(f"{path}: evaluation {name}: columns: {column}", place, "text")
+            if column in known:
+                raise InputError(f"{path}: evaluation {name}: column {column} is there already; give another name")
+            known.append(column)
 
 
 def check_published(recipe: dict, path: Path) -> None:
     """Raise InputError where `published` names no method or column, or no source of its figures."""
     published = recipe["published"] or {}
-    if not isinstance(published, dict) or (published and not published.get("source")):
-        raise InputError(f"{path}: published must be a mapping with a source, and of each method column: figure")
+    if published and not published.get("source"):
+        raise InputError(f"{path}: published: source is missing, the text that says where the figures are from")
     known = columns(recipe)
     for name, figures in published.items():
         if name == "source":
             continue
         if name not in recipe["methods"]:
             raise InputError(f"{path}: published: there is no method {name}{util.nearest(name, recipe['methods'])}")
+        check(f"{path}: published: {name}", figures, "a mapping")
         for column in figures:
             if column not in known:
                 raise InputError(f"{path}: published {name}: no column {column}{util.nearest(column, known)}")
@@ -59,16 +117,22 @@ def columns(recipe: dict) -> list[str]:
 
 def option(command: str, name: str, default=None):
     """The value that a command line gives an option, the last one if several do."""
-    words = [part for word in shlex.split(command) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
-    places = [i for i, word in enumerate(words[:-1]) if word == name]
-    return words[places[-1] + 1] if places else default
+    parts = [part for word in words(command) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
+    places = [i for i, part in enumerate(parts[:-1]) if part == name]
+    return parts[places[-1] + 1] if places else default
+
+
+def in_one_line(command: str) -> str:
+    """A command of a recipe, which may be folded over lines."""
+    return " ".join(command.split())
 
 
 def scaled(entry: dict, scale: float) -> str:
     """The options that shorten a command to a share of its epochs; none at scale 1."""
     if scale == 1:
         return ""
-    numbers = {name: value if isinstance(value, list) else [value] for name, value in entry.get("scaled", {}).items()}
+    given = entry.get("scaled") or {}
+    numbers = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
     return "".join(f" --{k} {','.join(str(max(1, round(scale * v))) for v in of)}" for k, of in numbers.items())
 
 
@@ -80,8 +144,8 @@ def commands(recipe: dict, name: str, seed: int, args) -> dict[str, str]:
     method = recipe["methods"][name]
     found = {}
     for step, entry in {"training": method, **recipe["evaluations"]}.items():
-        command = " ".join(entry["command"].split())
-        for key, value in method.get("with", {}).items():
+        command = in_one_line(entry["command"])
+        for key, value in (method.get("with") or {}).items():
             command = command.replace(f"{{{key}}}", str(value))
         command += scaled(entry, args.scale) + (f" {args.options}" if args.options else "")
         if seed and command.split()[1].startswith("main_"):
@@ -102,11 +166,11 @@ def run_folder(training: str) -> Path:
 def print_commands(recipe: dict, names, args) -> None:
     """What would be run, as a shell takes it."""
     for entry in recipe["before"]:
-        print(" ".join(entry["command"].split()))
+        print(in_one_line(entry["command"]))
     for name in names:
         for seed in range(args.seeds):
             found = commands(recipe, name, seed, args)
             print(f"\n# {recipe['methods'][name].get('title', name)}, seed {seed}\n{found.pop('training')}")
             print(f"path2chkpt={run_folder(commands(recipe, name, seed, args)['training'])}", *found.values(), sep="\n")
-    for command in recipe["after"]:
-        print(" ".join(command.split()))
+    for entry in recipe["after"]:
+        print(in_one_line(entry["command"]))

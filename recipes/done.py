@@ -4,41 +4,97 @@ import json
 import shlex
 from pathlib import Path
 
-import yaml
-
+import checkpoint
+import runs
 import util
-from recipes import option
+from recipes import option, words
+from util import InputError
 
 
-def same(words: list[str], command: str) -> bool:
-    """Whether a script was called so, wherever it lies, resumed and overwriting or not."""
-    words = [Path(words[0]).name, *words[1:]]
-    while "--resume" in words:
-        at = words.index("--resume")
-        words = words[:at] + words[at + 2 :]
-    return [word for word in words if word != "--overwrite"] == shlex.split(command)[1:]
+def same(called: list[str], command: str) -> bool:
+    """Whether a script was called so, wherever it lies, overwriting or not; whatever it may have resumed."""
+    return _meaning([Path(called[0]).name, *called[1:]]) == _meaning(words(command)[1:])
+
+
+def _meaning(called: list[str]) -> list[str]:
+    """The words without --resume and --overwrite, however they are spelt."""
+    kept, skip = [], False
+    for i, word in enumerate(called):
+        if skip:
+            skip = False
+        elif word.partition("=")[0] == "--resume":
+            skip = "=" not in word
+        elif word.partition("=")[0] == "--overwrite":
+            skip = "=" not in word and called[i + 1 : i + 2] and called[i + 1].lower() in ("true", "false")
+        else:
+            kept.append(word)
+    return kept
 
 
 def find_run(folders, command: str) -> Path | None:
-    """The folder of a run of this command, whole or cut off."""
-    for path in (folder / "config.yaml" for folder in folders):
-        if path.is_file() and same(yaml.safe_load(path.read_text())["about"]["command"], command):
-            return path.parent
+    """The folder of a run of this command, whole or cut off, whose every start had its options."""
+    for folder in folders:
+        file = folder / "config.yaml"
+        if not file.is_file():
+            continue
+        config = util.read_yaml(file, str(file))
+        try:
+            called = config["about"]["command"]
+        except (TypeError, KeyError):
+            raise InputError(f"{file}: does not say by which command the run was started") from None
+        if same(called, command) and began_so(folder):
+            return folder
     return None
 
 
+def began_so(folder: Path) -> bool:
+    """Whether a run began from scratch, and went on from nothing but itself with the options that it has now."""
+    starts = util.read_json_lines(folder / "starts.jsonl")
+    for start in reversed(starts):
+        options, last = ({k: v for k, v in s["options"].items() if k not in runs.FREE} for s in (start, starts[-1]))
+        if options != last:
+            return False
+        if start["resumed"] is None:
+            return True
+        if Path(start["resumed"]).resolve().parent != folder.resolve():
+            return False
+    return False
+
+
 def epochs_left(folder: Path) -> int:
-    """Epochs that a run still has to train."""
-    epochs = yaml.safe_load((folder / "config.yaml").read_text())["epochs"]
-    done = [record["epoch"] for record in util.read_json_lines(folder / "log.jsonl") if "epoch" in record]
-    return epochs - (done[-1] if done and (folder / "last.pth").is_file() else 0)
+    """Epochs that a run still has to train, by what its last.pth holds; all of them without one."""
+    epochs = util.read_yaml(folder / "config.yaml", str(folder / "config.yaml"))["epochs"]
+    if not (folder / "last.pth").is_file():
+        return epochs
+    return epochs - checkpoint.load(folder / "last.pth")["epoch"]
+
+
+def seconds(folder: Path) -> float | None:
+    """Time of training; None where it was cut off and resumed, since an epoch's time counts from there."""
+    starts = util.read_json_lines(folder / "starts.jsonl")
+    if not starts or starts[-1]["resumed"] is not None:
+        return None
+    return sum(record.get("seconds", 0) for record in util.read_json_lines(folder / "log.jsonl"))
+
+
+def _resumed_itself(called: list[str], command: str) -> bool:
+    """Whether a call that resumed something, as a probe may, resumed a run of this command."""
+    place = option(shlex.join(called), "--resume", "auto")
+    if place == "auto":
+        return True
+    folder = Path(place) if Path(place).is_dir() else Path(place).parent
+    return find_run([folder], command) is not None
 
 
 def find_record(command: str, sha256: str) -> dict | None:
     """The record of an evaluation by this command of this checkpoint, with the file that holds it; None without."""
     folder = Path(option(command, "--save_folder", "./save")) / "results"
     for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
-        if record.get("checkpoint", {}).get("sha256") == sha256 and same(record["command"], command):
-            return {**record, "file": str(path)}
+        try:
+            record = json.loads(path.read_text())
+            wanted = record["checkpoint"]["sha256"] == sha256 and same(record["command"], command)
+            if wanted and _resumed_itself(record["command"], command):
+                return {**record, "file": str(path)}
+        except (ValueError, TypeError, KeyError):  # not a record
+            continue
     return None

@@ -1,6 +1,6 @@
 """The table of a recipe, in Markdown."""
 
-import statistics
+import numpy as np
 
 from recipes import columns
 
@@ -9,10 +9,8 @@ def cell(values: list[float], wanted: int, digits: int = 1) -> str:
     """Mean and standard deviation (n - 1) over seeds; how many there are, where some are missing."""
     if not values:
         return "-"
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}" + (
-        f" ({len(values)} of {wanted})" if wanted > len(values) else ""
-    )
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}" + (f" ({len(values)} of {wanted})" if wanted > len(values) else "")
 
 
 def markdown(recipe: dict, results: dict, args, failures: list[dict]) -> str:
@@ -24,7 +22,7 @@ def markdown(recipe: dict, results: dict, args, failures: list[dict]) -> str:
         of = {c: [run["values"][c] for run in runs if c in run["values"]] for c in (*names, "seconds")}
         row = [recipe["methods"][name].get("title", name)]
         row += [cell(of[c], args.seeds) for c in names]
-        row.append(f"{statistics.mean(of['seconds']):.0f}" if of["seconds"] else "-")
+        row.append(f"{np.mean(of['seconds']):.0f}" if of["seconds"] else "-")
         if published is not None:
             row.append(", ".join(f"{column} {figure}" for column, figure in published.get(name, {}).items()))
         lines.append(f"| {' | '.join(row)} |")

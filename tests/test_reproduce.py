@@ -1,6 +1,8 @@
 """reproduce.py: the documented commands from a recipe, what is done left alone, failures survived, one table."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,10 +13,12 @@ import yaml
 from commands import ROOT, error_of, run
 from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet
 
+import checkpoint
 import datasets
 import recipes
 import reproduce
-from recipes.done import find_record
+import util
+from recipes.done import find_record, find_run, same, seconds
 from recipes.table import cell
 
 README = (ROOT / "README.md").read_text()
@@ -85,33 +89,6 @@ def test_the_last_of_two_spellings_of_an_option_counts():
     assert recipes.option(command, "--save_folder", "./save") == "./save"
 
 
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        ("none.yaml", "none.yaml: not readable as YAML"),
-        (f"{ROOT}/recipes/cifar100.yaml --only rince_out_on", "did you mean rince_out_in?"),
-        (f"{ROOT}/recipes/cifar100.yaml --seeds 0", "--seeds 0"),
-        (f"{ROOT}/recipes/cifar100.yaml --scale 0", "--scale 0"),
-        ("typo.yaml", "method has an unknown key comand; did you mean command?"),
-        ("empty.yaml", "empty.yaml: title is missing"),
-        ("unsaid.yaml", "unsaid.yaml: published must be a mapping with a source"),
-        ("method.yaml", "method.yaml: published: there is no method goof; did you mean good?"),
-        ("column.yaml", "column.yaml: published good: no column R@2; did you mean R@1?"),
-    ],
-)
-def test_a_wrong_recipe_or_option_is_one_line(monkeypatch, capsys, tmp_path, words, reason):
-    method = {"command": "python main_ce.py", "comand": "x"}
-    (tmp_path / "typo.yaml").write_text(
-        yaml.safe_dump({"title": "t", "methods": {"a": method}, "evaluations": {"e": method}})
-    )
-    figures = {"unsaid": {"good": {"R@1": 1}}, "method": {"source": "s", "goof": {"R@1": 1}}}
-    figures["column"] = {"source": "s", "good": {"R@2": 1}}
-    for name, published in figures.items():
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(SMALL_RECIPE | {"published": published}))
-    (tmp_path / "empty.yaml").write_text("about: nothing\n")
-    assert reason in error_of(monkeypatch, capsys, tmp_path, words, "reproduce")
-
-
 SMALL = "--epochs 1 --batch_size 256 --model"
 SMALL_RECIPE = {
     "title": "Small",
@@ -127,6 +104,78 @@ SMALL_RECIPE = {
         }
     },
 }
+
+
+GOOD = SMALL_RECIPE["methods"]["good"]["command"]
+RETRIEVAL = SMALL_RECIPE["evaluations"]["retrieval"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("none.yaml", "none.yaml: not readable as YAML"),
+        (f"{ROOT}/recipes/cifar100.yaml --only rince_out_on", "did you mean rince_out_in?"),
+        (f"{ROOT}/recipes/cifar100.yaml --seeds 0", "--seeds 0"),
+        (f"{ROOT}/recipes/cifar100.yaml --scale 0", "--scale 0"),
+        (f"{ROOT}/recipes/cifar100.yaml --jobs -1", "--jobs -1"),
+    ],
+)
+def test_a_wrong_option_is_one_line(monkeypatch, capsys, tmp_path, words, reason):
+    assert reason in error_of(monkeypatch, capsys, tmp_path, words, "reproduce")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("nothing", "r.yaml must be a mapping, not 'nothing'"),
+        ({"title": None}, "r.yaml: title is missing"),
+        ({"titel": "t"}, "r.yaml: unknown key titel; did you mean title?"),
+        ({"methods": [GOOD]}, "methods must be a mapping"),
+        ({"methods": {1: GOOD}}, "methods must be a mapping"),
+        ({"methods": {"a": None}}, "method a must be a mapping, not None"),
+        ({"methods": {"a": GOOD}}, "method a must be a mapping"),
+        ({"methods": {"a": {"comand": GOOD}}}, "method a: unknown key comand; did you mean command?"),
+        ({"methods": {"a": {"title": "t"}}}, "method a: command is missing"),
+        ({"methods": {"a": {"command": [GOOD]}}}, "method a: command must be a command, such as `python main_supcon"),
+        ({"methods": {"a": {"command": "make"}}}, "method a: command must be a command"),
+        ({"methods": {"a": {"command": "python 'x"}}}, "method a: command must be a command"),
+        (
+            {"methods": {"a": {"command": "python main_ce.py"}}},
+            "method a: its command must name the run",
+        ),
+        ({"methods": {"a": {"command": GOOD + " --seed=1"}}}, "method a: leave --seed out of the command"),
+        ({"methods": {"a": {"command": GOOD, "title": 3}}}, "method a: title must be text"),
+        (
+            {"methods": {"a": {"command": GOOD, "scaled": {"epochs": "ten"}}}},
+            "a: scaled: epochs must be a number",
+        ),
+        ({"methods": {"a": {"command": GOOD, "with": ["x"]}}}, "method a: with must be a mapping"),
+        ({"evaluations": {"e": {"command": GOOD}}}, "evaluation e: columns is missing"),
+        ({"evaluations": {"e": {**RETRIEVAL, "columns": ["R"]}}}, "evaluation e: columns must be a mapping"),
+        ({"evaluations": {"e": {**RETRIEVAL, "columns": {"R": 1}}}}, "columns: R must be text"),
+        ({"evaluations": {"e": {**RETRIEVAL, "columns": {"seconds": "x"}}}}, "column seconds is there already"),
+        ({"evaluations": {"e": RETRIEVAL, "f": RETRIEVAL}}, "evaluation f: column R@1 is there already"),
+        ({"before": "python x"}, "before must be a list"),
+        ({"before": [{"command": "python x", "makes": 3}]}, "before 1: makes must be text"),
+        ({"after": "python x"}, "after must be a list"),
+        ({"after": [3]}, "after 1 must be a mapping, not 3"),
+        ({"jobs": "two"}, "jobs must be a whole number"),
+        ({"published": {"good": {"R@1": 1}}}, "published: source is missing"),
+        ({"published": {"source": "s", "goof": {"R@1": 1}}}, "published: there is no method goof; did you mean good?"),
+        ({"published": {"source": "s", "good": 3}}, "published: good must be a mapping"),
+        ({"published": {"source": "s", "good": {"R@2": 1}}}, "published good: no column R@2; did you mean R@1?"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(monkeypatch, capsys, tmp_path, change, reason):
+    content = SMALL_RECIPE | change if isinstance(change, dict) else change
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
+    assert reason in error_of(monkeypatch, capsys, tmp_path, "r.yaml --dry-run --seeds 2", "reproduce")
+
+
+def test_what_a_recipe_may_leave_out_may_be_empty_too(monkeypatch, capsys, tmp_path):
+    content = SMALL_RECIPE | {"before": None, "after": ["python x.py"], "about": None, "jobs": None, "published": None}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
+    assert printed(monkeypatch, capsys, tmp_path, "r.yaml --dry-run").endswith("\npython x.py\n")
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +228,7 @@ def test_a_method_that_is_not_wanted_is_shown_if_it_is_done_but_not_run(monkeypa
 def test_another_checkpoint_asks_for_another_evaluation(small):
     folder, _ = small
     command = "python retrieval.py --ckpt save/SupCon/digits_models/good/last.pth"
-    sha256 = reproduce.sha256(folder / "save/SupCon/digits_models/good/last.pth")
+    sha256 = checkpoint.sha256(folder / "save/SupCon/digits_models/good/last.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert find_record(command, sha256)["metrics"]
@@ -198,14 +247,88 @@ def test_a_training_that_was_cut_off_goes_on_and_another_command_does_not_count(
     assert runner.train("t", command) == place
     assert called == []
     runner.train("t", command + " --seed 7")
-    log = place / "log.jsonl"
-    whole = log.read_text()
-    log.write_text("".join(line + "\n" for line in whole.splitlines() if '"epoch"' not in line))
-    try:
+    whole = (place / "last.pth").read_bytes()
+    try:  # cut off, although the log may have the epoch whose checkpoint could not be written any more
+        checkpoint.save(place / "last.pth", {**checkpoint.load(place), "epoch": 0, "step": 3})
+        runner.train("t", command)
+        (place / "last.pth").rename(place / "previous.pth")
         runner.train("t", command)
     finally:
-        log.write_text(whole)
-    assert called == [command + " --seed 7", f"{command} --resume {place}"]
+        (place / "last.pth").write_bytes(whole)
+        (place / "previous.pth").unlink(missing_ok=True)
+    assert called == [command + " --seed 7", *2 * [f"{command} --resume {place}"]]
+
+
+def test_a_run_that_began_from_another_or_with_other_options_is_not_the_commands(monkeypatch, small):
+    folder, _ = small
+    command, place = SMALL_RECIPE["methods"]["good"]["command"], Path("save/SupCon/digits_models/good")
+    monkeypatch.chdir(folder)
+    assert find_run([place], command) == place
+    (start,) = util.read_json_lines(place / "starts.jsonl")
+    own = {**start, "after_epoch": 1, "resumed": str(place / "last.pth")}
+    before = (place / "starts.jsonl").read_text()
+    other = {**start, "options": {**start["options"], "learning_rate": 7.0}}
+    free = {**start, "options": {**start["options"], "num_workers": 7}}
+    from_another = {**own, "resumed": str(place.parent / "another/last.pth")}
+    try:
+        for starts, wanted in (
+            ([start, own], place), ([other, start, own], place), ([free, own], place), ([other, own], None),
+            ([start, from_another], None), ([own], None), ([], None),
+        ):  # fmt: skip
+            (place / "starts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in starts))
+            assert find_run([place], command) == wanted
+            assert starts != [start, own] or seconds(place) is None  # the time of the epoch it was cut off in is lost
+    finally:
+        (place / "starts.jsonl").write_text(before)
+    assert seconds(place) > 0
+
+
+@pytest.mark.parametrize(
+    ("called", "alike"),
+    [
+        ("main_ce.py --epochs 1 --exp_name a --resume auto", True),
+        ("/x/main_ce.py --resume=auto --epochs 1 --overwrite --exp_name a", True),
+        ("main_ce.py --epochs 1 --overwrite=True --exp_name a --overwrite True", True),
+        ("main_ce.py --epochs 2 --exp_name a", False),
+        ("main_supcon.py --epochs 1 --exp_name a", False),
+    ],
+)
+def test_how_a_run_was_started_is_no_part_of_its_command(called, alike):
+    assert same(called.split(), "python main_ce.py --epochs 1 --exp_name a") == alike
+
+
+def test_a_fault_of_one_method_ends_that_method_alone(monkeypatch, capsys, small, tmp_path):
+    folder, _ = small
+    place = folder / "save/SupCon/digits_models/bad"
+    place.mkdir()
+    (place / "config.yaml").write_text("epochs: 1\n")
+    (folder / "save/results/none.json").write_text("[]")
+    (folder / "save/results/empty.json").write_text("")
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run(monkeypatch, folder, "small.yaml", "reproduce")
+    finally:
+        (place / "config.yaml").unlink()
+        place.rmdir()
+    assert stop.value.code == 1
+    printed = capsys.readouterr().out
+    assert "FAILED: bad, seed 0 (save/SupCon/digits_models/bad/config.yaml: does not say by which command" in printed
+    assert "| a good one | 9" in printed
+
+
+def test_ctrl_c_while_something_runs_before_the_methods_ends_it_too(monkeypatch, capsys, tmp_path):
+    waiting = {"command": 'python -c \'import time, os; open("pid", "w").write(str(os.getpid())); time.sleep(600)\''}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(SMALL_RECIPE | {"before": [waiting]}))
+    command = [sys.executable, str(ROOT / "reproduce.py"), "r.yaml"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not ((tmp_path / "pid").is_file() and (tmp_path / "pid").read_text()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr.read() == b"reproduce.py: stopped; the same command goes on where it stopped\n"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_a_column_that_no_record_has_is_a_failure_of_its_own(monkeypatch, small, tmp_path):
@@ -216,7 +339,7 @@ def test_a_column_that_no_record_has_is_a_failure_of_its_own(monkeypatch, small,
     runner = reproduce.Runner(tmp_path, 1)
     result = reproduce.run_method(recipe, "good", 0, reproduce.get_parser().parse_args(["small.yaml"]), runner)
     assert list(result["values"]) == ["R@1", "seconds"]
-    assert "no fine.R@2 for column wrong" in runner.failures[0]["why"]
+    assert "no figure fine.R@2 for column wrong" in runner.failures[0]["why"]
 
 
 @pytest.mark.slow
