@@ -324,7 +324,7 @@ class _RankedLoss(nn.Module):
         return RankTerms(total, count, occurs)
 
     def forward(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
-        """query, key: [N, D] unit vectors; labels: [N]; bank: [K, D]; bank_labels: [K], -1 = empty -> scalar.
+        """query, key: [N, D] unit vectors; labels: [N] from 0; bank: [K, D]; bank_labels: [K], -1 = empty -> scalar.
 
         Longer vectors are not normalised here, and sums of their exponentials may leave float32's range. The bank may
         be overwritten between this and backward.
@@ -393,7 +393,12 @@ class RINCELoss(_RankedLoss):
 
 
 class SupConLoss(RINCELoss):
-    """Supervised contrastive loss over a bank (SCL in, SCL out; Khosla et al. 2020): RINCE with one rank."""
+    """Supervised contrastive loss over a bank (SCL in, SCL out): RINCE with one rank.
+
+    "in" has the gradients of Khosla et al.'s (2020) L_in, and is smaller by the mean of log |P|. "out" is not their
+    L_out: a pair's denominator holds that positive and the negatives, not the other positives, and the mean is over
+    all pairs, not within anchors first (Hoffmann et al. 2022, sec. 3). Where an anchor has one positive, all are equal.
+    """
 
     def __init__(self, num_classes: int, temperature: float = 0.1, variant: str = "out", min_probability: float = 1e-7):
         super().__init__(torch.eye(num_classes), temperature, temperature, variant, min_probability=min_probability)
@@ -494,7 +499,9 @@ class InBatchLoss(nn.Module):
     criterion: RINCELoss, SupConLoss or NestedRINCELoss; its temperatures, ranks, form and filter hold. An anchor's own
         key is a positive of rank 0, as with a bank. Without keys, the queries are the candidates of one another, and an
         anchor is none of its own: one that is alone in its class then has no positive and adds nothing, and a batch
-        without any positive has loss 0, with a graph.
+        without any positive has loss 0, with a graph. Two views of each image as anchors and candidates alike, as in
+        SimCLR and SupCon, are `forward(torch.cat([x, y]), None, labels.repeat(2))`. The mean is over the ranks that
+        the anchors have in the criterion's table, whether or not the batch holds a positive of them.
 
     Processes: where torch.distributed is initialised, keys and labels of all are gathered; every process must bring
     equally many. Terms are summed over processes before they are divided by their number, so that the mean over the
@@ -527,5 +534,5 @@ class InBatchLoss(nn.Module):
         return terms.over_processes(_all_reduce, dist.get_world_size()) if several else terms
 
     def forward(self, query: Tensor, key: Tensor | None, labels: Tensor) -> Tensor:
-        """query, key: [N, D] unit vectors, key None = the queries themselves; labels: [N] -> scalar."""
+        """query, key: [N, D] unit vectors, key None = the queries themselves; labels: [N] from 0 -> scalar."""
         return self.terms(query, key, labels).loss()

@@ -80,6 +80,8 @@ def knn_accuracy(
 
     A vote weighs exp(cosine / tau) (Wu et al. 2018, sec. 3.4). k is at most G. Labels count from 0.
     """
+    if not len(features) or not len(gallery):
+        raise ValueError("kNN accuracy needs queries and a gallery")
     q, g = F.normalize(features.float(), dim=1), F.normalize(gallery.float(), dim=1)
     classes, right = int(gallery_labels.max()) + 1, 0
     for x, y in zip(q.split(256), labels.split(256), strict=True):

@@ -31,10 +31,11 @@ def draw_ood(path: Path, inlier, outlier, metrics: dict, title: str, score_name:
     left.set(xlabel=f"{score_name}; the outer bars hold all beyond", ylabel="share of the images in %", title=title)
     left.legend(frameon=False)
     truth = np.r_[np.ones(len(inlier)), np.zeros(len(outlier))]
-    fpr, tpr, _ = roc_curve(truth, np.r_[inlier, outlier])
+    fpr, tpr, _ = roc_curve(truth, np.r_[inlier, outlier], drop_intermediate=False)
     right.plot(100 * fpr, 100 * tpr, color=INLIER, lw=2)
     right.plot([0, 100], [0, 100], color=GREY, lw=1, ls=":")
-    right.plot(metrics["FPR95"], 95, "o", color=OUTLIER, clip_on=False)
+    at = (tpr >= 0.95).argmax()  # where FPR95 is taken; of scores that tie, above 95
+    right.plot(100 * fpr[at], 100 * tpr[at], "o", color=OUTLIER, clip_on=False)
     right.set(
         xlabel="outliers taken for inliers in %", ylabel="inliers kept in %", xlim=(0, 100), ylim=(0, 101),
         title=f"AUROC {metrics['AUROC']:.2f}, FPR95 {metrics['FPR95']:.2f} (dot)",

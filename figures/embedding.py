@@ -123,7 +123,9 @@ def draw(embeddings: dict, dataset: str, path: Path) -> None:
     classes = next(iter(embeddings.values()))["classes"]
     group_of = rankings.superclass_labels(groups, classes, dataset).tolist()
     order = sorted(range(len(classes)), key=lambda c: group_of[c])
-    figure, axes = plt.subplots(2, len(embeddings), figsize=(4 * len(embeddings), 8.2), layout="constrained")
+    figure, axes = plt.subplots(
+        2, len(embeddings), figsize=(4 * len(embeddings), 8.2), layout="constrained", squeeze=False
+    )
     for column, (method, e) in enumerate(embeddings.items()):
         points = mds(F.normalize(e["features"], dim=1).numpy())
         draw_map(axes[0, column], points, e["labels"].numpy(), order, classes, group_of, method, "MDS")
@@ -188,12 +190,17 @@ def get_parser():
     return p
 
 
-def superclasses_of(args):
-    """superclass -> classes of --superclasses or the data set's own; None without."""
+def superclasses_of(args, classes: list[str]):
+    """superclass -> those of the classes in it, of --superclasses or the data set's own; None without."""
     own = datasets.spec(args.dataset).superclasses
     if args.superclasses:
-        return ranking_files.read_superclasses(Path(args.superclasses), "--superclasses")
-    return ranking_files.known_superclasses(own) if own else None
+        groups = ranking_files.read_superclasses(Path(args.superclasses), "--superclasses")
+        rankings.superclass_labels(groups, classes, f"--superclasses {args.superclasses}")
+    elif own:
+        groups = ranking_files.known_superclasses(own)
+    else:
+        return None
+    return {g: kept for g, members in groups.items() if (kept := [c for c in members if c in classes])}
 
 
 def main():
@@ -207,12 +214,9 @@ def main():
     table = None
     if args.ranking:
         table = rankings.source_table(args.ranking, train.classes, datasets.spec(args.dataset).superclasses)
-    groups = superclasses_of(args)
+    groups = superclasses_of(args, train.classes)
     net = frozen.load(args, train)
     features, labels = frozen.features(net, test, args, torch.device("cpu"), "the maps")
-    groups = groups and {
-        g: kept for g, members in groups.items() if (kept := [c for c in members if c in train.classes])
-    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     draw_run(
         args.out,

@@ -4,56 +4,69 @@ python -m figures.training save/SupCon/digits_models/A save/SupCon/digits_models
 """
 
 import argparse
-import json
+import itertools
 from pathlib import Path
 
 import util
 from figures.curves import COLOURS
 from util import InputError
 
-DASHES = ("-", "--", ":", "-.")
+DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 4)))
 # panel -> what it shows of a log's records, each drawn in a style of its own
 PANELS = {
     "loss": ("loss",),
-    "loss of each rank": ("loss_rank_0", "loss_rank_1", "loss_rank_2", "loss_rank_3"),
+    "loss of each rank": tuple(f"loss_rank_{r}" for r in range(126)),
     "on validation images, in %": ("val_top1", "val_knn"),
     "alignment, and minus uniformity": ("alignment", "uniformity"),
     "share of the time waiting for data, in %": ("waiting_for_data",),
     "learning rate": ("learning_rate",),
 }
-WORDS = {"val_top1": "top-1", "val_knn": "kNN accuracy", **{f"loss_rank_{r}": f"rank {r}" for r in range(4)}}
+WORDS = {"val_top1": "top-1", "val_knn": "kNN accuracy", **{f"loss_rank_{r}": f"rank {r}" for r in range(126)}}
 SIGN = {"uniformity": -1, "waiting_for_data": 100}
 
 
 def read_log(folder: Path) -> list[dict]:
     """The epochs of a run, in order; of an epoch that was trained twice, the last. Raises InputError."""
     path = folder / "log.jsonl" if folder.is_dir() else folder
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a run's folder, which holds log.jsonl")
     try:
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
+        records = util.read_json_lines(path)
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable as a run's log ({error})") from None
-    epochs = {record["epoch"]: record for record in records if "epoch" in record}
+    epochs = {record["epoch"]: record for record in records if isinstance(record, dict) and "epoch" in record}
     if not epochs:
         raise InputError(f"{path}: holds no epoch yet")
     return [epochs[epoch] for epoch in sorted(epochs)]
+
+
+def told_apart(folders: list[Path]) -> list[str]:
+    """The folders' names, with as much of their paths before them as tells them apart."""
+    for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-parts:]) for folder in folders]
+        if len(set(names)) == len(set(folders)):
+            break
+    return names
 
 
 def draw_training(path: Path, runs: dict[str, list[dict]]) -> None:
     """One panel for each of PANELS that some run has records of; a colour a run, a dash a quantity."""
     plt = util.pyplot()
     seen = {key for records in runs.values() for record in records for key in record}
+    if not seen.intersection(*[{key for keys in PANELS.values() for key in keys}]):
+        raise InputError(f"{', '.join(runs)}: the logs hold nothing to draw")
     panels = {title: [k for k in keys if k in seen] for title, keys in PANELS.items() if seen & set(keys)}
     rows = -(-len(panels) // 3)
     columns = min(3, len(panels))
     figure, axes = plt.subplots(rows, columns, figsize=(4.4 * columns, 3.4 * rows), layout="constrained", squeeze=False)
     for ax, (title, keys) in zip(axes.flat, panels.items(), strict=False):
         for (name, records), colour in zip(runs.items(), COLOURS * len(runs), strict=False):
-            for key, dash in zip(keys, DASHES, strict=False):
+            for key, dash in zip(keys, itertools.cycle(DASHES), strict=False):
                 points = [(r["epoch"], SIGN.get(key, 1) * r[key]) for r in records if key in r]
                 label = name if len(keys) == 1 else f"{name}, {WORDS.get(key, key)}"
                 marker = "." if len(points) < 30 else None
                 if points:
-                    ax.plot(*zip(*points, strict=True), dash, color=colour, lw=1.8, marker=marker, label=label)
+                    ax.plot(*zip(*points, strict=True), ls=dash, color=colour, lw=1.8, marker=marker, label=label)
         ax.set(xlabel="epoch", ylabel=title)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
@@ -71,7 +84,8 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("training.png"), help="file to draw (default: training.png)")
     args = parser.parse_args()
     util.check_folder(args.out.absolute().parent, "--out")
-    runs = {(run if run.is_dir() else run.parent).resolve().name: read_log(run) for run in args.runs}
+    folders = [(run if run.is_dir() else run.parent).resolve() for run in args.runs]
+    runs = {name: read_log(run) for name, run in zip(told_apart(folders), args.runs, strict=True)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     draw_training(args.out, runs)
     print(f"drew {args.out}")

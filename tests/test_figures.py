@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import run
+from matplotlib.axes import Axes
 from PIL import Image
 
 from figures import demo, embedding, training
@@ -122,9 +123,11 @@ def test_a_checkpoint_is_drawn_from_the_command_line(monkeypatch, capsys, traine
         (f"{CKPT} --images 3", "--images 3: leaves some class without an image"),
         (f"{CKPT} --ranking none.csv", "--ranking none.csv"),
         (f"{CKPT} --superclasses none.yaml", "--superclasses none.yaml: no such file"),
+        (f"{CKPT} --superclasses cats.yaml", "--superclasses cats.yaml: lacks the class 0"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(monkeypatch, capsys, trained, words, reason):
+    (trained / "cats.yaml").write_text("cats: [lion, tiger]\n")
     assert reason in error_of(monkeypatch, capsys, trained, words)
 
 
@@ -140,10 +143,31 @@ def test_of_an_epoch_that_was_trained_twice_the_last_counts(tmp_path):
     assert [r["loss"] for r in training.read_log(tmp_path)] == [3.0, 1.5, 1.0]
 
 
-@pytest.mark.parametrize(("content", "reason"), [("{", "not readable"), ('{"options": 1}', "holds no epoch yet")])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "holds no epoch yet"),
+        ('[3]\n{"options": 1}', "holds no epoch yet"),
+        ('{"epoch": 1}', "the logs hold nothing"),
+    ],
+)
 def test_a_log_that_is_none_is_named(monkeypatch, capsys, tmp_path, content, reason):
     (tmp_path / "log.jsonl").write_text(content)
-    assert f"log.jsonl: {reason}" in commands.error_of(monkeypatch, capsys, tmp_path, "log.jsonl", "figures.training")
+    assert reason in commands.error_of(monkeypatch, capsys, tmp_path, "log.jsonl", "figures.training")
+    assert "none: no such file" in commands.error_of(monkeypatch, capsys, tmp_path, "none", "figures.training")
+
+
+def test_every_rank_and_every_run_is_drawn_runs_of_one_name_too(monkeypatch, tmp_path):
+    for folder in ("one/a", "two/a", "two/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        record = {"epoch": 1, "loss": 2.0, **{f"loss_rank_{r}": 1.0 + r for r in range(7)}}
+        (tmp_path / folder / "log.jsonl").write_text(json.dumps(record) + "\n" + '{"epoch": 2, "lo')
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda ax, x, y, **how: drawn.append((how["label"], y)) or plot(ax, x, y, **how))
+    run(monkeypatch, tmp_path, "one/a two/a/log.jsonl two/b --out t.png", "figures.training")
+    assert [label for label, _ in drawn[:3]] == ["one/a", "two/a", "two/b"]
+    assert dict(drawn[3:])["two/a, rank 6"] == (7.0,)
+    assert len(drawn) == 3 + 3 * 7
 
 
 def test_patches_of_photographs_are_grey_squares_and_made_whole(tmp_path):

@@ -1,5 +1,6 @@
 """The loss without a bank: the batch's own keys, over one process or two."""
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -49,6 +50,40 @@ def test_it_equals_the_loss_with_a_bank_of_the_keys_whose_own_one_is_left_out(va
     ]
     torch.testing.assert_close(one.total, sum(t.total for t in each))
     assert torch.equal(one.count, sum(t.count for t in each))
+
+
+def views_and_positives(labels, seed=5):
+    """Unit vectors z [2N, D] of two views, and the places of each one's positives among the others."""
+    x, y, _ = batch(seed, n=len(labels))
+    z, both = torch.cat([x, y]), [*labels, *labels]
+    return z, [[j for j, b in enumerate(both) if b == a and j != i] for i, a in enumerate(both)]
+
+
+def test_two_views_of_images_without_classes_are_simclrs_loss():
+    z, positives = views_and_positives(range(6))
+    want = 0.0
+    for i, (j,) in enumerate(positives):  # NT-Xent (Chen et al. 2020, eq. 1)
+        others = sum(math.exp(float(z[i] @ z[k]) / 0.2) for k in range(12) if k != i)
+        want -= math.log(math.exp(float(z[i] @ z[j]) / 0.2) / others) / 12
+    for variant in ("in", "out"):
+        criterion = InBatchLoss(SupConLoss(6, 0.2, variant, min_probability=0))
+        assert float(criterion(z, None, torch.arange(6).repeat(2))) == pytest.approx(want, rel=1e-6)
+
+
+def test_scl_in_has_the_gradients_of_khoslas_l_in_and_differs_by_the_mean_log_of_the_positives():
+    labels = [0, 0, 1, 2, 1, 1]
+    z, positives = views_and_positives(labels)
+    z.requires_grad_()
+    terms = []
+    for i, places in enumerate(positives):  # Khosla et al. 2020, eq. 3
+        e = torch.stack([(z[i] @ z[k] / 0.2).exp() for k in range(12) if k != i])
+        of_positives = torch.stack([(z[i] @ z[k] / 0.2).exp() for k in places])
+        terms.append(-(of_positives.sum() / e.sum() / len(places)).log())
+    want = sum(terms) / 12
+    ours = InBatchLoss(SupConLoss(3, 0.2, "in", min_probability=0))(z, None, torch.tensor(labels).repeat(2))
+    apart = sum(math.log(len(places)) for places in positives) / 12
+    assert float(want.detach() - ours.detach()) == pytest.approx(apart, rel=1e-6)
+    torch.testing.assert_close(*(torch.autograd.grad(x, z)[0] for x in (ours, want)))
 
 
 def test_nested_groups_without_a_bank_equal_their_class_table():

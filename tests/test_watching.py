@@ -77,6 +77,14 @@ def test_advice_is_given_for_much_waiting_on_a_training_of_some_length_alone():
     assert watching.advice(0.9, 5, 2) == ""
 
 
+def test_knn_accuracy_of_nothing_is_an_error():
+    for queries, gallery in ((0, 3), (3, 0)):
+        with pytest.raises(ValueError, match="needs queries and a gallery"):
+            watching.knn_accuracy(
+                torch.ones(queries, 2), torch.zeros(queries), torch.ones(gallery, 2), torch.zeros(gallery)
+            )
+
+
 def test_images_are_spread_evenly_each_once():
     assert watching.spread(5, 9) == [0, 1, 2, 3, 4]
     assert watching.spread(1000, 3) == [0, 499, 999]
