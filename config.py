@@ -34,28 +34,35 @@ def command_line(parser: argparse.ArgumentParser, words: list[str]) -> list[str]
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", action="append", default=[], type=Path)
     known, own = finder.parse_known_args(words)
-    return [word for path in known.config for word in _words(parser, path)] + own
+    found = {}  # option -> its words, of the last file that names it
+    for path in known.config:
+        found |= _options(parser, path)
+    return [word for of_option in found.values() for word in of_option] + own
 
 
-def _words(parser, path: Path) -> list[str]:
+def _options(parser, path: Path) -> dict[str, list[str]]:
+    """Option -> the words that give it the file's value; none for `null` and an empty list, which mean the default."""
     content = util.read_yaml(path, f"--config {path}")
     if not isinstance(content, dict):
         raise InputError(f"--config {path}: must be lines of `option: value`")
     actions = {name.lstrip("-"): action for action in parser._actions for name in (*action.option_strings, action.dest)}
-    words = []
+    found = {}
     for key, value in content.items():
         if key == "about":
             continue
         if key not in actions or key in ("help", "config"):
             raise InputError(f"--config {path}: unknown option {key}{util.nearest(key, actions)}")
-        if value is not None and value != []:
-            words += _option(actions[key], key, value, path)
-    return words
+        given = value is not None and value != []
+        found[actions[key].dest] = _option(actions[key], key, value, path) if given else []
+    return found
 
 
 def _option(action, key: str, value, path: Path) -> list[str]:
     """The words that give an option its value; a list is one word after another, or with commas where one is wanted."""
-    values = [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(v, str | int | float) for v in values):
+        raise InputError(f"--config {path}: {key}: {value} is neither a value nor a list of values")
+    values = [str(v) for v in values]
     if isinstance(value, list) and action.nargs != "+":
         values = [",".join(values)]
     for text in values:

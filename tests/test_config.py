@@ -47,10 +47,10 @@ def test_the_file_wins_over_the_data_sets_recipe_and_that_over_the_defaults(monk
 
 
 def test_of_two_files_the_later_one_wins(monkeypatch, tmp_path):
-    first = written(tmp_path / "a.yaml", {"epochs": 3, "seed": 5})
-    second = written(tmp_path / "b.yaml", {"epochs": 4})
+    first = written(tmp_path / "a.yaml", {"epochs": 3, "seed": 5, "hold_out": ["4"], "size": 9})
+    second = written(tmp_path / "b.yaml", {"epochs": 4, "hold_out": [], "size": None})
     args = parsed(monkeypatch, "main_ce", "--config", first, "--config", second)
-    assert (args.epochs, args.seed) == (4, 5)
+    assert (args.epochs, args.seed, args.hold_out, args.size) == (4, 5, [], None)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,8 @@ def test_of_two_files_the_later_one_wins(monkeypatch, tmp_path):
         ({"min_tau": "warm"}, "own.yaml: min_tau: could not convert"),
         ({"cosine": "perhaps"}, "own.yaml: cosine: 'perhaps' is neither True nor False"),
         ({"dataset": "digitz"}, "own.yaml: dataset: digitz is none of digits, "),
+        ({"exp_name": {"a": 1}}, "own.yaml: exp_name: {'a': 1} is neither a value nor a list of values"),
+        ({"hold_out": ["4", None]}, "own.yaml: hold_out: ['4', None] is neither"),
         (["epochs"], "own.yaml: must be lines of `option: value`"),
     ],
 )
