@@ -1,6 +1,9 @@
 """torch.hub entry points: the losses, and an encoder from a checkpoint file.
 
 torch.hub.load("FOLDER_OF_THIS_FILE", "rince_loss", class_similarity, source="local")
+
+The folder's modules (losses, networks, checkpoint, util) are imported under these names: a program with a `losses` of its
+own had better take the file losses.py along under another name.
 """
 
 import checkpoint as _checkpoint
@@ -25,6 +28,7 @@ def supcon_loss(num_classes: int, bank: bool = True, **options):
 def encoder(ckpt, encoder_name: str | None = None):
     """The encoder of a checkpoint file or run's folder, ours or published, in eval mode: [N, 3, H, W] -> [N, d].
 
+    Images are to be of the size, mean and std that the checkpoint's entries of these names say.
     encoder_name: as --model, where the file does not say it. Read with weights_only=True, loaded strictly. Raises
     util.InputError, a ValueError, where the file is none, or holds another encoder.
     """

@@ -217,6 +217,8 @@ def main():
     groups = superclasses_of(args, train.classes)
     net = frozen.load(args, train)
     features, labels = frozen.features(net, test, args, torch.device("cpu"), "the maps")
+    if not features.any():
+        raise InputError(f"--ckpt {args.ckpt}: all features are 0; there is nothing to draw")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     draw_run(
         args.out,
