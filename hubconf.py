@@ -2,8 +2,8 @@
 
 torch.hub.load("FOLDER_OF_THIS_FILE", "rince_loss", class_similarity, source="local")
 
-The folder's modules (losses, networks, checkpoint, util) are imported under these names: a program with a `losses` of its
-own had better take the file losses.py along under another name.
+The folder's modules (losses, networks, checkpoint, util) are imported under these names: a program with a `losses` of
+its own had better take the file losses.py along under another name.
 """
 
 import checkpoint as _checkpoint
