@@ -345,7 +345,7 @@ def test_a_column_that_no_record_has_is_a_failure_of_its_own(monkeypatch, small,
 @pytest.mark.slow
 def test_when_it_is_ended_the_script_that_runs_is_ended_too(tmp_path):
     recipe = SMALL_RECIPE | {
-        "before": [],
+        "published": None,
         "methods": {"long": {"command": "python main_ce.py --epochs 500 --exp_name x"}},
     }
     (tmp_path / "long.yaml").write_text(yaml.safe_dump(recipe))
