@@ -32,6 +32,7 @@ from util import InputError
 
 ROOT = Path(__file__).resolve().parent
 EPOCH = re.compile(r"epoch \d+/\d+  ")  # the line that ends one, not those of its steps
+SHOW_EVERY = 10  # seconds between such lines of a job beside others
 
 
 def get_parser():
@@ -73,7 +74,7 @@ class Runner:
         log = self.logs / f"{title.replace(', ', '_').replace(': ', '_').replace(' ', '_')}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         say(f"== {title}" if self.jobs > 1 else f"\n== {title}\n{command}")
-        begin = time.perf_counter()
+        begin = shown = time.perf_counter()
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         with log.open("w") as file, subprocess.Popen(words, text=True, env=env, **pipes) as process:
             self.running.add(process)
@@ -85,7 +86,8 @@ class Runner:
                     lines.append(line)
                     if self.jobs == 1:
                         say(line.rstrip("\n"))
-                    elif EPOCH.match(line):
+                    elif EPOCH.match(line) and time.perf_counter() - shown > SHOW_EVERY:
+                        shown = time.perf_counter()
                         say(f"   {title}: {line.strip()}")
             except BaseException:  # Ctrl-C, or SIGTERM: Popen would wait for the script's own end
                 process.terminate()
