@@ -20,6 +20,7 @@ bench: $(VENV)/.installed
 
 # The stamp is newer than pyproject.toml once everything in it is installed: a second call reuses the environment.
 $(VENV)/.installed: pyproject.toml
+	@echo "installing into $(VENV): a minute or two"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e ".[dev]"

@@ -176,7 +176,7 @@ def launch(worker: Callable, options) -> None:
     """
     cuda, env = torch.cuda.is_available(), os.environ
     if not cuda and env.get("RANK", env.get("SLURM_PROCID", "0")) == "0":
-        print("no CUDA device: this runs on the CPU, processes talk over gloo", file=sys.stderr)
+        print("no CUDA device: this runs on the CPU", file=sys.stderr)
     backend = options.dist_backend.lower() if cuda else "gloo"
     if backend not in ("nccl", "gloo"):
         raise InputError(f"--dist-backend {backend} is unknown; choose nccl or gloo")

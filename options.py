@@ -2,6 +2,9 @@
 
 import argparse
 import os
+import re
+
+from util import nearest
 
 
 def boolean(text: str) -> bool:
@@ -93,9 +96,21 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
         return f"{', '.join(action.option_strings)} {values}"
 
 
+class Parser(argparse.ArgumentParser):
+    """Names the nearest option to one that there is not. exit_with(message): what ends it, argparse's way if None."""
+
+    exit_with = None
+
+    def error(self, message):
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        known = [name for action in self._actions for name in action.option_strings]
+        message += nearest(unknown[1], known) if unknown else ""
+        (self.exit_with or super().error)(message)
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser whose help shows defaults and whose options must be spelt in full."""
-    p = argparse.ArgumentParser(
+    p = Parser(
         description=description, formatter_class=Help, allow_abbrev=False, usage="%(prog)s [--option VALUE ...]",
         epilog="Defaults are the published ones. Small data sets (digits, Fashion-MNIST) have ones of their own, "
         "in RECIPES at the head of the script; a run's config.yaml has all that it used.",

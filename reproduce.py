@@ -63,8 +63,10 @@ class Runner:
         for process in list(self.running):
             process.terminate()
 
-    def call(self, title: str, command: str) -> bool:
-        """Run a command as a user would; whether it succeeded. Shown as it runs; of several jobs, its epochs."""
+    def call(self, title: str, command: str, show: bool = False) -> bool:
+        """Run a command as a user would; whether it succeeded. Shown as it runs; of jobs side by side, without `show`,
+        the epochs only.
+        """
         if self.stopped.is_set():
             return False
         words = shlex.split(command)
@@ -84,7 +86,7 @@ class Runner:
                     file.write(line)
                     file.flush()
                     lines.append(line)
-                    if self.jobs == 1:
+                    if self.jobs == 1 or show:
                         say(line.rstrip("\n"))
                     elif EPOCH.match(line) and time.perf_counter() - shown > SHOW_EVERY:
                         shown = time.perf_counter()
@@ -98,7 +100,8 @@ class Runner:
             say(f"== {title}: done in {time.perf_counter() - begin:.0f} s")
             return True
         say(f"== {title}: FAILED with exit code {process.returncode}; {log}\n{''.join(lines[-3:])}")
-        self.fail(title, command, f"exit code {process.returncode}, {log}")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+        self.fail(title, command, f"exit code {process.returncode}: {last}; {log}")
         return False
 
     def fail(self, title: str, command: str, why: str) -> None:
@@ -172,8 +175,18 @@ def run_method(recipe: dict, name: str, seed: int, args, runner: Runner | None) 
             if isinstance(value, int | float):
                 result["values"][column] = value
             elif runner:
-                runner.fail(f"{title}: {step}", command, f"no figure {path} for column {column} in {found['file']}")
+                known = figures(found["metrics"])
+                why = f"no figure {path} for column {column}{util.nearest(path, known)}; there are {', '.join(known)}"
+                runner.fail(f"{title}: {step}", command, f"{why}, in {found['file']}")
     return result | {"values": result["values"] | ({} if seconds is None else {"seconds": seconds})}
+
+
+def figures(metrics: dict, before: str = "") -> list[str]:
+    """The paths of a record's figures, as columns name them."""
+    paths = []
+    for key, value in metrics.items():
+        paths += figures(value, f"{before}{key}.") if isinstance(value, dict) else [before + key]
+    return paths
 
 
 def attempt(recipe: dict, name: str, seed: int, args, runner: Runner, wanted: bool) -> dict:
@@ -228,7 +241,7 @@ def run_recipe(recipe: dict, names, args) -> list[dict]:
 
 def call_beside(runner: Runner, when: str, command: str) -> None:
     """A command that belongs to no method, before or after them."""
-    runner.call(f"{when}: {' '.join(command.split()[1:4])}", command)
+    runner.call(f"{when}: {' '.join(command.split()[1:4])}", command, show=True)
 
 
 def main():
@@ -243,6 +256,7 @@ def main():
             "the scale lies in (0, 1]"
         )
     names = args.only or list(recipe["methods"])
+    recipes.check_commands(recipe, names, args)
     if args.dry_run:
         return recipes.print_commands(recipe, names, args)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -144,7 +144,10 @@ class Run:
         self.epochs_done, self.step = state["epoch"], state.get("step", 0)
         self.best, self.latest, self.good = state.get("best", {}), state.get("latest", {}), path
         self._take_own(state)
-        self.say(f"resumed {path} after epoch {self.epochs_done}" + (f", step {self.step}" if self.step else ""))
+        inside = f"in epoch {self.epochs_done + 1}, after step {self.step}"
+        self.say(f"resumed {path} {inside if self.step else f'after epoch {self.epochs_done}'}")
+        if self.epochs_done >= self.args.epochs:
+            self.say(f"all of its {self.epochs_done} epochs are done")
 
     def _take_own(self, state: dict) -> None:
         """This process's random numbers, means and skipped images; the means of all, where their number is another."""

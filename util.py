@@ -81,6 +81,8 @@ def read_yaml(path: Path, source: str):
     """The content of a YAML file; InputError, beginning with `source`, where it cannot be read."""
     import yaml
 
+    if not path.is_file():
+        raise InputError(f"{source}: no such file")
     try:
         return yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

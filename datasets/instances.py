@@ -37,7 +37,8 @@ def build(folder: str | Path, table: str | Path) -> tuple[ImageData, torch.Tenso
             if parent.setdefault((level, finer), coarser) != coarser:
                 raise InputError(
                     f"{where}: {levels[level - 1]} {finer} lies in {levels[level]} {coarser} and in "
-                    f"{parent[level, finer]}; groups must be nested, and their names differ ({coarser}/{finer})"
+                    f"{parent[level, finer]}; groups must be nested, "
+                    f"the finest column first, and their names differ ({coarser}/{finer})"
                 )
         label = number[0][row[1]]
         groups[label] = torch.tensor([number[level][name] for level, name in enumerate(row[1:])])

@@ -150,8 +150,9 @@ def _check_has(classes, names, source) -> None:
     missing = [c for c in classes if c not in names]
     if missing:
         count = f"{len(missing)} in all" if len(missing) > 1 else "it alone"
+        unused = [name for name in names if name not in classes]  # of these, one may be a wrong spelling
         raise InputError(
-            f"{source}: lacks the class {missing[0]} of the data set ({count}){nearest(missing[0], names)}"
+            f"{source}: lacks the class {missing[0]} of the data set ({count}){nearest(missing[0], unused)}"
         )
 
 

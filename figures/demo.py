@@ -1,7 +1,7 @@
-"""What the recipe of the digits draws with: its far outliers, and the README's pictures from its table.
+"""What the recipe of the digits draws with: its far outliers, and from its table the pictures that the README has too.
 
 python -m figures.demo patches --out FOLDER     grey patches of scikit-learn's two sample photographs
-python -m figures.demo draw --table save/tables/digits.json --out figures
+python -m figures.demo draw --table save/tables/digits.json --out save/demo    (--out figures: the README's own)
 """
 
 import argparse
@@ -9,11 +9,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
 import util
-from figures.embedding import draw
+from datasets import ranking_files, rankings
+from figures.embedding import class_cosines, draw
 
 DRAWN = ("scl_in", "rince_in", "rince_out_in")
 OOD = "rince_in"
@@ -47,7 +49,19 @@ def draw_pictures(table: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     draw(embeddings, "digits", folder / "digits.png")
     shutil.copy(Path(first[OOD]["near"]).with_suffix(".png"), folder / "digits_ood.png")
-    print(f"drew {folder / 'digits.png'} and digits_ood.png")
+    print(f"drew {folder / 'digits.png'} and {folder / 'digits_ood.png'}")
+    for title, e in embeddings.items():
+        near, far = mean_cosines(e["features"], e["labels"], e["classes"])
+        print(f"{title}: mean cosine of two digits of one superclass {near:.2f}, of two superclasses {far:.2f}")
+
+
+def mean_cosines(features, labels, classes: list[str]) -> tuple[float, float]:
+    """Mean cosine of two classes within a superclass of the digits, and across superclasses."""
+    cosines = class_cosines(features, labels, len(classes))
+    group = rankings.superclass_labels(ranking_files.known_superclasses("digits"), classes, "digits").numpy()
+    other = ~np.eye(len(classes), dtype=bool)
+    same = group[:, None] == group
+    return float(cosines[same & other].mean()), float(cosines[~same].mean())
 
 
 def main():

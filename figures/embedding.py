@@ -77,6 +77,7 @@ def draw_map(ax, points, labels, order, names, group_of, title, axis, legend=Fal
     many = len(order) > len(COLOURS)
     reach = (1.45 if legend else 1.3) * np.abs(points).max()  # room for names, or for the legend
     size = 15 if len(max(names, key=len)) < 3 else 6 if many else 10
+    named = []  # label, where its name goes, colour
     for place, c in enumerate(order):
         of_label = points[labels == c]
         if not len(of_label):
@@ -86,14 +87,33 @@ def draw_map(ax, points, labels, order, names, group_of, title, axis, legend=Fal
         ax.scatter(*of_label.T, s=16, color=colour, marker=marker, linewidths=0, alpha=0.6, label=names[c])
         middle = np.median(of_label, axis=0)
         beside = middle * (1 + 0.13 * reach / max(np.linalg.norm(middle), 0.1 * reach))
-        if not legend:
-            outline = [patheffects.withStroke(linewidth=3, foreground="white")]  # to be read on dots of its colour
+        named.append((c, beside, colour))
+    if not legend:
+        em = 2 * reach * size / 300  # of a font of so many points, on axes that are 4 inches wide
+        widths = np.array([0.65 * em * len(names[c]) for c, _, _ in named])
+        outline = [patheffects.withStroke(linewidth=3, foreground="white")]  # to be read on dots of its colour
+        places = spread_apart(np.array([beside for _, beside, _ in named]), widths, 1.1 * em)
+        for (c, _, colour), place in zip(named, places, strict=True):
             how = dict(fontsize=size, weight="bold", color=colour, ha="center", va="center", path_effects=outline)
-            ax.text(*beside, names[c], **how, zorder=3)
+            ax.text(*place, names[c], **how, zorder=3)
     if legend:
         ax.legend(loc="upper center", ncol=3, fontsize=9, frameon=False, markerscale=1.5)
     ax.set(title=title, xticks=[], yticks=[], xlabel=f"{axis} 1", ylabel=f"{axis} 2", aspect="equal")
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach))
+
+
+def spread_apart(places: np.ndarray, widths: np.ndarray, height: float, rounds: int = 200) -> np.ndarray:
+    """[n, 2] middles of texts, moved up and down until no two of these widths and this height overlap, or nearly so."""
+    places = places.astype(float)
+    for _ in range(rounds):
+        apart = places[:, None] - places
+        close = np.abs(apart[..., 0]) < (widths[:, None] + widths) / 2
+        overlap = np.clip(height - np.abs(apart[..., 1]), 0, None) * close * ~np.eye(len(places), dtype=bool)
+        if not overlap.any():
+            break
+        up = np.where(apart[..., 1] == 0, np.arange(len(places))[:, None] > np.arange(len(places)), apart[..., 1] > 0)
+        places[:, 1] += (np.where(up, 1, -1) * overlap).sum(1) / 2
+    return places
 
 
 def draw_matrix(ax, table, order, names, group_of, title, label):

@@ -1,11 +1,15 @@
 """Recipes: the commands of a table, from a YAML file of this folder or of the user's."""
 
+import importlib
+import re
 import shlex
 from pathlib import Path
 
+import config
 import util
 from util import InputError
 
+ROOT = Path(__file__).resolve().parent.parent
 NUMBERS = "a number, or a list of numbers"
 # kind of entry -> its keys, those that it must have marked with *, and what each must be
 FORMS = {
@@ -161,6 +165,34 @@ def run_folder(training: str) -> Path:
     """Where a training's checkpoints lie."""
     root = Path(option(training, "--save_folder", "./save"))
     return root / "SupCon" / f"{option(training, '--dataset', 'digits')}_models" / option(training, "--exp_name", "")
+
+
+def check_commands(recipe: dict, names, args) -> None:
+    """Raise InputError where a script would refuse a command: an option that it has not, or a value that is none."""
+    for name in names:
+        for seed in {0, args.seeds - 1}:
+            for step, command in commands(recipe, name, seed, args).items():
+                where = f"{args.recipe}: {name}: {step}"
+                unknown = [word for word in re.findall(r"\$\w+", command) if word != "$path2chkpt"]
+                if unknown:
+                    raise InputError(f"{where}: {unknown[0]} is unknown; a run's folder is $path2chkpt")
+                parse(command, where)
+
+
+def parse(command: str, where: str) -> None:
+    """Let a script's own parser read a command; InputError, beginning with `where`, for what it refuses."""
+    script, given = words(command)[1], words(command)[2:]
+    if not script.endswith(".py"):
+        return
+    if not (ROOT / script).is_file():
+        raise InputError(f"{where}: there is no script {script}")
+    parser = importlib.import_module(script.removesuffix(".py")).get_parser()
+
+    def refuse(message):
+        raise InputError(f"{where}: {script}: {message}")
+
+    parser.exit_with = refuse
+    parser.parse_args(config.command_line(parser, given))
 
 
 def print_commands(recipe: dict, names, args) -> None:

@@ -75,7 +75,7 @@ def test_a_wrong_key_or_value_is_one_line_that_names_the_file(monkeypatch, capsy
 
 
 def test_a_file_that_is_none_is_named(monkeypatch, capsys, tmp_path):
-    assert "--config none.yaml: not readable" in error_of(monkeypatch, capsys, tmp_path, "--config none.yaml")
+    assert "--config none.yaml: no such file" in error_of(monkeypatch, capsys, tmp_path, "--config none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
     assert "--config bad.yaml: not readable" in error_of(monkeypatch, capsys, tmp_path, "--config bad.yaml")
 

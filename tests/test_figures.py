@@ -52,6 +52,16 @@ def test_cosines_of_classes_are_means_over_pairs_of_images():
     assert embedding.class_cosines(5 * z, labels, 3) == pytest.approx(np.array(want), abs=1e-6)
 
 
+def test_names_are_moved_apart_by_no_more_than_they_overlap():
+    places = np.array([[0, 0], [0.5, 0.1], [0.2, 0], [5, 0], [5, 3]], dtype=float)
+    moved = embedding.spread_apart(places, np.ones(5), 0.4)
+    assert np.array_equal(moved[:, 0], places[:, 0])
+    assert np.array_equal(moved[3:], places[3:])
+    heights = np.sort(moved[:3, 1])
+    assert np.diff(heights) == pytest.approx([0.4, 0.4], abs=0.02)
+    assert np.abs(moved - places).max() < 0.5
+
+
 class Drawn:
     """Stands for the axes: remembers what a matrix panel shows."""
 

@@ -91,7 +91,8 @@ def test_crops_of_one_photograph_retrieve_each_other_after_training_on_groups(mo
         ("image,g\na/a_0.JPEG,x\na/a_0.JPEG,y\n", "row 3: the image a/a_0.JPEG stands in it twice"),
         (
             "image,frame,video\na/a_0.JPEG,1,A\na/a_1.JPEG,1,B\n",
-            "row 3: frame 1 lies in video B and in A; groups must be nested, and their names differ (B/1)",
+            "row 3: frame 1 lies in video B and in A; groups must be nested, the finest column first, and their names "
+            "differ (B/1)",
         ),
     ],
 )

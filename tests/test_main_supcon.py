@@ -173,7 +173,7 @@ def test_bad_input_met_by_a_worker_is_one_line_from_the_command(tmp_path):
         ("--batch_size 5000 --memorybank_size 9000", "--batch_size 5000 is more than the 1442 training images"),
         ("--model resnet19", "--model resnet19 is unknown"),
         ("--ranking roberta_threshold", "lacks the class 0"),
-        ("--ranking none.csv", "--ranking none.csv: not readable"),
+        ("--ranking none.csv", "--ranking none.csv: no such file"),
         ("--min_tau 0.5 --max_tau 0.1", "0 < min_tau <= max_tau"),
         ("--min_tau 0", "argument --min_tau"),
         ("--resume none.pth", "--resume none.pth: no such file"),

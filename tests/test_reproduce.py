@@ -94,7 +94,7 @@ SMALL_RECIPE = {
     "title": "Small",
     "published": {"source": "nobody, 2026", "good": {"R@1": 99.5, "fine mAP": 98}},
     "methods": {
-        "bad": {"command": "python no_such_script.py --exp_name bad"},
+        "bad": {"command": f"python main_ce.py {SMALL} resnet8 --exp_name bad --data_folder nowhere --dataset path"},
         "good": {"title": "a good one", "command": f"python main_ce.py {SMALL} resnet8 --exp_name good"},
     },
     "evaluations": {
@@ -113,7 +113,7 @@ RETRIEVAL = SMALL_RECIPE["evaluations"]["retrieval"]
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("none.yaml", "none.yaml: not readable as YAML"),
+        ("none.yaml", "none.yaml: no such file"),
         (f"{ROOT}/recipes/cifar100.yaml --only rince_out_on", "did you mean rince_out_in?"),
         (f"{ROOT}/recipes/cifar100.yaml --seeds 0", "--seeds 0"),
         (f"{ROOT}/recipes/cifar100.yaml --scale 0", "--scale 0"),
@@ -155,6 +155,13 @@ def test_a_wrong_option_is_one_line(monkeypatch, capsys, tmp_path, words, reason
         ({"evaluations": {"e": {**RETRIEVAL, "columns": {"R": 1}}}}, "columns: R must be text"),
         ({"evaluations": {"e": {**RETRIEVAL, "columns": {"seconds": "x"}}}}, "column seconds is there already"),
         ({"evaluations": {"e": RETRIEVAL, "f": RETRIEVAL}}, "evaluation f: column R@1 is there already"),
+        ({"methods": {"a": {"command": GOOD + " --learning_rat 1"}}}, "r.yaml: a: training: main_ce.py: unrecognized"),
+        ({"methods": {"a": {"command": GOOD + " --learning_rat 1"}}}, "did you mean --learning_rate?"),
+        ({"methods": {"a": {"command": GOOD + " --mod 1 {x}", "with": {"x": "--none"}}}}, "--mod 1 --none"),
+        ({"methods": {"a": {"command": "python main_c.py --exp_name a"}}}, "training: there is no script main_c.py"),
+        ({"evaluations": {"e": {**RETRIEVAL, "command": "python retrieval.py --ckpt $x"}}}, "$x is unknown; a run's"),
+        ({"evaluations": {"e": {**RETRIEVAL, "command": "python retrieval.py"}}}, "required: --ckpt"),
+        ({"evaluations": {"e": {**RETRIEVAL, "command": "python retrieval.py --size big"}}}, "argument --size"),
         ({"before": "python x"}, "before must be a list"),
         ({"before": [{"command": "python x", "makes": 3}]}, "before 1: makes must be text"),
         ({"after": "python x"}, "after must be a list"),
@@ -167,7 +174,9 @@ def test_a_wrong_option_is_one_line(monkeypatch, capsys, tmp_path, words, reason
     ],
 )
 def test_a_wrong_recipe_is_one_line(monkeypatch, capsys, tmp_path, change, reason):
-    content = SMALL_RECIPE | change if isinstance(change, dict) else change
+    content = change
+    if isinstance(change, dict):
+        content = SMALL_RECIPE | ({"published": None} if "methods" in change else {}) | change
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
     assert reason in error_of(monkeypatch, capsys, tmp_path, "r.yaml --dry-run --seeds 2", "reproduce")
 
@@ -197,12 +206,12 @@ def test_a_failure_is_reported_at_the_end_and_the_rest_goes_on(small):
     assert table.count(" | R@1 99.5, fine mAP 98 |") == 1
     assert "\nPublished: nobody, 2026\n" in table
     assert "| bad | - | - | - |" in table
-    assert "FAILED: bad, seed 0: training (exit code 2" in table
+    assert "FAILED: bad, seed 0: training (exit code 2: main_ce.py: error: --data_folder nowhere" in table
     assert table in done.stdout
     content = json.loads((folder / "save/tables/small.json").read_text())
     (failure,) = content["failures"]
-    log = failure["why"].removeprefix("exit code 2, ")
-    assert "no_such_script.py" in (folder / log).read_text()
+    assert "main_ce.py: error: --data_folder nowhere: no such folder; " in failure["why"]
+    assert "nowhere: no such folder" in (folder / failure["why"].rpartition("; ")[2]).read_text()
     (of_good,) = content["results"]["good"]
     assert of_good["values"]["R@1"] == record["metrics"]["fine"]["R@1"]
     assert of_good["values"]["seconds"] > 0
@@ -299,8 +308,8 @@ def test_how_a_run_was_started_is_no_part_of_its_command(called, alike):
 
 def test_a_fault_of_one_method_ends_that_method_alone(monkeypatch, capsys, small, tmp_path):
     folder, _ = small
-    place = folder / "save/SupCon/digits_models/bad"
-    place.mkdir()
+    place = folder / "save/SupCon/path_models/bad"
+    place.mkdir(parents=True)
     (place / "config.yaml").write_text("epochs: 1\n")
     (folder / "save/results/none.json").write_text("[]")
     (folder / "save/results/empty.json").write_text("")
@@ -312,7 +321,7 @@ def test_a_fault_of_one_method_ends_that_method_alone(monkeypatch, capsys, small
         place.rmdir()
     assert stop.value.code == 1
     printed = capsys.readouterr().out
-    assert "FAILED: bad, seed 0 (save/SupCon/digits_models/bad/config.yaml: does not say by which command" in printed
+    assert "FAILED: bad, seed 0 (save/SupCon/path_models/bad/config.yaml: does not say by which command" in printed
     assert "| a good one | 9" in printed
 
 
@@ -339,7 +348,9 @@ def test_a_column_that_no_record_has_is_a_failure_of_its_own(monkeypatch, small,
     runner = reproduce.Runner(tmp_path, 1)
     result = reproduce.run_method(recipe, "good", 0, reproduce.get_parser().parse_args(["small.yaml"]), runner)
     assert list(result["values"]) == ["R@1", "seconds"]
-    assert "no figure fine.R@2 for column wrong" in runner.failures[0]["why"]
+    why = runner.failures[0]["why"]
+    assert "no figure fine.R@2 for column wrong; did you mean fine.R@" in why
+    assert "; there are fine.R@1, fine.R@5, fine.R@10, fine.R@20, fine.AP, fine.mAP, in save/results/" in why
 
 
 @pytest.mark.slow
