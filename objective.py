@@ -80,6 +80,12 @@ def build(args, data, nested=None):
         raise
     except ValueError as error:
         raise InputError(f"objective: {error}") from None
+    if args.memorybank_size > 2 * len(data):
+        lines.append(
+            f"warning: --memorybank_size {args.memorybank_size} holds the keys of "
+            f"{args.memorybank_size / len(data):.0f} epochs, most of them made by encoders long past; try "
+            f"{max(args.batch_size, 2 ** (len(data).bit_length() - 1))}, and a small --batch_size"
+        )
     kind = "groups" if nested else "classes"
     title = f"{'SCL' if supcon else 'RINCE'} {variant(args)}: {len(data)} images, {len(data.classes)} {kind}"
     return criterion, "\n".join([title, *lines])
