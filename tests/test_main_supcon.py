@@ -44,7 +44,10 @@ CIFAR100 = {
 RANKED = "rank 1: similarity 0.75, from 0.402 to 0.7401, tau 0.225; positives of a class 0/2/10 classes, 0/4/20 images"
 OBJECTIVE = {
     "rince_imagenet100": ["RINCE out_in: 200 images, 100 classes", RANKED, "25 classes without a similar class: "],
-    "imagenet100_SCL_out": ["SCL out: 200 images, 100 classes", "positives of a class 1 classes, 2 images\nepoch 1"],
+    "imagenet100_SCL_out": [
+        "SCL out: 200 images, 100 classes",
+        "positives of a class 1 classes, 2 images\nwarning: --memorybank_size",
+    ],
     "test_RINCE_out_in": [
         "RINCE out_in: 100 images",
         "similarity 0.75, tau 0.225; positives of a class 4 classes, 4 im",
@@ -286,3 +289,11 @@ def test_processes_share_the_same_batches_in_rank_order(monkeypatch, world):
     parts = [batches_of(1, world=world, rank=r, monkeypatch=monkeypatch) for r in range(world)]
     for step, batch in enumerate(whole):
         assert [item for part in parts for item in part[step]] == batch
+
+
+@pytest.mark.parametrize(("bank", "warned"), [(2884, False), (2885, True)])
+def test_a_bank_of_more_than_two_epochs_is_warned_of(monkeypatch, capsys, tmp_path, bank, warned):
+    command = f"--epochs 1 --model resnet8 --batch_size 721 --memorybank_size {bank}"  # of 1442 images
+    run(monkeypatch, tmp_path, command)
+    line = f"warning: --memorybank_size {bank} holds the keys of 2 epochs"
+    assert (line in capsys.readouterr().out) == warned

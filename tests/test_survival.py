@@ -238,7 +238,7 @@ def test_ctrl_c_reaches_processes_and_loaders_and_another_number_of_processes_go
     assert "Traceback" not in printed
     assert good(tmp_path)["step"] > 0
     run(monkeypatch, tmp_path, words)
-    assert ", step " in capsys.readouterr().out.split("resumed ")[1]
+    assert "in epoch 1, after step " in capsys.readouterr().out.split("resumed ")[1]
     log = util.read_json_lines(tmp_path / FOLDER / "log.jsonl")
     assert [r["epoch"] for r in log] == [1, 2]
     assert 1 < log[0]["loss"] < 6
