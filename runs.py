@@ -16,6 +16,7 @@ import distributed
 import options
 import util
 import watching
+from datasets.decoding import write_list
 from util import InputError
 
 # options that a resumed run must share with its checkpoint, or the weights mean something else
@@ -298,8 +299,8 @@ class Run:
         if distributed.is_main():
             skipped = self.args.skip_images
             before = path.read_text().splitlines() if skipped and path.resolve() == Path(skipped).resolve() else []
-            self.damage = list(dict.fromkeys([*before, *self.damage, *map(os.path.abspath, images)]))
-            util.write_file(path, "".join(f"{line}\n" for line in self.damage).encode())
+            self.damage += images
+            write_list(path, [*before, *self.damage])
         return path
 
     def log(self, epoch: int, scalars: dict, images_per_second: float | None) -> None:

@@ -145,7 +145,7 @@ def first_limit(args, row: dict) -> str:
 
 
 def costs_of(args, model) -> dict:
-    """Seconds of a step, an image, a similarity and a key: given, or measured."""
+    """Seconds of a step, an image and a similarity: given, or measured."""
     given = {"step": args.step_ms, "image": args.image_ms, "entry": args.entry_ns}
     costs = {name: x and x / (1e3 if name in ("step", "image") else 1e9) for name, x in given.items()}
     if None in (costs["step"], costs["image"]):

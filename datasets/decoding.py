@@ -1,6 +1,7 @@
 """Image files of every kind as RGB, as a person would see them."""
 
 import io
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -107,6 +108,12 @@ def find_damage(paths: list, show: bool = True) -> dict[int, str]:
             progress.tick(i + 1, f"{len(found)} damaged")
     progress.close()
     return found
+
+
+def write_list(path: Path, images: list) -> None:
+    """A list of images that --skip_images takes: whole paths, each once, one a line."""
+    lines = dict.fromkeys(os.path.abspath(image) for image in images)
+    util.write_file(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

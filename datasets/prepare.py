@@ -20,7 +20,7 @@ from pathlib import Path
 import datasets
 import util
 from datasets import packed, sources
-from datasets.decoding import find_damage
+from datasets.decoding import find_damage, write_list
 from util import InputError
 
 # folder below --out: its class list
@@ -234,9 +234,7 @@ def check(plan, out: Path, name: str) -> list[str]:
     damaged = find_damage(images)
     problems += [f"{images[i]}: {reason}" for i, reason in damaged.items()]
     if damaged:
-        util.write_file(
-            out / f"{name}_damaged.txt", "".join(f"{os.path.abspath(images[i])}\n" for i in damaged).encode()
-        )
+        write_list(out / f"{name}_damaged.txt", [images[i] for i in damaged])
     return problems
 
 
@@ -284,11 +282,11 @@ def _all_damaged(first: InputError, folder: Path, splits, args) -> InputError:
     print(f"{first}; looking for others", flush=True)
     known = {"train": "train", "val": "test"}
     images = [f for s in splits for f in datasets.build("path", folder, known[s], skip=args.skip_images).images]
-    before = Path(args.skip_images).read_text().rstrip("\n") + "\n" if args.skip_images else ""
+    before = filter(str.strip, Path(args.skip_images).read_text().splitlines()) if args.skip_images else ()
     damaged, listed = [images[i] for i in find_damage(images)], Path(args.out) / "damaged_images.txt"
     if not damaged:
         return first  # it could not be read just then
-    util.write_file(listed, (before + "".join(f"{os.path.abspath(f)}\n" for f in damaged)).encode())
+    write_list(listed, [*map(str.strip, before), *damaged])
     count = f"{len(damaged)} of {len(images)} images"
     return InputError(f"--data_folder {folder}: {count} are damaged, listed in {listed}; give --skip_images {listed}")
 

@@ -19,8 +19,6 @@ SUPERCLASSES = tuple(sorted(f.stem for f in (HERE / "superclasses").glob("*.yaml
 
 def read_superclasses(path: Path, flag: str = "--ranking") -> dict[str, list[str]]:
     """`superclass: [classes]` from YAML; every class once. `flag` is named in errors."""
-    if not path.is_file():
-        raise InputError(f"{flag} {path}: no such file")
     groups = util.read_yaml(path, f"{flag} {path}")
     if not isinstance(groups, dict) or not all(isinstance(v, list) and v for v in groups.values()):
         raise InputError(f"{flag} {path}: must be lines of `superclass: [class, class, ...]`")

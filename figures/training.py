@@ -53,9 +53,9 @@ def draw_training(path: Path, runs: dict[str, list[dict]]) -> None:
     """One panel for each of PANELS that some run has records of; a colour a run, a dash a quantity."""
     plt = util.pyplot()
     seen = {key for records in runs.values() for record in records for key in record}
-    if not seen.intersection(*[{key for keys in PANELS.values() for key in keys}]):
-        raise InputError(f"{', '.join(runs)}: the logs hold nothing to draw")
     panels = {title: [k for k in keys if k in seen] for title, keys in PANELS.items() if seen & set(keys)}
+    if not panels:
+        raise InputError(f"{', '.join(runs)}: the logs hold nothing to draw")
     rows = -(-len(panels) // 3)
     columns = min(3, len(panels))
     figure, axes = plt.subplots(rows, columns, figsize=(4.4 * columns, 3.4 * rows), layout="constrained", squeeze=False)
