@@ -6,8 +6,8 @@ The folder's modules (losses, networks, checkpoint, util) are imported under the
 its own had better take the file losses.py along under another name.
 """
 
-import checkpoint as _checkpoint
 import losses as _losses
+from engine import checkpoint as _checkpoint
 from networks import resnet as _resnet
 
 dependencies = ["torch", "torchvision", "numpy", "tqdm"]

@@ -5,19 +5,15 @@ python main_ce.py --dataset path --data_folder MY_IMAGES --model resnet18 --cosi
 """
 
 import time
+from functools import partial
 
 import torch.nn.functional as F
 
-import checkpoint
 import datasets
-import distributed
-import loading
-import options
-import results
-import runs
-import training
 import util
 from datasets import augmentation
+from engine import checkpoint, config, distributed, loading, options, results, runs, training
+from engine.launch import launch
 from networks.classifier import Classifier
 
 RECIPES = {
@@ -48,48 +44,54 @@ def worker(args, device):
     util.seed_everything(args.seed)
     with distributed.main_first():
         only = datasets.class_list("ImageNet-100") if args.imagenet100 else ()
-        train, test = training.classification_data(args, only)
-        spec, size, mean, std = training.image_settings(args, train)
-        encoder = training.sync_batchnorm(args, training.build_encoder(args.model, spec.small), device)
+        train, test = datasets.build_pair(args.dataset, only=only, **options.chosen_images(args))
+        datasets.check_several_classes(train, args.data_folder)
+        spec = datasets.spec(args.dataset)
+        size, mean, std = datasets.view_settings(args.dataset, options.chosen_views(args), train)
+        encoder = training.build_encoder(args.model, spec.small)
+        encoder = training.sync_batchnorm(encoder, device) if args.syncBN else encoder
         name = args.exp_name or f"cross_entropy_{args.model}_seed{args.seed}"
         run = runs.Run(args, "SupCon", name)
-    train, test = loading.check_images(run, device, training=train, validation=test)
-    loading.tolerate_damage(args, train)
+    skip, how = options.skips_damage(args), options.loading(args, device)
+    train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)
+    if skip:
+        train.tolerate_damage()
     colour = args.use_ssl_augmentations and spec.colour
     views = augmentation.Augmentation(size, mean, std, spec.crop_scale, spec.flip, colour, views=1)
     test.transform = augmentation.evaluation(size, mean, std, spec.small)
-    loader, sampler = loading.training_loader(loading.augmented(train, args, device, views), args, device)
-    validation = loading.share_loader(test, args, device)
-    model = training.prepared(Classifier(encoder, len(train.classes)), args, device)
+    images = loading.augmented(train, views, args.seed, args.augment_on, device)
+    loader, sampler = loading.training_loader(images, how, args.seed)
+    model = Classifier(encoder, len(train.classes))
+    model = training.prepared(model, device, how.memory_format, args.compile)
     wrapped = training.parallel(model)
-    optimizer = training.sgd(model, args)
+    validation = partial(training.validate, model, loading.share_loader(test, how), device)
+    stepper = options.stepper(args, model, device)
     facts = {"classes": train.classes, "size": size, "mean": list(mean), "std": list(std)}
-    run.begin(model, optimizer, sampler, facts, train, training.gradient_scaler(args, device))
+    run.begin(model, stepper, sampler, facts, train)
     run.say(f"cross-entropy: {len(train.classes)} classes, {len(train)} training and {len(test)} validation images")
 
     def step(images, labels):
         logits = wrapped(images)
-        share = training.share_of_batch(args, labels)
+        share = training.share_of_batch(labels, args.batch_size)
         return share * F.cross_entropy(logits.float(), labels), share * training.accuracy(logits, labels)
 
     for epoch in run.epochs():
-        training.classification_epoch(run, loader, step, model, validation, optimizer, epoch, device)
+        training.classification_epoch(run, loader, step, validation, stepper, epoch)
     run.close()
     if distributed.is_main():
         metrics = {"best": run.best, "last": run.latest}
-        path = results.write(
-            args, "cross_entropy", "", name=name, metrics=metrics,
-            checkpoint={"path": str(run.last.resolve()), "sha256": checkpoint.sha256(run.last), "model": args.model,
-                        "epoch": args.epochs},
-            images={"train": len(train), "validation": len(test)}, data_folders={"images": args.data_folder},
-            seconds=time.perf_counter() - begin,
-        )  # fmt: skip
+        record = {"path": str(run.last.resolve()), "sha256": checkpoint.sha256(run.last)}
+        record |= {"model": args.model, "epoch": args.epochs}
+        about = {"images": {"train": len(train), "validation": len(test)}, "seconds": util.seconds_since(begin)}
+        title, folders = ("cross_entropy", name, ""), {"images": args.data_folder}
+        path = results.write(options.plain(args), title, metrics, record, folders, about)
         results.show("cross-entropy", metrics)
         print(f"saved {path}", flush=True)
 
 
 def main():
-    distributed.launch(worker, training.parse(get_parser(), RECIPES))
+    args = config.parse(get_parser(), RECIPES)
+    launch(partial(worker, args), options.processes(args))
 
 
 if __name__ == "__main__":

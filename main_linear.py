@@ -5,21 +5,17 @@ python main_linear.py --dataset cifar100 --data_folder ./data --learning_rate 5 
 """
 
 import time
+from functools import partial
 
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import datasets
-import distributed
-import frozen
-import loading
-import options
-import results
-import runs
-import training
 import util
 from datasets import augmentation
+from engine import config, distributed, frozen, loading, options, results, runs, training
+from engine.launch import launch
 
 SMALL = dict(epochs=30, batch_size=64, learning_rate=0.1, cosine=True, num_workers=0)
 RECIPES = {"digits": SMALL, "fashion_mnist": {**SMALL, "num_workers": 2}}
@@ -47,56 +43,59 @@ def worker(args, device):
     begin = time.perf_counter()
     util.seed_everything(args.seed)
     with distributed.main_first():
-        train, test = training.classification_data(args)
-        net = frozen.load(args, train)
+        train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
+        datasets.check_several_classes(train, args.data_folder)
+        cache = options.features_cache(args)
+        net = frozen.load(options.wanted(args), train)
         kind = "cached" if args.cache_features else "augmented"
         detail = f"{kind}_lr{args.learning_rate:g}_seed{args.seed}"
         run = runs.Run(args, "linear", args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}")
-    train, test = loading.check_images(run, device, training=train, validation=test)
+    skip, how = options.skips_damage(args), options.loading(args, device)
+    train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)
     counts = {"train": len(train), "validation": len(test)}
     facts = {"classes": train.classes, "encoder": net.record["sha256"], "cache_features": args.cache_features}
-    encoder = net.encoder.to(device, memory_format=loading.memory_format(args))
+    encoder = net.encoder.to(device, memory_format=how.memory_format)
     if args.cache_features:
-        train = TensorDataset(*frozen.features(net, train, args, device, "training"))
-        test = TensorDataset(*frozen.features(net, test, args, device, "validation"))
+        train = TensorDataset(*frozen.features(net, train, "training", how, cache))
+        test = TensorDataset(*frozen.features(net, test, "validation", how, cache))
         encoder = nn.Identity()
     else:
-        loading.tolerate_damage(args, train)
+        if skip:
+            train.tolerate_damage()
         spec = datasets.spec(args.dataset)
         views = augmentation.Augmentation(
             net.size, tuple(net.mean), tuple(net.std), spec.crop_scale, spec.flip, colour=False, views=1
         )
-        train = loading.augmented(train, args, device, views)
+        train = loading.augmented(train, views, args.seed, args.augment_on, device)
         test.transform = net.transform
-    loader, sampler = loading.training_loader(train, args, device)
-    validation = loading.share_loader(test, args, device)
+    loader, sampler = loading.training_loader(train, how, args.seed)
     classifier = nn.Linear(net.encoder.dim, len(facts["classes"])).to(device)
     model, wrapped = nn.Sequential(encoder, classifier).eval(), training.parallel(classifier)
-    optimizer = training.sgd(classifier, args)
-    run.begin(classifier, optimizer, sampler, facts, train, training.gradient_scaler(args, device))
+    validation = partial(training.validate, model, loading.share_loader(test, how), device)
+    stepper = options.stepper(args, classifier, device)
+    run.begin(classifier, stepper, sampler, facts, train)
     run.say(f"linear probe, {kind}: {len(facts['classes'])} classes on {net.encoder.dim} dimensions of {net.name}")
 
     def step(images, labels):
         logits = wrapped(encoder(images))
-        share = training.share_of_batch(args, labels)
+        share = training.share_of_batch(labels, args.batch_size)
         return share * F.cross_entropy(logits, labels), share * training.accuracy(logits, labels)
 
     for epoch in run.epochs():
-        training.classification_epoch(run, loader, step, model, validation, optimizer, epoch, device)
+        training.classification_epoch(run, loader, step, validation, stepper, epoch)
     run.close()
     if distributed.is_main():
         metrics = {"best": run.best, "last": run.latest}
-        path = results.write(
-            args, "linear", detail, name=args.exp_name or net.name, metrics=metrics, checkpoint=net.record,
-            images=counts, data_folders={"images": args.data_folder}, seconds=time.perf_counter() - begin,
-            more={"probe": kind, **net.about()},
-        )  # fmt: skip
+        title, folders = ("linear", args.exp_name or net.name, detail), {"images": args.data_folder}
+        about = {"images": counts, "seconds": util.seconds_since(begin), "probe": kind, **net.about()}
+        path = results.write(options.plain(args), title, metrics, net.record, folders, about)
         results.show(f"probe ({kind})", metrics)
         print(f"saved {path}", flush=True)
 
 
 def main():
-    distributed.launch(worker, training.parse(get_parser(), RECIPES))
+    args = config.parse(get_parser(), RECIPES)
+    launch(partial(worker, args), options.processes(args))
 
 
 if __name__ == "__main__":

@@ -8,15 +8,10 @@ python main_supcon.py --dataset path --data_folder MY_IMAGES --instance_ranks MY
 from functools import partial
 
 import datasets
-import distributed
-import loading
-import objective
-import options
-import runs
-import training
 import util
-import watching
 from datasets import augmentation
+from engine import config, distributed, loading, objective, options, runs, training, watching
+from engine.launch import launch
 from networks.contrastive import ContrastiveModel, projection_head
 from networks.memory_bank import MemoryBank
 from util import InputError
@@ -46,7 +41,7 @@ def get_parser():
     options.flag(g, "--shuffle_bn", help="encode keys in batches shuffled over the processes, as MoCo does")
     objective.add_options(p)
     options.add_training(p)
-    watching.add_options(p)
+    options.add_watching(p)
     options.add_distributed(p)
     return p
 
@@ -59,8 +54,9 @@ def build_model(args, criterion, device):
     gather = partial(distributed.gather, total=args.batch_size)
     shuffle = partial(distributed.encode_shuffled, total=args.batch_size) if args.shuffle_bn else None
     model = ContrastiveModel(encoder, head, bank, criterion, args.m, gather, shuffle)
-    model.encoder = training.sync_batchnorm(args, model.encoder, device)
-    return training.prepared(model, args, device)
+    if args.syncBN:
+        model.encoder = training.sync_batchnorm(model.encoder, device)
+    return training.prepared(model, device, options.loading(args, device).memory_format, args.compile)
 
 
 def worker(args, device):
@@ -70,22 +66,24 @@ def worker(args, device):
         raise InputError(f"--memorybank_size {args.memorybank_size} is smaller than --batch_size {args.batch_size}")
     with distributed.main_first():
         data, nested = objective.load_data(args)
-        spec, size, mean, std = training.image_settings(args, data)
+        spec = datasets.spec(args.dataset)
+        size, mean, std = datasets.view_settings(args.dataset, options.chosen_views(args), data)
         criterion, summary = objective.build(args, data, nested)
-        held_out = watching.held_out(args, size, mean, std)
+        held_out = objective.held_out(args, augmentation.evaluation(size, mean, std, spec.small))
         run = runs.Run(args, "SupCon", args.exp_name or default_name(args))
-    (data,) = loading.check_images(run, device, training=data)
-    loading.tolerate_damage(args, data)
-    views = loading.augmented(
-        data, args, device, augmentation.Augmentation(size, mean, std, spec.crop_scale, spec.flip, spec.colour)
-    )
-    loader, sampler = loading.training_loader(views, args, device)
-    timed, watch = watching.Timed(loader), watching.Watch(args, views, held_out)
+    skip, how = options.skips_damage(args), options.loading(args, device)
+    (data,) = loading.check_images(run, device, args.check_data, skip, training=data)
+    if skip:
+        data.tolerate_damage()
+    two_views = augmentation.Augmentation(size, mean, std, spec.crop_scale, spec.flip, spec.colour)
+    views = loading.augmented(data, two_views, args.seed, args.augment_on, device)
+    loader, sampler = loading.training_loader(views, how, args.seed)
+    timed, watch = watching.Timed(loader), watching.Watch(views, held_out, args.knn_freq, args.epochs, how)
     model = build_model(args, criterion, device)
     wrapped = training.parallel(model)
-    optimizer = training.sgd(model, args)
+    stepper = options.stepper(args, model, device)
     facts = {"classes": data.classes, "size": size, "mean": list(mean), "std": list(std)}
-    run.begin(model, optimizer, sampler, facts, data, training.gradient_scaler(args, device))
+    run.begin(model, stepper, sampler, facts, data)
     run.say(summary)
 
     def step(views, labels):
@@ -93,20 +91,20 @@ def worker(args, device):
         return terms.loss(), terms.per_rank()
 
     for epoch in run.epochs():
-        loss, per_rank, images_per_second = training.train_epoch(run, timed, step, optimizer, epoch, device)
+        loss, per_rank, images_per_second = training.train_epoch(run, timed, step, stepper, epoch)
         time_spent = timed.scalars()
         positives = criterion.positives_per_anchor(model.bank.labels[model.bank.labels >= 0], model.bank.labels)
-        scalars = {"loss": loss, "learning_rate": optimizer.param_groups[0]["lr"], **time_spent}
+        scalars = {"loss": loss, "learning_rate": stepper.optimizer.param_groups[0]["lr"], **time_spent}
         scalars |= {f"loss_rank_{r}": x for r, x in enumerate(per_rank)}
         scalars |= {f"positives_rank_{r}": x for r, x in enumerate(positives.tolist())}
         scalars |= {f"tau_rank_{r}": tau for r, tau in enumerate(criterion.taus)}
-        scalars |= watch.scalars(model, epoch, device)
+        scalars |= watch.scalars(model, epoch)
         scalars |= loading.report_damage(run, data, device)
         run.log(epoch, scalars, images_per_second)
         if epoch == run.resumed_from + 1:
             watch.draw_pairs(run.writer)
         run.save(epoch)
-    watch.project(run.writer, model, device)
+    watch.project(run.writer, model)
     run.close()
 
 
@@ -116,8 +114,8 @@ def default_name(args) -> str:
 
 
 def main():
-    args = training.parse(get_parser(), RECIPES)
-    distributed.launch(worker, args)
+    args = config.parse(get_parser(), RECIPES)
+    launch(partial(worker, args), options.processes(args))
 
 
 if __name__ == "__main__":

@@ -9,19 +9,17 @@ import os
 import re
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
 
 import datasets
-import distributed
 import evaluation
-import frozen
-import options
-import results
-import training
 import util
+from engine import config, distributed, frozen, options, results
+from engine.launch import launch
 from figures.curves import draw_ood
 from util import InputError
 
@@ -50,10 +48,10 @@ def get_parser():
     return p
 
 
-def detect(args, net, device, train, parts):
+def detect(args, classifier, device, train, parts):
     """Scores of each part, a list of features [m, d]; larger = more like the training data."""
     if args.detector in ("msp", "energy"):
-        weight, bias = net.classifier["weight"].double(), net.classifier["bias"].double()
+        weight, bias = classifier["weight"].double(), classifier["bias"].double()
         score = evaluation.msp_scores if args.detector == "msp" else evaluation.energy_scores
         return [score(x.double() @ weight.T + bias) for x in parts]
     gallery, labels = F.normalize(train[0], dim=1).to(device), train[1].to(device)
@@ -68,7 +66,7 @@ def detect(args, net, device, train, parts):
 
 def load_data(args):
     """Training set, inliers (validation set) and outliers."""
-    train, test = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out), skip=args.skip_images)
+    train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
     outliers = datasets.build_outliers(
         args.dataset_outliers,
         args.data_folder_outliers,
@@ -95,7 +93,8 @@ def worker(args, device):
     with distributed.main_first():
         util.check_folder(args.save_folder, "--save_folder")
         train, test, outliers = load_data(args)
-        net = frozen.load(args, train)
+        loading, cache = options.loading(args, device), options.features_cache(args)
+        net = frozen.load(options.wanted(args), train)
         if args.detector in ("msp", "energy") and not net.classifier:
             raise InputError(f"--detector {args.detector} needs a classifier; {args.ckpt} holds a contrastive model")
         seen = [c for c in outliers.classes if c in (net.record["classes"] or ())]
@@ -109,10 +108,10 @@ def worker(args, device):
     wanted = {"inliers": test, "outliers": outliers}
     if args.detector not in ("msp", "energy"):
         wanted = {"train": train, **wanted}
-    found = {part: frozen.features(net, data, args, device, part) for part, data in wanted.items()}
+    found = {part: frozen.features(net, data, part, loading, cache) for part, data in wanted.items()}
     if not distributed.is_main():
         return
-    scores = detect(args, net, device, found.get("train"), [found["inliers"][0], found["outliers"][0]])
+    scores = detect(args, net.classifier, device, found.get("train"), [found["inliers"][0], found["outliers"][0]])
     try:
         metrics = evaluation.ood_metrics(*scores)
     except ValueError as error:
@@ -120,12 +119,11 @@ def worker(args, device):
     metrics = {name: 100 * value for name, value in metrics.items()}
     label, inliers = outliers_label(args), datasets.title(args.dataset, args.data_folder)
     detector = args.detector + (str(args.knn_k) if args.detector == "knn" else "")
-    path = results.write(
-        args, "ood", f"{label.replace(' ', '_')}_{detector}", name=net.name, metrics=metrics, checkpoint=net.record,
-        images={"train": len(train), "inliers": len(test), "outliers": len(outliers)},
-        data_folders={"inliers": args.data_folder, "outliers": args.data_folder_outliers},
-        seconds=time.perf_counter() - begin, more=net.about(),
-    )  # fmt: skip
+    title = "ood", net.name, f"{label.replace(' ', '_')}_{detector}"
+    folders = {"inliers": args.data_folder, "outliers": args.data_folder_outliers}
+    images = {"train": len(train), "inliers": len(test), "outliers": len(outliers)}
+    about = {"images": images, "seconds": util.seconds_since(begin), **net.about()}
+    path = results.write(options.plain(args), title, metrics, net.record, folders, about)
     draw_ood(
         path.with_suffix(".png"), *scores, metrics, f"{net.name}: {inliers} against {label}",
         f"{detector}: {DETECTORS[args.detector]}",
@@ -147,7 +145,8 @@ def outliers_label(args) -> str:
 
 
 def main():
-    distributed.launch(worker, training.parse(get_parser(), training.SMALL_DATA))
+    args = config.parse(get_parser(), options.SMALL_DATA)
+    launch(partial(worker, args), options.processes(args))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import checkpoint
 import recipes
 import util
+from engine import checkpoint
 from recipes import done, table
 from util import InputError
 
@@ -144,12 +144,12 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def run_method(recipe: dict, name: str, seed: int, args, runner: Runner | None) -> dict:
+def run_method(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Runner | None) -> dict:
     """One method with one seed: {"seed", "values" by column, "records": file by evaluation}; only what is there
     already without a runner.
     """
     title = f"{name}, seed {seed}"
-    wanted = recipes.commands(recipe, name, seed, args)
+    wanted = recipes.commands(recipe, name, seed, scope)
     training = wanted.pop("training")
     if runner:
         folder = runner.train(f"{title}: training", training)
@@ -189,25 +189,25 @@ def figures(metrics: dict, before: str = "") -> list[str]:
     return paths
 
 
-def attempt(recipe: dict, name: str, seed: int, args, runner: Runner, wanted: bool) -> dict:
+def attempt(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Runner, wanted: bool) -> dict:
     """run_method, by `runner` if it is wanted; whatever goes wrong is a failure of this method alone."""
     try:
-        return run_method(recipe, name, seed, args, runner if wanted else None)
+        return run_method(recipe, name, seed, scope, runner if wanted else None)
     except Exception as error:
         why = util.fault(error)
         if why is None:
             traceback.print_exc()
             why = f"{type(error).__name__}: {error}"
         say(f"== {name}, seed {seed}: FAILED: {why}")
-        runner.fail(f"{name}, seed {seed}", recipes.commands(recipe, name, seed, args)["training"], why)
+        runner.fail(f"{name}, seed {seed}", recipes.commands(recipe, name, seed, scope)["training"], why)
         return {"seed": seed, "values": {}, "records": {}}
 
 
-def run_methods(recipe: dict, names, args, runner: Runner) -> dict[str, list[dict]]:
+def run_methods(recipe: dict, names, scope: recipes.Scope, runner: Runner) -> dict[str, list[dict]]:
     """The results of every method, a list over seeds; the methods `names` are run, of the others what is there."""
-    wanted = [(name, seed) for name in recipe["methods"] for seed in range(args.seeds)]
+    wanted = [(name, seed) for name in recipe["methods"] for seed in range(scope.seeds)]
     with ThreadPoolExecutor(runner.jobs) as pool:
-        tasks = [pool.submit(attempt, recipe, n, s, args, runner, n in names) for n, s in wanted]
+        tasks = [pool.submit(attempt, recipe, n, s, scope, runner, n in names) for n, s in wanted]
         try:
             results = [task.result() for task in tasks]
         except BaseException:
@@ -217,7 +217,7 @@ def run_methods(recipe: dict, names, args, runner: Runner) -> dict[str, list[dic
     return {m: [run for (name, _), run in zip(wanted, results, strict=True) if name == m] for m in recipe["methods"]}
 
 
-def run_recipe(recipe: dict, names, args) -> list[dict]:
+def run_recipe(recipe: dict, names, scope: recipes.Scope, args) -> list[dict]:
     """Runs what is not done, writes and prints the table; returns what failed."""
     util.check_folder(args.out, "--out")
     stem = args.recipe.stem + (f"_scale{args.scale:g}" if args.scale != 1 else "")
@@ -226,14 +226,14 @@ def run_recipe(recipe: dict, names, args) -> list[dict]:
     for entry in recipe["before"]:
         if "makes" not in entry or not Path(entry["makes"]).exists():
             call_beside(runner, "before", recipes.in_one_line(entry["command"]))
-    results = run_methods(recipe, names, args, runner)
+    results = run_methods(recipe, names, scope, runner)
     content = {"recipe": recipe, "command": sys.argv, "seeds": args.seeds, "scale": args.scale, "results": results}
     util.write_file(args.out / f"{stem}.json", json.dumps({**content, "failures": runner.failures}, indent=1).encode())
     for entry in recipe["after"] if not args.only and args.scale == 1 else ():
         if not runner.failures:
             place = shlex.quote(str(args.out / f"{stem}.json"))
             call_beside(runner, "after", recipes.in_one_line(entry["command"]).replace("$table", place))
-    text = table.markdown(recipe, results, args, runner.failures)
+    text = table.markdown(recipe, results, scope, runner.failures)
     util.write_file(args.out / f"{stem}.md", text.encode())
     say(f"\n{text}\nsaved {args.out / stem}.md and .json")
     return runner.failures
@@ -256,12 +256,13 @@ def main():
             "the scale lies in (0, 1]"
         )
     names = args.only or list(recipe["methods"])
-    recipes.check_commands(recipe, names, args)
+    scope = recipes.Scope(args.seeds, args.scale, args.options)
+    recipes.check_commands(recipe, names, scope, str(args.recipe))
     if args.dry_run:
-        return recipes.print_commands(recipe, names, args)
+        return recipes.print_commands(recipe, names, scope)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        failures = run_recipe(recipe, names, args)
+        failures = run_recipe(recipe, names, scope, args)
     except KeyboardInterrupt:
         print("reproduce.py: stopped; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)

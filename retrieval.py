@@ -4,19 +4,17 @@ python retrieval.py --dataset cifar100 --data_folder ./data --labelset coarse --
 """
 
 import time
-from pathlib import Path
+from functools import partial
 
 import torch
 
 import datasets
-import distributed
 import evaluation
-import frozen
-import options
-import results
-import training
 import util
-from datasets import ranking_files, rankings
+from datasets import rankings
+from datasets.rankings import files
+from engine import config, distributed, frozen, options, results
+from engine.launch import launch
 from figures.curves import draw_precision_recall
 from util import InputError
 
@@ -33,17 +31,22 @@ def get_parser():
     return p
 
 
-def coarse_labels(args, classes):
-    """[C] the superclass of each class."""
-    if args.superclasses:
-        source = f"--superclasses {args.superclasses}"
-        groups = ranking_files.read_superclasses(Path(args.superclasses), "--superclasses")
-    elif datasets.spec(args.dataset).superclasses:
-        source = datasets.spec(args.dataset).superclasses
-        groups = ranking_files.known_superclasses(source)
-    else:
-        raise InputError(f"--labelset {args.labelset}: {args.dataset} has none; give --superclasses FILE.yaml")
-    return rankings.superclass_labels(groups, classes, source)
+def label_sets(args, classes) -> dict[str, torch.Tensor]:
+    """By name of the label set: [C] the label of each class, itself or its superclass."""
+    sets = {}
+    if args.labelset in ("fine", "both"):
+        sets["fine"] = torch.arange(len(classes))
+    if args.labelset in ("coarse", "both"):
+        groups, source = files.chosen_superclasses(args.superclasses, datasets.spec(args.dataset).superclasses)
+        if groups is None:
+            raise InputError(f"--labelset {args.labelset}: {args.dataset} has none; give --superclasses FILE.yaml")
+        sets["coarse"] = rankings.superclass_labels(groups, classes, source)
+    elif args.superclasses:
+        raise InputError(f"--superclasses {args.superclasses}: has no use with --labelset fine")
+    for name, labels in sets.items():
+        if len(labels.unique()) < 2:
+            raise InputError(f"--labelset {name}: there is a single class, so that every image is a hit")
+    return sets
 
 
 def worker(args, device):
@@ -51,34 +54,24 @@ def worker(args, device):
     begin = time.perf_counter()
     with distributed.main_first():
         util.check_folder(args.save_folder, "--save_folder")
-        train, test = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out), skip=args.skip_images)
-        net = frozen.load(args, train)
-        groups = {}
-        if args.labelset in ("fine", "both"):
-            groups["fine"] = torch.arange(len(train.classes))
-        if args.labelset in ("coarse", "both"):
-            groups["coarse"] = coarse_labels(args, train.classes)
-        elif args.superclasses:
-            raise InputError(f"--superclasses {args.superclasses}: has no use with --labelset fine")
-        for labelset, group in groups.items():
-            if len(group.unique()) < 2:
-                raise InputError(f"--labelset {labelset}: there is a single class, so that every image is a hit")
-    gallery, gallery_labels = frozen.features(net, train, args, device, "gallery")
-    features, labels = frozen.features(net, test, args, device, "queries")
+        train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
+        loading, cache = options.loading(args, device), options.features_cache(args)
+        net = frozen.load(options.wanted(args), train)
+        groups = label_sets(args, train.classes)
+    gallery, gallery_labels = frozen.features(net, train, "gallery", loading, cache)
+    features, labels = frozen.features(net, test, "queries", loading, cache)
     if not distributed.is_main():
         return
     metrics, curves = {}, {}
     for labelset, group in groups.items():
-        scores, precision, recall = evaluation.retrieval(
+        scores, precision, recall = evaluation.retrieval_curve(
             features.to(device), group[labels].to(device), gallery.to(device), group[gallery_labels].to(device)
         )
         metrics[labelset] = {k: 100 * v for k, v in scores.items()}
         curves[labelset] = (precision.cpu(), recall.cpu(), scores["AP"])
-    path = results.write(
-        args, "retrieval", args.labelset, name=net.name, metrics=metrics, checkpoint=net.record,
-        images={"train": len(gallery), "test": len(features)}, data_folders={"images": args.data_folder},
-        seconds=time.perf_counter() - begin, more=net.about(),
-    )  # fmt: skip
+    title, folders = ("retrieval", net.name, args.labelset), {"images": args.data_folder}
+    about = {"images": {"train": len(gallery), "test": len(features)}, "seconds": util.seconds_since(begin)}
+    path = results.write(options.plain(args), title, metrics, net.record, folders, about | net.about())
     data = datasets.title(args.dataset, args.data_folder)
     draw_precision_recall(path.with_suffix(".png"), curves, f"retrieval on {data}, {net.name}")
     results.show("labels", metrics)
@@ -86,7 +79,8 @@ def worker(args, device):
 
 
 def main():
-    distributed.launch(worker, training.parse(get_parser(), training.SMALL_DATA))
+    args = config.parse(get_parser(), options.SMALL_DATA)
+    launch(partial(worker, args), options.processes(args))
 
 
 if __name__ == "__main__":

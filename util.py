@@ -1,10 +1,9 @@
-"""Small things that every script shares: bad input, seeds, the learning-rate schedule, meters, progress."""
+"""Small things that all share: input errors, seeds, running means, progress, whole writes."""
 
 import contextlib
 import difflib
 import errno
 import json
-import math
 import os
 import random
 import select
@@ -110,6 +109,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seconds_since(begin: float) -> float:
+    """Seconds since time.perf_counter() was `begin`, to hundredths: for records."""
+    return round(time.perf_counter() - begin, 2)
+
+
 def keyed_generator(seed: int, epoch: int, purpose: str, sample: int = 0) -> np.random.Generator:
     """Random numbers that depend on these alone: not on workers, processes, or where a run was resumed.
 
@@ -119,41 +123,6 @@ def keyed_generator(seed: int, epoch: int, purpose: str, sample: int = 0) -> np.
     upper = [sample, ("order", "views").index(purpose), 0]
     key, counter = (np.array(words, dtype=np.uint64) for words in ([seed % 2**64, epoch], [0, *upper]))
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
-
-
-def learning_rate(
-    progress: float,
-    *,
-    base: float,
-    epochs: int,
-    cosine: bool,
-    decay_rate: float = 0.1,
-    decay_epochs: tuple[int, ...] = (),
-    warm_epochs: int = 0,
-    warm_from: float = 0.01,
-) -> float:
-    """The learning rate, a pure function of `progress`: finished epochs, with a fraction inside an epoch.
-
-    Constant through an epoch, whose number counts from 1: cosine from `base` to base * decay_rate^3 at the last epoch,
-    or base * decay_rate^(number of decay_epochs passed). Through the first `warm_epochs` it rises linearly, step by
-    step, from `warm_from` to the value that the schedule has at their end. Source: design of the published training
-    (Khosla et al. 2020, RINCE).
-    """
-
-    def scheduled(epoch: float) -> float:
-        if not cosine:
-            return base * decay_rate ** sum(epoch > e for e in decay_epochs)
-        floor = base * decay_rate**3
-        return floor + (base - floor) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-
-    if progress < warm_epochs:
-        return warm_from + progress / warm_epochs * (scheduled(warm_epochs) - warm_from)
-    return scheduled(math.floor(progress) + 1)
-
-
-def warm_up_epochs(warm: bool, batch_size: int, epochs: int, length: int = 10) -> int:
-    """Length of the warm-up: 10 epochs with --warm or above batch size 256, at most half of a short run; else 0."""
-    return min(length, epochs // 2) if warm or batch_size > 256 else 0
 
 
 class Mean:
@@ -178,50 +147,6 @@ class Mean:
     def value(self):
         """The mean as a float, or a list of floats for a vector."""
         return (self.total / max(1, self.count)).tolist() if self.count else 0.0
-
-
-class FiniteGuard:
-    """Lets an optimiser step only while loss and gradients are finite, and remembers the step where that ended.
-
-    Nothing waits for the device: torch's fused optimisers look themselves at `found_inf`, a number on the device, and
-    leave weights and momenta as they are where it is 1 (made for loss scaling). From the first bad step on, all are
-    skipped, until the run looks at `first_bad` (-1: none) and stops. Gradients are looked at once they are averaged,
-    so that all processes see the same.
-
-    With a scaler (float16), steps whose gradients overflow are skipped by it, which is no fault; a loss that is no
-    number is, as is a scale that has shrunk to nothing (`collapsed`), but steps go on until the run looks and stops.
-    """
-
-    def __init__(self, optimizer, device):
-        if not all(group["fused"] for group in optimizer.param_groups):
-            raise ValueError("FiniteGuard needs a fused optimiser: others do not look at found_inf")
-        self.optimizer = optimizer
-        for group in optimizer.param_groups:
-            for p in group["params"] if group.get("momentum") else ():
-                # torch would make it of unset memory in the first step, and that step may be skipped
-                if optimizer.state[p].get("momentum_buffer") is None:
-                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        self.first_bad = torch.full((), -1, dtype=torch.long, device=device)
-
-    def step(self, loss: torch.Tensor, number: int, scaler=None) -> None:
-        """The optimiser's step `number`, after backward; by way of a torch.amp.GradScaler, if one scales."""
-        scales = scaler is not None and scaler.is_enabled()
-        bad = ~loss.detach().isfinite()
-        if not scales:
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            bad |= ~torch.nn.utils.clip_grad_norm_(parameters, math.inf).isfinite()  # changes no finite gradient
-        self.first_bad = torch.where(bad & (self.first_bad < 0), number, self.first_bad)
-        if scales:
-            scaler.step(self.optimizer)
-            scaler.update()
-        else:
-            self.optimizer.found_inf = (self.first_bad >= 0).float()
-            self.optimizer.step()
-
-    @staticmethod
-    def collapsed(scaler) -> bool:
-        """Whether a scaler has met nothing but overflows: 30 in a row from its first scale. Waits for the device."""
-        return scaler.is_enabled() and scaler.get_scale() < 1e-4
 
 
 class Progress:

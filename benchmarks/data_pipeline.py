@@ -20,7 +20,7 @@ from torchvision import transforms
 import datasets
 import util
 from benchmarks import report
-from datasets import decoding, packed
+from datasets import decoding, packed, packing
 from datasets.augmentation import Augmentation
 from datasets.views import Views
 
@@ -120,7 +120,7 @@ def measure(paths: dict, count: int, rounds: int) -> list[dict]:
 def pack(data, folder: Path, format: str, root: Path):
     """The data set as a pack of side 256, and its bytes an image."""
     path = folder / f"{format}.pack"
-    packed.write(data.images, data.labels.numpy(), data.classes, root, path, 256, format)
+    packing.write(data, root, path, 256, format)
     images, labels, classes = packed.read(path)
     return datasets.ImageData(images, torch.as_tensor(labels), classes)
 

@@ -10,7 +10,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from evaluation import retrieval
+from evaluation import retrieval_curve
 
 
 def bare(features, gallery, chunk=64):
@@ -45,7 +45,7 @@ def main():
     plain = time.perf_counter() - start
     print(f"product and sort   {plain:>7.1f} s")
     start = time.perf_counter()
-    metrics, precision, _ = retrieval(features, labels, gallery, gallery_labels)
+    metrics, precision, _ = retrieval_curve(features, labels, gallery, gallery_labels)
     whole = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(

@@ -10,17 +10,16 @@ its momentum update and SGD go parameter by parameter. The last column is the di
 import argparse
 import statistics
 import time
-from argparse import Namespace
 from pathlib import Path
 from unittest import mock
 
 import torch
 
-import loading
 import losses
-import training
 import util
 from benchmarks import report
+from engine import training
+from engine.optimisation import Schedule, Stepper
 from losses import RINCELoss
 from networks import resnet
 from networks.contrastive import ContrastiveModel, projection_head
@@ -39,19 +38,24 @@ class PlainModel(ContrastiveModel):
                 theta_k.lerp_(theta_q, 1 - self.momentum)
 
 
-def steps(args, device, plain: bool, **options):
+def steps(args, device, plain: bool, channels_last=False, compiled=False, precision="float32"):
     """A generator: each step taken gives its loss, a tensor on the device."""
-    options = Namespace(**{"precision": "float32", "channels_last": False, "compile": False, **options})
     util.seed_everything(0)
     group = torch.arange(CLASSES) // 5
     table = torch.eye(CLASSES) + 0.75 * ((group[:, None] == group) & ~torch.eye(CLASSES, dtype=torch.bool))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     encoder = resnet.encoder(args.model, small_images=args.size <= 64)
     kind = PlainModel if plain else ContrastiveModel
     model = kind(encoder, projection_head(encoder.dim), MemoryBank(args.bank, 128), RINCELoss(table))
-    model = training.prepared(model, options, device)
+    model = training.prepared(model, device, layout, compiled)
     how = dict(momentum=0.9, weight_decay=1e-4, **({"foreach": False} if plain else {"fused": True}))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.05, **how)
-    scaler, layout = training.gradient_scaler(options, device), loading.memory_format(options)
+    stepper = Stepper(optimizer, Schedule(0.05, 1, False), getattr(torch, precision), device)
+
+    def step(views, labels):
+        terms = model(*views, labels)
+        return terms.loss(), terms.per_rank()
+
     generator = torch.Generator().manual_seed(0)
     while True:
         views = torch.randn(2, args.batch_size, 3, args.size, args.size, generator=generator)
@@ -59,12 +63,9 @@ def steps(args, device, plain: bool, **options):
         labels = torch.randint(CLASSES, (args.batch_size,), generator=generator).to(device)
         yield  # what comes next is timed
         with mock.patch.object(losses, "FAST_MIN_TAU", float("inf") if plain else losses.FAST_MIN_TAU):
-            with training.autocast(options, device):
-                loss = model(*views, labels).loss()
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
+            loss, _ = stepper.backward(step, views, labels)
+            stepper.scaler.step(optimizer)
+            stepper.scaler.update()
         yield loss.detach()
 
 
@@ -87,8 +88,8 @@ def main():
         "+ bfloat16": dict(plain=False, channels_last=True, precision="bfloat16"),
     }
     if args.compile:
-        forms["+ compiled, float32"] = dict(plain=False, channels_last=True, compile=True)
-        forms["+ compiled, bfloat16"] = dict(plain=False, channels_last=True, precision="bfloat16", compile=True)
+        forms["+ compiled, float32"] = dict(plain=False, channels_last=True, compiled=True)
+        forms["+ compiled, bfloat16"] = dict(plain=False, channels_last=True, precision="bfloat16", compiled=True)
     runs = {name: steps(args, device, **how) for name, how in forms.items()}
     seconds, last, peak = {name: [] for name in runs}, {}, {}
     for _ in range(

@@ -117,6 +117,12 @@ def build_pair(name, folder="./data", hold_out=(), only=(), skip=None) -> tuple[
     return train, ImageData(test.images, number[test.labels], train.classes)
 
 
+def check_several_classes(data: ImageData, folder) -> None:
+    """InputError, naming the folder, where a data set has a single class."""
+    if len(data.classes) < 2:
+        raise InputError(f"--data_folder {folder}: holds a single class; there is nothing to tell apart")
+
+
 def build_outliers(name, folder="./data", split: str = "test", classes: tuple[str, ...] = (), skip=None) -> ImageData:
     """Images that are no inliers: split "test", "train" or "all"; of these classes only, where some are named.
 
@@ -201,6 +207,16 @@ def title(name: str, folder: str | Path) -> str:
 def class_list(name: str) -> tuple[str, ...]:
     """The wnids of a list in this folder, sorted: ImageNet-100, imagenet_outliers_split1, tiny_imagenet_inliers, ..."""
     return tuple((Path(__file__).parent / f"{name}.txt").read_text().split())
+
+
+def view_settings(name: str, given: tuple, data: ImageData) -> tuple[int, tuple, tuple]:
+    """Size, mean and std of a data set's views: as `given`, where these are not None, as known of it, or estimated."""
+    known, (size, mean, std) = spec(name), given
+    if mean is None:
+        mean, std = known.mean, known.std
+    if mean is None:
+        mean, std = mean_and_std(data)
+    return size or known.size, mean, std
 
 
 def mean_and_std(data: ImageData, most: int = 2000) -> tuple[list[float], list[float]]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 ORDERS = tuple(itertools.permutations(range(4)))  # of brightness, contrast, saturation, hue
 TRIES = 10  # of a crop that fits the image, as in torchvision
@@ -176,5 +175,7 @@ def _finish_block(x, look, look_there, order):
 
 def evaluation(size: int, mean, std, small: bool):
     """No randomness: small images at `size` whole; others resized to 256 / 224 of `size`, then the centre crop."""
+    from torchvision.transforms import v2
+
     steps = [v2.Resize((size, size))] if small else [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
     return v2.Compose([*steps, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])

@@ -1,5 +1,6 @@
 """Image files of every kind as RGB, as a person would see them."""
 
+import importlib.metadata
 import io
 import os
 import re
@@ -7,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 import torch
-import torchvision
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -16,8 +17,11 @@ import util
 from util import InputError
 
 ORIENTATION = 0x0112  # in EXIF
-# Same library and pixels as PIL's, a tenth faster; torchvision means to hand it over to another package one day.
-DECODE_JPEG = getattr(torchvision.io, "decode_jpeg", None)
+# of the decoder of plain JPEGs and of that of the rest: features are kept under them
+VERSION = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("simplejpeg", "pillow"))
+# simplejpeg is strict: what libjpeg warns of is an error, as truncated files and broken codes must be. One of these
+# warnings is harmless as a rule, stray bytes of a camera: PIL decides about such files.
+HARMLESS = "extraneous bytes before marker"
 WAY_ROUND = "leave it out with --skip_images LIST, a file of one path a line"  # what to do about a damaged file
 DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises
 
@@ -51,16 +55,20 @@ def decode(content: bytes, name) -> Tensor:
                 return torch.from_numpy(np.array(_loaded(file)))
     except DAMAGE as error:
         raise _not_readable(name, error) from None
-    return decode_plain_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), name)
+    return decode_plain_jpeg(content, name)
 
 
-def decode_plain_jpeg(content: Tensor, name) -> Tensor:
-    """[H, W, 3] uint8 of the bytes, [n] uint8, of a JPEG in RGB or grey that is not turned."""
+def decode_plain_jpeg(content: bytes | np.ndarray, name) -> Tensor:
+    """[H, W, 3] uint8 of the bytes, or [n] uint8, of a JPEG in RGB or grey that is not turned: the pixels of PIL."""
     try:
-        if DECODE_JPEG:
-            return DECODE_JPEG(content, torchvision.io.ImageReadMode.RGB).permute(1, 2, 0)
-        return torch.from_numpy(np.array(Image.open(io.BytesIO(content.numpy().tobytes())).convert("RGB")))
-    except (*DAMAGE, RuntimeError) as error:  # the last is torchvision's
+        try:
+            return torch.from_numpy(simplejpeg.decode_jpeg(content, "RGB"))
+        except ValueError as error:
+            if HARMLESS not in str(error):
+                raise
+        with Image.open(io.BytesIO(content)) as file:
+            return torch.from_numpy(np.array(file.convert("RGB")))
+    except DAMAGE as error:
         raise _not_readable(name, error) from None
 
 
@@ -82,8 +90,7 @@ def _loaded(file: Image.Image) -> Image.Image:
 
 def _not_readable(name, error) -> InputError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    # without the memory address that PIL names, and the source file that torchvision names
-    reason = re.sub(r" <_io\..*|^decode_jpeg, \S+:\d+, ", "", reason)
+    reason = re.sub(r" <_io\..*", "", reason)  # the memory address that PIL names
     return InputError(f"{name}: not a readable image ({reason})")
 
 
@@ -92,7 +99,7 @@ def damage(path: str | Path) -> str | None:
     if hasattr(path, "damage"):
         return path.damage()
     try:
-        read_rgb(path)
+        read_pixels(path)
     except InputError as error:
         return str(error).removeprefix(f"{path}: ")
     return None

@@ -11,7 +11,6 @@ Links into the source, or copies with --copy. The source is never written to, an
 """
 
 import argparse
-import contextlib
 import os
 import shutil
 import sys
@@ -21,6 +20,7 @@ import datasets
 import util
 from datasets import packed, sources
 from datasets.decoding import find_damage, write_list
+from datasets.packing import pack
 from util import InputError
 
 # folder below --out: its class list
@@ -35,13 +35,13 @@ AWA2_CLASSES, AWA2_IMAGES = 50, 37_322
 # ---- what goes where: plans are lists of (place below --out, source file or folder) ----------------------------------
 
 
-def imagenet100(args) -> list[tuple[Path, Path]]:
+def imagenet100(source: Path) -> list[tuple[Path, Path]]:
     """Class folders of ImageNet-100 and the outlier splits; validation by class folder or by the ground truth."""
-    root = _first(args.imagenet, ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC"), "train", "--imagenet")
+    root = _first(source, ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC"), "train", "--imagenet")
     if not (root / "val").is_dir():
-        raise InputError(f"--imagenet {args.imagenet}: {root} has no folder val")
+        raise InputError(f"--imagenet {source}: {root} has no folder val")
     sorted_val = any(f.is_dir() for f in (root / "val").iterdir())
-    by_class = None if sorted_val else _validation_by_class(Path(args.imagenet), root / "val")
+    by_class = None if sorted_val else _validation_by_class(source, root / "val")
     plan = []
     for folder, names in IMAGENET.items():
         for wnid in datasets.class_list(names):
@@ -50,7 +50,7 @@ def imagenet100(args) -> list[tuple[Path, Path]]:
                 plan.append((Path(folder, "val", wnid), _existing(root / "val" / wnid, "--imagenet")))
             else:
                 if not by_class.get(wnid):
-                    raise InputError(f"--imagenet {args.imagenet}: the ground truth has no validation image of {wnid}")
+                    raise InputError(f"--imagenet {source}: the ground truth has no validation image of {wnid}")
                 plan += [(Path(folder, "val", wnid, f.name), f) for f in by_class[wnid]]
     return plan
 
@@ -85,15 +85,15 @@ def _development_kit(root: Path, val: Path) -> dict[str, str]:
     synsets = loadmat(folder / "meta.mat", squeeze_me=True)["synsets"]
     wnid = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
     numbers = [int(line) for line in (folder / name).read_text().split()]
-    files = sorted(f.name for f in val.iterdir() if f.suffix.lower() in sources.IMG_EXTENSIONS)
+    files = sorted(f.name for f in val.iterdir() if f.suffix.lower() in sources.IMAGE_ENDINGS)
     if len(files) != len(numbers):
         raise InputError(f"--imagenet {val}: {len(files)} images, but the ground truth has {len(numbers)} lines")
     return {file: wnid[number] for file, number in zip(files, numbers, strict=True)}
 
 
-def tiny_imagenet(args) -> list[tuple[Path, Path]]:
+def tiny_imagenet(source: Path) -> list[tuple[Path, Path]]:
     """tiny_imagenet (180 classes) and tiny_imagenet_outliers (20), each with train and val by class."""
-    root = _first(args.source, ("", "tiny-imagenet-200"), "train", "--source")
+    root = _first(source, ("", "tiny-imagenet-200"), "train", "--source")
     val = sources.tiny_imagenet(root, "test")
     by_class: dict[str, list[Path]] = {}
     for file, label in zip(val[0], val[1], strict=True):
@@ -103,14 +103,14 @@ def tiny_imagenet(args) -> list[tuple[Path, Path]]:
         for wnid in datasets.class_list(names):
             plan.append((Path(folder, "train", wnid), _existing(root / "train" / wnid, "--source")))
             if wnid not in by_class:
-                raise InputError(f"--source {args.source}: validation has no image of {wnid}")
+                raise InputError(f"--source {source}: validation has no image of {wnid}")
             plan += [(Path(folder, "val", wnid, f.name), f) for f in by_class[wnid]]
     return plan
 
 
-def awa2(args) -> list[tuple[Path, Path]]:
+def awa2(source: Path) -> list[tuple[Path, Path]]:
     """Animals_with_Attributes2/JPEGImages, by class."""
-    root = _first(args.source, ("", "Animals_with_Attributes2"), "JPEGImages", "--source") / "JPEGImages"
+    root = _first(source, ("", "Animals_with_Attributes2"), "JPEGImages", "--source") / "JPEGImages"
     classes = sorted(f for f in root.iterdir() if f.is_dir())
     if len(classes) != AWA2_CLASSES:
         raise InputError(f"--source {root}: {len(classes)} class folders; AwA2 has {AWA2_CLASSES}")
@@ -238,66 +238,6 @@ def check(plan, out: Path, name: str) -> list[str]:
     return problems
 
 
-# ---- packing ---------------------------------------------------------------------------------------------------------
-
-
-def pack(args) -> None:
-    """train.pack, and val.pack where there is a validation folder, of a folder of class folders."""
-    folder, out = Path(args.data_folder), Path(args.out)
-    try:
-        found = {"train": sources.split_folder(folder, "train")}
-    except InputError as error:
-        raise InputError(f"--data_folder {error}") from None
-    with contextlib.suppress(InputError):
-        found["val"] = sources.split_folder(folder, "test")
-    for split, root in found.items():
-        if root.suffix == ".pack":
-            raise InputError(f"--data_folder {folder}: {root} is a pack already")
-        if out.resolve() == root.resolve() or out.resolve() == folder.resolve():
-            raise InputError(f"--out {out}: is the source; nothing is ever written there")
-        data = datasets.build("path", folder, "train" if split == "train" else "test", skip=args.skip_images)
-        path = out / f"{split}.pack"
-        if path.exists():
-            _check_same(path, data, args)
-            print(f"{path}: is there already, of the same {len(data):,} images")
-            continue
-        try:
-            made = packed.write(data.images, data.labels.numpy(), data.classes, root, path, args.side, args.format)
-        except packed.DamagedImage as error:
-            raise _all_damaged(error, folder, found, args) from None
-        print(f"{path}: {len(data):,} images, {made:,} made now, {path.stat().st_size / 1e9:.2f} GB")
-    if args.check:
-        for split in found:
-            images = packed.Pack(out / f"{split}.pack").images()
-            damaged = find_damage(images)
-            if damaged:
-                raise InputError(
-                    f"--check: {len(damaged)} of {len(images)} images are damaged, as {min(damaged.items())[1]}"
-                )
-        print("checked: every image is as it was written")
-
-
-def _all_damaged(first: InputError, folder: Path, splits, args) -> InputError:
-    """The error about the first damaged image of a folder, once all are listed in a file that --skip_images takes."""
-    print(f"{first}; looking for others", flush=True)
-    known = {"train": "train", "val": "test"}
-    images = [f for s in splits for f in datasets.build("path", folder, known[s], skip=args.skip_images).images]
-    before = filter(str.strip, Path(args.skip_images).read_text().splitlines()) if args.skip_images else ()
-    damaged, listed = [images[i] for i in find_damage(images)], Path(args.out) / "damaged_images.txt"
-    if not damaged:
-        return first  # it could not be read just then
-    write_list(listed, [*map(str.strip, before), *damaged])
-    count = f"{len(damaged)} of {len(images)} images"
-    return InputError(f"--data_folder {folder}: {count} are damaged, listed in {listed}; give --skip_images {listed}")
-
-
-def _check_same(path: Path, data, args) -> None:
-    there = packed.Pack(path)
-    same = there.side == args.side and there.format == args.format and there.classes == data.classes
-    if not same or [os.fspath(f) for f in there.images()] != [os.path.abspath(f) for f in data.images]:
-        raise InputError(f"--out {path}: is there already, made of other images or with other options; remove it first")
-
-
 # ---- command line ----------------------------------------------------------------------------------------------------
 
 PLANS = {"imagenet100": imagenet100, "tiny_imagenet": tiny_imagenet, "awa2": awa2}
@@ -314,11 +254,13 @@ def get_parser():
         if name == "cifar":
             continue
         flag = "--imagenet" if name == "imagenet100" else "--source"
-        k.add_argument(flag, required=True, metavar="DIR", help="the unpacked download")
+        k.add_argument(flag, dest="source", type=Path, required=True, metavar="DIR", help="the unpacked download")
         k.add_argument("--copy", action="store_true", help="copy the images instead of linking to them")
         k.add_argument("--check", action="store_true", help="verify classes, counts, every image, and the splits")
     k = kinds.add_parser("pack", help="train.pack and val.pack: images in one file, made smaller")
-    k.add_argument("--data_folder", required=True, metavar="DIR", help="folder of class folders, as training takes it")
+    k.add_argument(
+        "--data_folder", type=Path, required=True, metavar="DIR", help="folder of class folders, as training takes it"
+    )
     k.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the packs: the new --data_folder")
     k.add_argument("--side", type=int, default=256, help="shorter side in pixels; smaller images stay (default: 256)")
     k.add_argument("--format", choices=packed.FORMATS, default="jpeg", help="raw: no decoding, 6 to 9 times the size")
@@ -331,13 +273,13 @@ def main():
     args = get_parser().parse_args()
     util.check_folder(args.out, "--out")
     if args.name == "pack":
-        return pack(args)
+        return pack(args.data_folder, args.out, args.side, args.format, args.skip_images, args.check)
     if args.name == "cifar":
         for name in ("cifar10", "cifar100"):
             train, test = datasets.build_pair(name, args.out)
             print(f"{name}: {len(train):,} training and {len(test):,} test images in {args.out}")
         return
-    plan = PLANS[args.name](args)
+    plan = PLANS[args.name](args.source)
     made = carry_out(plan, args.out, args.copy)
     if args.name == "imagenet100":
         link_images(args.out / "imagenet100")

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torchvision
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from datasets import packed
 from util import InputError
 
+# those that torchvision's ImageFolder takes, and the published code with it
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -48,10 +48,12 @@ def digits(folder: Path, split: str):
 
 def fashion_mnist(folder: Path, split: str):
     """Fashion-MNIST's four IDX files, gzipped or not, in `folder` or where torchvision puts them."""
+    from torchvision.datasets import FashionMNIST
+
     part = "train" if split == "train" else "t10k"
     images = _idx(_find(folder, f"{part}-images-idx3-ubyte"))
     labels = _idx(_find(folder, f"{part}-labels-idx1-ubyte"))
-    return images, labels.astype(np.int64), list(torchvision.datasets.FashionMNIST.classes)
+    return images, labels.astype(np.int64), list(FashionMNIST.classes)
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -68,14 +70,18 @@ def _idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
 
 
-def _cifar(kind):
-    class Readable(kind):
-        # torchvision compares MD5 sums; files in the same format, subsets for example, are welcome here
-        train_list = tuple((name, None) for name, _ in kind.train_list)
-        test_list = tuple((name, None) for name, _ in kind.test_list)
-        meta = {**kind.meta, "md5": None}  # noqa: RUF012
-
+def _cifar(name: str):
     def read(folder: Path, split: str):
+        from torchvision import datasets
+
+        kind = getattr(datasets, name)
+
+        class Readable(kind):
+            # torchvision compares MD5 sums; files in the same format, subsets for example, are welcome here
+            train_list = tuple((file, None) for file, _ in kind.train_list)
+            test_list = tuple((file, None) for file, _ in kind.test_list)
+            meta = {**kind.meta, "md5": None}  # noqa: RUF012
+
         try:
             data = Readable(folder, train=split == "train")
         except RuntimeError:
@@ -92,7 +98,7 @@ def _cifar(kind):
             raise InputError(f"{folder}: {kind.base_folder} is damaged ({error})") from None
         return data.data, data.targets, list(data.classes)
 
-    read.__doc__ = f"{kind.__name__} in its own format ({kind.base_folder}); downloaded where it is missing."
+    read.__doc__ = f"{name} in its own format; downloaded where it is missing."
     return read
 
 
@@ -143,7 +149,7 @@ def images_below(folder: Path) -> list[Path]:
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in seen]
         seen.update(os.path.realpath(os.path.join(place, name)) for name in folders)
-        found += [Path(place, name) for name in files if Path(name).suffix.lower() in IMG_EXTENSIONS]
+        found += [Path(place, name) for name in files if Path(name).suffix.lower() in IMAGE_ENDINGS]
     return sorted(found)
 
 
@@ -206,14 +212,14 @@ SOURCES = {
         superclasses="fashion_mnist",
     ),
     "cifar10": Source(
-        _cifar(torchvision.datasets.CIFAR10),
+        _cifar("CIFAR10"),
         size=32,
         small=True,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2023, 0.1994, 0.2010),
     ),
     "cifar100": Source(
-        _cifar(torchvision.datasets.CIFAR100),
+        _cifar("CIFAR100"),
         size=32,
         small=True,
         mean=(0.5071, 0.4867, 0.4408),

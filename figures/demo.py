@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import util
-from datasets import ranking_files, rankings
+from datasets import rankings
+from datasets.rankings import files
 from figures.embedding import class_cosines, draw
 
 DRAWN = ("scl_in", "rince_in", "rince_out_in")
@@ -58,7 +59,7 @@ def draw_pictures(table: Path, folder: Path) -> None:
 def mean_cosines(features, labels, classes: list[str]) -> tuple[float, float]:
     """Mean cosine of two classes within a superclass of the digits, and across superclasses."""
     cosines = class_cosines(features, labels, len(classes))
-    group = rankings.superclass_labels(ranking_files.known_superclasses("digits"), classes, "digits").numpy()
+    group = rankings.superclass_labels(files.known_superclasses("digits"), classes, "digits").numpy()
     other = ~np.eye(len(classes), dtype=bool)
     same = group[:, None] == group
     return float(cosines[same & other].mean()), float(cosines[~same].mean())

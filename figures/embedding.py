@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from matplotlib import patheffects
 
 import datasets
-import frozen
-import options
-import training
 import util
-from datasets import ranking_files, rankings, sources
+from datasets import rankings, sources
+from datasets.rankings import files
+from engine import config, frozen, options
 from figures.ranking import clustered
 from util import InputError
 
@@ -139,7 +138,7 @@ def draw(embeddings: dict, dataset: str, path: Path) -> None:
     embeddings: method -> {"features" [n, d], "labels" [n], "classes"}; classes are ordered and shaped by superclass.
     """
     plt = util.pyplot()
-    groups = ranking_files.known_superclasses(sources.SOURCES[dataset].superclasses)
+    groups = files.known_superclasses(sources.SOURCES[dataset].superclasses)
     classes = next(iter(embeddings.values()))["classes"]
     group_of = rankings.superclass_labels(groups, classes, dataset).tolist()
     order = sorted(range(len(classes)), key=lambda c: group_of[c])
@@ -164,7 +163,7 @@ def draw_run(path: Path, title: str, features, labels, classes, groups, table) -
     features [n, d], labels [n]; groups: superclass -> classes, or None; table: [C, C] similarities, or None.
     """
     plt = util.pyplot()
-    names = list(ranking_files.in_words(classes).values())
+    names = list(files.in_words(classes).values())
     cosines = class_cosines(features, labels, len(classes))
     group_of = rankings.superclass_labels(groups, classes, "superclasses").tolist() if groups else [0] * len(classes)
     nearness = clustered(cosines if table is None else table).tolist()
@@ -210,23 +209,20 @@ def get_parser():
     return p
 
 
-def superclasses_of(args, classes: list[str]):
+def superclasses_of(file: str | None, dataset: str, classes: list[str]):
     """superclass -> those of the classes in it, of --superclasses or the data set's own; None without."""
-    own = datasets.spec(args.dataset).superclasses
-    if args.superclasses:
-        groups = ranking_files.read_superclasses(Path(args.superclasses), "--superclasses")
-        rankings.superclass_labels(groups, classes, f"--superclasses {args.superclasses}")
-    elif own:
-        groups = ranking_files.known_superclasses(own)
-    else:
+    groups, source = files.chosen_superclasses(file, datasets.spec(dataset).superclasses)
+    if groups is None:
         return None
+    if file:
+        rankings.superclass_labels(groups, classes, source)
     return {g: kept for g, members in groups.items() if (kept := [c for c in members if c in classes])}
 
 
 def main():
-    args = training.parse(get_parser(), training.SMALL_DATA)
+    args = config.parse(get_parser(), options.SMALL_DATA)
     util.check_folder(args.out.absolute().parent, "--out")
-    train, test = datasets.build_pair(args.dataset, args.data_folder, tuple(args.hold_out), skip=args.skip_images)
+    train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
     chosen = np.unique(np.linspace(0, len(test) - 1, min(args.images, len(test))).astype(int)).tolist()
     test = test.chosen(chosen)
     if len(test.labels.unique()) < len(train.classes):
@@ -234,9 +230,10 @@ def main():
     table = None
     if args.ranking:
         table = rankings.source_table(args.ranking, train.classes, datasets.spec(args.dataset).superclasses)
-    groups = superclasses_of(args, train.classes)
-    net = frozen.load(args, train)
-    features, labels = frozen.features(net, test, args, torch.device("cpu"), "the maps")
+    groups = superclasses_of(args.superclasses, args.dataset, train.classes)
+    loading, cache = options.loading(args, torch.device("cpu")), options.features_cache(args)
+    net = frozen.load(options.wanted(args), train)
+    features, labels = frozen.features(net, test, "the maps", loading, cache)
     if not features.any():
         raise InputError(f"--ckpt {args.ckpt}: all features are 0; there is nothing to draw")
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.memory_bank import MemoryBank
+from .memory_bank import MemoryBank
 
 
 def projection_head(dim: int, out_dim: int = 128) -> nn.Module:

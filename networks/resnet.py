@@ -38,7 +38,7 @@ def encoder(name: str, small_images: bool = False) -> nn.Module:
     if base in NARROW:
         return NarrowResNet(depth=int(base.removeprefix("resnet")))
     if base not in TORCHVISION:
-        raise ValueError(f"--model {name} is unknown; choose one of {', '.join(NAMES)}")
+        raise ValueError(f"{name} is unknown; choose one of {', '.join(NAMES)}")
     net = torchvision.models.get_model(base, weights=None)
     net.dim, net.fc = net.fc.in_features, nn.Identity()
     if small:

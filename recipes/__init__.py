@@ -3,10 +3,11 @@
 import importlib
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
-import config
 import util
+from engine import config
 from util import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +23,15 @@ FORMS = {
     "before": {"command*": "a command", "makes": "text"},
     "after": {"command*": "a command"},
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How much of a recipe is run: so many seeds of each method, a share of the epochs, options for every script."""
+
+    seeds: int = 1
+    scale: float = 1.0
+    options: str = ""
 
 
 def read(path: Path) -> dict:
@@ -140,7 +150,7 @@ def scaled(entry: dict, scale: float) -> str:
     return "".join(f" --{k} {','.join(str(max(1, round(scale * v))) for v in of)}" for k, of in numbers.items())
 
 
-def commands(recipe: dict, name: str, seed: int, args) -> dict[str, str]:
+def commands(recipe: dict, name: str, seed: int, scope: Scope) -> dict[str, str]:
     """The commands of a method with a seed, by name: "training", then the evaluations.
 
     Seed 0 at full scale is the recipe's own wording; else --seed, shorter epochs and a name of the run's own follow it.
@@ -151,10 +161,10 @@ def commands(recipe: dict, name: str, seed: int, args) -> dict[str, str]:
         command = in_one_line(entry["command"])
         for key, value in (method.get("with") or {}).items():
             command = command.replace(f"{{{key}}}", str(value))
-        command += scaled(entry, args.scale) + (f" {args.options}" if args.options else "")
+        command += scaled(entry, scope.scale) + (f" {scope.options}" if scope.options else "")
         if seed and command.split()[1].startswith("main_"):
             command += f" --seed {seed}"
-        suffix = (f"_seed{seed}" if seed else "") + (f"_scale{args.scale:g}" if args.scale != 1 else "")
+        suffix = (f"_seed{seed}" if seed else "") + (f"_scale{scope.scale:g}" if scope.scale != 1 else "")
         if step == "training" and suffix:
             command += f" --exp_name {option(command, '--exp_name')}{suffix}"
         found[step] = command
@@ -167,12 +177,14 @@ def run_folder(training: str) -> Path:
     return root / "SupCon" / f"{option(training, '--dataset', 'digits')}_models" / option(training, "--exp_name", "")
 
 
-def check_commands(recipe: dict, names, args) -> None:
-    """Raise InputError where a script would refuse a command: an option that it has not, or a value that is none."""
+def check_commands(recipe: dict, names, scope: Scope, source: str) -> None:
+    """Raise InputError, beginning with `source`, where a script would refuse a command: an option that it has not, or a
+    value that is none.
+    """
     for name in names:
-        for seed in {0, args.seeds - 1}:
-            for step, command in commands(recipe, name, seed, args).items():
-                where = f"{args.recipe}: {name}: {step}"
+        for seed in {0, scope.seeds - 1}:
+            for step, command in commands(recipe, name, seed, scope).items():
+                where = f"{source}: {name}: {step}"
                 unknown = [word for word in re.findall(r"\$\w+", command) if word != "$path2chkpt"]
                 if unknown:
                     raise InputError(f"{where}: {unknown[0]} is unknown; a run's folder is $path2chkpt")
@@ -195,14 +207,16 @@ def parse(command: str, where: str) -> None:
     parser.parse_args(config.command_line(parser, given))
 
 
-def print_commands(recipe: dict, names, args) -> None:
+def print_commands(recipe: dict, names, scope: Scope) -> None:
     """What would be run, as a shell takes it."""
     for entry in recipe["before"]:
         print(in_one_line(entry["command"]))
     for name in names:
-        for seed in range(args.seeds):
-            found = commands(recipe, name, seed, args)
+        for seed in range(scope.seeds):
+            found = commands(recipe, name, seed, scope)
             print(f"\n# {recipe['methods'][name].get('title', name)}, seed {seed}\n{found.pop('training')}")
-            print(f"path2chkpt={run_folder(commands(recipe, name, seed, args)['training'])}", *found.values(), sep="\n")
+            print(
+                f"path2chkpt={run_folder(commands(recipe, name, seed, scope)['training'])}", *found.values(), sep="\n"
+            )
     for entry in recipe["after"]:
         print(in_one_line(entry["command"]))

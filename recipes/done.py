@@ -4,9 +4,8 @@ import json
 import shlex
 from pathlib import Path
 
-import checkpoint
-import runs
 import util
+from engine import checkpoint, runs
 from recipes import option, words
 from util import InputError
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from recipes import columns
+from recipes import Scope, columns
 
 
 def cell(values: list[float], wanted: int, digits: int = 1) -> str:
@@ -13,7 +13,7 @@ def cell(values: list[float], wanted: int, digits: int = 1) -> str:
     return f"{np.mean(values):.{digits}f}{spread}" + (f" ({len(values)} of {wanted})" if wanted > len(values) else "")
 
 
-def markdown(recipe: dict, results: dict, args, failures: list[dict]) -> str:
+def markdown(recipe: dict, results: dict, scope: Scope, failures: list[dict]) -> str:
     """The table, what it is made of, and what failed."""
     names, published = columns(recipe), recipe["published"]
     head = ["method", *names, "seconds", *(["published"] if published is not None else [])]
@@ -21,17 +21,19 @@ def markdown(recipe: dict, results: dict, args, failures: list[dict]) -> str:
     for name, runs in results.items():
         of = {c: [run["values"][c] for run in runs if c in run["values"]] for c in (*names, "seconds")}
         row = [recipe["methods"][name].get("title", name)]
-        row += [cell(of[c], args.seeds) for c in names]
+        row += [cell(of[c], scope.seeds) for c in names]
         row.append(f"{np.mean(of['seconds']):.0f}" if of["seconds"] else "-")
         if published is not None:
             row.append(", ".join(f"{column} {figure}" for column, figure in published.get(name, {}).items()))
         lines.append(f"| {' | '.join(row)} |")
-    seeds = "seed 0" if args.seeds == 1 else f"seeds 0 to {args.seeds - 1}, mean ± standard deviation"
+    seeds = "seed 0" if scope.seeds == 1 else f"seeds 0 to {scope.seeds - 1}, mean ± standard deviation"
     notes = [f"In percent, {seeds}; seconds of training. {recipe['about']}".strip()]
-    if args.scale != 1:
-        notes.append(f"SCALED: {100 * args.scale:g} % of the epochs. This shows that the recipe runs; it is no result.")
-    if args.options:
-        notes.append(f"With {args.options} added to every command.")
+    if scope.scale != 1:
+        notes.append(
+            f"SCALED: {100 * scope.scale:g} % of the epochs. This shows that the recipe runs; it is no result."
+        )
+    if scope.options:
+        notes.append(f"With {scope.options} added to every command.")
     if published:
         notes.append(f"Published: {published['source']}")
     notes += [f"FAILED: {f['what']} ({f['why']})" for f in failures]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from commands import run
 
-import checkpoint
 import losses
+from engine import checkpoint
 from networks import resnet
 
 os.environ["OMP_NUM_THREADS"] = "1"

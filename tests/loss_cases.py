@@ -1,9 +1,8 @@
 """Tables, batches and gradients that the tests of the objective share."""
 
+import reference
 import torch
 import torch.nn.functional as F
-
-from tests import reference
 
 CLASSES = 6
 LEVELS = [1.0, 0.75, 0.5, 0.2]

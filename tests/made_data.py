@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets import ranking_files
+from datasets.rankings import files
 
 
 def make_image_folders(root, classes, each, size=(48, 40)):
@@ -23,7 +23,7 @@ def make_image_folders(root, classes, each, size=(48, 40)):
 
 def make_cifar100(root, train, test):
     """CIFAR-100's python files with `train` and `test` random images, all classes in turn."""
-    groups = ranking_files.known_superclasses("cifar100")
+    groups = files.known_superclasses("cifar100")
     fine = sorted(c for members in groups.values() for c in members)
     meta = {"fine_label_names": fine, "coarse_label_names": sorted(groups)}
     folder, coarse = root / "cifar-100-python", {c: i for i, g in enumerate(sorted(groups)) for c in groups[g]}

@@ -8,8 +8,8 @@ import torch
 from commands import ROOT, error_of, result, run
 from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet, original_checkpoint
 
-import checkpoint
 import datasets
+from engine import checkpoint
 from networks import resnet
 
 WNIDS = datasets.class_list("ImageNet-100")

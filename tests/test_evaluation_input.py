@@ -6,9 +6,9 @@ import pytest
 from commands import CE, error_of, run
 from made_data import make_image_folders
 
-import checkpoint
 import retrieval
 import util
+from engine import checkpoint
 
 NEAR = f"--ckpt {CE} --hold_out 4 8 --dataset_outliers digits --outlier_classes 4 8"
 BAD = {
@@ -149,6 +149,6 @@ def test_a_checkpoint_that_was_trained_on_the_outliers_is_warned_of(monkeypatch,
 
 
 def test_a_superclass_file_that_is_not_there_is_named_with_its_flag():
-    args = retrieval.get_parser().parse_args(["--ckpt", "x", "--superclasses", "nowhere.yaml"])
+    args = retrieval.get_parser().parse_args(["--ckpt", "x", "--labelset", "coarse", "--superclasses", "nowhere.yaml"])
     with pytest.raises(util.InputError, match=r"--superclasses nowhere\.yaml: no such file"):
-        retrieval.coarse_labels(args, [])
+        retrieval.label_sets(args, [])

@@ -10,10 +10,9 @@ import torch
 from commands import CE, ROOT, error_of, result, run
 from made_data import make_image_folders
 
-import checkpoint
 import datasets
-import frozen
 from datasets import augmentation
+from engine import checkpoint, frozen
 from networks import resnet
 
 NEAR = f"--ckpt {CE} --hold_out 4 8 --dataset_outliers digits --outlier_classes 4 8"

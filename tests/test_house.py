@@ -135,10 +135,10 @@ ADDED = {
             "\n\nSOURCES = {\n"
             '    "stripes": Source(stripes, size=12, small=True, mean=None, std=None, superclasses="stripes"),\n',
         ),
-        "datasets/superclasses/stripes.yaml": (None, "narrow: [fine, mid]\nbroad: [wide]\n"),
+        "datasets/rankings/superclasses/stripes.yaml": (None, "narrow: [fine, mid]\nbroad: [wide]\n"),
     },
     "A ranking by name": {
-        "datasets/rankings.py": (
+        "datasets/rankings/table.py": (
             "NAMED = {",
             "def neighbours(classes, superclasses):\n"
             "    n = np.arange(len(classes))\n"

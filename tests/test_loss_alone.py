@@ -11,7 +11,7 @@ import torch
 from commands import ROOT, run
 from made_data import original_checkpoint
 
-import checkpoint
+from engine import checkpoint
 from losses import InBatchLoss, RINCELoss, SupConLoss
 from networks import resnet
 

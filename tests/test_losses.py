@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 from loss_cases import (
@@ -20,7 +21,6 @@ from loss_cases import (
 
 import losses
 from losses import RINCELoss, SupConLoss
-from tests import reference
 
 # Values: the reference
 

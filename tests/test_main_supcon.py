@@ -10,8 +10,7 @@ import torch
 from commands import ROOT, run
 from made_data import make_cifar100, make_image_folders
 
-import distributed
-import loading
+from engine import distributed, loading
 
 WNIDS = (ROOT / "datasets" / "ImageNet-100.txt").read_text().split()
 IMAGENET = {

@@ -1,12 +1,12 @@
 """Nested groups of images: the ranks of the reference, the loss of the class table."""
 
 import pytest
+import reference
 import torch
 from loss_cases import batch, expected, generator, loss_and_grads, nested_groups, unit
 
 import losses
 from losses import NestedRINCELoss, RINCELoss
-from tests import reference
 
 # Nested groups
 

@@ -13,11 +13,11 @@ import yaml
 from commands import ROOT, error_of, run
 from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet
 
-import checkpoint
 import datasets
 import recipes
 import reproduce
 import util
+from engine import checkpoint
 from recipes.done import find_record, find_run, same, seconds
 from recipes.table import cell
 
@@ -61,9 +61,8 @@ def test_a_dry_run_of_cifar_100_prints_exactly_the_documented_commands(monkeypat
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_reads_and_gives_each_method_a_run_of_its_own(path):
     recipe = recipes.read(path)
-    args = reproduce.get_parser().parse_args([str(path)])
     folders = [
-        recipes.run_folder(recipes.commands(recipe, name, seed, args)["training"])
+        recipes.run_folder(recipes.commands(recipe, name, seed, recipes.Scope())["training"])
         for name in recipe["methods"]
         for seed in (0, 1)
     ]

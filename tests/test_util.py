@@ -1,56 +1,13 @@
-"""The schedule, the meters and the seeds."""
+"""The meters and the seeds."""
 
-import itertools
-import math
 import subprocess
 import sys
 
 import pytest
-import reference
 import torch
 from commands import ROOT
 
 import util
-
-COSINE = dict(base=0.3, epochs=500, cosine=True, decay_rate=0.1)
-
-
-@pytest.mark.parametrize("cosine", [True, False])
-@pytest.mark.parametrize("warm_epochs", [0, 10])
-def test_learning_rate_equals_the_reference(cosine, warm_epochs):
-    options = dict(base=0.5, epochs=100, cosine=cosine, decay_rate=0.1, decay_epochs=(40, 70), warm_epochs=warm_epochs)
-    for progress in [0, 0.3, 5, 9.99, 10, 10.5, 39.5, 40, 40.9, 70, 99, 99.9]:
-        assert util.learning_rate(progress, **options) == pytest.approx(reference.learning_rate(progress, **options))
-
-
-def test_cosine_ends_at_the_cube_of_the_decay_rate_and_never_rises():
-    rates = [util.learning_rate(e, **COSINE) for e in range(500)]
-    assert rates[-1] == pytest.approx(0.3 * 0.1**3)
-    assert all(a > b for a, b in itertools.pairwise(rates))
-
-
-def test_learning_rate_is_constant_inside_an_epoch_after_the_warm_up():
-    assert util.learning_rate(20, **COSINE) == util.learning_rate(20.99, **COSINE)
-
-
-def test_warm_up_starts_at_a_hundredth_rises_each_step_and_meets_the_schedule():
-    rates = [util.learning_rate(s / 10, **COSINE, warm_epochs=10) for s in range(101)]
-    assert rates[0] == pytest.approx(0.01)
-    assert all(a < b for a, b in itertools.pairwise(rates))
-    floor = 0.3e-3
-    assert rates[99] == pytest.approx(floor + (0.3 - floor) * 0.5 * (1 + math.cos(math.pi * 10 / 500)), rel=0.02)
-
-
-def test_warm_up_is_for_large_batches_or_on_demand_and_at_most_half_a_run():
-    assert util.warm_up_epochs(False, 256, 500) == 0
-    assert util.warm_up_epochs(False, 257, 500) == 10
-    assert util.warm_up_epochs(True, 64, 500) == 10
-    assert util.warm_up_epochs(True, 64, 6) == 3
-
-
-def test_steps_multiply_by_the_decay_rate_after_each_decay_epoch():
-    options = dict(base=1.0, epochs=10, cosine=False, decay_rate=0.1, decay_epochs=(3, 6))
-    assert [round(util.learning_rate(e, **options), 6) for e in range(10)] == [1] * 3 + [0.1] * 3 + [0.01] * 4
 
 
 def test_the_mean_of_vectors_is_taken_by_entry():

@@ -1,4 +1,4 @@
-"""What the processes of tests/test_processes.py do: apart, so that they import little."""
+"""What the processes of tests/engine/test_processes.py do: apart, so that they import little."""
 
 import os
 import signal
@@ -7,37 +7,37 @@ import time
 
 import torch
 
-import distributed
+from engine import distributed
 
 
-def fail(options, device):
+def fail(device):
     """Process 1 fails while the others wait for it."""
     if distributed.rank() == 1:
         raise ZeroDivisionError("the first error")
     distributed.all_reduce(torch.ones(1))
 
 
-def be_killed(options, device):
+def be_killed(device):
     if distributed.rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     distributed.all_reduce(torch.ones(1))
 
 
-def hang(options, device):
-    """Process options.who never comes."""
-    if distributed.rank() == options.who:
+def hang(who, device):
+    """Process `who` never comes."""
+    if distributed.rank() == who:
         time.sleep(600)
     distributed.all_reduce(torch.ones(1))
 
 
-def fill_the_disk(options, device):
+def fill_the_disk(device):
     if distributed.is_main():
         with open("/dev/full", "w") as file:
             file.write("x")
     distributed.all_reduce(torch.ones(1))
 
 
-def vote_and_stop(options, device):
+def vote_and_stop(device):
     """Process 1 wishes to stop at step 3; all stop at the same step, which they print."""
     votes, step = distributed.Votes(), 0
     while True:

@@ -1,0 +1,180 @@
+"""Writes packs: a folder of images in one file a split (`python -m datasets.prepare pack`)."""
+
+import contextlib
+import io
+import json
+import os
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import datasets
+import util
+from datasets import decoding, packed, sources
+from datasets.decoding import find_damage, write_list
+from datasets.packed import MAGIC, TAIL
+from util import InputError
+
+QUALITY = 90  # of the JPEGs that are made
+
+
+class DamagedImage(InputError):
+    """An image that cannot be packed, since it cannot be read."""
+
+
+def pack(folder: Path, out: Path, side: int, format: str, skip: str | None, check: bool) -> None:
+    """train.pack, and val.pack where there is a validation folder, of a folder of class folders, in the folder `out`.
+
+    side, format: as `write` takes them; skip: file that lists images to leave out; check: verify every image of the
+    packs.
+    """
+    try:
+        found = {"train": sources.split_folder(folder, "train")}
+    except InputError as error:
+        raise InputError(f"--data_folder {error}") from None
+    with contextlib.suppress(InputError):
+        found["val"] = sources.split_folder(folder, "test")
+    for split, root in found.items():
+        if root.suffix == ".pack":
+            raise InputError(f"--data_folder {folder}: {root} is a pack already")
+        if out.resolve() == root.resolve() or out.resolve() == folder.resolve():
+            raise InputError(f"--out {out}: is the source; nothing is ever written there")
+        data = datasets.build("path", folder, "train" if split == "train" else "test", skip=skip)
+        path = out / f"{split}.pack"
+        if path.exists():
+            _check_same(path, data, side, format)
+            print(f"{path}: is there already, of the same {len(data):,} images")
+            continue
+        try:
+            made = write(data, root, path, side, format)
+        except DamagedImage as error:
+            raise _all_damaged(error, folder, found, out, skip) from None
+        print(f"{path}: {len(data):,} images, {made:,} made now, {path.stat().st_size / 1e9:.2f} GB")
+    if check:
+        for split in found:
+            images = packed.Pack(out / f"{split}.pack").images()
+            damaged = find_damage(images)
+            if damaged:
+                raise InputError(
+                    f"--check: {len(damaged)} of {len(images)} images are damaged, as {min(damaged.items())[1]}"
+                )
+        print("checked: every image is as it was written")
+
+
+def _all_damaged(first: InputError, folder: Path, splits, out: Path, skip: str | None) -> InputError:
+    """The error about the first damaged image of a folder, once all are listed in a file that --skip_images takes."""
+    print(f"{first}; looking for others", flush=True)
+    known = {"train": "train", "val": "test"}
+    images = [f for s in splits for f in datasets.build("path", folder, known[s], skip=skip).images]
+    before = filter(str.strip, Path(skip).read_text().splitlines()) if skip else ()
+    damaged, listed = [images[i] for i in find_damage(images)], out / "damaged_images.txt"
+    if not damaged:
+        return first  # it could not be read just then
+    write_list(listed, [*map(str.strip, before), *damaged])
+    count = f"{len(damaged)} of {len(images)} images"
+    return InputError(f"--data_folder {folder}: {count} are damaged, listed in {listed}; give --skip_images {listed}")
+
+
+def _check_same(path: Path, data, side: int, format: str) -> None:
+    there = packed.Pack(path)
+    same = there.side == side and there.format == format and there.classes == data.classes
+    if not same or [os.fspath(f) for f in there.images()] != [os.path.abspath(f) for f in data.images]:
+        raise InputError(f"--out {path}: is there already, made of other images or with other options; remove it first")
+
+
+def write(data: datasets.ImageData, root: Path, out: Path, side: int, format: str) -> int:
+    """Write a pack of a folder's images, their shorter side at most `side`; returns how many it had to make.
+
+    Written under another name with a journal beside it: a call that is cut off is gone on with by the next one, and
+    `out` is there only when it is whole. Raises DamagedImage for an image, InputError where the disk is full.
+    """
+    unfinished, journal = (out.with_name(out.name + end) for end in (".unfinished", ".journal"))
+    about = {"root": os.path.abspath(root), "format": format, "side": side}
+    images, names = data.images, [os.path.relpath(f, root) for f in data.images]
+    plan = zlib.crc32(json.dumps([about, names, data.classes]).encode())
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        done = _journal(journal, unfinished, plan)
+        with unfinished.open("r+b" if done else "wb") as file, journal.open("a") as notes:
+            if not done:
+                file.write(MAGIC)
+                notes.write(json.dumps({"plan": plan}) + "\n")
+            file.seek(done[-1][0] + done[-1][1] if done else len(MAGIC))
+            file.truncate()
+            rows = done + _append(file, notes, images[len(done) :], partial(_made, side=side, format=format), out.name)
+            _close(file, rows, data, names, about)
+        os.replace(unfinished, out)
+        journal.unlink()
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror or error}; the same command goes on where it stopped") from None
+    return len(images) - len(done)
+
+
+def _journal(journal: Path, unfinished: Path, plan: int) -> list[tuple]:
+    """begin, length, crc, height, width of the images that lie in an unfinished pack of the same plan."""
+    if not journal.is_file() or not unfinished.is_file():
+        journal.unlink(missing_ok=True)
+        return []
+    head, *lines = journal.read_text().splitlines(keepends=True) or [""]
+    if head.strip() != json.dumps({"plan": plan}):
+        journal.unlink()
+        return []
+    rows = [tuple(json.loads(line)) for line in lines if line.endswith("\n")]
+    size = unfinished.stat().st_size
+    whole = [r for r in rows if r[0] + r[1] <= size]
+    journal.write_text(head + "".join(json.dumps(r) + "\n" for r in whole))
+    return whole
+
+
+def _append(file, notes, images, made, name) -> list[tuple]:
+    rows, progress = [], util.Progress(f"packing {name}", len(images), 5000)
+    with ThreadPoolExecutor() as pool:  # decoding and resizing let other threads run
+        for start in range(0, len(images), 64):
+            batch = images[start : start + 64]
+            for content, (height, width) in pool.map(made, batch):
+                rows.append((file.tell(), len(content), zlib.crc32(content), height, width))
+                file.write(content)
+            file.flush()  # the journal never names what is not there
+            notes.write("".join(json.dumps(r) + "\n" for r in rows[start:]))
+            notes.flush()
+            progress.tick(len(rows), f"{file.tell() / 1e9:.2f} GB")
+    progress.close()
+    return rows
+
+
+def _made(path: str, side: int, format: str) -> tuple[bytes, tuple[int, int]]:
+    """An image's bytes in a pack, and its height and width."""
+    try:
+        image = decoding.read_rgb(path)
+    except InputError as error:
+        raise DamagedImage(str(error)) from None
+    shorter = min(image.size)
+    if shorter > side:
+        width, height = (max(side, round(x * side / shorter)) for x in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    elif format == "jpeg" and decoding.is_plain_jpeg(path):
+        return Path(path).read_bytes(), (image.height, image.width)  # as it is: every compression costs
+    if format == "raw":
+        return image.tobytes(), (image.height, image.width)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue(), (image.height, image.width)
+
+
+def _close(file, rows, data, names, about) -> None:
+    begin, length, crc, height, width = np.array(rows, dtype=np.int64).T
+    index = io.BytesIO()
+    np.savez(
+        index, begin=begin, length=length, crc=crc, shape=np.stack([height, width], 1), labels=data.labels.numpy(),
+        names=np.array(names), classes=np.array(data.classes), about=np.array(json.dumps(about)),
+    )  # fmt: skip
+    content = index.getvalue()
+    place = file.tell()
+    file.write(content)
+    file.write(TAIL.pack(place, len(content), zlib.crc32(content), MAGIC))
+    file.flush()
+    os.fsync(file.fileno())

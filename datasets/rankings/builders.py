@@ -1,0 +1,164 @@
+"""Makes tables of class similarity: from class names, superclasses, features, and noise."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets import rankings, sources
+from datasets.rankings import files
+from util import InputError
+
+ENCODER = "sentence-transformers/all-distilroberta-v1"
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def embed(texts: list[str], tokenizer, model, batch: int = 64) -> torch.Tensor:
+    """[n, d] unit vectors: the mean of a text's last hidden states over its tokens (Reimers and Gurevych 2019)."""
+    found = []
+    for start in range(0, len(texts), batch):
+        inputs = tokenizer(texts[start : start + batch], padding=True, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model(**inputs).last_hidden_state.double()
+        mask = inputs["attention_mask"][..., None].double()
+        found.append((hidden * mask).sum(1) / mask.sum(1))
+    return torch.nn.functional.normalize(torch.cat(found), dim=1)
+
+
+def text_encoder(name: str):
+    """Tokenizer and model of a hub name or local folder, and the revision; InputError if it cannot be had."""
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():  # no name of the hub: ask nobody
+        raise InputError(f"--model {name}: no such folder")
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name)
+    except Exception as error:  # no such folder, no network, a damaged file: transformers has an exception for each
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"--model {name}: cannot be loaded ({reason}); fetch it where there is a network, with "
+            f"`hf download {ENCODER} --local-dir FOLDER`, and give --model FOLDER"
+        ) from None
+    return tokenizer, model.eval(), getattr(model.config, "_commit_hash", None) or "local folder"
+
+
+def cosines(names: dict[str, str], model_name: str, template: str) -> tuple[np.ndarray, str]:
+    """[C, C] cosines of the names' embeddings, rounded to six places, and what they were made of, in words."""
+    tokenizer, model, revision = text_encoder(model_name)
+    table = cosine_matrix(embed([template.format(name) for name in names.values()], tokenizer, model).numpy())
+    return table, f"cosine of class names; model {model_name}, revision {revision}, template {template!r}"
+
+
+def superclass_table(groups: dict[str, list[str]]) -> tuple[np.ndarray, list[str]]:
+    """1 on the diagonal, 0.75 inside a superclass, 0 elsewhere, and the sorted classes that it is in."""
+    classes = sorted(c for members in groups.values() for c in members)
+    return rankings.superclass_table(groups, classes, "superclasses"), classes
+
+
+def class_means(features: torch.Tensor, labels: torch.Tensor, classes: int, centre: bool) -> np.ndarray:
+    """[C, d] the mean unit feature of each class; centre: minus the mean of these means.
+
+    Features after a ReLU all point into one corner; about their mean, their cosines spread over [-1, 1].
+    """
+    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    means = torch.stack([unit[labels == c].mean(0) for c in range(classes)])
+    return (means - means.mean(0) if centre else means).numpy()
+
+
+def cosine_matrix(x: np.ndarray) -> np.ndarray:
+    """[C, C] cosines of rows, rounded to six places, symmetric, 1 on the diagonal."""
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    table = np.round(x @ x.T, 6).clip(-1, 1)
+    table = (table + table.T) / 2
+    np.fill_diagonal(table, 1.0)
+    return table
+
+
+def with_noise(table: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """The table with the values of a random share of its pairs of classes dealt anew among these pairs.
+
+    It stays symmetric with the same values, so that the ranks keep their sizes; share 1 is a random ranking.
+    """
+    rng = np.random.default_rng(seed)
+    a, b = np.triu_indices(len(table), k=1)
+    chosen = rng.permutation(len(a))[: round(share * len(a))]
+    result = table.copy()
+    result[a[chosen], b[chosen]] = table[a[chosen], b[chosen]][rng.permutation(len(chosen))]
+    result[b[chosen], a[chosen]] = result[a[chosen], b[chosen]]
+    return result
+
+
+# ---- classes and superclasses ----------------------------------------------------------------------------------------
+
+
+def read_classes(names_file: Path | None, folder: Path | None) -> dict[str, str]:
+    """class -> name in words, of --names, --data_folder, or the folder's classes by the names of the file."""
+    if not names_file and not folder:
+        raise InputError("which classes? give --names, --data_folder, or both")
+    if not folder:
+        return files.read_names(names_file)
+    try:
+        classes = sources.image_folder(folder, "train")[2]
+    except InputError as error:
+        raise InputError(f"--data_folder {error}") from None
+    if not names_file:
+        return files.in_words(classes)
+    names = files.read_names(names_file)
+    foreign = [c for c in names if c not in classes]
+    if foreign:
+        raise InputError(
+            f"--names {names_file}: {foreign[0]} is no class of {folder} ({len(foreign)} in all); its "
+            f"classes are {', '.join(classes[:5])}" + (", ..." if len(classes) > 5 else "")
+        )
+    missing = [c for c in classes if c not in names]
+    if missing:
+        raise InputError(f"--names {names_file}: lacks the class {missing[0]} ({len(missing)} in all)")
+    return {c: names[c] for c in classes}
+
+
+def read_superclasses(source: str) -> dict[str, list[str]]:
+    """superclass -> classes: a data set's own by its name, a YAML file, a folder superclass/class/, or CIFAR-100's."""
+    path = Path(source)
+    if not path.exists() and source in files.SUPERCLASSES:
+        return files.known_superclasses(source)
+    if not path.exists():
+        known = ", ".join(files.SUPERCLASSES)
+        raise InputError(f"--from {source}: no such file or folder, and none of {known}")
+    if path.is_file():
+        return files.read_superclasses(path, "--from")
+    for folder in (path, path / "cifar-100-python"):
+        if (folder / "meta").is_file() and (folder / "train").is_file():
+            return _coarse_labels(folder)
+    return tree(path)
+
+
+def _coarse_labels(folder: Path) -> dict[str, list[str]]:
+    """CIFAR-100's own: the coarse label that its training images carry beside the fine one."""
+    try:
+        meta, train = (pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in ("meta", "train"))
+        pairs = sorted(set(zip(train["coarse_labels"], train["fine_labels"], strict=True)))
+        coarse, fine = meta["coarse_label_names"], meta["fine_label_names"]
+        groups = {name: [fine[f] for c, f in pairs if coarse[c] == name] for name in coarse}
+    except Exception as error:  # a damaged pickle fails in many ways
+        raise InputError(f"--from {folder}: CIFAR-100's files are damaged ({error!r})") from None
+    if sorted(c for members in groups.values() for c in members) != sorted(fine):
+        raise InputError(f"--from {folder}: its training images do not give every class one coarse label")
+    return groups
+
+
+def tree(folder: Path) -> dict[str, list[str]]:
+    """superclass -> classes of a folder superclass/class/images."""
+    groups = {f.name: sorted(g.name for g in f.iterdir() if g.is_dir()) for f in sorted(folder.iterdir()) if f.is_dir()}
+    empty = [name for name, classes in groups.items() if not classes]
+    if not groups or empty:
+        raise InputError(
+            f"--from {folder}: {empty[0] if empty else 'it'} holds no folders; it must be superclass/class/"
+        )
+    names = [c for classes in groups.values() for c in classes]
+    twice = [c for c in names if names.count(c) > 1]
+    if twice:
+        raise InputError(f"--from {folder}: the class {twice[0]} lies in two superclasses")
+    return groups

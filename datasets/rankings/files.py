@@ -1,0 +1,149 @@
+"""Files of rankings and class names: superclasses in YAML, similarity matrices in CSV or npz, names in CSV or text."""
+
+import csv
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+import util
+from util import InputError
+
+HERE = Path(__file__).parent
+SUPERCLASSES = tuple(sorted(f.stem for f in (HERE / "superclasses").glob("*.yaml")))  # of data sets, shipped
+
+
+# ---- superclasses ----------------------------------------------------------------------------------------------------
+
+
+def read_superclasses(path: Path, flag: str = "--ranking") -> dict[str, list[str]]:
+    """`superclass: [classes]` from YAML; every class once. `flag` is named in errors."""
+    groups = util.read_yaml(path, f"{flag} {path}")
+    if not isinstance(groups, dict) or not all(isinstance(v, list) and v for v in groups.values()):
+        raise InputError(f"{flag} {path}: must be lines of `superclass: [class, class, ...]`")
+    groups = {str(k): [str(c) for c in v] for k, v in groups.items()}
+    names = [c for v in groups.values() for c in v]
+    twice = [c for c in names if names.count(c) > 1]
+    if twice:
+        raise InputError(f"{flag} {path}: class {twice[0]} stands in it twice")
+    return groups
+
+
+def known_superclasses(name: str) -> dict[str, list[str]]:
+    """The superclasses that ship with a data set, by the name in its `Source`: one of SUPERCLASSES."""
+    return read_superclasses(HERE / "superclasses" / f"{name}.yaml")
+
+
+def chosen_superclasses(file: str | None, known: str | None) -> tuple[dict[str, list[str]] | None, str]:
+    """superclass -> classes of --superclasses FILE, else those that ship under the name `known`, else None; and what
+    errors call them.
+    """
+    if file:
+        return read_superclasses(Path(file), "--superclasses"), f"--superclasses {file}"
+    return (known_superclasses(known), known) if known else (None, "")
+
+
+# ---- matrices --------------------------------------------------------------------------------------------------------
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a --ranking names a matrix file, existing or not."""
+    return name.endswith((".csv", ".npz")) or Path(name).is_file()
+
+
+def read_table(path: Path, flag: str = "--ranking") -> tuple[np.ndarray, list[str]]:
+    """A similarity matrix -> [C, C], identifiers of the classes.
+
+    CSV: first line `class,a,b,...`, then a line a class, `a,1,0.75,...`; lines that start with # are comment.
+    npz: arrays `similarity` [C, C] and `classes` [C]. Raises InputError, naming `flag`, unless it is square, its
+    identifiers agree, it is symmetric, its diagonal is 1 and all lies in [-1, 1] (cosines are welcome).
+    """
+    if not path.is_file():
+        raise InputError(f"{flag} {path}: no such file".strip())
+    read = _read_npz if path.suffix == ".npz" else _read_csv
+    table, names, columns = read(path, flag)
+    if table.ndim != 2 or table.shape[0] != table.shape[1] or not len(table) == len(names) == len(columns):
+        shape = f"{len(names)} lines and {len(columns)} columns" if read is _read_csv else f"shape {table.shape}"
+        raise InputError(
+            f"{flag} {path}: has {shape}, {len(names)} classes; it must be square"
+            + (", with a header line `class,...`" if read is _read_csv else "")
+        )
+    if columns != names or len(set(names)) < len(names):
+        twice = next((c for c in names if names.count(c) > 1), None)
+        fault = f"; {twice} stands in it twice" if twice else ""
+        raise InputError(
+            f"{flag} {path}: header and first column must name the same classes, each once, in order{fault}"
+        )
+    if not (np.abs(table) <= 1).all():
+        a, b = np.argwhere(~(np.abs(table) <= 1))[0]
+        raise InputError(f"{flag} {path}: similarity of {names[a]} and {names[b]} is {table[a, b]}, not in [0, 1]")
+    if np.abs(table - table.T).max() > 1e-6:
+        a, b = np.argwhere(np.abs(table - table.T) > 1e-6)[0]
+        raise InputError(
+            f"{flag} {path}: not symmetric: {names[a]}, {names[b]} is {table[a, b]} one way and {table[b, a]} back"
+        )
+    off = np.flatnonzero(np.abs(table.diagonal() - 1) > 1e-6)
+    if len(off):
+        raise InputError(f"{flag} {path}: similarity of {names[off[0]]} with itself is {table[off[0], off[0]]}, not 1")
+    return (table + table.T) / 2, names  # what differs by rounding must not become two ranks
+
+
+def _read_csv(path, flag):
+    try:
+        with path.open(newline="") as file:
+            head, *rows = [row for row in csv.reader(file) if row and not row[0].startswith("#")]
+        table = np.array([[float(x) for x in row[1:]] for row in rows], dtype=np.float64)
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{flag} {path}: not readable as a CSV matrix ({error})") from None
+    return table, [row[0] for row in rows], head[1:]
+
+
+def _read_npz(path, flag):
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            table, names = file["similarity"].astype(np.float64), [str(c) for c in file["classes"].reshape(-1)]
+    except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{flag} {path}: not readable as arrays `similarity` and `classes` ({str(error).splitlines()[0]})"
+        ) from None
+    return table, names, names
+
+
+def write_table(path: Path, table: np.ndarray, classes: list[str], about: str) -> None:
+    """A ranking file that `read_table` reads: npz by its suffix, else CSV. `about` says what it was made of."""
+    if path.suffix == ".npz":
+        content = io.BytesIO()
+        np.savez_compressed(content, similarity=table, classes=np.array(classes), about=np.array(about))
+        return util.write_file(path, content.getvalue())
+    text = io.StringIO()
+    text.write(f"# {about}\n")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", *classes])
+    for name, row in zip(classes, table, strict=True):
+        writer.writerow([name, *(f"{x:.6g}" for x in row)])
+    util.write_file(path, text.getvalue().encode())
+
+
+# ---- class names in words --------------------------------------------------------------------------------------------
+
+
+def read_names(path: Path, flag: str = "--names") -> dict[str, str]:
+    """class -> name in words: a CSV of two columns, or one class a line, put into words by `in_words`."""
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(path.read_text().splitlines()) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{flag} {path}: not readable ({error})") from None
+    rows = rows[1:] if rows and rows[0][0].lower() in ("class", "wnid") else rows
+    classes = [row[0] for row in rows]
+    twice = [c for c in classes if classes.count(c) > 1]
+    if not rows or twice:
+        raise InputError(f"{flag} {path}: " + (f"class {twice[0]} stands in it twice" if twice else "is empty"))
+    return in_words(classes) | {row[0]: row[1] for row in rows if len(row) > 1 and row[1]}
+
+
+def in_words(classes) -> dict[str, str]:
+    """class -> name in words: ImageNet's wnids by the names in imagenet_names.csv, else `_` and `+` as blanks."""
+    with (HERE / "imagenet_names.csv").open(newline="") as file:
+        known = dict(csv.reader(file))
+    return {c: known.get(c, c.replace("_", " ").replace("+", " ")) for c in classes}

@@ -1,0 +1,207 @@
+"""Class similarity: from superclasses, the published RoBERTa figures or a file, to one table [C, C] in [0, 1]."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.rankings import files
+from datasets.rankings.files import HERE, known_superclasses, read_superclasses
+from util import InputError, nearest
+
+STEP = 0.25  # of similarity, a rank of distance
+MOST_RANKS = 126  # that a loss can hold
+
+
+def superclass_labels(groups: dict[str, list[str]], classes: list[str], source: str) -> torch.Tensor:
+    """[C] the number of each class's superclass."""
+    where = {c: i for i, members in enumerate(groups.values()) for c in members}
+    _check_has(classes, where, source)
+    return torch.tensor([where[c] for c in classes])
+
+
+def superclass_table(groups, classes, source) -> np.ndarray:
+    """[C, C] 1 on the diagonal, 0.75 inside a superclass, 0 elsewhere."""
+    group = superclass_labels(groups, classes, source).numpy()
+    table = np.where(group[:, None] == group, 1 - STEP, 0.0)
+    np.fill_diagonal(table, 1.0)
+    return table
+
+
+def class_similarity(
+    ranking: str, classes: list[str], *, superclasses: str | None = None, **options
+) -> tuple[torch.Tensor, list[str]]:
+    """The similarity table of `classes`, and the class order that it is in (that of `classes`).
+
+    The `source_table` of ranking and superclasses, made ranks of by `to_similarity`, which takes the options.
+    """
+    table = source_table(ranking, classes, superclasses)
+    return to_similarity(table, source=f"--ranking {ranking}", **options), list(classes)
+
+
+def source_table(ranking: str, classes: list[str], superclasses: str | None = None) -> np.ndarray:
+    """[C, C] similarities of `classes` as their source has them: cosines, say, that are no ranks yet.
+
+    ranking: "identity" (no two classes are similar), "superclass" (0.75 inside a superclass of the data set's, named by
+        `superclasses`), "roberta_threshold" (published cosines of ImageNet-100's class names), or a file: CSV or npz
+        matrix, or YAML of superclasses. It may hold more classes. Raises InputError on anything that does not fit.
+    """
+    source = f"--ranking {ranking}"
+    if ranking in NAMED:
+        return NAMED[ranking](classes, superclasses)
+    if ranking.endswith((".yaml", ".yml")):
+        return superclass_table(read_superclasses(Path(ranking)), classes, source)
+    if not files.is_matrix(ranking):
+        raise InputError(f"{source}: neither a file nor one of {', '.join(NAMED)}")
+    return _from_file(Path(ranking), classes, source)
+
+
+def _from_file(path: Path, classes: list[str], source: str) -> np.ndarray:
+    table, names = files.read_table(path)
+    where = {name: i for i, name in enumerate(names)}
+    _check_has(classes, where, source)
+    chosen = [where[c] for c in classes]
+    return table[np.ix_(chosen, chosen)]
+
+
+def identity(classes: list[str], superclasses: str | None) -> np.ndarray:
+    """No two classes are similar."""
+    return np.eye(len(classes))
+
+
+def of_superclasses(classes: list[str], superclasses: str | None) -> np.ndarray:
+    """0.75 inside a superclass of the data set's own file."""
+    if superclasses is None:
+        raise InputError("--ranking superclass: this data set has none; give a YAML file of superclasses")
+    return superclass_table(known_superclasses(superclasses), classes, f"--ranking superclass ({superclasses})")
+
+
+def roberta_threshold(classes: list[str], superclasses: str | None) -> np.ndarray:
+    """The published cosines of ImageNet-100's class names."""
+    return _from_file(HERE / "imagenet100_roberta_cosine.csv", classes, "--ranking roberta_threshold")
+
+
+# --ranking NAME: classes, name of the data set's superclasses -> [C, C] similarities
+NAMED = {"identity": identity, "superclass": of_superclasses, "roberta_threshold": roberta_threshold}
+
+
+def to_similarity(
+    table: np.ndarray,
+    *,
+    source: str = "ranking",
+    thresholds: list[float] | None = None,
+    every_value: bool = False,
+    hierarchy_k: int = 3,
+    similarity_threshold: float = 0.0,
+    n_sim_classes: int | None = None,
+) -> torch.Tensor:
+    """[C, C] float32 in [0, 1], whose distinct positive values are the ranks; 0 = unrelated, 1 on the diagonal.
+
+    thresholds: falling; a similarity of at least the d-th has distance d, below the last one the classes are unrelated;
+        s = 1 - 0.25 d for d <= hierarchy_k. Without: the table's values as they are, up to 16 distinct ones, or with
+        `every_value` up to 126, with one rank each.
+    similarity_threshold: smaller similarities become 0. n_sim_classes: so many of the most similar classes stay with
+        each class, the own one counted; ties stay in class order. Raises InputError, naming `source`.
+    """
+    if thresholds and every_value:
+        raise InputError("--ranks and --thresholds: give one of them; --ranks makes a rank of every value")
+    if thresholds:
+        table = _by_thresholds(table, thresholds, hierarchy_k)
+    else:
+        _check_values(table, source, MOST_RANKS if every_value else 16, every_value)
+    table = np.where(table < similarity_threshold, 0.0, table)
+    np.fill_diagonal(table, 1.0)
+    if n_sim_classes is not None:
+        table = _most_similar(table, n_sim_classes)
+    return torch.tensor(table, dtype=torch.float32)
+
+
+def _by_thresholds(table, thresholds, hierarchy_k) -> np.ndarray:
+    if sorted(set(thresholds), reverse=True) != list(thresholds):
+        raise InputError(f"--thresholds {' '.join(map(str, thresholds))}: must fall, one a rank")
+    if len(thresholds) > 3:
+        raise InputError(f"--thresholds: {len(thresholds)} given; similarity falls by {STEP} a rank, so at most 3 fit")
+    distance = 1 + (table[..., None] < np.array(thresholds)).sum(-1)  # 1 = above the first threshold
+    related = distance <= min(len(thresholds), hierarchy_k)
+    return np.where(related, 1 - STEP * distance, 0.0)
+
+
+def _check_values(table, source, most, every_value) -> None:
+    if table.min() < 0:
+        raise InputError(
+            f"{source}: holds values below 0; give --thresholds (--roberta_float_threshold), published: 0.4"
+        )
+    ranks = len(np.unique(table[table > 0]))
+    if ranks > most:
+        more = "" if every_value else f", or --ranks for a rank of every value (at most {MOST_RANKS})"
+        raise InputError(f"{source}: {ranks} distinct values would be {ranks} ranks; give --thresholds{more}")
+
+
+def _most_similar(table: np.ndarray, n: int) -> np.ndarray:
+    if n < 1:
+        raise InputError(f"--n_sim_classes {n}: must be at least 1, the own class")
+    order = np.argsort(-(table + np.eye(len(table))), axis=1, kind="stable")[:, :n]  # the own class comes first
+    kept = np.zeros_like(table, dtype=bool)
+    np.put_along_axis(kept, order, True, axis=1)
+    return np.where(kept, table, 0.0)
+
+
+def _check_has(classes, names, source) -> None:
+    missing = [c for c in classes if c not in names]
+    if missing:
+        count = f"{len(missing)} in all" if len(missing) > 1 else "it alone"
+        unused = [name for name in names if name not in classes]  # of these, one may be a wrong spelling
+        raise InputError(
+            f"{source}: lacks the class {missing[0]} of the data set ({count}){nearest(missing[0], unused)}"
+        )
+
+
+# ---- what a run prints before it trains ------------------------------------------------------------------------------
+
+
+def summary(table: torch.Tensor, taus, source: np.ndarray, classes: list[str], images: torch.Tensor) -> list[str]:
+    """The lines of a ranking: its ranks with their positives, the classes without a similar one, and examples.
+
+    table: [C, C] as the loss takes it; taus: of its ranks; source: [C, C] the similarities that it was made of;
+    images: [C] training images of each class.
+    """
+    lines = []
+    for rank, (value, tau) in enumerate(zip(sorted(table[table > 0].unique().tolist())[::-1], taus, strict=True)):
+        of_rank = table == value
+        found = source[of_rank.numpy() & ~np.eye(len(classes), dtype=bool)]
+        made_of = (
+            f", from {found.min():.4g} to {found.max():.4g}" if len(found) and (abs(found - value) > 1e-6).any() else ""
+        )
+        positives = f"{_spread(of_rank.sum(1))} classes, {_spread(of_rank.long() @ images)} images"
+        lines.append(f"rank {rank}: similarity {value:g}{made_of}, tau {tau:.3g}; positives of a class {positives}")
+    if any("/" in line for line in lines):
+        lines[0] += " (min/median/max)"
+    similar = (table > 0) & ~torch.eye(len(classes), dtype=torch.bool)
+    if not similar.any():
+        return lines
+    words = files.in_words(classes)
+    alone = [words[c] for c, some in zip(classes, similar.any(1).tolist(), strict=True) if not some]
+    if alone:
+        more = f" and {len(alone) - 5} more" if len(alone) > 5 else ""
+        lines.append(f"{len(alone)} classes without a similar class: {', '.join(alone[:5])}{more}")
+    return lines + [f"e.g. {line}" for line in _examples(similar.numpy(), source, [words[c] for c in classes])]
+
+
+def _spread(numbers: torch.Tensor) -> str:
+    """Fewest, median and most, or the one number that all are."""
+    low, high = int(numbers.min()), int(numbers.max())
+    return str(low) if low == high else f"{low}/{numbers.double().quantile(0.5):g}/{high}"
+
+
+def _examples(similar: np.ndarray, source: np.ndarray, words: list[str], most: int = 3) -> list[str]:
+    """The classes of the strongest ties, no class in two examples, each with its most similar classes."""
+    tie = np.where(similar, source, -np.inf)
+    lines, named = [], set()
+    for c in np.argsort(-tie.max(1), kind="stable"):
+        others = [o for o in np.argsort(-tie[c], kind="stable") if similar[c, o]][:3]
+        if others and not named & {c, *others}:
+            lines.append(f"{words[c]}: " + ", ".join(f"{words[o]} {source[c, o]:.2g}" for o in others))
+            named |= {c, *others}
+        if len(lines) == most:
+            break
+    return lines

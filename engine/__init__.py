@@ -1,0 +1,1 @@
+"""What runs a training, or reads a trained encoder."""

@@ -1,0 +1,111 @@
+"""--config FILE.yaml: options from a file, and the file that a run leaves: options, command, commit, versions.
+
+The file holds `option: value` with the names of the command line. What stands under `about` is no option; it says how
+a run was started.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+import util
+from engine import options
+from util import InputError
+
+NAME = "config.yaml"
+# these say how a run was started, not what it is: a new run by the same file must not take them over
+STARTS = ("resume", "overwrite")
+
+
+def parse(parser: argparse.ArgumentParser, recipes: dict) -> argparse.Namespace:
+    """Parse --config files and the command line, with the defaults of the data set that they name."""
+    util.huge_pages()
+    words = command_line(parser, sys.argv[1:])
+    known, _ = parser.parse_known_args(words)
+    parser.set_defaults(**recipes.get(known.dataset, {}))
+    return parser.parse_args(words)
+
+
+def command_line(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
+    """The command line with the options of its --config files put before its own, which so win.
+
+    Raises InputError naming file and key, where a key is no option of the parser, or its value none of the option's.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", action="append", default=[], type=Path)
+    known, own = finder.parse_known_args(words)
+    found = {}  # option -> its words, of the last file that names it
+    for path in known.config:
+        found |= _options(parser, path)
+    return [word for of_option in found.values() for word in of_option] + own
+
+
+def _options(parser, path: Path) -> dict[str, list[str]]:
+    """Option -> the words that give it the file's value; none for `null` and an empty list, which mean the default."""
+    content = util.read_yaml(path, f"--config {path}")
+    if not isinstance(content, dict):
+        raise InputError(f"--config {path}: must be lines of `option: value`")
+    actions = {name.lstrip("-"): action for action in parser._actions for name in (*action.option_strings, action.dest)}
+    found = {}
+    for key, value in content.items():
+        if key == "about":
+            continue
+        if key not in actions or key in ("help", "config"):
+            raise InputError(f"--config {path}: unknown option {key}{util.nearest(key, actions)}")
+        given = value is not None and value != []
+        found[actions[key].dest] = _option(actions[key], key, value, path) if given else []
+    return found
+
+
+def _option(action, key: str, value, path: Path) -> list[str]:
+    """The words that give an option its value; a list is one word after another, or with commas where one is wanted."""
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(v, str | int | float) for v in values):
+        raise InputError(f"--config {path}: {key}: {value} is neither a value nor a list of values")
+    values = [str(v) for v in values]
+    if isinstance(value, list) and action.nargs != "+":
+        values = [",".join(values)]
+    for text in values:
+        try:
+            read = action.type(text) if action.type else text
+        except (argparse.ArgumentTypeError, ValueError) as error:
+            raise InputError(f"--config {path}: {key}: {error}") from None
+        if action.choices is not None and read not in action.choices:
+            raise InputError(f"--config {path}: {key}: {text} is none of {', '.join(action.choices)}")
+    name = action.option_strings[0]
+    return [name, *values] if action.nargs == "+" else [f"{name}={values[0]}"]
+
+
+# ---- what a run and a result say of themselves -----------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """Versions of what figures depend on."""
+    libraries = ("torch", "torchvision", "numpy", "scikit-learn")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in libraries}}
+
+
+def commit() -> str | None:
+    """The git commit of this code, with "+ changes" where files differ from it; None where there is no git."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        where = ["git", "-C", str(Path(__file__).resolve().parent)]
+        found = [
+            subprocess.run([*where, *words], capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+        return found[0] + (" + changes" if found[1] else "")
+    return None
+
+
+def write(folder: Path, args) -> None:
+    """Write a run's options, and under `about` its command, commit and versions, for --config to take back."""
+    content = {key: value for key, value in options.plain(args).items() if key not in STARTS}
+    about = {"command": list(sys.argv), "commit": commit(), "versions": versions()}
+    text = yaml.safe_dump({"about": about, **content}, sort_keys=False, allow_unicode=True, width=120)
+    util.write_file(folder / NAME, text.encode())

@@ -1,0 +1,174 @@
+"""A frozen encoder from a checkpoint, and its features of a data set, kept and reused: what evaluations start from."""
+
+import hashlib
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import datasets
+import evaluation
+import util
+from datasets import augmentation, decoding
+from engine import checkpoint, distributed, training
+from engine.loading import Loading, share_loader
+from util import InputError
+
+
+@dataclass
+class Frozen:
+    """An encoder in eval mode and the views it wants.
+
+    record: path, sha256, model, epoch, dataset and classes of the checkpoint; name: of its run; classifier: {weight
+    [C, d], bias [C]} of a cross-entropy model, else {}; transform: evaluation's, from a PIL image; size, mean, std: of
+    a view; extracted: by title, the file that keeps features, if any, and whether they were read from it.
+    """
+
+    encoder: nn.Module
+    record: dict
+    name: str
+    classifier: dict[str, Tensor]
+    transform: object
+    size: int
+    mean: tuple
+    std: tuple
+    extracted: dict = field(default_factory=dict)
+
+    def about(self) -> dict:
+        """What a result's record says of views and features."""
+        views = {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+        return {"views": views, "features": self.extracted}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which encoder, and what it is to see. What is None is as the checkpoint says, or as known of the data set.
+
+    ckpt: checkpoint, or a run's folder; model: its encoder; model_type: "contrastive" or "cross_entropy"; dataset: the
+    images that it is for; views: their size, mean and std.
+    """
+
+    ckpt: str
+    model: str | None = None
+    model_type: str | None = None
+    dataset: str = "digits"
+    views: tuple = (None, None, None)
+
+
+def load(wanted: Wanted, train: datasets.ImageData) -> Frozen:
+    """The encoder of a checkpoint, strictly; its views' size, mean and std: given, as in its training, or known.
+
+    Raises InputError where what is wanted contradicts the file.
+    """
+    torch.backends.cudnn.allow_tf32 = False  # figures to the last digit; loading is what takes the time
+    path = checkpoint.find(wanted.ckpt)
+    state, source = checkpoint.load(path), f"--ckpt {path}"
+    if state.get("script") == "main_linear":
+        raise InputError(f"{source}: is a linear probe; give the encoder that it was trained on")
+    weights, classifier = checkpoint.encoder_weights(state, source)
+    if wanted.model_type == "cross_entropy" and not classifier:
+        raise InputError(f"--model_type cross_entropy: {path} holds no linear classifier; it is a contrastive model")
+    if wanted.model_type == "contrastive" and classifier:
+        raise InputError(f"--model_type contrastive: {path} holds a linear classifier; it is a cross-entropy model")
+    trained = checkpoint.trained_options(state)
+    encoder, model = _encoder(wanted.model, trained.get("model"), weights, path)
+    checkpoint.load_strictly(encoder, weights, source)
+    spec, (size, mean, std) = datasets.spec(wanted.dataset), wanted.views
+    size = size or state.get("size") or trained.get("size") or spec.size
+    mean, std = mean or state.get("mean") or spec.mean, std or state.get("std") or spec.std
+    if mean is None:
+        mean, std = datasets.mean_and_std(train)
+    name = path.resolve().parent.name + ("" if path.stem == "last" else f"_{path.stem}")
+    record = {"path": str(path.resolve()), "sha256": checkpoint.sha256(path), "model": model}
+    record |= {"epoch": state.get("epoch"), "dataset": trained.get("dataset"), "classes": state.get("classes")}
+    record["instance_ranks"] = trained.get("instance_ranks")
+    _warn_of_other_classes(wanted.dataset, record, train.classes)
+    transform = augmentation.evaluation(size, mean, std, spec.small)
+    return Frozen(encoder.eval().requires_grad_(False), record, name, classifier, transform, size, mean, std)
+
+
+def _warn_of_other_classes(dataset: str, record: dict, classes: list[str]) -> None:
+    if (
+        distributed.is_main()
+        and record["dataset"] == dataset
+        and record["classes"]
+        and not record["instance_ranks"]
+        and set(record["classes"]) != set(classes)
+    ):
+        numbers = f"{len(record['classes'])} classes of {dataset}, this evaluates {len(classes)}"
+        print(f"warning: {record['path']} was trained on {numbers}; see --hold_out", file=sys.stderr)
+
+
+def _encoder(wanted: str | None, trained: str | None, weights: dict, path: Path) -> tuple[nn.Module, str]:
+    """An encoder of the name in options and file, which must agree; the stem is the one that the file has."""
+    from networks import resnet
+
+    name = wanted or trained
+    if name is None:
+        raise InputError(f"--ckpt {path} does not say which encoder it holds; give --model")
+    encoder = training.build_encoder(name, small_images=resnet.has_small_stem(weights))
+    if trained and resnet.base_name(name) != resnet.base_name(trained):
+        raise InputError(f"--model {name}: {path} holds a {trained}; leave --model out")
+    return encoder, name
+
+
+def features(
+    frozen: Frozen, data: datasets.ImageData, title: str, loading: Loading, cache: Path | None = None
+) -> tuple[Tensor, Tensor]:
+    """Features [n, d] (float32, before the head, not normalised) and labels [n] of a data set, in order, on the CPU.
+
+    The processes share the work. With a folder `cache` they are read from there, or written there: one file for each
+    checkpoint, transform and list of images.
+    """
+    data.transform = frozen.transform
+    path = cache_file(frozen, data, cache)
+    missing = torch.tensor(float(path is None or not path.is_file()), device=loading.device)
+    if not distributed.all_reduce(missing, "max"):  # a disk that only some processes see keeps nothing for them
+        frozen.extracted[title] = {"file": str(path), "reused": True}
+        try:
+            kept = torch.load(path, weights_only=True)
+            return kept["features"], kept["labels"]
+        except Exception as error:  # torch.load meets damage in many ways
+            raise InputError(f"--features_cache {path}: damaged ({type(error).__name__}); delete this file") from None
+    frozen.extracted[title] = {"file": path and str(path), "reused": False}
+    share, encoder = share_loader(data, loading), frozen.encoder.to(loading.device)
+    batches = util.tracked(share, f"features of {len(data)} images, {title}", show=distributed.is_main())
+    x, _ = evaluation.extract(encoder, batches, loading.device) if len(share) else (torch.zeros(0, 1), None)
+    if distributed.world_size() > 1:
+        x = _interleave(x, len(data), frozen.encoder.dim, loading.device)
+    if not x.isfinite().all():
+        raise InputError(f"--ckpt {frozen.record['path']}: some features are NaN or infinite; its training went wrong")
+    if path and distributed.is_main():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"checkpoint": frozen.record, "transform": str(frozen.transform), "classes": data.classes}
+        checkpoint.write_whole(path, {"features": x, "labels": data.labels, **about})
+    return x, data.labels
+
+
+def _interleave(x: Tensor, total: int, dim: int, device) -> Tensor:
+    """Process r holds rows r, r + world, ...: the rows of all, in order."""
+    padded = torch.zeros(-(-total // distributed.world_size()), dim)
+    padded[: len(x)] = x
+    parts = distributed.gather(padded.to(device)).cpu().view(distributed.world_size(), len(padded), dim)
+    return parts.transpose(0, 1).reshape(-1, dim)[:total].contiguous()
+
+
+def cache_file(frozen: Frozen, data: datasets.ImageData, folder: Path | None) -> Path | None:
+    """Where a folder keeps these features: named by a hash of checkpoint, model, decoder, transform and images."""
+    if not folder:
+        return None
+    key = hashlib.sha256()
+    about = (frozen.record["sha256"], frozen.record["model"], frozen.transform, decoding.VERSION, data.classes)
+    key.update(repr(about).encode())
+    key.update(data.labels.numpy().tobytes())
+    if isinstance(data.images, np.ndarray):
+        key.update(repr(data.images.shape).encode() + np.ascontiguousarray(data.images).tobytes())
+    else:
+        for image in data.images:
+            stat = os.stat(getattr(image, "file", image))  # of a packed image, the pack
+            key.update(f"{image}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return folder / f"{frozen.name}_{len(data)}_{key.hexdigest()[:24]}.pt"

@@ -1,0 +1,235 @@
+"""Start the processes of a run, and say once what ends it.
+
+Four ways to start: plain `python script.py` makes one process per GPU (or --nproc_per_node of them); `torchrun` and
+SLURM's `srun` (one task a process) set an environment of their own; several nodes without them are named by
+--world-size, --rank and --dist-url.
+"""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+import util
+from engine import distributed, signals
+from util import InputError
+
+GRACE_SECONDS = 5  # for processes to end by themselves after one has failed
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes a run has, and how they find one another.
+
+    per_node: None = one per GPU, one on a machine without; nodes: their number; node: this one's number, from 0;
+    url: tcp://HOST:PORT of node 0, None = this machine; backend: "nccl" or "gloo", on CUDA; timeout_minutes: a run that
+    hangs for so long is ended.
+    """
+
+    per_node: int | None = None
+    nodes: int = 1
+    node: int = 0
+    url: str | None = None
+    backend: str = "nccl"
+    timeout_minutes: float = 30
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the processes of a run meet. world: their number, None = torchrun's environment says it; first: the number
+    of this node's first one.
+    """
+
+    backend: str
+    minutes: float
+    url: str | None = None
+    world: int | None = None
+    first: int = 0
+
+
+def launch(worker: Callable[[torch.device], None], processes: Processes) -> None:
+    """Run worker(device) in every process of the run; returns when all are done. `worker` can be pickled.
+
+    Raises InputError if a worker met bad input, SystemExit if one failed or was asked to stop.
+    """
+    cuda, env = torch.cuda.is_available(), os.environ
+    if not cuda and env.get("RANK", env.get("SLURM_PROCID", "0")) == "0":
+        print("no CUDA device: this runs on the CPU", file=sys.stderr)
+    backend = processes.backend.lower() if cuda else "gloo"
+    if backend not in ("nccl", "gloo"):
+        raise InputError(f"--dist-backend {backend} is unknown; choose nccl or gloo")
+    minutes = processes.timeout_minutes
+    if "LOCAL_RANK" in env and "RANK" in env:  # torchrun
+        return _run(int(env["LOCAL_RANK"]), None, worker, Meeting(backend, minutes))
+    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # srun
+        rank, local, world = (int(env[f"SLURM_{x}"]) for x in ("PROCID", "LOCALID", "STEP_NUM_TASKS"))
+        return _run(local, None, worker, Meeting(backend, minutes, _slurm_url(env), world, rank - local))
+    local = processes.per_node or max(1, torch.cuda.device_count())
+    if cuda and local > torch.cuda.device_count():
+        raise InputError(f"--nproc_per_node {local} is more than the {torch.cuda.device_count()} GPUs of this node")
+    nodes, node = max(1, processes.nodes), max(0, processes.node)
+    if nodes > 1 and not processes.url:
+        raise InputError("--world-size counts nodes; with more than one, give --dist-url tcp://HOST:PORT of node 0")
+    if nodes * local == 1:
+        return worker(_device(0))
+    url = processes.url or f"tcp://127.0.0.1:{_free_port()}"
+    return _spawn(local, worker, Meeting(backend, minutes, url, nodes * local, node * local))
+
+
+def _slurm_url(env) -> str:
+    """Where the tasks of a SLURM step meet: the first node of its list, a port of the job's own."""
+    first = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", env["SLURM_STEP_NODELIST"])
+    host = env.get("MASTER_ADDR") or first[1] + (first[2] or "")
+    return f"tcp://{host}:{env.get('MASTER_PORT') or 20000 + int(env.get('SLURM_JOB_ID', 0)) % 20000}"
+
+
+def _spawn(local: int, worker, meeting: Meeting) -> None:
+    """Start the processes of this node and wait for them; the first that fails ends the others, and is heard."""
+    context = multiprocessing.get_context("spawn")
+    errors = context.SimpleQueue()
+    processes = [context.Process(target=_run, args=(i, errors, worker, meeting)) for i in range(local)]
+    for process in processes:
+        process.start()
+    with signals.passed_on(processes):
+        while True:
+            codes = [p.exitcode for p in processes]  # read once: one may end between two looks
+            if any(codes) or None not in codes:
+                break
+            multiprocessing.connection.wait(
+                [p.sentinel for p, code in zip(processes, codes, strict=True) if code is None]
+            )
+    failed = next((p for p, code in zip(processes, codes, strict=True) if code), None)
+    if failed is None:
+        return
+    _end(processes, wait=failed.exitcode == distributed.EXIT_STOPPED)
+    if not errors.empty():
+        code, text = errors.get()
+        raise InputError(text) if code == 2 else SystemExit(text)
+    if failed.exitcode > 0:
+        raise SystemExit(failed.exitcode)
+    name = signal.Signals(-failed.exitcode).name
+    raise SystemExit(f"process {processes.index(failed)} of this node was ended by {name}; SIGKILL: out of memory?")
+
+
+def _end(processes, wait: bool) -> None:
+    """End the processes that still run: by SIGTERM, or, where they are about to end themselves, after a wait."""
+    if not wait:
+        for process in processes:
+            process.terminate()
+    until = time.monotonic() + GRACE_SECONDS
+    for process in processes:
+        process.join(max(0, until - time.monotonic()))
+        process.kill()
+        process.join()
+
+
+def _run(local_rank: int, errors, worker, meeting: Meeting) -> None:
+    """One process: join the others, work, say what went wrong."""
+    if errors is not None:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        multiprocessing.set_start_method(None, force=True)  # else its loaders are spawned too, and import torch anew
+    device = _device(local_rank)
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if device.type == "cpu" and threads is None and meeting.world:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // meeting.world))
+    limit = timedelta(minutes=meeting.minutes)
+    if meeting.backend == "nccl":
+        os.environ.setdefault("TORCH_NCCL_DESYNC_DEBUG", "1")  # its watchdog names the process that lags
+    later = timedelta(minutes=1) if meeting.backend == "nccl" else timedelta()  # the host's words, below, come first
+    try:
+        if meeting.world is None:
+            how = _of_torchrun(limit)
+        else:
+            how = {"init_method": meeting.url, "world_size": meeting.world, "rank": meeting.first + local_rank}
+        dist.init_process_group(meeting.backend, timeout=limit + later, **how)
+        if distributed.world_size() > 1:
+            distributed.groups["host"] = dist.new_group(backend="gloo", timeout=limit)
+            distributed.groups["watch"] = dist.new_group(backend="gloo", timeout=limit)
+        worker(device)
+        distributed.barrier()
+    except (Exception, KeyboardInterrupt) as error:
+        _fail(error, errors, meeting.minutes)
+    finally:
+        distributed.groups.clear()
+        with contextlib.suppress(Exception):
+            dist.destroy_process_group()
+
+
+def _of_torchrun(limit: timedelta) -> dict:
+    """Rank, world size and store that torchrun names.
+
+    On one node, torchrun's own store outlives a restart (--max-restarts), with the addresses of processes that are
+    gone: each start has keys of its own. On several nodes the number of restarts may differ between them; there the
+    README names the variable that gives each start a new store.
+    """
+    store, rank, world = next(rendezvous("env://", timeout=limit))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return {"store": store, "rank": rank, "world_size": world}
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGKILL)  # or it would write on, beside the run that takes its place
+
+
+def _fail(error: BaseException, errors, minutes: float) -> None:
+    """Say once, from the process that it began in, what ends the run; the others wait to be ended."""
+    if isinstance(error, KeyboardInterrupt):
+        sys.exit(130)
+    code, text = 2, util.fault(error)
+    if text is None:
+        code, text = 1, "".join(traceback.format_exception(error))
+        if "watch" in distributed.groups and re.search("timed? ?out", str(error), re.IGNORECASE):
+            text = _who_hangs(minutes) + text.splitlines()[-1]
+        elif re.search("closed by peer|connection (was )?(reset|closed)|broken pipe", str(error), re.IGNORECASE):
+            time.sleep(2 * GRACE_SECONDS)
+            text = f"process {distributed.rank()} has lost another process, whose own error comes first\n{text}"
+    if errors is not None:
+        errors.put((code, text))
+        sys.exit(code)
+    if isinstance(error, distributed.MainFailed):
+        sys.exit(2)
+    raise InputError(text) if code == 2 else SystemExit(text)
+
+
+def _who_hangs(minutes: float) -> str:
+    """After a time-out: the processes that do not answer. The main process finds out; the others let it speak first."""
+    try:
+        wait = timedelta(seconds=GRACE_SECONDS)
+        dist.monitored_barrier(group=distributed.groups.get("watch"), timeout=wait, wait_all_ranks=True)
+    except Exception as error:
+        named = re.search(r"[Rr]anks? ([\d, ]+) failed", str(error))
+        if distributed.rank() != 0:
+            time.sleep(2 * GRACE_SECONDS)
+        who = f"process {named[1]}" if named and distributed.rank() == 0 else "process 0"
+        return f"{who} hangs: the others waited for {minutes:g} minutes (--timeout_minutes)\n"
+    return f"a collective operation hung for {minutes:g} minutes (--timeout_minutes), though all processes answer\n"
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())  # srun may show each task one GPU only
+    torch.cuda.set_device(device)
+    return device
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

@@ -1,0 +1,205 @@
+"""From a data set to batches on the device: damaged images, order, loader processes, views."""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Sampler, Subset, TensorDataset
+
+import util
+from datasets.decoding import find_damage
+from datasets.views import Views, as_it_is
+from engine import distributed, signals
+from util import InputError
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How batches come to a device.
+
+    batch_size: images a step, over all processes; workers: loader processes of each process; channels_last: layout of
+    the images, and of the convolutions that take them.
+    """
+
+    batch_size: int
+    workers: int
+    device: torch.device
+    channels_last: bool = False
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of images and convolutions."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def of_loader(self) -> dict:
+        """Arguments of a DataLoader. Its processes leave signals, which may go to all of a job, to the one that saves;
+        it draws from random numbers of its own, so that those of the process stand where a checkpoint says.
+        """
+        return {
+            "num_workers": self.workers,
+            "pin_memory": self.device.type == "cuda",
+            "persistent_workers": self.workers > 0,
+            "worker_init_fn": signals.ignore if self.workers else None,
+            "generator": torch.Generator(),
+        }
+
+
+def check_images(run, device, check: bool, skip: bool, **parts) -> list:
+    """Where `check` holds, decode every image of the parts (name -> data), the processes sharing the work; returns the
+    parts without the damaged ones.
+
+    They are listed in the run's damaged_images.txt; unless `skip` holds, they are an InputError.
+    """
+    damaged, kept = {}, []
+    for name, data in parts.items():
+        if not check or isinstance(data.images, np.ndarray):
+            kept.append(data)
+            continue
+        bad = _damaged(data, device)
+        damaged[name] = [data.images[i] for i in bad.nonzero()[:, 0].tolist()]
+        run.say(f"decoded {len(data)} {name} images, {len(damaged[name])} damaged")
+        if bad.all():
+            raise InputError(f"--check_data: none of the {len(data)} {name} images can be read")
+        kept.append(data.chosen((~bad).nonzero()[:, 0].tolist()) if bad.any() else data)
+    found = [image for images in damaged.values() for image in images]
+    if found:
+        listed = run.list_damage(found)
+        if not skip:
+            counts = " and ".join(f"{len(images)} of {len(parts[n])} {n}" for n, images in damaged.items() if images)
+            raise InputError(
+                f"--check_data: {counts} images are damaged, as {found[0]}; give --skip_images {listed}, or "
+                "--on_bad_image skip"
+            )
+    return kept
+
+
+def _damaged(data, device) -> torch.Tensor:
+    """[n] bool on the CPU: the images that do not decode, the same on every process."""
+    share = range(distributed.rank(), len(data), distributed.world_size())
+    found = find_damage([data.images[i] for i in share], show=distributed.is_main())
+    bad = torch.zeros(len(data), dtype=torch.uint8, device=device)
+    bad[[share[i] for i in found]] = 1
+    return distributed.all_reduce(bad, "max").bool().cpu()
+
+
+def report_damage(run, data, device) -> dict:
+    """The number of images that were skipped so far by any process, for the log; a new one is listed and counted."""
+    if data.bad is None:
+        return {}
+    bad = distributed.all_reduce(data.bad.to(device, torch.uint8), "max")
+    damaged = bad.nonzero()[:, 0].tolist()
+    if len(damaged) > run.damaged:
+        run.damaged = len(damaged)
+        listed = run.list_damage([data.images[i] for i in damaged])
+        run.say(f"{len(damaged)} damaged images skipped so far, such as {data.images[damaged[-1]]}; listed in {listed}")
+    return {"damaged_images": len(damaged)} if damaged else {}
+
+
+class EpochBatches(Sampler):
+    """The batches of an epoch, this process's part of each: indices, in an order made of (seed, epoch) alone.
+
+    A batch is the same set of images whatever the number of processes, which share it in rank order. Items are
+    (epoch, index) where `keyed`: what is drawn for an image depends on these and on the seed (datasets.ImageData).
+    Whole batches only: BatchNorm and the bank want them.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, keyed: bool = True):
+        self.count, self.batch_size, self.seed, self.keyed = count, batch_size, seed, keyed
+        self.set_epoch(1)
+
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
+        """The epoch that comes next, from its step `done` on."""
+        self.epoch, self.done = epoch, done
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch."""
+        return self.count // self.batch_size
+
+    def __iter__(self):
+        order = util.keyed_generator(self.seed, self.epoch, "order").permutation(self.count)
+        for step in range(self.done, len(self)):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            part = np.array_split(batch, distributed.world_size())[distributed.rank()].tolist()
+            yield [(self.epoch, i) for i in part] if self.keyed else part
+
+
+def training_loader(data, loading: Loading, seed: int):
+    """Batches on the device, and their sampler: shuffled, shared out to the processes, whole batches only.
+
+    data: Views, or features in memory (a TensorDataset), which come a whole batch at a time.
+    """
+    if loading.batch_size < distributed.world_size():
+        raise InputError(f"--batch_size {loading.batch_size} is less than the {distributed.world_size()} processes")
+    if len(data) < loading.batch_size:
+        raise InputError(f"--batch_size {loading.batch_size} is more than the {len(data)} training images")
+    in_memory = isinstance(data, TensorDataset)
+    sampler = EpochBatches(len(data), loading.batch_size, seed, keyed=not in_memory)
+    if in_memory:
+        loader = DataLoader(data, sampler=sampler, batch_size=None)
+    else:
+        loader = DataLoader(data, batch_sampler=sampler, collate_fn=as_it_is, **loading.of_loader())
+    return Batches(loader, loading.device, loading.memory_format), sampler
+
+
+def augmented(data, augmentation, seed: int, where: str | None, device) -> Views:
+    """The training images as views of a seed, finished on the "device", or by the "worker"; None: on a CUDA device."""
+    where = where or ("device" if device.type == "cuda" else "worker")
+    return Views(data, augmentation, seed, finished=where == "worker")
+
+
+class Batches:
+    """A loader's batches, on the device and finished: (images, labels).
+
+    On CUDA the next batch is copied, on a stream of its own, while the device works on this one.
+    """
+
+    def __init__(self, loader, device, memory_format):
+        self.loader, self.dataset, self.device, self.memory_format = loader, loader.dataset, device, memory_format
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self):
+        if self.device.type != "cuda":
+            yield from map(self._finished, self.loader)
+            return
+        copies, ahead = torch.cuda.Stream(), None
+        for batch in itertools.chain(self.loader, [None]):
+            now = ahead
+            if batch is not None:
+                with torch.cuda.stream(copies):
+                    ahead = self._moved(batch), copies.record_event()
+            if now is not None:
+                moved, copied = now
+                torch.cuda.current_stream().wait_event(copied)
+                yield self._finished(moved)
+
+    def _moved(self, batch):
+        images, labels = batch
+        if isinstance(images, torch.Tensor):
+            images = images.to(self.device, non_blocking=True)
+        else:  # the parameters stay on the CPU, where what is to be done is read from them
+            images = images[0].to(self.device, non_blocking=True), images[1]
+        return images, labels.to(self.device, non_blocking=True)
+
+    def _finished(self, batch):
+        images, labels = batch
+        for x in (images if isinstance(images, torch.Tensor) else images[0], labels):
+            if x.is_cuda:
+                x.record_stream(torch.cuda.current_stream())  # its memory may not be used again before
+        if not isinstance(images, torch.Tensor):
+            return self.dataset.finish(*images, self.memory_format), labels
+        if images.ndim >= 4 and self.memory_format == torch.channels_last:
+            flat = images.flatten(0, -4).contiguous(memory_format=self.memory_format)
+            images = flat.unflatten(0, images.shape[:-3])
+        return images, labels
+
+
+def share_loader(data, loading: Loading):
+    """This process's share of a data set in order, every image once over all processes: r, r + world, ..."""
+    share = range(distributed.rank(), len(data), distributed.world_size())
+    if isinstance(data, TensorDataset):
+        batches = BatchSampler(share, loading.batch_size, drop_last=False)
+        return DataLoader(data, sampler=batches, batch_size=None)
+    return DataLoader(Subset(data, share), batch_size=loading.batch_size, **loading.of_loader())

@@ -1,0 +1,127 @@
+"""What main_supcon.py trains on: the options of objective and ranking, the images, and the loss over their ranks."""
+
+import numpy as np
+import torch
+
+import datasets
+from datasets import rankings
+from datasets.rankings import instances
+from engine import distributed, options
+from losses import VARIANTS, NestedRINCELoss, RINCELoss
+from util import InputError
+
+
+def add_options(p) -> None:
+    """The objective, and which classes are similar."""
+    g = p.add_argument_group("objective")
+    g.add_argument("--loss_type", choices=["rince", "supcon"], help="None: rince, or supcon if n_sim_classes is 1")
+    g.add_argument("--variant", choices=VARIANTS, help="form of the terms (None: as the two published flags below say)")
+    options.flag(g, "--mixed_out_in", "--mixed_out_in_log", help="RINCE out-in: rank 0 out, farther ranks in")
+    options.flag(g, "--do_sum_in_log", default=True, help="else: positives summed in the logarithm (in), or not (out)")
+    options.flag(g, "--one_loss_per_rank", default=True, help="False: all similar classes count as the own class")
+    options.flag(g, "--use_same_and_similar_class", help="cumulative positives: the second rank includes the first")
+    g.add_argument("--min_tau", type=options.positive, default=0.1, help="temperature of rank 0")
+    g.add_argument("--max_tau", type=options.positive, default=0.6, help="temperature at similarity 0")
+    options.flag(g, "--use_dynamic_tau", default=True, help="temperature grows with distance; False: min_tau for all")
+    g.add_argument("--min_probability", type=float, default=1e-7, help="harder terms are left out (published); 0: none")
+    g = p.add_argument_group("ranking of classes")
+    g.add_argument("--ranking", help="identity, superclass, roberta_threshold, or a CSV, npz or YAML file")
+    options.flag(g, "--use_supercategories", help="published spelling of --ranking superclass")
+    g.add_argument("--similarity_ranking_imagenet", help="published spelling of --ranking for ImageNet-100")
+    g.add_argument("--thresholds", "--roberta_float_threshold", type=float, nargs="+", help="falling, one a rank")
+    options.flag(g, "--ranks", help="a rank for every distinct value of the ranking, instead of --thresholds")
+    g.add_argument("--hierarchy_k", type=int, default=3, help="largest distance that counts as similar")
+    g.add_argument("--similarity_threshold", type=float, default=0.0, help="smaller similarities become 0")
+    g.add_argument("--n_sim_classes", type=options.positive_int, help="most similar classes to keep, the own included")
+    g.add_argument(
+        "--instance_ranks", metavar="FILE", help="no classes: CSV image,<finest group>,...,<coarsest>; --dataset path"
+    )
+
+
+def variant(args) -> str:
+    """--variant, or the published flags' meaning."""
+    return args.variant or ("out_in" if args.mixed_out_in else "in" if args.do_sum_in_log else "out")
+
+
+def load_data(args):
+    """The training images, and with --instance_ranks the groups that their labels lie in, and the levels' names."""
+    if not args.instance_ranks:
+        return datasets.build(args.dataset, split="train", **options.chosen_images(args)), None
+    if args.dataset != "path":
+        raise InputError(f"--instance_ranks {args.instance_ranks}: needs --dataset path")
+    for name in ("hold_out", "ranking", "similarity_ranking_imagenet", "use_supercategories", "thresholds", "ranks"):
+        if getattr(args, name):
+            raise InputError(f"--{name} has no use with --instance_ranks, which makes the ranks")
+    data, groups, levels = instances.build(args.data_folder, args.instance_ranks)
+    unlisted = instances.unlisted(data, args.data_folder)
+    if unlisted and distributed.is_main():
+        print(f"--instance_ranks does not name {unlisted} images of {args.data_folder}: they are left out")
+    return datasets.without(data, args.skip_images), (groups, levels)
+
+
+def held_out(args, transform):
+    """Training and validation set as evaluation sees them, for --knn_freq; None without. Raises InputError."""
+    if not args.knn_freq:
+        return None
+    if args.instance_ranks:
+        raise InputError("--knn_freq: asks for classes, and --instance_ranks has none")
+    try:
+        pair = datasets.build_pair(args.dataset, **options.chosen_images(args))
+    except InputError as error:
+        raise InputError(f"--knn_freq needs validation images: {error}") from None
+    for part in pair:
+        part.tolerate_damage()  # a picture of the run is not worth ending it
+        part.transform = transform
+    return pair
+
+
+def build(args, data, nested=None):
+    """The loss over the ranking that the options name, and the lines that say what a run trains on."""
+    max_tau = args.max_tau if args.use_dynamic_tau else args.min_tau
+    supcon = args.loss_type == "supcon" or (args.loss_type is None and args.n_sim_classes == 1)
+    how = args.min_tau, max_tau, variant(args), args.use_same_and_similar_class, args.min_probability
+    try:
+        if nested:
+            groups, levels = (nested[0][:, :1], nested[1][:1]) if supcon else nested
+            criterion = NestedRINCELoss(groups, *how)
+            lines = instances.summary(groups, levels, criterion.taus, data.labels)
+        else:
+            raw, table = class_ranking(args, data.classes, supcon)
+            criterion = RINCELoss(table, *how)
+            images = torch.bincount(data.labels, minlength=len(data.classes))
+            lines = rankings.summary(table, criterion.taus, raw, data.classes, images)
+            if not supcon and len(criterion.taus) == 1:
+                lines.append("warning: no class has a similar class in this ranking; one rank alone is SCL")
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"objective: {error}") from None
+    if args.memorybank_size > 2 * len(data):
+        lines.append(
+            f"warning: --memorybank_size {args.memorybank_size} holds the keys of "
+            f"{args.memorybank_size / len(data):.0f} epochs, most of them made by encoders long past; try "
+            f"{max(args.batch_size, 2 ** (len(data).bit_length() - 1))}, and a small --batch_size"
+        )
+    kind = "groups" if nested else "classes"
+    title = f"{'SCL' if supcon else 'RINCE'} {variant(args)}: {len(data)} images, {len(data.classes)} {kind}"
+    return criterion, "\n".join([title, *lines])
+
+
+def class_ranking(args, classes, supcon: bool):
+    """Similarities of the classes as their source has them, and as the loss takes them."""
+    ranking = args.ranking or args.similarity_ranking_imagenet or ("superclass" if args.use_supercategories else None)
+    if supcon:
+        return np.eye(len(classes)), torch.eye(len(classes))
+    if ranking is None:
+        raise InputError("RINCE needs a ranking of classes: give --ranking, or --loss_type supcon for none")
+    raw = rankings.source_table(ranking, classes, datasets.spec(args.dataset).superclasses)
+    table = rankings.to_similarity(
+        raw,
+        source=f"--ranking {ranking}",
+        thresholds=args.thresholds,
+        every_value=args.ranks,
+        hierarchy_k=args.hierarchy_k,
+        similarity_threshold=args.similarity_threshold,
+        n_sim_classes=args.n_sim_classes,
+    )
+    return raw, table if args.one_loss_per_rank else (table > 0).float()

@@ -1,0 +1,276 @@
+"""Argument groups that the scripts share. Booleans are written --flag=True, --flag True, or --flag alone."""
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from engine.frozen import Wanted
+from engine.launch import Processes
+from engine.loading import Loading
+from engine.optimisation import Schedule, Stepper, precision, sgd, warm_up_epochs
+from util import InputError, check_folder, nearest
+
+
+def boolean(text: str) -> bool:
+    """The documented commands' spelling of a boolean."""
+    if text.lower() in ("true", "1", "yes"):
+        return True
+    if text.lower() in ("false", "0", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+
+
+def positive_int(text: str) -> int:
+    """An integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number in [0, 1]."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1]")
+    return value
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return value
+
+
+def count(text: str) -> int:
+    """An integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Comma-separated integers."""
+    return tuple(int(x) for x in text.split(","))
+
+
+def three_numbers(text: str) -> tuple[float, ...]:
+    """A mean or std a channel, as "(0.5, 0.5, 0.5)"."""
+    values = tuple(float(x) for x in text.strip("()[] ").split(","))
+    if len(values) != 3:
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers")
+    return values
+
+
+def three_positive(text: str) -> tuple[float, ...]:
+    """Three numbers above 0."""
+    values = three_numbers(text)
+    if min(values) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a number that is not above 0")
+    return values
+
+
+def flag(group, *names: str, default: bool = False, help: str) -> None:
+    """Declare a boolean that may stand alone."""
+    group.add_argument(*names, type=boolean, nargs="?", const=True, default=default, metavar="BOOL", help=help)
+
+
+LETTERS = {"positive_int": "N", "count": "N", "int": "N", "float": "X", "positive": "X", "fraction": "X"}
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """One line an option where it fits; shows defaults where there are any, and keeps the description's lines."""
+
+    def __init__(self, prog, **kwargs):
+        super().__init__(prog, **{"max_help_position": 34, **kwargs})
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None or action.default == [] else super()._get_help_string(action)
+
+    def _get_default_metavar_for_optional(self, action):
+        return LETTERS.get(getattr(action.type, "__name__", ""), "VALUE")
+
+    def _format_action_invocation(self, action):
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        values = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {values}"
+
+
+class Parser(argparse.ArgumentParser):
+    """Names the nearest option to one that there is not. exit_with(message): what ends it, argparse's way if None."""
+
+    exit_with = None
+
+    def error(self, message):
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        known = [name for action in self._actions for name in action.option_strings]
+        message += nearest(unknown[1], known) if unknown else ""
+        (self.exit_with or super().error)(message)
+
+
+# small images are read faster than loader processes start
+SMALL_DATA = {name: {"num_workers": 0} for name in ("digits", "fashion_mnist", "cifar10", "cifar100")}
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser whose help shows defaults and whose options must be spelt in full."""
+    p = Parser(
+        description=description, formatter_class=Help, allow_abbrev=False, usage="%(prog)s [--option VALUE ...]",
+        epilog="Defaults are the published ones. Small data sets (digits, Fashion-MNIST) have ones of their own, "
+        "in RECIPES at the head of the script; a run's config.yaml has all that it used.",
+    )  # fmt: skip
+    p.add_argument(
+        "--config", metavar="FILE", default=argparse.SUPPRESS,
+        help="YAML of options, such as a run's config.yaml; the command line wins",
+    )  # fmt: skip
+    return p
+
+
+SYNC_BN = "BatchNorm of the (query) encoder over the batch of all processes, not of each: slower, CUDA only"
+
+
+def add_data(p, names) -> None:
+    """Which images, and how they are read."""
+    g = p.add_argument_group("data")
+    g.add_argument("--dataset", default="digits", choices=names, help="data set")
+    g.add_argument("--data_folder", default="./data", help="folder of the data set")
+    g.add_argument("--size", type=positive_int, help="side of a view in pixels (None: the data set's own)")
+    g.add_argument("--mean", type=three_numbers, help='"(r, g, b)" in [0, 1] (None: the data set\'s, or estimated)')
+    g.add_argument("--std", type=three_positive, help="likewise")
+    g.add_argument("--hold_out", nargs="+", default=[], metavar="CLASS", help="classes to leave out")
+    g.add_argument("--skip_images", metavar="FILE", help="list of images to leave out, one path a line")
+    g.add_argument("--batch_size", type=positive_int, default=256, help="images a step, over all processes")
+    workers = min(8, os.cpu_count() or 1)
+    g.add_argument("--num_workers", type=count, default=workers, help="loader processes of each process")
+
+
+def add_training(p) -> None:
+    """Optimisation and what a run leaves behind."""
+    g = p.add_argument_group("optimisation")
+    g.add_argument("--epochs", type=positive_int, default=1000, help="epochs")
+    g.add_argument("--learning_rate", type=positive, default=0.05, help="base learning rate")
+    flag(g, "--cosine", help="cosine schedule; else steps")
+    g.add_argument("--lr_decay_epochs", type=integers, default=(700, 800, 900), help="of the steps, as 700,800,900")
+    g.add_argument("--lr_decay_rate", type=positive, default=0.1, help="factor a step; cosine ends at its cube")
+    flag(g, "--warm", help="linear warm-up over 10 epochs; always above batch size 256")
+    g.add_argument("--momentum", type=fraction, default=0.9, help="of SGD")
+    g.add_argument("--weight_decay", type=float, default=1e-4, help="weight decay")
+    g.add_argument("--seed", type=int, default=0, help="random seed")
+    flag(g, "--detect_anomaly", help="name the operation whose gradient turns NaN first; slow")
+    g = p.add_argument_group("speed")
+    g.add_argument("--augment_on", choices=["device", "worker"], help="flip, colour, normalise (None: device on CUDA)")
+    g.add_argument(
+        "--precision", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of encoders"
+    )
+    flag(g, "--channels_last", default=True, help="layout of images and convolutions; False: channels first")
+    flag(g, "--compile", help="compile the encoders: slow start, faster steps; wants a C++ compiler")
+    g = p.add_argument_group("damaged images")
+    flag(g, "--check_data", help="decode every image that is trained or validated on before it starts")
+    g.add_argument(
+        "--on_bad_image", choices=["error", "skip"], help="(None: error with --check_data, else skip and report)"
+    )
+    g = p.add_argument_group("output")
+    g.add_argument("--exp_name", help="name of the run (None: made from the options)")
+    g.add_argument("--save_folder", default="./save", help="root of everything written")
+    g.add_argument("--save_freq", type=positive_int, default=50, help="epochs between checkpoints that stay")
+    g.add_argument("--print_freq", type=positive_int, default=10, help="steps between progress lines")
+    g.add_argument("--save_minutes", type=positive, default=10, help="minutes between checkpoints inside an epoch")
+    g.add_argument("--resume", help="checkpoint or run's folder to go on from; auto: this run's own, if it has begun")
+    flag(g, "--overwrite", help="start anew in a folder that holds a run; its files are replaced")
+
+
+def add_evaluation(p) -> None:
+    """Whose features, and where results go."""
+    g = p.add_argument_group("frozen encoder")
+    g.add_argument("--ckpt", required=True, help="checkpoint, ours or published, or a run's folder with last.pth")
+    g.add_argument("--model", help="encoder (None: as the checkpoint says)")
+    g.add_argument("--model_type", choices=["contrastive", "cross_entropy"], help="its training (None: as in the file)")
+    g.add_argument("--features_cache", metavar="DIR", help="keep features here, and reuse them")
+
+
+def add_output(p) -> None:
+    """Where an evaluation writes."""
+    p.add_argument_group("output").add_argument("--save_folder", default="./save", help="root of everything written")
+
+
+def add_distributed(p) -> None:
+    """How many processes, and how they find one another."""
+    g = p.add_argument_group("processes (torchrun and srun set these themselves)")
+    g.add_argument("--nproc_per_node", type=positive_int, help="processes of this node (None: one per GPU)")
+    g.add_argument("--world-size", type=int, default=1, help="number of NODES")
+    g.add_argument("--rank", type=int, default=0, help="number of this node, from 0")
+    g.add_argument("--dist-url", help="tcp://HOST:PORT of node 0 (None: this machine)")
+    g.add_argument("--dist-backend", default="nccl", type=str.lower, choices=["nccl", "gloo"], help="on CUDA")
+    g.add_argument("--timeout_minutes", type=positive, default=30, help="a run that hangs for so long is ended")
+
+
+def add_watching(p) -> None:
+    """What is measured between epochs, beside what costs next to nothing."""
+    g = p.add_argument_group("watching")
+    g.add_argument(
+        "--knn_freq", type=count, default=0, metavar="N",
+        help="epochs between kNN accuracies on the validation images; 0: never",
+    )  # fmt: skip
+
+
+# ---- what the options make -------------------------------------------------------------------------------------------
+
+
+def chosen_images(args) -> dict:
+    """Which images of --dataset: arguments of datasets.build and build_pair."""
+    return {"folder": args.data_folder, "hold_out": tuple(args.hold_out), "skip": args.skip_images}
+
+
+def chosen_views(args) -> tuple:
+    """--size, --mean and --std, None where not given. Raises InputError for one of the last two alone."""
+    if (args.mean is None) != (args.std is None):
+        raise InputError("--mean and --std go together: give both or neither")
+    return args.size, args.mean, args.std
+
+
+def wanted(args) -> Wanted:
+    """Which encoder of --ckpt, and what it is to see."""
+    return Wanted(args.ckpt, args.model, args.model_type, args.dataset, chosen_views(args))
+
+
+def features_cache(args) -> Path | None:
+    """The folder of --features_cache, which can be written to; None without."""
+    if not args.features_cache:
+        return None
+    check_folder(args.features_cache, "--features_cache")
+    return Path(args.features_cache)
+
+
+def skips_damage(args) -> bool:
+    """Whether damaged images are left out: the default, unless all are checked before the run."""
+    return (args.on_bad_image or ("error" if args.check_data else "skip")) == "skip"
+
+
+def loading(args, device) -> Loading:
+    """How batches come to the device."""
+    return Loading(args.batch_size, args.num_workers, device, getattr(args, "channels_last", False))
+
+
+def stepper(args, model, device) -> Stepper:
+    """SGD over the model's trained parameters, by the options' schedule, in their precision."""
+    warm = warm_up_epochs(args.warm, args.batch_size, args.epochs)
+    schedule = Schedule(args.learning_rate, args.epochs, args.cosine, args.lr_decay_rate, args.lr_decay_epochs, warm)
+    optimizer = sgd(model, args.learning_rate, args.momentum, args.weight_decay)
+    return Stepper(optimizer, schedule, precision(args.precision, device), device, args.detect_anomaly)
+
+
+def processes(args) -> Processes:
+    """How many processes, and how they find one another."""
+    return Processes(
+        args.nproc_per_node, args.world_size, args.rank, args.dist_url, args.dist_backend, args.timeout_minutes
+    )
+
+
+def plain(args: argparse.Namespace) -> dict:
+    """The options as plain types, for a checkpoint."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(args).items()}

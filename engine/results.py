@@ -1,0 +1,66 @@
+"""What an evaluation leaves behind: a JSON record in save/results, and a short table on the screen."""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import util
+from engine import config
+
+# options that change where and how fast a result is made, not what it is
+NO_MEANING = (
+    "ckpt", "data_folder", "data_folder_outliers", "save_folder", "features_cache", "num_workers", "nproc_per_node",
+    "world_size", "rank", "dist_url", "dist_backend", "print_freq", "save_freq", "resume", "overwrite", "exp_name",
+)  # fmt: skip
+
+
+def write(given: dict, title: tuple, metrics: dict, checkpoint: dict, data_folders: dict, about: dict) -> Path:
+    """Write the record of a result, whole or not at all; returns its path.
+
+    given: the options, as plain types; title: (script, name of the run, detail); metrics: in percent; checkpoint: path,
+    sha256, ...; data_folders: by split; about: further entries, such as images (counts by split) and seconds.
+    The file's name holds script, data set, run, detail, and eight digits of a hash of checkpoint and options: only the
+    same command on the same checkpoint replaces it.
+    """
+    script, name, detail = title
+    folder = Path(given["save_folder"]) / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset = given["dataset"] + ("_without_" + "-".join(given["hold_out"])[:40] if given["hold_out"] else "")
+    meaning = {k: v for k, v in given.items() if k not in NO_MEANING}
+    meaning |= {"checkpoint": checkpoint["sha256"], **{k: str(Path(v).resolve()) for k, v in data_folders.items()}}
+    key = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:8]
+    parts = [script, dataset, name, detail, key]
+    path = folder / ("_".join(part for part in parts if part) + ".json")
+    record = {
+        "metrics": metrics,
+        "unit": "percent",
+        "checkpoint": checkpoint,
+        "options": given,
+        "command": sys.argv,
+        "data_folders": {split: str(Path(where).resolve()) for split, where in data_folders.items()},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
+        "commit": config.commit(),
+        "versions": config.versions(),
+        **about,
+    }
+    util.write_file(path, json.dumps(record, indent=1).encode())
+    return path
+
+
+def _cell(value) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.2f}"
+
+
+def show(title: str, rows: dict[str, dict[str, float]]) -> None:
+    """A table of percentages: one row a name, one column a metric."""
+    columns = list(next(iter(rows.values())))
+    width = max(map(len, (title, *rows))) + 2
+    print(f"{title:<{width}}" + "".join(f"{c:>10}" for c in columns))
+    for row, metrics in rows.items():
+        print(f"{row:<{width}}" + "".join(f"{_cell(metrics[c]):>10}" for c in columns), flush=True)

@@ -1,0 +1,144 @@
+"""What a contrastive run shows of itself: time spent waiting for data, how its embeddings lie, kNN accuracy, pictures.
+
+Nothing here touches a training step: the waiting is timed on the host, all else is measured between epochs, in the main
+process, on the same few images every time.
+"""
+
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+import evaluation
+from datasets.views import Views
+from engine import distributed
+from engine.loading import Loading
+
+ADVISE_ABOVE, ADVISE_AFTER = 0.25, 60.0  # share of the time, seconds of training
+PAIRS = 128  # training images whose two views are measured
+
+
+class Timed:
+    """A loader whose user's waiting is timed: `scalars` gives seconds and the share spent in the loader."""
+
+    def __init__(self, loader):
+        self.loader, self.begin, self.waited = loader, 0.0, 0.0
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    @property
+    def dataset(self):
+        return self.loader.dataset
+
+    def __iter__(self):
+        self.begin, self.waited = time.perf_counter(), 0.0
+        asked = self.begin
+        for batch in self.loader:
+            self.waited += time.perf_counter() - asked
+            yield batch
+            asked = time.perf_counter()
+
+    def scalars(self) -> dict[str, float]:
+        """Of the epoch that has just ended."""
+        seconds = max(time.perf_counter() - self.begin, 1e-9)
+        return {"seconds": seconds, "waiting_for_data": self.waited / seconds}
+
+
+def advice(waiting: float, seconds: float, workers: int) -> str:
+    """What to do about a large share of waiting for data, on a training that has some length; else ""."""
+    if waiting < ADVISE_ABOVE or seconds < ADVISE_AFTER:
+        return ""
+    return (
+        f"{100 * waiting:.0f} % of the time is spent waiting for data: give more --num_workers (now {workers}, a core "
+        "each), or pack the images: python -m datasets.prepare pack"
+    )
+
+
+# ---- a run's own -----------------------------------------------------------------------------------------------------
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()
+
+
+class Watch:
+    """Measures a contrastive model between epochs and draws for TensorBoard, in the main process.
+
+    views: the training images as two views each; held_out: training and validation set as evaluation sees them, of
+    which kNN accuracy is measured every `knn_freq` epochs and after the last of `epochs`; None: it is not.
+    """
+
+    def __init__(self, views: Views, held_out, knn_freq: int, epochs: int, loading: Loading):
+        self.data, self.held_out, self.loading = views.data, held_out, loading
+        self.knn_freq, self.epochs = knn_freq, epochs
+        self.seed, self.augmentation, self.pairs = views.seed, views.augmentation, None  # drawn when first needed
+
+    def _drawn(self, indices: list[int]) -> Tensor:
+        """[2, n, 3, size, size] drawn from (seed, epoch 0, image), which no training step uses."""
+        views = Views(self.data, self.augmentation, self.seed, finished=True)
+        return views.__getitems__([(0, i) for i in indices])[0]
+
+    def _pairs(self) -> Tensor:
+        if self.pairs is None:
+            self.pairs = self._drawn(spread(len(self.data), PAIRS))
+        return self.pairs
+
+    @torch.no_grad()
+    def scalars(self, model, epoch: int) -> dict[str, float]:
+        """Norm of the head's output, alignment, uniformity; kNN accuracy in percent in the epochs that it is due."""
+        if not distributed.is_main():
+            return {}
+        was_training = model.training
+        model.eval()
+        x, y = (model.head(model.encoder(v.to(self.loading.device))).float() for v in self._pairs())
+        found = {"embedding_norm": float(x.norm(dim=1).mean())}
+        x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
+        found["alignment"] = float(evaluation.alignment(x, y))
+        if len(x) > 1:
+            found["uniformity"] = float(evaluation.uniformity(x))
+        if self.held_out and (epoch % self.knn_freq == 0 or epoch == self.epochs):
+            (gallery, known), (features, labels) = (self._features(model, part) for part in self.held_out)
+            found["val_knn"] = 100 * evaluation.knn_accuracy(features, labels, gallery, known)
+        model.train(was_training)
+        return found
+
+    def _features(self, model, data, most: int = 5000):
+        chosen = Subset(data, spread(len(data), most))
+        loader = DataLoader(chosen, self.loading.batch_size, num_workers=self.loading.workers)
+        return evaluation.extract(model.encoder, loader, self.loading.device)
+
+    def draw_pairs(self, writer) -> None:
+        """The grid of augmented pairs: what the loss is told are two views of one image. No writer: nothing."""
+        if writer is None:
+            return
+        from torchvision.utils import make_grid
+
+        pairs = self._shown(self._pairs()[:, :16].transpose(0, 1).flatten(0, 1))
+        writer.add_image("augmented_pairs", make_grid(pairs, nrow=8, padding=1, pad_value=1.0), 0)
+
+    @torch.no_grad()
+    def project(self, writer, model, most: int = 512) -> None:
+        """TensorBoard's embedding projector: features of held-out images, else of training images."""
+        if writer is None:
+            return
+        was_training = model.training
+        model.eval()
+        data = self.held_out[1] if self.held_out else self.data
+        chosen = spread(len(data), most)
+        views = torch.stack([data[i][0] for i in chosen]) if self.held_out else self._drawn(chosen)[0]
+        parts = [
+            model.encoder(part.to(self.loading.device)).float().cpu() for part in views.split(self.loading.batch_size)
+        ]
+        names = [data.classes[int(data.labels[i])] for i in chosen]
+        small = F.interpolate(self._shown(views), size=32)
+        writer.add_embedding(F.normalize(torch.cat(parts), dim=1), names, small, self.epochs, "encoder")
+        model.train(was_training)
+
+    def _shown(self, views: Tensor) -> Tensor:
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (self.augmentation.mean, self.augmentation.std))
+        return (views * std + mean).clamp(0, 1)

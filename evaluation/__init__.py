@@ -1,0 +1,20 @@
+"""Scores of a frozen encoder: pure functions of features and labels."""
+
+from .features import alignment, extract, knn_accuracy, uniformity
+from .ood import energy_scores, gaussian_scores, knn_scores, mahalanobis_scores, msp_scores, ood_metrics
+from .retrieval import retrieval_curve, retrieval_metrics
+
+__all__ = [
+    "alignment",
+    "energy_scores",
+    "extract",
+    "gaussian_scores",
+    "knn_accuracy",
+    "knn_scores",
+    "mahalanobis_scores",
+    "msp_scores",
+    "ood_metrics",
+    "retrieval_curve",
+    "retrieval_metrics",
+    "uniformity",
+]

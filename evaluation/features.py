@@ -1,0 +1,45 @@
+"""Features of an encoder, and how they lie on the sphere."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@torch.no_grad()
+def extract(encoder, batches, device) -> tuple[Tensor, Tensor]:
+    """Features [n, d] (float32, before the head, not normalised) and labels [n] of batches, on the CPU."""
+    encoder.eval()
+    features, labels = [], []
+    for images, y in batches:
+        features.append(encoder(images.to(device, non_blocking=True)).float().cpu())
+        labels.append(y)
+    return torch.cat(features), torch.cat(labels)
+
+
+def alignment(x: Tensor, y: Tensor) -> Tensor:
+    """Mean squared distance of unit vectors x, y [N, D], two views of an image a row (Wang and Isola 2020, alpha 2)."""
+    return (x - y).square().sum(1).mean()
+
+
+def uniformity(x: Tensor) -> Tensor:
+    """Log of the mean Gaussian potential exp(-2 d^2) over the pairs of unit vectors [N, D], N > 1 (t = 2)."""
+    return torch.pdist(x).square().mul(-2).exp().mean().log()
+
+
+def knn_accuracy(
+    features: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor, k: int = 200, tau: float = 0.07
+) -> float:
+    """Share of the queries [Q, d] whose class wins the vote of their k nearest of the gallery [G, d] by cosine.
+
+    A vote weighs exp(cosine / tau) (Wu et al. 2018, sec. 3.4). k is at most G. Labels count from 0.
+    """
+    if not len(features) or not len(gallery):
+        raise ValueError("kNN accuracy needs queries and a gallery")
+    q, g = F.normalize(features.float(), dim=1), F.normalize(gallery.float(), dim=1)
+    classes, right = int(gallery_labels.max()) + 1, 0
+    for x, y in zip(q.split(256), labels.split(256), strict=True):
+        cosine, nearest = (x @ g.T).topk(min(k, len(g)), dim=1)
+        votes = torch.zeros(len(x), classes, device=x.device)
+        votes.scatter_add_(1, gallery_labels[nearest], ((cosine - 1) / tau).exp())
+        right += int((votes.argmax(1) == y).sum())
+    return right / len(q)

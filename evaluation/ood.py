@@ -1,0 +1,158 @@
+"""Out-of-distribution detection: a score an image, larger = more like the training data."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def ood_metrics(inlier_scores, outlier_scores) -> dict[str, float]:
+    """How well scores ([n] and [m], larger = more inlier-like) tell inliers from outliers; inliers are positive.
+
+    AUROC; FPR95: share of outliers that pass the first threshold which keeps at least 95 % of the inliers;
+    AUPR-in (also under the name AUPR) and AUPR-out: average precision with inliers, or with outliers, as the positive
+    class. All in [0, 1], ties counted as in scikit-learn. Raises ValueError without inliers, without outliers, or for
+    scores that are not finite.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+    inlier, outlier = (torch.as_tensor(s).detach().cpu().double() for s in (inlier_scores, outlier_scores))
+    if len(inlier) == 0 or len(outlier) == 0:
+        raise ValueError(f"AUROC needs inliers and outliers; there are {len(inlier)} and {len(outlier)}")
+    score = torch.cat([inlier, outlier])
+    if not score.isfinite().all():
+        raise ValueError(f"{int((~score.isfinite()).sum())} of {len(score)} scores are NaN or infinite")
+    score, truth = score.numpy(), torch.cat([torch.ones(len(inlier)), torch.zeros(len(outlier))]).numpy()
+    fpr, tpr, _ = roc_curve(truth, score, drop_intermediate=False)
+    aupr_in = float(average_precision_score(truth, score))
+    return {
+        "AUROC": float(roc_auc_score(truth, score)),
+        "FPR95": float(fpr[(tpr >= 0.95).argmax()]),
+        "AUPR": aupr_in,
+        "AUPR-in": aupr_in,
+        "AUPR-out": float(average_precision_score(1 - truth, -score)),
+    }
+
+
+@torch.no_grad()
+def gaussian_scores(
+    train_features: Tensor, train_labels: Tensor, features: Tensor, ridge: float = 1e-6, chunk: int = 1024
+) -> Tensor:
+    """[M] largest class log-density of `features` [M, d], natural logarithm, float64.
+
+    One full-covariance Gaussian per class of train_features [n, d], train_labels [n]: maximum-likelihood mean and
+    covariance, `ridge` added to its diagonal (as scikit-learn's GaussianMixture(1) per class). Features are taken as
+    given; the protocol normalises them first (Winkens et al. 2020; RINCE, sec. 4.3). Float64 throughout: the ridge
+    makes conditions of 1e6 usual. Memory: d^2 and 2 * chunk * d numbers beside the input.
+    Raises ValueError for no training features or other widths.
+    """
+    _check_widths(train_features, features)
+    best = torch.full((len(features),), -math.inf, dtype=torch.float64, device=features.device)
+    for c in train_labels.unique():
+        log_density = _gaussian(train_features[train_labels == c].double(), ridge)
+        for part, into in zip(features.split(chunk), best.split(chunk), strict=True):
+            torch.maximum(into, log_density(part.double()), out=into)
+    return best
+
+
+def _gaussian(x: Tensor, ridge: float):
+    """The log-density of the Gaussian of x [n, d]: a function [m, d] -> [m]."""
+    n, d = x.shape
+    mean = x.mean(0)
+    a = (x - mean) / math.sqrt(n)  # covariance = a^T a + ridge
+    if n >= d:
+        whiten, log_det = _inverse_factor(a.T @ a, ridge)
+        centre = whiten @ mean
+
+        def squared_distance(y):
+            return torch.addmm(centre, y, whiten.T, beta=-1).square_().sum(1)
+    else:
+        # fewer images than dimensions: all but n directions have variance `ridge` (Woodbury's identity)
+        factor, log_det = _inverse_factor(a @ a.T, ridge)
+        log_det += (d - n) * math.log(ridge)
+        inside = factor @ a
+
+        def squared_distance(y):
+            y = y - mean
+            return (y.square().sum(1) - (y @ inside.T).square_().sum(1)) / ridge
+
+    return lambda y: -0.5 * (squared_distance(y) + d * math.log(2 * math.pi) + log_det)
+
+
+def _inverse_factor(gram: Tensor, ridge: float) -> tuple[Tensor, float]:
+    """L^-1 with L L^T = gram + ridge, and the logarithm of its determinant."""
+    gram.diagonal().add_(ridge)
+    try:
+        factor = torch.linalg.cholesky(gram)
+    except torch.linalg.LinAlgError:
+        message = "a covariance is not positive definite: features must be finite, of about unit length"
+        raise ValueError(message) from None
+    one = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve_triangular(factor, one, upper=False), 2 * float(factor.diagonal().log().sum())
+
+
+@torch.no_grad()
+def mahalanobis_scores(
+    train_features: Tensor, train_labels: Tensor, features: Tensor, ridge: float = 1e-6, chunk: int = 1024
+) -> Tensor:
+    """[M] minus the smallest squared Mahalanobis distance to a class mean, one covariance shared by the classes.
+
+    The covariance is that of the training features around their class means, `ridge` added to its diagonal, float64
+    (Lee et al. 2018, sec. 2.1). Shapes and errors as gaussian_scores.
+    """
+    _check_widths(train_features, features)
+    _, label = train_labels.unique(return_inverse=True)
+    count = torch.bincount(label).double()[:, None]
+    means = torch.zeros(len(count), features.shape[1], dtype=torch.float64, device=features.device)
+    gram = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64, device=features.device)
+    for x, y in zip(train_features.split(chunk), label.split(chunk), strict=True):
+        means.index_add_(0, y, x.double())
+    means /= count
+    for x, y in zip(train_features.split(chunk), label.split(chunk), strict=True):
+        d = x.double() - means[y]
+        gram += d.T @ d / len(train_features)
+    whiten, _ = _inverse_factor(gram, ridge)
+    origin = means.mean(0)
+    centres = (means - origin) @ whiten.T
+    whitened = ((x.double() - origin) @ whiten.T for x in features.split(chunk))
+    return torch.cat([-torch.cdist(x, centres).amin(1).square() for x in whitened])
+
+
+@torch.no_grad()
+def knn_scores(train_features: Tensor, features: Tensor, k: int = 50, chunk: int = 512) -> Tensor:
+    """[M] minus the Euclidean distance of the L2-normalised features to their k-th nearest training feature.
+
+    Exact, in chunks: 12 * chunk * n bytes (Sun et al. 2022, which take k from 50 to 1000 by the size of the data set).
+    Raises ValueError if there are fewer than k training features.
+    """
+    _check_widths(train_features, features)
+    if not 1 <= k <= len(train_features):
+        raise ValueError(f"k = {k} does not lie between 1 and the {len(train_features)} training images")
+    train, test = F.normalize(train_features.float(), dim=1), F.normalize(features.float(), dim=1)
+    centre = train.mean(0, dtype=torch.float64).float()  # distances stay; features in a narrow cone keep their digits
+    train, test = train - centre, test - centre
+    squares = train.square().sum(1)
+    nearest = [(squares - 2 * (x @ train.T)).topk(k, dim=1, largest=False).values[:, -1] for x in test.split(chunk)]
+    return -(torch.cat(nearest) + test.square().sum(1)).clamp(min=0).sqrt()
+
+
+def msp_scores(logits: Tensor) -> Tensor:
+    """[M] largest softmax probability of logits [M, C], as its logarithm (Hendrycks and Gimpel 2017).
+
+    From the sum over the other classes, so that probabilities near 1 keep their order.
+    """
+    top, index = logits.double().max(1, keepdim=True)
+    return -(logits.double() - top).exp().scatter(1, index, 0).sum(1).log1p()
+
+
+def energy_scores(logits: Tensor) -> Tensor:
+    """[M] minus the energy, log sum exp of logits [M, C] at temperature 1 (Liu et al. 2020)."""
+    return logits.double().logsumexp(1)
+
+
+def _check_widths(train_features: Tensor, features: Tensor) -> None:
+    if len(train_features) == 0:
+        raise ValueError("there are no training features")
+    if train_features.shape[1] != features.shape[1]:
+        raise ValueError(f"training features have width {train_features.shape[1]}, the others {features.shape[1]}")

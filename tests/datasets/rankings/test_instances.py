@@ -1,0 +1,118 @@
+"""Ranks from nested groups of images instead of classes."""
+
+from functools import partial
+
+import commands
+import pytest
+import reference
+import torch
+from commands import result, run
+from made_data import make_crops, make_image_folders
+
+from datasets.rankings import instances
+
+error_of = partial(commands.error_of, script="main_supcon")
+TINY = "--dataset path --data_folder . --size 32 --num_workers 0 --batch_size 4 --model resnet8 --epochs 1 "
+
+TABLE = """image,frame,shot,video
+a/a_0.JPEG,f1,s1,v1
+a/a_1.JPEG,f1,s1,v1
+a/a_2.JPEG,f2,s1,v1
+b/b_0.JPEG,f3,s2,v1
+b/b_1.JPEG,f4,s3,v2
+"""
+
+
+def made(folder, table=TABLE):
+    make_image_folders(folder, ["a", "b"], each=3)
+    (folder / "groups.csv").write_text(table)
+    return folder / "groups.csv"
+
+
+def test_a_row_is_an_image_labelled_by_its_finest_group(tmp_path):
+    data, groups, levels = instances.build(tmp_path, made(tmp_path))
+    assert levels == ["frame", "shot", "video"]
+    assert data.classes == ["f1", "f2", "f3", "f4"]
+    assert data.labels.tolist() == [0, 0, 1, 2, 3]
+    assert [f.split("/")[-1] for f in data.images] == ["a_0.JPEG", "a_1.JPEG", "a_2.JPEG", "b_0.JPEG", "b_1.JPEG"]
+    assert groups.tolist() == [[0, 0, 0], [1, 0, 0], [2, 1, 0], [3, 2, 1]]
+    assert instances.unlisted(data, tmp_path) == 1
+    rows = [line.split(",")[1:] for line in TABLE.splitlines()[1:]]
+    ranks = [[reference.nested_rank(rows, a, b) for b in range(5)] for a in range(5)]
+    assert ranks[0] == [0, 0, 1, 2, 3]
+    lines = instances.summary(groups, levels, (0.1, 0.2, 0.3), data.labels)
+    for rank, line in enumerate(lines):
+        counts = sorted(row.count(rank) for row in ranks)
+        assert f"an image has {counts[0]}/{counts[2]}/{counts[-1]} images" in line
+
+
+def test_a_run_prints_its_levels_and_what_the_table_leaves_out(monkeypatch, capsys, tmp_path):
+    made(tmp_path)
+    run(monkeypatch, tmp_path, TINY + "--instance_ranks groups.csv --mixed_out_in --exp_name a")
+    printed = capsys.readouterr().out
+    assert "--instance_ranks does not name 1 images of .: they are left out" in printed
+    assert "RINCE out_in: 5 images, 4 groups" in printed
+    assert "rank 2: same video, 2 of them, tau 0.35; an image has 0/1/3 images" in printed
+    state = torch.load(tmp_path / "save/SupCon/path_models/a/last.pth", weights_only=True)
+    assert state["classes"] == ["f1", "f2", "f3", "f4"]
+
+
+def test_crops_of_one_photograph_retrieve_each_other_after_training_on_groups(monkeypatch, tmp_path):
+    make_crops(tmp_path / "mine")
+    own = "--dataset path --data_folder mine --size 32 --num_workers 0"
+    train = f"{own} --instance_ranks mine/groups.csv --batch_size 24 --memorybank_size 168 --feat_dim 32 --cosine "
+    train += "--model resnet8 --mixed_out_in"
+
+    def precision(name, options):
+        run(monkeypatch, tmp_path, f"{train} {options} --exp_name {name}")
+        evaluate = f"{own} --labelset coarse --superclasses mine/photographs.yaml"
+        run(monkeypatch, tmp_path, f"{evaluate} --ckpt save/SupCon/path_models/{name}", "retrieval")
+        return result(tmp_path, f"retrieval_path_{name}_*")["metrics"]["coarse"]["mAP"]
+
+    # means of two seeds, since one run's figure moves by some percent with the machine's arithmetic
+    short = "--learning_rate 0.1 --epochs 12"
+    ranked = sum(precision(f"ranked{seed}", f"{short} --seed {seed}") for seed in (0, 1)) / 2
+    one_rank = sum(precision(f"scl{seed}", f"{short} --seed {seed} --loss_type supcon") for seed in (0, 1)) / 2
+    untrained = precision("untrained", "--learning_rate 1e-9 --epochs 1")
+    assert ranked > untrained + 10
+    assert ranked > one_rank + 2
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ("", "not readable as CSV"),
+        ("image\na/a_0.JPEG\n", "the first line must be"),
+        ("file,g\na/a_0.JPEG,x\n", "the first line must be"),
+        ("image,g\n", "names no image"),
+        ("image,g\na/a_0.JPEG,x\na/a_1.JPEG\n", "row 3: must have 2 entries"),
+        ("image,g\na/a_0.JPEG,\n", "row 2: must have 2 entries"),
+        ("image,g\na/none.JPEG,x\n", "row 2: there is no image"),
+        ("image,g\na/a_0.JPEG,x\na/a_0.JPEG,y\n", "row 3: the image a/a_0.JPEG stands in it twice"),
+        (
+            "image,frame,video\na/a_0.JPEG,1,A\na/a_1.JPEG,1,B\n",
+            "row 3: frame 1 lies in video B and in A; groups must be nested, the finest column first, and their names "
+            "differ (B/1)",
+        ),
+    ],
+)
+def test_a_table_that_cannot_serve_is_one_line_with_its_row(monkeypatch, capsys, tmp_path, table, reason):
+    made(tmp_path, table)
+    line = error_of(monkeypatch, capsys, tmp_path, TINY + "--instance_ranks groups.csv")
+    assert "--instance_ranks groups.csv" in line
+    assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--hold_out f1", "--hold_out has no use with --instance_ranks"),
+        ("--ranking identity", "--ranking has no use with --instance_ranks"),
+        ("--thresholds 0.4", "--thresholds has no use with --instance_ranks"),
+        ("--dataset digits", "--instance_ranks groups.csv: needs --dataset path"),
+        ("--instance_ranks none.csv", "--instance_ranks none.csv: not readable"),
+    ],
+)
+def test_options_that_contradict_the_table_are_one_line(monkeypatch, capsys, tmp_path, options, reason):
+    made(tmp_path)
+    assert reason in error_of(monkeypatch, capsys, tmp_path, f"{TINY} --instance_ranks groups.csv {options}")

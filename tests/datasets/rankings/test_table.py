@@ -1,0 +1,248 @@
+"""Class similarity: the published figures, superclasses, files, and what is wrong with a bad file."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import datasets
+from datasets import rankings, sources
+from datasets.rankings import class_similarity, files
+from util import InputError
+
+HERE = Path(datasets.__file__).parent
+WNIDS = (HERE / "ImageNet-100.txt").read_text().split()
+
+
+def write_csv(path, names, rows, header=None):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", *(header or names)])
+        writer.writerows([n, *row] for n, row in zip(names, rows, strict=True))
+    return str(path)
+
+
+@pytest.mark.parametrize(("threshold", "pairs"), [(0.3, 1212), (0.4, 262), (0.5, 66), (0.6, 14)])
+def test_published_cosines_give_the_published_number_of_similar_pairs(threshold, pairs):
+    table, order = class_similarity("roberta_threshold", WNIDS, thresholds=[threshold])
+    assert order == WNIDS
+    assert int((table == 0.75).sum()) == pairs
+    assert sorted(table.unique().tolist()) == [0, 0.75, 1]
+
+
+def test_at_the_published_threshold_25_classes_have_no_similar_class_and_none_more_than_10():
+    table, _ = class_similarity("roberta_threshold", WNIDS, thresholds=[0.4])
+    similar = (table > 0).sum(1) - 1
+    assert int((similar == 0).sum()) == 25
+    assert int(similar.max()) == 10
+
+
+def test_several_thresholds_give_one_rank_each_up_to_hierarchy_k():
+    table, _ = class_similarity("roberta_threshold", WNIDS, thresholds=[0.6, 0.4])
+    assert int((table == 0.75).sum()) == 14
+    assert int((table == 0.5).sum()) == 262 - 14
+    table, _ = class_similarity("roberta_threshold", WNIDS, thresholds=[0.6, 0.4], hierarchy_k=1)
+    assert int((table > 0).sum()) == 100 + 14
+
+
+def test_rows_follow_the_data_sets_class_order():
+    table, _ = class_similarity("roberta_threshold", WNIDS, thresholds=[0.4])
+    flipped, order = class_similarity("roberta_threshold", WNIDS[::-1], thresholds=[0.4])
+    assert order == WNIDS[::-1]
+    assert torch.equal(flipped, table.flip(0, 1))
+
+
+def test_the_four_class_lists_hold_100_wnids_each_and_do_not_overlap():
+    files = ["ImageNet-100.txt", *(f"imagenet_outliers_split{i}.txt" for i in (1, 2, 3))]
+    lists = [(HERE / f).read_text().split() for f in files]
+    assert all(len(set(x)) == 100 and sorted(x) == x for x in lists)
+    assert len(set().union(*lists)) == 400
+
+
+def test_cifar100_has_20_superclasses_of_5_classes():
+    groups = files.known_superclasses("cifar100")
+    classes = sorted(c for members in groups.values() for c in members)
+    assert len(groups) == 20
+    assert len(set(classes)) == 100
+    table, _ = class_similarity("superclass", classes, superclasses="cifar100", similarity_threshold=0.5)
+    assert table.diagonal().eq(1).all()
+    assert ((table == 0.75).sum(1) == 4).all()
+    assert table[classes.index("baby"), classes.index("woman")] == 0.75
+
+
+def test_every_named_superclass_file_covers_its_data_set():
+    _, _, digits = sources.digits(Path(), "train")
+    class_similarity("superclass", digits, superclasses="digits")
+    from torchvision.datasets import FashionMNIST
+
+    class_similarity("superclass", list(FashionMNIST.classes), superclasses="fashion_mnist")
+
+
+def test_n_sim_classes_counts_the_own_class_and_keeps_the_nearest():
+    names = ["a", "b", "c", "d"]
+    groups = torch.tensor([[1, 0.5, 0.75, 0], [0.5, 1, 0, 0], [0.75, 0, 1, 0.5], [0, 0, 0.5, 1]])
+    assert torch.equal(similarity_of(groups, names, n_sim_classes=1), torch.eye(4))
+    two = similarity_of(groups, names, n_sim_classes=2)
+    assert two[0].tolist() == [1, 0, 0.75, 0]
+
+
+def test_similarities_below_the_threshold_become_unrelated():
+    names = ["a", "b", "c"]
+    rows = torch.tensor([[1, 0.5, 0.25], [0.5, 1, 0], [0.25, 0, 1]])
+    table = similarity_of(rows, names, similarity_threshold=0.5)
+    assert table.tolist() == [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]]
+
+
+def similarity_of(rows, names, **options):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        return class_similarity(write_csv(Path(folder) / "r.csv", names, rows.tolist()), names, **options)[0]
+
+
+def test_a_yaml_of_superclasses_is_a_ranking(tmp_path):
+    path = tmp_path / "groups.yaml"
+    path.write_text("animals: [cat, dog]\nthings: [car]\n")
+    table, _ = class_similarity(str(path), ["car", "cat", "dog"])
+    assert table.tolist() == [[1, 0, 0], [0, 1, 0.75], [0, 0.75, 1]]
+
+
+SQUARE = [[1, 0.5], [0.5, 1]]
+BAD = {
+    "lacks the class c": (["a", "b"], SQUARE, None),
+    "not symmetric": (["a", "c"], [[1, 0.5], [0.25, 1]], None),
+    "is 1.5, not in": (["a", "c"], [[1, 1.5], [1.5, 1]], None),
+    "is nan, not in": (["a", "c"], [[1, "nan"], ["nan", 1]], None),
+    "with itself is 0.9": (["a", "c"], [[1, 0.5], [0.5, 0.9]], None),
+    "must be square": (["a", "c"], [[1, 0.5, 0], [0.5, 1, 0]], ["a", "c", "d"]),
+    "name the same classes": (["a", "c"], SQUARE, ["c", "a"]),
+    "below 0; give --thresholds": (["a", "c"], [[1, -0.5], [-0.5, 1]], None),
+    "not readable": (["a", "c"], [[1, "x"], ["x", 1]], None),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_ranking_file_is_named_with_its_fault(tmp_path, reason):
+    names, rows, header = BAD[reason]
+    path = write_csv(tmp_path / "r.csv", names, rows, header)
+    with pytest.raises(InputError, match=reason) as error:
+        class_similarity(path, ["a", "c"])
+    assert "--ranking" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "below 0; give --thresholds .--roberta_float_threshold"),
+        ({"thresholds": [0.4, 0.6]}, "must fall"),
+        ({"thresholds": [0.8, 0.6, 0.5, 0.4]}, "at most 3"),
+        ({"thresholds": [0.4], "n_sim_classes": 0}, "at least 1"),
+    ],
+)
+def test_bad_ranking_options_are_named(options, reason):
+    with pytest.raises(InputError, match=reason):
+        class_similarity("roberta_threshold", WNIDS, **options)
+
+
+def test_a_class_that_stands_in_two_superclasses_is_named(tmp_path):
+    path = tmp_path / "groups.yaml"
+    path.write_text("animals: [cat, dog]\npets: [cat]\n")
+    with pytest.raises(InputError, match="class cat stands in it twice"):
+        class_similarity(str(path), ["cat", "dog"])
+
+
+def test_a_ranking_that_is_no_file_and_no_name_lists_the_names():
+    with pytest.raises(InputError, match="identity, superclass, roberta_threshold"):
+        class_similarity("robreta", ["a"])
+
+
+def test_an_npz_is_a_ranking_as_a_csv_is(tmp_path):
+    rows = np.array([[1, 0.5, 0], [0.5, 1, 0.25], [0, 0.25, 1]])
+    for name in ("r.csv", "r.npz"):
+        files.write_table(tmp_path / name, rows, ["a", "b", "c"], "made by hand")
+        table, classes = files.read_table(tmp_path / name)
+        assert classes == ["a", "b", "c"]
+        assert (table == rows).all()
+        similarity, _ = class_similarity(str(tmp_path / name), ["c", "a", "b"])
+        assert similarity.tolist() == [[1, 0, 0.25], [0, 1, 0.5], [0.25, 0.5, 1]]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"similarity": np.eye(2)}, "classes is not a file|not readable as arrays"),
+        ({"similarity": np.eye(3), "classes": np.array(["a", "b"])}, "must be square"),
+        ({"similarity": np.ones((2, 3)), "classes": np.array(["a", "b"])}, "must be square"),
+        ({"similarity": np.eye(2), "classes": np.array(["a", "a"])}, "a stands in it twice"),
+        ({"similarity": np.eye(2), "classes": np.array(["a", None])}, "not readable as arrays"),
+        ({"similarity": np.array([["x", "y"]] * 2), "classes": np.array(["a", "b"])}, "not readable as arrays"),
+    ],
+)
+def test_a_bad_npz_is_named_and_no_pickle_in_it_is_run(tmp_path, arrays, reason):
+    np.savez(tmp_path / "r.npz", **arrays)
+    with pytest.raises(InputError, match=reason) as error:
+        class_similarity(str(tmp_path / "r.npz"), ["a", "b"])
+    assert f"--ranking {tmp_path / 'r.npz'}" in str(error.value)
+
+
+def test_what_is_no_npz_is_named(tmp_path):
+    for content in (b"", b"PK", b"class,a"):
+        (tmp_path / "r.npz").write_bytes(content)
+        with pytest.raises(InputError, match="not readable as arrays"):
+            class_similarity(str(tmp_path / "r.npz"), ["a", "b"])
+
+
+def test_ranks_makes_a_rank_of_every_value_however_many():
+    table = np.eye(9)
+    a, b = np.triu_indices(9, k=1)
+    table[a, b] = table[b, a] = np.linspace(0.1, 0.9, len(a))
+    with pytest.raises(InputError, match="37 distinct values would be 37 ranks; give --thresholds, or --ranks"):
+        rankings.to_similarity(table)
+    assert len(rankings.to_similarity(table, every_value=True).unique()) == 37
+    with pytest.raises(InputError, match="--ranks and --thresholds: give one of them"):
+        rankings.to_similarity(table, every_value=True, thresholds=[0.5])
+    many = np.eye(20)
+    a, b = np.triu_indices(20, k=1)
+    many[a, b] = many[b, a] = np.linspace(0.1, 0.9, len(a))
+    with pytest.raises(InputError, match=r"191 distinct values would be 191 ranks; give --thresholds$"):
+        rankings.to_similarity(many, every_value=True)
+
+
+def test_thresholds_make_ranks_of_superclasses_too():
+    groups = {"a": ["x", "y"], "b": ["z"]}
+    raw = rankings.superclass_table(groups, ["x", "y", "z"], "here")
+    assert rankings.to_similarity(raw, thresholds=[0.9, 0.7])[0].tolist() == [1, 0.5, 0]
+    assert rankings.to_similarity(raw, thresholds=[0.9])[0].tolist() == [1, 0, 0]
+
+
+def test_a_run_says_what_it_trains_on():
+    classes = ["n01558993", "grey_wolf", "red+fox", "car", "lorry", "spoon"]
+    raw = np.eye(6)
+    for a, b, value in ((0, 1, 0.45), (1, 2, 0.7), (3, 4, 0.62), (0, 5, 0.1)):
+        raw[a, b] = raw[b, a] = value
+    table = rankings.to_similarity(raw, thresholds=[0.6, 0.4])
+    lines = rankings.summary(table, (0.1, 0.225, 0.35), raw, classes, torch.tensor([5, 10, 20, 30, 40, 50]))
+    assert lines == [
+        "rank 0: similarity 1, tau 0.1; positives of a class 1 classes, 5/25/50 images (min/median/max)",
+        "rank 1: similarity 0.75, from 0.62 to 0.7, tau 0.225; positives of a class 0/1/1 classes, 0/15/40 images",
+        "rank 2: similarity 0.5, from 0.45 to 0.45, tau 0.35; positives of a class 0/0/1 classes, 0/0/10 images",
+        "1 classes without a similar class: spoon",
+        "e.g. grey wolf: red fox 0.7, robin 0.45",
+        "e.g. car: lorry 0.62",
+    ]
+
+
+def test_without_similar_classes_there_is_one_line():
+    lines = rankings.summary(torch.eye(3), (0.1,), np.eye(3), ["a", "b", "c"], torch.tensor([4, 4, 4]))
+    assert lines == ["rank 0: similarity 1, tau 0.1; positives of a class 1 classes, 4 images"]
+
+
+def test_names_in_words_know_the_400_wnids_of_inliers_and_outliers():
+    lists = ["ImageNet-100.txt", *(f"imagenet_outliers_split{i}.txt" for i in (1, 2, 3))]
+    wnids = [w for f in lists for w in (HERE / f).read_text().split()]
+    words = files.in_words(wnids)
+    assert len(set(words.values())) == 400
+    assert (words["n02085620"], files.in_words(["a_b"])["a_b"]) == ("Chihuahua", "a b")

@@ -1,0 +1,258 @@
+"""Sources, folders, held-out classes and augmentation."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import real, run
+from made_data import make_cifar100, make_image_folders, make_tiny_imagenet
+from PIL import Image
+
+import datasets
+import main_supcon
+from datasets import augmentation
+from datasets.rankings import files
+from util import InputError
+
+
+def test_digits_split_every_class_four_to_one():
+    train, test = datasets.build("digits"), datasets.build("digits", split="test")
+    assert len(train) + len(test) == 1797
+    assert train.classes == [str(c) for c in range(10)]
+    for c in range(10):
+        share = (test.labels == c).sum() / ((train.labels == c).sum() + (test.labels == c).sum())
+        assert 0.19 <= share <= 0.2
+
+
+def test_held_out_classes_leave_images_and_close_the_gaps_in_the_labels():
+    whole, part = datasets.build("digits"), datasets.build("digits", hold_out=("4", "8"))
+    assert part.classes == ["0", "1", "2", "3", "5", "6", "7", "9"]
+    for name in part.classes:
+        kept = part.images[(part.labels == part.classes.index(name)).numpy()]
+        assert np.array_equal(kept, whole.images[(whole.labels == whole.classes.index(name)).numpy()])
+
+
+def test_an_unknown_held_out_class_is_named():
+    with pytest.raises(InputError, match="--hold_out eleven"):
+        datasets.build("digits", hold_out=("eleven",))
+
+
+def test_an_unknown_data_set_lists_the_known_ones():
+    with pytest.raises(InputError, match="digits, fashion_mnist"):
+        datasets.build("digit")
+
+
+def test_cifar100_is_read_from_files_in_its_own_format(tmp_path):
+    make_cifar100(tmp_path, train=120, test=100)
+    data = datasets.build("cifar100", tmp_path)
+    assert (len(data), data.image(0).size, len(data.classes)) == (120, (32, 32), 100)
+    assert data.classes == sorted(data.classes)
+    assert len(datasets.build("cifar100", tmp_path, "test")) == 100
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_fashion_mnist_is_read_from_idx_files_zipped_or_not(tmp_path, zipped):
+    images = np.arange(2 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(2, 28, 28)
+    pack = gzip.compress if zipped else bytes
+    end = ".gz" if zipped else ""
+    header = struct.pack(">4B3I", 0, 0, 8, 3, 2, 28, 28)
+    (tmp_path / f"train-images-idx3-ubyte{end}").write_bytes(pack(header + images.tobytes()))
+    header = struct.pack(">4BI", 0, 0, 8, 1, 2)
+    (tmp_path / f"train-labels-idx1-ubyte{end}").write_bytes(pack(header + bytes([3, 9])))
+    data = datasets.build("fashion_mnist", tmp_path)
+    assert data.labels.tolist() == [3, 9]
+    assert np.array_equal(np.asarray(data.image(1))[..., 0], images[1])
+
+
+@pytest.mark.parametrize("given", ["", "train", "val"])
+def test_the_root_the_train_folder_and_its_sibling_val_are_all_found(tmp_path, given):
+    make_image_folders(tmp_path / "train", ["b", "a"], each=2)
+    make_image_folders(tmp_path / "val", ["b", "a"], each=1)
+    train = datasets.build("imagenet", tmp_path / given, "train")
+    test = datasets.build("imagenet_100", tmp_path / given, "test")
+    assert train.classes == test.classes == ["a", "b"]
+    assert (len(train), len(test)) == (4, 2)
+
+
+def test_any_folder_of_class_folders_serves_for_training_and_says_what_evaluation_lacks(tmp_path):
+    make_image_folders(tmp_path, ["a", "b"], each=2)
+    assert len(datasets.build("path", tmp_path)) == 4
+    with pytest.raises(InputError, match="holds a folder val"):
+        datasets.build("path", tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda p: None, "no such folder"),
+        (lambda p: p.mkdir(), "empty"),
+        (lambda p: (p / "cats").mkdir(parents=True), "class folder cats holds no image"),
+    ],
+)
+def test_a_folder_that_cannot_serve_is_named_with_its_fault(tmp_path, make, reason):
+    make(tmp_path / "x")
+    with pytest.raises(InputError, match=reason) as error:
+        datasets.build("path", tmp_path / "x")
+    assert f"--data_folder {tmp_path / 'x'}" in str(error.value)
+
+
+def test_mean_and_std_are_estimated_from_the_images(tmp_path):
+    make_image_folders(tmp_path, ["a", "b"], each=3, size=(16, 16))
+    data = datasets.build("path", tmp_path)
+    pixels = np.stack([np.asarray(data.image(i)) for i in range(len(data))]) / 255
+    mean, std = datasets.mean_and_std(data)
+    assert mean == pytest.approx(pixels.mean((0, 1, 2)))
+    assert std == pytest.approx(pixels.std((0, 1, 2)))
+
+
+def test_a_grey_and_a_palette_image_become_rgb(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("L", (8, 8), 7).save(tmp_path / "a" / "grey.png")
+    Image.new("P", (8, 8)).save(tmp_path / "a" / "palette.png")
+    data = datasets.build("path", tmp_path)
+    assert [data.image(i).mode for i in range(2)] == ["RGB", "RGB"]
+
+
+def test_evaluation_resizes_to_256_for_224_and_takes_the_centre():
+    image = Image.new("RGB", (600, 300))
+    image.paste((255, 0, 0), (150, 0, 450, 300))  # the centre square
+    out = augmentation.evaluation(224, (0, 0, 0), (1, 1, 1), small=False)(image)
+    assert out.shape == (3, 224, 224)
+    assert out[0].min() > 0.99
+    assert out[1].max() == 0
+
+
+def test_a_small_image_is_evaluated_whole_and_untouched():
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    out = augmentation.evaluation(8, (0, 0, 0), (1, 1, 1), small=True)(Image.fromarray(pixels))
+    torch.testing.assert_close(out, torch.tensor(pixels).permute(2, 0, 1) / 255)
+
+
+def test_validation_has_the_class_numbers_of_training_though_it_lacks_classes(tmp_path):
+    make_image_folders(tmp_path / "train", ["bee", "cow", "dog"], each=1)
+    make_image_folders(tmp_path / "val", ["dog", "cow"], each=2)
+    train, test = datasets.build_pair("path", tmp_path)
+    assert train.classes == test.classes == ["bee", "cow", "dog"]
+    assert test.labels.tolist() == [1, 1, 2, 2]
+    _, test = datasets.build_pair("path", tmp_path, hold_out=("bee",))
+    assert (test.classes, test.labels.tolist()) == (["cow", "dog"], [0, 0, 1, 1])
+
+
+def test_outliers_are_val_where_there_is_one_else_the_whole_folder(tmp_path):
+    make_image_folders(tmp_path / "split" / "train", ["a"], each=3)
+    make_image_folders(tmp_path / "split" / "val", ["a", "b"], each=2)
+    make_image_folders(tmp_path / "whole", ["x", "y"], each=2)
+    assert len(datasets.build_outliers("imagenet", tmp_path / "split")) == 4
+    assert len(datasets.build_outliers("imagenet", tmp_path / "split", "train")) == 3
+    assert len(datasets.build_outliers("imagenet", tmp_path / "split", "all")) == 7
+    assert datasets.build_outliers("path", tmp_path / "split", classes=("b",)).labels.tolist() == [0, 0]
+    assert len(datasets.build_outliers("AwA2", tmp_path / "whole")) == 4
+    assert len(datasets.build_outliers("path", tmp_path / "whole" / "x")) == 2
+
+
+def test_outliers_of_both_splits_keep_their_classes():
+    both = datasets.build_outliers("digits", split="all", classes=("8", "4"))
+    assert both.classes == ["8", "4"]
+    whole = datasets.build_outliers("digits", split="all")
+    assert len(whole) == 1797
+    for name in both.classes:
+        mine, of_all = both.labels == both.classes.index(name), whole.labels == whole.classes.index(name)
+        assert (both.images[mine.numpy()] == whole.images[of_all.numpy()]).all()
+
+
+def test_tiny_imagenet_is_read_as_downloaded_and_with_sorted_validation(tmp_path):
+    make_tiny_imagenet(tmp_path, ["n01", "n02"], each=2)
+    test = datasets.build("tiny_imagenet", tmp_path, "test")
+    assert (test.classes, test.labels.tolist()) == (["n01", "n02"], [0, 1, 0, 1])
+    folder = tmp_path / "tiny-imagenet-200" / "val"
+    rows = [line.split("\t") for line in (folder / "val_annotations.txt").read_text().splitlines()]
+    for name, wnid, *_ in rows:
+        (folder / wnid).mkdir(exist_ok=True)
+        (folder / "images" / name).rename(folder / wnid / name)
+    with pytest.raises(InputError, match=r"val_annotations\.txt: names"):
+        datasets.build("tiny_imagenet", tmp_path, "test")
+    (folder / "val_annotations.txt").unlink()
+    (folder / "images").rmdir()
+    assert datasets.build("tiny_imagenet", tmp_path / "tiny-imagenet-200", "test").labels.tolist() == [0, 0, 1, 1]
+    assert len(datasets.build("tiny_imagenet", tmp_path, "train")) == 4
+
+
+def test_the_folder_images_may_stand_for_its_parent(tmp_path):
+    make_image_folders(tmp_path / "train", ["a"], each=1)
+    make_image_folders(tmp_path / "val", ["a"], each=2)
+    assert len(datasets.build("imagenet_100", tmp_path / "images", "test")) == 2
+    with pytest.raises(InputError, match="no such folder"):
+        datasets.build("imagenet_100", tmp_path / "elsewhere", "test")
+
+
+def test_linked_class_folders_are_read_by_every_reader(tmp_path):
+    make_image_folders(tmp_path / "real", ["a", "b"], each=2)
+    for split in ("train", "val"):
+        (tmp_path / "links" / split).mkdir(parents=True)
+        for name in ("a", "b"):
+            (tmp_path / "links" / split / name).symlink_to(tmp_path / "real" / name, target_is_directory=True)
+    assert len(datasets.build("path", tmp_path / "links", "train")) == 4
+    assert len(datasets.build_outliers("path", tmp_path / "links")) == 4
+    (tmp_path / "real" / "a" / "loop").symlink_to(tmp_path / "real", target_is_directory=True)
+    assert len(datasets.build_outliers("path", tmp_path / "links")) == 4
+
+
+def test_holding_out_every_class_is_an_error():
+    with pytest.raises(InputError, match="--hold_out: leaves no class of digits"):
+        datasets.build_pair("digits", hold_out=tuple("0123456789"))
+
+
+def as_class_folders(images, labels, classes, root):
+    """The same images as PNG files in class folders, numbered so that their order is the data set's."""
+    names = [f"{i} {name.replace('/', '-')}" for i, name in enumerate(classes)]
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (root / names[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(root / names[label] / f"{i:05d}.png")
+    groups = files.known_superclasses("fashion_mnist")
+    lines = [f"{g}: {[names[classes.index(c)] for c in members]}\n" for g, members in groups.items()]
+    (root.parent / "groups.yaml").write_text("".join(lines))
+
+
+def check_equal_to_folders(folder, tmp_path, monkeypatch):
+    """Train on Fashion-MNIST and on its images in class folders; compare classes, labels, pixels and ranks."""
+    ours = datasets.build("fashion_mnist", folder).chosen(list(range(200)))
+    as_class_folders(ours.images, ours.labels.tolist(), ours.classes, tmp_path / "png")
+    pngs = datasets.build("path", tmp_path / "png")
+    assert [name[2:] for name in pngs.classes] == [c.replace("/", "-") for c in ours.classes]
+    order = [int(Path(f).stem) for f in pngs.images]
+    assert pngs.labels.tolist() == ours.labels[order].tolist()
+    for i, original in enumerate(order):
+        assert np.array_equal(np.asarray(pngs.image(i)), np.asarray(ours.image(original)))
+    seen = []
+    build = main_supcon.build_model
+    monkeypatch.setattr(main_supcon, "build_model", lambda a, c, device: seen.append(c) or build(a, c, device))
+    short = "--epochs 1 --batch_size 100 --num_workers 0 --model resnet8 --size 28"
+    run(monkeypatch, tmp_path, f"--dataset fashion_mnist --data_folder {folder} {short} --exp_name a")
+    run(monkeypatch, tmp_path, f"--dataset path --data_folder png --ranking groups.yaml {short} --exp_name b")
+    assert torch.equal(seen[0].rank, seen[1].rank)
+    assert seen[0].taus == seen[1].taus
+    assert len(seen[0].taus) == 2
+
+
+def make_fashion_mnist(folder, count):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for part in ("train", "t10k"):
+        header = struct.pack(">4B3I", 0, 0, 8, 3, count, 28, 28)
+        pixels = rng.integers(0, 255, (count, 28, 28), dtype=np.uint8).tobytes()
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels))
+        header = struct.pack(">4BI", 0, 0, 8, 1, count)
+        labels = bytes(i * 7 % 10 for i in range(count))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header + labels))
+
+
+def test_fashion_mnist_as_class_folders_has_the_same_classes_labels_and_ranks(monkeypatch, tmp_path):
+    make_fashion_mnist(tmp_path / "idx", 200)
+    check_equal_to_folders(tmp_path / "idx", tmp_path, monkeypatch)
+
+
+def test_the_real_fashion_mnist_as_class_folders_has_the_same_classes_labels_and_ranks(monkeypatch, tmp_path):
+    check_equal_to_folders(real("FASHION_MNIST"), tmp_path, monkeypatch)

@@ -1,0 +1,128 @@
+"""Image files of every kind become the RGB image that a person sees."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from datasets import decoding
+from datasets.decoding import read_rgb
+from util import InputError
+
+COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [90, 90, 90]]], dtype=np.uint8)
+
+
+def read(tmp_path, image, name="a.png", **options):
+    image.save(tmp_path / name, **options)
+    result = read_rgb(tmp_path / name)
+    assert result.mode == "RGB"
+    return np.asarray(result).astype(int)
+
+
+def test_rgb_stays_as_it_is(tmp_path):
+    assert (read(tmp_path, Image.fromarray(COLOURS)) == COLOURS).all()
+
+
+def test_grey_and_black_and_white_have_three_equal_channels(tmp_path):
+    grey = np.array([[0, 100], [200, 255]], dtype=np.uint8)
+    assert (read(tmp_path, Image.fromarray(grey)) == grey[..., None]).all()
+    assert (read(tmp_path, Image.fromarray(grey > 150)) == 255 * (grey > 150)[..., None]).all()
+
+
+def test_sixteen_bits_are_scaled_not_cut_off(tmp_path):
+    deep = np.array([[0, 257 * 100], [257 * 200, 65535]], dtype=np.uint16)
+    for name in ("a.png", "a.tiff"):
+        assert (read(tmp_path, Image.fromarray(deep), name)[..., 0] == [[0, 100], [200, 255]]).all()
+
+
+def test_floating_point_is_a_fraction_of_1_or_of_255(tmp_path):
+    deep = np.array([[0, 0.2], [0.4, 1]], dtype=np.float32)
+    for factor in (1, 255):
+        assert (read(tmp_path, Image.fromarray(deep * factor), "a.tiff")[..., 0] == [[0, 51], [102, 255]]).all()
+
+
+def test_a_palette_gives_its_colours(tmp_path):
+    assert (read(tmp_path, Image.fromarray(COLOURS).quantize(4)) == COLOURS).all()
+
+
+def test_transparency_lies_over_white_also_in_a_palette_and_in_grey(tmp_path):
+    alpha = np.array([[255, 0], [128, 255]], dtype=np.uint8)
+    found = read(tmp_path, Image.fromarray(np.dstack([COLOURS, alpha])))
+    assert (found[0, 0] == [255, 0, 0]).all()
+    assert (found[0, 1] == 255).all()  # nothing of the hidden green
+    assert abs(found[1, 0] - [127, 127, 255]).max() <= 1
+    palette = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), mode="P")
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    assert read(tmp_path, palette, transparency=0).tolist() == [[[255] * 3, [40, 50, 60]]]
+    grey = Image.fromarray(np.dstack([alpha, np.zeros_like(alpha)]), mode="LA")
+    assert (read(tmp_path, grey) == 255).all()
+
+
+def test_cmyk_has_the_colours_that_it_prints(tmp_path):
+    image = Image.fromarray(np.kron(COLOURS, np.ones((16, 16, 1), dtype=np.uint8))).convert("CMYK")
+    found = read(tmp_path, image, "a.jpg", quality=95)
+    assert abs(found[8, 8] - [255, 0, 0]).max() < 12
+    assert abs(found[24, 24] - [90, 90, 90]).max() < 12
+
+
+def test_exif_turns_the_image(tmp_path):
+    wide = Image.new("RGB", (32, 16), "white")
+    exif = wide.getexif()
+    exif[0x0112] = 6  # the camera was held upright
+    assert read(tmp_path, wide, "a.jpg", exif=exif).shape == (32, 16, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_image_is_named(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.png: not a readable image \("):
+        read_rgb(tmp_path / "a.png")
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"a\.jpg: not a readable image"):
+        read_rgb(tmp_path / "a.jpg")
+
+
+def photograph(path, **how):
+    Image.fromarray(load_sample_images().images[1][:90, :120]).save(path, **how)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("how", [{"quality": 95}, {"quality": 50, "progressive": True}, {"subsampling": 0}])
+def test_plain_jpegs_have_the_pixels_of_pil(tmp_path, how):
+    photograph(tmp_path / "a.jpg", **how)
+    assert decoding.is_plain_jpeg(tmp_path / "a.jpg")
+    assert (decoding.read_pixels(tmp_path / "a.jpg").numpy() == np.asarray(read_rgb(tmp_path / "a.jpg"))).all()
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_cut_off_anywhere_is_damage_and_never_grey(tmp_path, kept, progressive):
+    content = photograph(tmp_path / "a.jpg", progressive=progressive)
+    (tmp_path / "a.jpg").write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(InputError, match=r"a\.jpg: not a readable image \("):
+        decoding.read_pixels(tmp_path / "a.jpg")
+    assert decoding.damage(tmp_path / "a.jpg")
+
+
+def test_a_jpeg_whose_second_half_is_lost_is_damage_for_the_check_as_for_training(tmp_path):
+    content = photograph(tmp_path / "a.jpg")
+    half = len(content) // 2
+    (tmp_path / "a.jpg").write_bytes(content[:half] + bytes(len(content) - half))
+    with pytest.raises(InputError):
+        decoding.read_pixels(tmp_path / "a.jpg")
+    assert decoding.damage(tmp_path / "a.jpg")
+
+
+def test_stray_bytes_before_the_end_of_a_jpeg_are_no_damage(tmp_path):
+    content = photograph(tmp_path / "a.jpg")
+    want = decoding.read_pixels(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes(content[:-2] + b"abc" + content[-2:])
+    assert torch.equal(decoding.read_pixels(tmp_path / "a.jpg"), want)
+    assert decoding.damage(tmp_path / "a.jpg") is None

@@ -1,0 +1,257 @@
+"""datasets.prepare makes the folders of the documented commands, twice without harm, and never touches the source."""
+
+import errno
+import io
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+
+import commands
+import numpy as np
+import pytest
+from commands import ROOT, run
+from made_data import make_image_folders, make_tiny_imagenet, original_checkpoint
+from PIL import Image
+from scipy.io import savemat
+
+import datasets
+from datasets import prepare
+from networks import resnet
+
+SPLITS = ("imagenet100", "imagenet_outliers_split1", "imagenet_outliers_split2", "imagenet_outliers_split3")
+WNIDS = [w for s in SPLITS for w in datasets.class_list("ImageNet-100" if s == "imagenet100" else s)]
+LISTS = ["ImageNet-100", *SPLITS[1:]]
+
+
+make = partial(run, script="datasets.prepare")
+error_of = partial(commands.error_of, script="datasets.prepare")
+
+
+def picture():
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+PICTURE = picture()
+
+
+def imagenet(root, validation):
+    """ImageNet-shaped: 400 wnids, two training images each; validation by class folder, devkit, or solution file."""
+    order = sorted(WNIDS, key=lambda w: w[::-1])  # class numbers in another order than the wnids
+    names = [f"ILSVRC2012_val_{i:08d}" for i in range(1, 401)]
+    truth = [order[(7 * i) % 400] for i in range(400)]
+    for wnid in WNIDS:
+        (root / "train" / wnid).mkdir(parents=True)
+        for i in range(2):
+            (root / "train" / wnid / f"{wnid}_{i}.JPEG").write_bytes(PICTURE)
+    for name, wnid in zip(names, truth, strict=True):
+        folder = root / "val" / (wnid if validation == "folders" else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.JPEG").write_bytes(PICTURE)
+    if validation == "devkit":
+        kit = root / "ILSVRC2012_devkit_t12" / "data"
+        kit.mkdir(parents=True)
+        synsets = np.zeros(400, dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O")])
+        synsets["ILSVRC2012_ID"], synsets["WNID"] = np.arange(1, 401), order
+        savemat(kit / "meta.mat", {"synsets": synsets})
+        lines = [str(order.index(wnid) + 1) for wnid in truth]
+        (kit / "ILSVRC2012_validation_ground_truth.txt").write_text("\n".join(lines) + "\n")
+    if validation == "solution":
+        rows = [f"{name},{wnid} 1 2 3 4 {wnid} 5 6 7 8" for name, wnid in zip(names, truth, strict=True)]
+        (root / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *rows]) + "\n")
+    return {f"{name}.JPEG": wnid for name, wnid in zip(names, truth, strict=True)}
+
+
+def state_of(folder):
+    return sorted((str(f), f.lstat().st_mtime_ns, f.lstat().st_size) for f in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_holds_100_distinct_wnids_and_shares_none(name):
+    wnids = datasets.class_list(name)
+    assert len(set(wnids)) == len(wnids) == 100
+    assert list(wnids) == sorted(wnids)
+    assert all(not set(wnids) & set(datasets.class_list(other)) for other in LISTS if other != name)
+
+
+def test_tiny_imagenets_lists_are_180_and_20_classes():
+    inliers, outliers = datasets.class_list("tiny_imagenet_inliers"), datasets.class_list("tiny_imagenet_outliers")
+    assert (len(set(inliers)), len(set(outliers)), len({*inliers, *outliers})) == (180, 20, 200)
+
+
+@pytest.mark.parametrize("copy", [False, True], ids=["links", "copies"])
+@pytest.mark.parametrize("validation", ["folders", "devkit", "solution"])
+def test_imagenet_becomes_the_documented_folders(monkeypatch, capsys, tmp_path, validation, copy):
+    truth = imagenet(tmp_path / "full", validation)
+    before = state_of(tmp_path / "full")
+    command = "imagenet100 --imagenet full --out data" + (" --copy" if copy else "")
+    make(monkeypatch, tmp_path, command)
+    first = state_of(tmp_path / "data")
+    make(monkeypatch, tmp_path, command)
+    assert ": 0 " in capsys.readouterr().out.splitlines()[-1]
+    assert state_of(tmp_path / "data") == first
+    assert state_of(tmp_path / "full") == before
+    for split in SPLITS:
+        for place in (split, f"{split}/train") + (("imagenet100/images",) if split == "imagenet100" else ()):
+            train, test = datasets.build_pair("imagenet_100", tmp_path / "data" / place)
+            assert tuple(train.classes) == datasets.class_list("ImageNet-100" if split == "imagenet100" else split)
+            assert (len(train), len(test)) == (200, 100)
+            names = [os.path.basename(f) for f in test.images]
+            assert [truth[n] for n in names] == [test.classes[y] for y in test.labels]
+
+
+def test_all_documented_imagenet_commands_run_on_prepared_folders(monkeypatch, capsys, tmp_path):
+    """Every ImageNet command of the README, with fewer epochs, smaller images and a smaller encoder."""
+    imagenet(tmp_path / "full", "devkit")
+    make_awa2(tmp_path / "full")
+    make(monkeypatch, tmp_path, "imagenet100 --imagenet full --out data")
+    make(monkeypatch, tmp_path, "awa2 --source full --out data")
+    original_checkpoint(tmp_path / "run" / "last.pth", resnet.encoder("resnet18"), "imagenet", "resnet18", "imagenet")
+    readme = (ROOT / "README.md").read_text()
+    documented = [line for line in readme.splitlines() if line.startswith("python ") and "imagenet" in line]
+    documented = [line for line in documented if "data_folder=./data/imagenet100" in line]
+    scripts = [line.split()[1] for line in documented]
+    assert sorted(scripts) == [
+        "main_ce.py",
+        "main_linear.py",
+        *["main_supcon.py"] * 2,
+        *["out_of_dist_detection.py"] * 2,
+    ]
+    documented += [documented[-1].replace("split1", f"split{i}") for i in (2, 3)]
+    short = " --size=32 --num_workers=0 --batch_size=50"
+    for line in documented:
+        command = line.replace("$path2chkpt", "run") + short
+        if "ood" not in command and "out_of_dist" not in command:
+            command += " --epochs=1"
+        run(monkeypatch, tmp_path, command)
+    printed = capsys.readouterr().out
+    assert "RINCE out_in: 200 images, 100 classes" in printed
+    assert len(list((tmp_path / "save" / "results").glob("ood_*.json"))) == 4
+    assert len(list((tmp_path / "save" / "results").glob("linear_*.json"))) == 1
+
+
+def test_tiny_imagenet_is_sorted_and_split(monkeypatch, tmp_path):
+    wnids = [*datasets.class_list("tiny_imagenet_inliers"), *datasets.class_list("tiny_imagenet_outliers")]
+    make_tiny_imagenet(tmp_path, wnids, each=1)
+    before = state_of(tmp_path / "tiny-imagenet-200")
+    for _ in range(2):
+        make(monkeypatch, tmp_path, "tiny_imagenet --source . --out data")
+    for folder, count in (("tiny_imagenet", 180), ("tiny_imagenet_outliers", 20)):
+        train, test = datasets.build_pair("path", tmp_path / "data" / folder)
+        assert len(train.classes) == len(train) == len(test) == count
+    assert state_of(tmp_path / "tiny-imagenet-200") == before
+
+
+def make_awa2(folder):
+    make_image_folders(folder / "Animals_with_Attributes2" / "JPEGImages", [f"animal{i}" for i in range(50)], each=2)
+
+
+def test_awa2_is_linked_and_checked(monkeypatch, capsys, tmp_path):
+    make_awa2(tmp_path / "download")
+    make(monkeypatch, tmp_path, "awa2 --source download --out data")
+    outliers = datasets.build_outliers("AwA2", tmp_path / "data" / "Animals_with_Attributes2" / "JPEGImages")
+    assert (len(outliers), len(outliers.classes)) == (100, 50)
+    line = error_of(monkeypatch, capsys, tmp_path, "awa2 --source download --out data --check")
+    assert "--check: 51 problems" in line  # each class has too few images, and so have all
+    shutil.rmtree(tmp_path / "download" / "Animals_with_Attributes2" / "JPEGImages" / "animal7")
+    assert "49 class folders; AwA2 has 50" in error_of(monkeypatch, capsys, tmp_path, "awa2 --source download --out x")
+
+
+def test_check_names_damaged_images_and_images_in_two_splits(monkeypatch, tmp_path, capsys):
+    make_awa2(tmp_path)
+    images = tmp_path / "Animals_with_Attributes2" / "JPEGImages"
+    (images / "animal3" / "animal3_0.JPEG").write_bytes(PICTURE[:200])
+    (images / "animal4" / "twice.JPEG").symlink_to(images / "animal5" / "animal5_1.JPEG")
+    make(monkeypatch, tmp_path, "awa2 --source . --out data")
+    plan = prepare.awa2(tmp_path)
+    monkeypatch.setattr(prepare, "expected", lambda place: (1, 9))
+    problems = prepare.check(plan, tmp_path / "data", "imagenet100")
+    assert len(problems) == 2
+    assert "animal5_1.JPEG: is in" in problems[0]
+    assert "animal3_0.JPEG: not a readable image" in problems[1]
+    listed = (tmp_path / "data" / "imagenet100_damaged.txt").read_text().split()
+    assert [os.path.basename(f) for f in listed] == ["animal3_0.JPEG"]
+
+
+def test_cifar_without_a_network_is_one_line(monkeypatch, capsys, tmp_path):
+    line = error_of(monkeypatch, capsys, tmp_path, "cifar --out data")
+    assert "holds no cifar-10-batches-py, and the download failed" in line
+
+
+def test_nothing_that_is_there_is_overwritten_and_nothing_goes_into_the_source(monkeypatch, capsys, tmp_path):
+    make_awa2(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    make(monkeypatch, tmp_path, "awa2 --source a --out data")
+    assert "not to" in error_of(monkeypatch, capsys, tmp_path, "awa2 --source b --out data")
+    assert "a link, where --copy" in error_of(monkeypatch, capsys, tmp_path, "awa2 --source a --out data --copy")
+    make(monkeypatch, tmp_path, "awa2 --source a --out copies --copy")
+    assert "is no link" in error_of(monkeypatch, capsys, tmp_path, "awa2 --source a --out copies")
+    os.unlink(tmp_path / "copies/Animals_with_Attributes2/JPEGImages/animal0/animal0_0.JPEG")
+    assert "not the same as" in error_of(monkeypatch, capsys, tmp_path, "awa2 --source a --out copies --copy")
+    inside = "a/Animals_with_Attributes2/JPEGImages/animal0"
+    assert "lies in the source" in error_of(monkeypatch, capsys, tmp_path, f"awa2 --source a --out {inside}")
+    (tmp_path / "through").mkdir()
+    (tmp_path / "through" / "Animals_with_Attributes2").symlink_to(tmp_path / "b" / "Animals_with_Attributes2")
+    assert "nothing is written through links" in error_of(
+        monkeypatch, capsys, tmp_path, "awa2 --source a --out through"
+    )
+
+
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EACCES])
+def test_a_full_disk_or_no_permission_is_one_line_and_the_same_command_goes_on(
+    monkeypatch, capsys, tmp_path, fault, copy
+):
+    make_awa2(tmp_path / "download")
+    real, calls = prepare._put, []
+
+    def full_after_three(place, source, copy):
+        calls.append(place)
+        if len(calls) == 4:
+            raise OSError(fault, os.strerror(fault))
+        real(place, source, copy)
+
+    monkeypatch.setattr(prepare, "_put", full_after_three)
+    command = "awa2 --source download --out data" + (" --copy" if copy else "")
+    line = error_of(monkeypatch, capsys, tmp_path, command)
+    assert f"animal11: {os.strerror(fault)}; 3 of 50 were made and stay" in line
+    make(monkeypatch, tmp_path, command)
+    assert "47 " in capsys.readouterr().out
+    assert len(datasets.build_outliers("AwA2", tmp_path / "data/Animals_with_Attributes2/JPEGImages")) == 100
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("imagenet100 --imagenet nowhere", "--imagenet nowhere: has no folder train"),
+        ("imagenet100 --imagenet empty", "has no folder val"),
+        ("tiny_imagenet --source nowhere", "--source nowhere: has no folder train"),
+        ("awa2 --source nowhere", "--source nowhere: has no folder JPEGImages"),
+        ("awa2 --source nowhere --out file", "--out file: "),
+        ("imagenet100", "required: --imagenet"),
+    ],
+)
+def test_a_wrong_source_is_one_line(monkeypatch, capsys, tmp_path, command, reason):
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    assert reason in error_of(monkeypatch, capsys, tmp_path, command)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_class_that_imagenet_lacks_and_a_short_ground_truth_are_named(monkeypatch, capsys, tmp_path):
+    imagenet(tmp_path / "full", "devkit")
+    (tmp_path / "full" / "train" / WNIDS[3]).rename(tmp_path / "elsewhere")
+    assert f"{WNIDS[3]}: is missing" in error_of(monkeypatch, capsys, tmp_path, "imagenet100 --imagenet full --out d")
+    (tmp_path / "full" / "val" / "ILSVRC2012_val_00000400.JPEG").unlink()
+    line = error_of(monkeypatch, capsys, tmp_path, "imagenet100 --imagenet full")
+    assert "399 images, but the ground truth has 400 lines" in line
+
+
+def test_the_module_runs_as_a_command():
+    command = [sys.executable, "-m", "datasets.prepare", "imagenet100", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--imagenet DIR" in done.stdout
+    assert done.stderr == ""

@@ -1,0 +1,97 @@
+"""--config: options from a file for every script, and the file that a run leaves of itself."""
+
+import importlib
+import sys
+
+import pytest
+import yaml
+from commands import error_of, run
+
+from engine import config, options
+
+SCRIPTS = ("main_supcon", "main_ce", "main_linear", "retrieval", "out_of_dist_detection")
+REQUIRED = {
+    "main_linear": {"ckpt": "somewhere"},
+    "retrieval": {"ckpt": "somewhere"},
+    "out_of_dist_detection": {"ckpt": "somewhere", "dataset_outliers": "cifar10"},
+}
+
+
+def parsed(monkeypatch, script, *words):
+    module = importlib.import_module(script)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
+    return config.parse(module.get_parser(), getattr(module, "RECIPES", options.SMALL_DATA))
+
+
+def written(path, content):
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_takes_options_from_a_file_and_the_command_line_wins(monkeypatch, tmp_path, script):
+    content = {"dataset": "cifar100", "batch_size": 17, "hold_out": ["apple", "bear"], "mean": [0.1, 0.2, 0.3]}
+    path = written(tmp_path / "own.yaml", content | REQUIRED.get(script, {}))
+    args = parsed(monkeypatch, script, "--config", path, "--batch_size", 9)
+    assert (args.dataset, args.batch_size, args.hold_out) == ("cifar100", 9, ["apple", "bear"])
+    assert args.mean == (0.1, 0.2, 0.3)
+    assert not hasattr(args, "config")
+
+
+def test_the_file_wins_over_the_data_sets_recipe_and_that_over_the_defaults(monkeypatch, tmp_path):
+    path = written(tmp_path / "own.yaml", {"dataset": "digits", "epochs": 3, "cosine": False, "dist-backend": "gloo"})
+    args = parsed(monkeypatch, "main_supcon", "--config", path)
+    assert (args.epochs, args.cosine, args.feat_dim, args.m) == (3, False, 64, 0.99)
+    assert args.dist_backend == "gloo"
+
+
+def test_of_two_files_the_later_one_wins(monkeypatch, tmp_path):
+    first = written(tmp_path / "a.yaml", {"epochs": 3, "seed": 5, "hold_out": ["4"], "size": 9})
+    second = written(tmp_path / "b.yaml", {"epochs": 4, "hold_out": [], "size": None})
+    args = parsed(monkeypatch, "main_ce", "--config", first, "--config", second)
+    assert (args.epochs, args.seed, args.hold_out, args.size) == (4, 5, [], None)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"epoch": 3}, "own.yaml: unknown option epoch; did you mean epochs?"),
+        ({"memory_bank": 3}, "unknown option memory_bank; did you mean memorybank_size?"),
+        ({"help": True}, "unknown option help"),
+        ({"epochs": 0}, "own.yaml: epochs: 0 is below 1"),
+        ({"min_tau": "warm"}, "own.yaml: min_tau: could not convert"),
+        ({"cosine": "perhaps"}, "own.yaml: cosine: 'perhaps' is neither True nor False"),
+        ({"dataset": "digitz"}, "own.yaml: dataset: digitz is none of digits, "),
+        ({"exp_name": {"a": 1}}, "own.yaml: exp_name: {'a': 1} is neither a value nor a list of values"),
+        ({"hold_out": ["4", None]}, "own.yaml: hold_out: ['4', None] is neither"),
+        (["epochs"], "own.yaml: must be lines of `option: value`"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_line_that_names_the_file(monkeypatch, capsys, tmp_path, content, reason):
+    written(tmp_path / "own.yaml", content)
+    assert reason in error_of(monkeypatch, capsys, tmp_path, "--config own.yaml")
+    assert not (tmp_path / "save").exists()
+
+
+def test_a_file_that_is_none_is_named(monkeypatch, capsys, tmp_path):
+    assert "--config none.yaml: no such file" in error_of(monkeypatch, capsys, tmp_path, "--config none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    assert "--config bad.yaml: not readable" in error_of(monkeypatch, capsys, tmp_path, "--config bad.yaml")
+
+
+def test_a_run_saves_what_it_was_and_its_file_gives_the_same_options_again(monkeypatch, tmp_path):
+    words = "--epochs 1 --model resnet8 --batch_size 256 --hold_out 4 8 --thresholds 0.7 0.5 --exp_name a --overwrite"
+    run(monkeypatch, tmp_path, words)
+    path = tmp_path / "save/SupCon/digits_models/a/config.yaml"
+    content = yaml.safe_load(path.read_text())
+    assert content["about"]["command"] == ["main_supcon.py", *words.split()]
+    assert set(content["about"]["versions"]) == {"python", "torch", "torchvision", "numpy", "scikit-learn"}
+    assert content["about"]["commit"] == config.commit()
+    again = vars(parsed(monkeypatch, "main_supcon", "--config", path))
+    straight = vars(parsed(monkeypatch, "main_supcon", *words.split()))
+    assert again == straight | {"overwrite": False}  # a new run never takes over that the old one was overwritten
+
+
+def test_the_commit_is_none_where_there_is_no_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert config.commit() is None

@@ -1,0 +1,58 @@
+"""Two gloo processes, different shards each: the bank and the weights stay the same on both."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from engine import distributed
+from losses import RINCELoss
+from networks.contrastive import ContrastiveModel
+from networks.memory_bank import MemoryBank
+
+
+def train(rank, world, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    table = torch.tensor([[1, 0.75, 0], [0.75, 1, 0], [0, 0, 1]])
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 8), torch.nn.ReLU())
+    model = ContrastiveModel(
+        encoder, torch.nn.Linear(8, 4), MemoryBank(20, 4), RINCELoss(table), 0.9, distributed.gather
+    )
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    generator = torch.Generator().manual_seed(rank)  # another shard on every process
+    pushed = []
+    for _ in range(4):
+        x, y = torch.rand(2, 3, 3, 2, 2, generator=generator), torch.randint(3, (3,), generator=generator)
+        wrapped(x[0], x[1], y).loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pushed.append(y)
+    torch.save({"model": model.state_dict(), "labels": torch.stack(pushed)}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def runs():
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(train, (2, folder), nprocs=2, start_method="spawn")
+        yield [torch.load(Path(folder) / f"{r}.pt", weights_only=True) for r in range(2)]
+
+
+def test_weights_and_bank_are_equal_on_both_processes(runs):
+    first, second = (run["model"] for run in runs)
+    assert not torch.equal(runs[0]["labels"], runs[1]["labels"])
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_the_bank_takes_the_keys_of_all_processes_in_rank_order(runs):
+    want = torch.cat([step for pair in zip(runs[0]["labels"], runs[1]["labels"], strict=True) for step in pair])
+    bank = runs[0]["model"]
+    assert int(bank["bank.pointer"]) == 24 % 20
+    assert torch.equal(bank["bank.labels"].roll(-4), want[-20:])

@@ -1,0 +1,107 @@
+"""The processes of a run: one that fails, dies or hangs ends all, and is named once."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+import workers
+from commands import ROOT
+
+from engine import distributed, launch, training
+from util import InputError
+
+
+def start(worker, minutes=5.0):
+    launch.launch(worker, launch.Processes(per_node=2, backend="gloo", timeout_minutes=minutes))
+
+
+def test_a_failure_ends_all_processes_and_its_traceback_is_shown_once(capfd):
+    with pytest.raises(SystemExit) as stop:
+        start(workers.fail)
+    text = str(stop.value.code)
+    assert text.count("ZeroDivisionError: the first error") == 1
+    assert text.count("Traceback") == 1
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_process_that_is_killed_is_named_with_the_likely_reason():
+    with pytest.raises(SystemExit, match=r"process 1 of this node was ended by SIGKILL.*out of memory"):
+        start(workers.be_killed)
+
+
+@pytest.mark.parametrize("who", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_process_that_hangs_ends_the_run_after_the_time_out_and_is_named(who):
+    with pytest.raises(SystemExit, match=rf"process {who} hangs: the others waited for 0.05 minutes"):
+        start(partial(workers.hang, who), minutes=0.05)
+
+
+def test_a_full_disk_met_by_a_process_is_the_commands_own_one_line_error():
+    with pytest.raises(InputError, match=r"^No space left on device$"):
+        start(workers.fill_the_disk)
+
+
+def test_all_processes_stop_at_the_same_step_a_step_after_one_of_them_was_asked():
+    with pytest.raises(SystemExit) as stop:
+        start(workers.vote_and_stop)
+    assert stop.value.code == distributed.EXIT_STOPPED
+
+
+def test_tasks_of_srun_find_one_another(tmp_path):
+    """Two processes with the environment that SLURM gives its tasks."""
+    words = "--epochs 1 --model resnet8 --batch_size 255 --mixed_out_in --shuffle_bn --exp_name a"
+    env = os.environ | {
+        "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.[1-2,5]", "SLURM_JOB_ID": str(os.getpid()),
+    }  # fmt: skip
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "main_supcon.py"), *shlex.split(words)],
+            cwd=tmp_path, env=env | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    printed = [task.communicate(timeout=120)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], printed
+    assert re.search(r"epoch 1/1  loss \d", printed[0])
+    assert printed[1].strip() == ""
+    state = torch.load(tmp_path / "save/SupCon/digits_models/a/last.pth", weights_only=True)
+    assert len(state["processes"]) == 2
+    assert int(state["model"]["bank.pointer"]) == 1442 // 255 * 255 % 512
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"), [("gpu-[017-019,4]", "gpu-017"), ("n1,n2", "n1"), ("a[3]", "a3"), ("solo", "solo")]
+)
+def test_the_first_node_of_slurms_list_is_where_tasks_meet(nodes, host):
+    assert launch._slurm_url({"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "12"}) == f"tcp://{host}:20012"
+    known = {"SLURM_STEP_NODELIST": nodes, "MASTER_ADDR": "h", "MASTER_PORT": "7"}
+    assert launch._slurm_url(known) == "tcp://h:7"
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_shares_of_a_batch_make_the_mean_over_processes_that_over_all_images(monkeypatch, world):
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    values = torch.arange(10.0) ** 2
+    parts = values.split(distributed.shares(10))
+    means = [training.share_of_batch(part, 10) * part.mean() for part in parts]
+    assert torch.isclose(torch.stack(means).mean(), values.mean())
+    assert distributed.shares(10) == [10 // world + (r < 10 % world) for r in range(world)]
+
+
+def test_an_encoder_that_there_is_not_is_the_users_error_with_its_flag():
+    with pytest.raises(InputError, match="--model vgg16 is unknown; choose one of resnet8, "):
+        training.build_encoder("vgg16", small_images=True)
+
+
+def test_sync_batchnorm_is_refused_where_torch_has_none(monkeypatch):
+    net = torch.nn.BatchNorm2d(3)
+    assert training.sync_batchnorm(net, torch.device("cpu")) is net
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(InputError, match="--syncBN: torch has it on CUDA only"):
+        training.sync_batchnorm(net, torch.device("cpu"))
+    assert isinstance(training.sync_batchnorm(net, torch.device("cuda")), torch.nn.SyncBatchNorm)

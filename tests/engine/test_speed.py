@@ -1,0 +1,83 @@
+"""What makes a run faster leaves what it computes alone."""
+
+import pytest
+import torch
+from commands import run
+
+import datasets
+from datasets.augmentation import Augmentation
+from datasets.views import Views
+from engine import loading
+from engine.optimisation import Schedule, Stepper, precision
+
+CPU = torch.device("cpu")
+SHORT = "--epochs 1 --batch_size 128 --model resnet8 --print_freq 5 "
+
+
+def trained(monkeypatch, folder, choice, name):
+    run(monkeypatch, folder, SHORT + f"{choice} --exp_name {name}")
+    return torch.load(folder / f"save/SupCon/digits_models/{name}/last.pth", weights_only=True)["model"]
+
+
+def test_device_worker_and_any_number_of_loader_processes_train_the_same_weights(monkeypatch, tmp_path):
+    choices = ["--augment_on worker", "--augment_on device", "--num_workers 1", "--augment_on device --num_workers 3"]
+    first, *others = (trained(monkeypatch, tmp_path, c, f"run{i}") for i, c in enumerate(choices))
+    for other in others:
+        assert all(torch.equal(first[k], other[k]) for k in first)
+
+
+def test_channels_last_and_bfloat16_train_nearly_the_same_weights(monkeypatch, tmp_path):
+    plain = trained(monkeypatch, tmp_path, "--channels_last False", "plain")
+    for choice, most in (
+        ("--channels_last", 1e-3),
+        ("--channels_last --precision bfloat16", 0.05),
+        ("--precision float16", 0.3),  # the first steps overflow and are skipped
+    ):
+        other = trained(monkeypatch, tmp_path, choice, f"run{most}")
+        weights = [k for k in plain if k.startswith("encoder.") and "weight" in k]
+        moved = sum((plain[k] - other[k]).norm() for k in weights) / sum(plain[k].norm() for k in weights)
+        assert moved < most
+
+
+@pytest.mark.slow
+def test_a_compiled_run_trains_nearly_the_same_weights_under_the_same_names(monkeypatch, tmp_path):
+    plain, compiled = (trained(monkeypatch, tmp_path, c, f"run{c[2:]}") for c in ("", "--compile"))
+    assert plain.keys() == compiled.keys()
+    assert max((plain[k].float() - compiled[k].float()).abs().max() for k in plain if "num_batches" not in k) < 0.01
+
+
+def test_auto_is_float32_on_a_cpu_and_a_choice_is_obeyed():
+    assert precision("auto", CPU) == torch.float32
+    assert precision("bfloat16", CPU) == torch.bfloat16
+    weight = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
+    for choice, scales in (("auto", False), ("float16", True)):
+        assert Stepper(weight, Schedule(0.1, 1, False), precision(choice, CPU), CPU).scaler.is_enabled() == scales
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_batches_come_finished_in_the_layout_of_the_convolutions(layout, finished):
+    views = Views(datasets.build("digits"), Augmentation(8, (0.5,) * 3, (0.2,) * 3), 0, finished)
+    how = loading.Loading(16, 0, CPU, channels_last=layout == torch.channels_last)
+    loader, sampler = loading.training_loader(views, how, seed=0)
+    sampler.set_epoch(2)
+    images, labels = next(iter(loader))
+    keys = next(iter(sampler))
+    assert images.shape == (2, 16, 3, 8, 8)
+    for view in images:
+        assert view.is_contiguous(memory_format=layout)
+    want, want_labels = Views(views.data, views.augmentation, 0, True).__getitems__(keys)
+    torch.testing.assert_close(images, want)
+    assert torch.equal(labels, want_labels)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_device_finishes_views_as_the_cpu_does():
+    views = Views(datasets.build("digits"), Augmentation(8, (0.5,) * 3, (0.2,) * 3), 0, finished=False)
+    found = {}
+    for device in (CPU, torch.device("cuda")):
+        loader, sampler = loading.training_loader(views, loading.Loading(64, 2, device, channels_last=True), seed=0)
+        sampler.set_epoch(1)
+        found[device.type] = [(images.cpu(), labels.cpu()) for images, labels in loader]
+    torch.testing.assert_close(found["cpu"], found["cuda"], atol=1e-4, rtol=1e-4)

@@ -1,0 +1,356 @@
+"""Runs that are killed, stopped or damaged go on as if nothing had been."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from commands import ROOT, error_of, run
+from processes import start, wait_until
+
+import util
+from engine import checkpoint, runs
+
+# a checkpoint after every step
+RUN = "--model resnet8 --batch_size 128 --memorybank_size 256 --mixed_out_in --exp_name a --save_minutes 1e-9"
+RUN += " --save_freq 2 --resume auto"
+FEW_STEPS = RUN.replace("batch_size 128", "batch_size 256")
+FOLDER = "save/SupCon/digits_models/a"
+
+
+def same(a, b) -> bool:
+    """Whether two contents of checkpoints are equal to the bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def outcome(folder):
+    """What a run leaves: its checkpoints, and its log without what is timing."""
+    log = util.read_json_lines(folder / FOLDER / "log.jsonl")
+    checkpoints = {f.name: torch.load(f, weights_only=True) for f in (folder / FOLDER).glob("*.pth")}
+    checkpoints.pop("previous.pth")
+    return checkpoints, [{k: v for k, v in record.items() if k not in runs.TIMING} for record in log]
+
+
+def written_at(path) -> int:
+    """When a file was written; 0 where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def finish(folder, words, **how):
+    process = start(folder, words.split(), **how)
+    process.join()
+    assert process.exitcode == 0, (folder / "output.txt").read_text()
+
+
+def kill_and_go_on(folder, words, kills, seed):
+    """Kill a run so many times at random moments after its first checkpoint, every other time inside the writing of
+    one; then let it end. Returns how many kills left a checkpoint half-written.
+    """
+    rng, last, half_written = random.Random(seed), folder / FOLDER / "last.pth", 0
+    for i in range(kills):
+        process = start(folder, words.split(), slow_writes=0.3 * (i % 2))
+        written = written_at(last)
+        wait_until(lambda written=written: written_at(last) > written, process)
+        if i % 2:
+            wait_until((last.parent / "last.pth.tmp").exists, process)
+        time.sleep(rng.uniform(0, 0.25))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, (folder / "output.txt").read_text()
+        half_written += (last.parent / "last.pth.tmp").exists()
+    finish(folder, words)
+    assert (folder / "output.txt").read_text().count("resumed save") == kills
+    return half_written
+
+
+def check_that_kills_leave_no_trace(folder, words, kills):
+    finish(folder / "whole", words)
+    assert kill_and_go_on(folder / "killed", words, kills, seed=kills) >= kills // 4
+    (checkpoints, log), (want_checkpoints, want_log) = outcome(folder / "killed"), outcome(folder / "whole")
+    assert log == want_log
+    assert checkpoints.keys() == want_checkpoints.keys()
+    for name in checkpoints:
+        assert same(checkpoints[name], want_checkpoints[name]), name
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_twice_ends_equal_to_the_bit_to_one_left_alone(tmp_path, workers):
+    check_that_kills_leave_no_trace(tmp_path, f"{FEW_STEPS} --epochs 2 --num_workers {workers}", kills=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_twenty_times_ends_equal_to_the_bit_to_one_left_alone(tmp_path, workers):
+    check_that_kills_leave_no_trace(tmp_path, f"{RUN} --epochs 10 --num_workers {workers}", kills=24)
+
+
+def test_the_number_of_loader_processes_changes_no_weight(tmp_path):
+    for workers in (0, 1, 4):
+        finish(tmp_path / str(workers), f"{FEW_STEPS} --epochs 1 --num_workers {workers}")
+    states = [torch.load(tmp_path / str(n) / FOLDER / "last.pth", weights_only=True) for n in (0, 1, 4)]
+    for state in states[1:]:
+        assert same(state["model"], states[0]["model"])
+        assert same(state["optimizer"], states[0]["optimizer"])
+
+
+# ---- signals ---------------------------------------------------------------------------------------------------------
+
+
+def good(folder):
+    """The newest checkpoint, whole."""
+    return checkpoint.load(folder / FOLDER, "--resume")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_lets_the_step_end_saves_and_exits_with_75(tmp_path, number):
+    process = start(tmp_path, f"{RUN} --epochs 1000 --num_workers 0".split())
+    last = tmp_path / FOLDER / "last.pth"
+    wait_until(last.exists, process)
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 75, (tmp_path / "output.txt").read_text()
+    assert f"{number.name}: stopped after epoch" in (tmp_path / "output.txt").read_text()
+    assert good(tmp_path)["options"]["epochs"] == 1000
+
+
+def test_a_second_ctrl_c_stops_at_once_and_leaves_the_checkpoint_before(tmp_path):
+    process = start(tmp_path, f"{RUN} --epochs 1000 --num_workers 0".split(), slow_writes=60)
+    wait_until((tmp_path / FOLDER / "last.pth.tmp").exists, process)
+    shutil.copy(made_by_hand(tmp_path), tmp_path / FOLDER / "last.pth")
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)  # within a second: torchrun's echo of the first
+    time.sleep(1.5)
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGINT)
+    process.join(20)
+    assert process.exitcode == 130
+    assert good(tmp_path)["epoch"] == 3
+
+
+def made_by_hand(folder):
+    checkpoint.save(folder / "hand.pth", {"model": {}, "epoch": 3})
+    return folder / "hand.pth"
+
+
+DRIVER = f"""
+import os, sys, time
+from pathlib import Path
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import main_ce, processes, training, util
+
+def main():
+    where, validate = os.environ["WHERE"], training.validate
+    if where == "save":
+        processes.write_slowly(2)
+    if where == "validation":
+        def slow(*args):
+            Path("validating").touch()
+            time.sleep(2)
+            return validate(*args)
+        training.validate = slow
+    if where == "crash" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        def crash(*args):
+            if Path({FOLDER!r}, "last.pth").exists():
+                raise ZeroDivisionError("once")
+            return validate(*args)
+        training.validate = crash
+    util.run_command(main_ce.main)
+
+if __name__ == "__main__":
+    sys.argv[0] = "main_ce.py"
+    main()
+"""
+CLASSIFIER = "--model resnet8 --batch_size 256 --exp_name a"
+
+
+def torchrun(folder, where, words, *more):
+    (folder / "driver.py").write_text(DRIVER)
+    with (folder / "output.txt").open("w") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *more,
+             "driver.py", *words.split()],
+            cwd=folder, env=os.environ | {"WHERE": where}, stdout=output, stderr=output,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "where", [pytest.param("step", marks=pytest.mark.slow), pytest.param("validation", marks=pytest.mark.slow), "save"]
+)
+def test_torchrun_asked_to_stop_during_a_step_a_validation_or_a_save_leaves_a_good_checkpoint(tmp_path, where):
+    process = torchrun(tmp_path, where, f"{CLASSIFIER} --epochs 1000")
+    sign = {"step": "last.pth", "validation": "../../../../validating", "save": "last.pth.tmp"}[where]
+    until = time.monotonic() + 100
+    while not (tmp_path / FOLDER / sign).exists():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    assert time.monotonic() - asked < 20
+    printed = (tmp_path / "output.txt").read_text()
+    assert printed.count("SIGTERM: stopped after epoch") == 1, printed
+    state = good(tmp_path)
+    assert (state["epoch"] >= 1) or state["step"] >= 1
+    assert len(state["processes"]) == 2
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_crashed_run_again_and_it_goes_on_by_itself(tmp_path):
+    process = torchrun(tmp_path, "crash", f"{CLASSIFIER} --epochs 3", "--max-restarts", "1")
+    process.wait(120)
+    printed = (tmp_path / "output.txt").read_text()
+    assert process.returncode == 0, printed
+    assert "ZeroDivisionError: once" in printed
+    assert f"resumed {FOLDER}/last.pth after epoch 1" in printed
+    assert [r["epoch"] for r in util.read_json_lines(tmp_path / FOLDER / "log.jsonl")] == [1, 2, 3]
+
+
+def test_ctrl_c_reaches_processes_and_loaders_and_another_number_of_processes_goes_on(monkeypatch, capsys, tmp_path):
+    words = f"{RUN} --epochs 2 --num_workers 1"
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "main_supcon.py"), *words.split(), "--nproc_per_node", "2"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    until = time.monotonic() + 100
+    while not (tmp_path / FOLDER / "last.pth").exists():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, printed
+    assert len(re.findall("SIG(?:INT|TERM): stopped after epoch 1, step", printed)) == 1
+    assert "Traceback" not in printed
+    assert good(tmp_path)["step"] > 0
+    run(monkeypatch, tmp_path, words)
+    assert "in epoch 1, after step " in capsys.readouterr().out.split("resumed ")[1]
+    log = util.read_json_lines(tmp_path / FOLDER / "log.jsonl")
+    assert [r["epoch"] for r in log] == [1, 2]
+    assert 1 < log[0]["loss"] < 6
+
+
+# ---- resume ----------------------------------------------------------------------------------------------------------
+
+SHORT = "--model resnet8 --batch_size 256 --mixed_out_in --exp_name a --num_workers 0"
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_with_a_line(monkeypatch, capsys, tmp_path):
+    run(monkeypatch, tmp_path, f"{SHORT} --epochs 2")
+    last = tmp_path / FOLDER / "last.pth"
+    last.write_bytes(last.read_bytes()[:-100])
+    run(monkeypatch, tmp_path, f"{SHORT} --epochs 3 --resume auto")
+    printed = capsys.readouterr().out
+    assert f"passed over: --resume {FOLDER}/last.pth: not a readable checkpoint" in printed
+    assert f"resumed {FOLDER}/previous.pth after epoch 1" in printed
+    assert "resumed with other options: --epochs 3 (was 2)" in printed
+    assert [r["epoch"] for r in util.read_json_lines(tmp_path / FOLDER / "log.jsonl")] == [1, 2, 3]
+    starts = util.read_json_lines(tmp_path / FOLDER / "starts.jsonl")
+    assert [s["after_epoch"] for s in starts] == [0, 1]
+
+
+def test_where_all_checkpoints_are_damaged_nothing_is_started_anew(monkeypatch, capsys, tmp_path):
+    run(monkeypatch, tmp_path, f"{SHORT} --epochs 2")
+    for path in (tmp_path / FOLDER).glob("*.pth"):
+        path.write_bytes(b"nothing")
+    log = (tmp_path / FOLDER / "log.jsonl").read_bytes()
+    error = error_of(monkeypatch, capsys, tmp_path, f"{SHORT} --epochs 3 --resume auto")
+    assert "last.pth: not a readable checkpoint" in error
+    assert error.endswith("nor is any before it")
+    assert (tmp_path / FOLDER / "log.jsonl").read_bytes() == log
+
+
+def test_resume_auto_starts_from_scratch_once_and_ends_at_once_where_all_is_done(monkeypatch, capsys, tmp_path):
+    run(monkeypatch, tmp_path, f"{CLASSIFIER} --epochs 1 --resume auto", "main_ce")
+    assert capsys.readouterr().out.count("holds no checkpoint yet, this run starts from scratch") == 1
+    before = (tmp_path / FOLDER / "last.pth").read_bytes()
+    run(monkeypatch, tmp_path, f"{CLASSIFIER} --epochs 1 --resume auto", "main_ce")
+    assert "epoch 1/1" not in capsys.readouterr().out
+    assert (tmp_path / FOLDER / "last.pth").read_bytes() == before
+    error = error_of(monkeypatch, capsys, tmp_path, f"{CLASSIFIER} --resume auto --overwrite", "main_ce")
+    assert "--resume auto goes on, --overwrite starts anew" in error
+
+
+def test_an_option_that_changes_the_mathematics_is_named_and_the_epoch_under_way_begins_anew(
+    monkeypatch, capsys, tmp_path
+):
+    run(monkeypatch, tmp_path, f"{SHORT} --epochs 1")
+    path = tmp_path / FOLDER / "last.pth"
+    state = torch.load(path, weights_only=True)
+    checkpoint.save(path, {**state, "epoch": 0, "step": 2})
+    run(monkeypatch, tmp_path, f"{SHORT} --epochs 1 --resume auto --seed 4 --learning_rate 0.2 --print_freq 3")
+    printed = capsys.readouterr().out
+    assert "resumed with other options: --learning_rate 0.2 (was 0.1), --seed 4 (was 0)\n" in printed
+    assert "other images, --batch_size or --seed: the epoch that was under way starts anew" in printed
+    assert torch.load(path, weights_only=True)["epoch"] == 1
+
+
+def test_overwrite_leaves_no_checkpoint_of_the_run_before(monkeypatch, tmp_path):
+    run(monkeypatch, tmp_path, f"{SHORT} --epochs 2 --save_freq 2")
+    run(monkeypatch, tmp_path, f"{SHORT} --epochs 1 --save_freq 2 --overwrite")
+    assert {f.name for f in (tmp_path / FOLDER).glob("*.pth")} == {"last.pth"}
+    assert [r["epoch"] for r in util.read_json_lines(tmp_path / FOLDER / "log.jsonl")] == [1]
+
+
+# ---- disks, loaders, numbers -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder with room for one checkpoint; where it may not be mounted, one where a second meets a full disk."""
+    disk = tmp_path / "save"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    yield disk, mounted.returncode == 0
+    if mounted.returncode == 0:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before_it(monkeypatch, capsys, tmp_path, small_disk):
+    _, mounted = small_disk
+    run(monkeypatch, tmp_path, f"{SHORT} --epochs 1")
+    if not mounted:
+        (tmp_path / FOLDER / "last.pth.tmp").symlink_to("/dev/full")
+    whole = (tmp_path / FOLDER / "last.pth").read_bytes()
+    error = error_of(monkeypatch, capsys, tmp_path, f"{SHORT} --epochs 3 --resume auto")
+    assert f"{FOLDER}/last.pth: cannot be written (No space left on device); last good checkpoint: {FOLDER}" in error
+    assert (tmp_path / FOLDER / "last.pth").read_bytes() == whole
+    assert not (tmp_path / FOLDER / "last.pth.tmp").exists()
+    assert good(tmp_path)["epoch"] == 1
+
+
+class Deadly(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_loader_process_killed_for_memory_gives_advice(monkeypatch, capsys):
+    loader = torch.utils.data.DataLoader(Deadly(), num_workers=1)
+    with pytest.raises(SystemExit) as stop:
+        util.run_command(lambda: list(loader))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "lack of memory; give fewer --num_workers" in line
+
+
+def test_detect_anomaly_names_the_operation(monkeypatch, tmp_path):
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="returned nan values"):
+        run(monkeypatch, tmp_path, f"{SHORT} --epochs 3 --detect_anomaly --learning_rate 1e30")

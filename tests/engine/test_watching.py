@@ -1,0 +1,135 @@
+"""What a run shows of itself: measures that equal their references, and time that adds up."""
+
+import json
+import re
+
+import pytest
+import torch
+from commands import error_of, run
+from made_data import make_image_folders
+
+import util
+from engine import runs, watching
+
+
+class Clock:
+    """time.perf_counter, and a loader of three batches of which each takes a second."""
+
+    now, dataset = 100.0, "data"
+
+    def perf_counter(self):
+        return self.now
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        for i in range(3):
+            self.now += 1
+            yield i
+
+
+def test_time_in_the_loader_is_told_from_time_in_the_step_epoch_by_epoch(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(watching, "time", clock)
+    timed = watching.Timed(clock)
+    for in_step, share in ((0, 1.0), (3, 0.25)):
+        for _ in timed:
+            clock.now += in_step
+        assert timed.scalars() == {"seconds": 3 + 3 * in_step, "waiting_for_data": share}
+    assert (len(timed), timed.dataset) == (3, "data")
+
+
+def test_advice_is_given_for_much_waiting_on_a_training_of_some_length_alone():
+    assert "give more --num_workers (now 2" in watching.advice(0.4, 300, 2)
+    assert "40 % of the time" in watching.advice(0.4, 300, 2)
+    assert watching.advice(0.1, 300, 2) == ""
+    assert watching.advice(0.9, 5, 2) == ""
+
+
+def test_images_are_spread_evenly_each_once():
+    assert watching.spread(5, 9) == [0, 1, 2, 3, 4]
+    assert watching.spread(1000, 3) == [0, 499, 999]
+
+
+def events(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    return found
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """A run that measures kNN accuracy, and one of the same seed that does not."""
+    root = tmp_path_factory.mktemp("watched")
+    with pytest.MonkeyPatch.context() as patch:
+        common = "--epochs 3 --model resnet8 --batch_size 256 --mixed_out_in"
+        run(patch, root, f"{common} --exp_name a --knn_freq 2")
+        run(patch, root, f"{common} --exp_name b")
+    return root
+
+
+def test_a_run_logs_its_temperatures_embeddings_time_and_knn_accuracy(watched):
+    lines = (watched / "save/SupCon/digits_models/a/log.jsonl").read_text().splitlines()[1:]
+    records = [json.loads(line) for line in lines]
+    assert [r["epoch"] for r in records if "val_knn" in r] == [2, 3]
+    assert records[-1]["val_knn"] > 30  # chance is 10
+    for record in records:
+        assert (record["tau_rank_0"], record["tau_rank_1"]) == (0.1, pytest.approx(0.225))
+        assert record["embedding_norm"] > 0
+        assert 0 <= record["alignment"] <= 4
+        assert record["uniformity"] < 0
+        assert 0 < record["waiting_for_data"] < 1
+        assert record["seconds"] > 0
+
+
+def test_tensorboard_has_scalars_the_pairs_and_the_projector(watched):
+    folder = watched / "save/SupCon/digits_tensorboard/a"
+    found = events(folder)
+    assert {"alignment", "uniformity", "embedding_norm", "tau_rank_1", "val_knn"} <= set(found.Tags()["scalars"])
+    (pairs,) = found.Images("augmented_pairs")
+    assert (pairs.height, pairs.width) == (4 * 9 + 1, 8 * 9 + 1)  # 16 pairs of 8 x 8, a pixel between
+    rows = (folder / "00003/encoder/metadata.tsv").read_text().split()
+    assert set(rows) == set("0123456789")
+    assert len((folder / "00003/encoder/tensors.tsv").read_text().splitlines()) == len(rows)
+
+
+def test_watching_changes_nothing_of_the_training(watched):
+    a, b = (
+        torch.load(watched / f"save/SupCon/digits_models/{name}/last.pth", weights_only=True)["model"] for name in "ab"
+    )
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_knn_without_validation_images_or_classes_is_refused_at_once(monkeypatch, capsys, tmp_path):
+    make_image_folders(tmp_path / "mine", ["cat", "dog"], each=8)
+    own = "--dataset path --data_folder mine --size 32 --batch_size 8 --num_workers 0 --model resnet8 --knn_freq 1"
+    error = error_of(monkeypatch, capsys, tmp_path, f"{own} --ranking identity")
+    assert "--knn_freq needs validation images: --data_folder mine" in error
+    (tmp_path / "g.csv").write_text("image,a,b\ncat/cat_0.JPEG,x,y\ncat/cat_1.JPEG,z,y\n")
+    error = error_of(monkeypatch, capsys, tmp_path, f"{own.replace('size 8', 'size 2')} --instance_ranks g.csv")
+    assert "--knn_freq: asks for classes" in error
+    assert not (tmp_path / "save").exists()
+
+
+def test_a_run_that_was_stopped_at_an_epochs_last_step_shows_no_speed_for_it(monkeypatch, capsys, tmp_path):
+    command = "--model resnet8 --batch_size 700 --memorybank_size 700 --epochs 2 --exp_name a"
+    steps = []
+
+    def stop_at_the_second(run):
+        steps.append(run)
+        run.stop.asked = "SIGTERM" if len(steps) == 2 else None
+        return len(steps) == 2, False
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(runs.Run, "wishes", stop_at_the_second)
+        run(patch, tmp_path, command)
+    run(monkeypatch, tmp_path, f"{command} --resume auto")
+    first, second = [line for line in capsys.readouterr().out.splitlines() if re.match(r"epoch \d/2  loss", line)]
+    assert "  no step was left  " in first
+    assert "images/s" in second
+    log = util.read_json_lines(tmp_path / "save/SupCon/digits_models/a/log.jsonl")
+    assert [("images_per_second" in record, record["loss"] > 0) for record in log] == [(False, True), (True, True)]

@@ -1,0 +1,41 @@
+"""How features lie, and what their neighbours say, against slow references."""
+
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+
+from evaluation import alignment, knn_accuracy, uniformity
+
+
+def unit(seed, rows, dim=5):
+    x = torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return F.normalize(x, dim=1)
+
+
+def test_alignment_and_uniformity_equal_the_references():
+    x, y = unit(0, 9), unit(1, 9)
+    assert float(alignment(x, y)) == pytest.approx(reference.alignment(x.tolist(), y.tolist()))
+    assert float(uniformity(x)) == pytest.approx(reference.uniformity(x.tolist()))
+
+
+def test_equal_views_are_aligned_and_equal_images_are_not_uniform():
+    x = unit(0, 6)
+    assert float(alignment(x, x)) == 0
+    assert float(uniformity(x[:1].expand(6, -1))) == pytest.approx(0)
+    assert float(uniformity(x)) < 0
+
+
+@pytest.mark.parametrize("k", [1, 4, 200])
+def test_knn_accuracy_equals_the_reference(k):
+    features, gallery = unit(2, 300), unit(3, 40)
+    labels, known = torch.arange(300) % 4, torch.arange(40) % 4
+    want = reference.knn_accuracy(*(x.tolist() for x in (features, labels, gallery, known)), k=k, tau=0.07)
+    assert knn_accuracy(3 * features, labels, gallery, known, k=k) == pytest.approx(want)
+    assert 0.1 < want < 0.6
+
+
+def test_knn_accuracy_of_nothing_is_an_error():
+    for queries, gallery in ((0, 3), (3, 0)):
+        with pytest.raises(ValueError, match="needs queries and a gallery"):
+            knn_accuracy(torch.ones(queries, 2), torch.zeros(queries), torch.ones(gallery, 2), torch.zeros(gallery))
