@@ -46,7 +46,7 @@ def get_parser():
     return p
 
 
-def build_model(args, criterion, device):
+def build_model(args, criterion, device, memory_format):
     """Query and key encoder over one bank, the same on every process since the seed is."""
     encoder = training.build_encoder(args.model, datasets.spec(args.dataset).small)
     bank = MemoryBank(args.memorybank_size, args.feat_dim)
@@ -56,7 +56,7 @@ def build_model(args, criterion, device):
     model = ContrastiveModel(encoder, head, bank, criterion, args.m, gather, shuffle)
     if args.syncBN:
         model.encoder = training.sync_batchnorm(model.encoder, device)
-    return training.prepared(model, device, options.loading(args, device).memory_format, args.compile)
+    return training.prepared(model, device, memory_format, args.compile)
 
 
 def worker(args, device):
@@ -79,7 +79,7 @@ def worker(args, device):
     views = loading.augmented(data, two_views, args.seed, args.augment_on, device)
     loader, sampler = loading.training_loader(views, how, args.seed)
     timed, watch = watching.Timed(loader), watching.Watch(views, held_out, args.knn_freq, args.epochs, how)
-    model = build_model(args, criterion, device)
+    model = build_model(args, criterion, device, how.memory_format)
     wrapped = training.parallel(model)
     stepper = options.stepper(args, model, device)
     facts = {"classes": data.classes, "size": size, "mean": list(mean), "std": list(std)}

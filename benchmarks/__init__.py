@@ -1,4 +1,4 @@
-"""Scripts that measure what the README quotes, each against a plain reference in the same run."""
+"""Scripts that measure what the docs quote, each against a plain reference in the same run."""
 
 import json
 import os

@@ -28,6 +28,7 @@ import util
 from engine import distributed, signals
 from util import InputError
 
+START = "spawn"  # multiprocessing's way to start a process: CUDA bears no other
 GRACE_SECONDS = 5  # for processes to end by themselves after one has failed
 
 
@@ -99,7 +100,7 @@ def _slurm_url(env) -> str:
 
 def _spawn(local: int, worker, meeting: Meeting) -> None:
     """Start the processes of this node and wait for them; the first that fails ends the others, and is heard."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(START)
     errors = context.SimpleQueue()
     processes = [context.Process(target=_run, args=(i, errors, worker, meeting)) for i in range(local)]
     for process in processes:

@@ -136,9 +136,9 @@ def training_loader(data, loading: Loading, seed: int):
     in_memory = isinstance(data, TensorDataset)
     sampler = EpochBatches(len(data), loading.batch_size, seed, keyed=not in_memory)
     if in_memory:
-        loader = DataLoader(data, sampler=sampler, batch_size=None)
+        loader = Loader(data, sampler=sampler, batch_size=None)
     else:
-        loader = DataLoader(data, batch_sampler=sampler, collate_fn=as_it_is, **loading.of_loader())
+        loader = Loader(data, batch_sampler=sampler, collate_fn=as_it_is, **loading.of_loader())
     return Batches(loader, loading.device, loading.memory_format), sampler
 
 
@@ -146,6 +146,13 @@ def augmented(data, augmentation, seed: int, where: str | None, device) -> Views
     """The training images as views of a seed, finished on the "device", or by the "worker"; None: on a CUDA device."""
     where = where or ("device" if device.type == "cuda" else "worker")
     return Views(data, augmentation, seed, finished=where == "worker")
+
+
+class Loader(DataLoader):
+    """A DataLoader that leaves it to `options.loading` to say that there are more loader processes than cores."""
+
+    def check_worker_number_rationality(self) -> None:
+        """torch's own warning, at every start of an epoch's loader."""
 
 
 class Batches:
@@ -201,5 +208,5 @@ def share_loader(data, loading: Loading):
     share = range(distributed.rank(), len(data), distributed.world_size())
     if isinstance(data, TensorDataset):
         batches = BatchSampler(share, loading.batch_size, drop_last=False)
-        return DataLoader(data, sampler=batches, batch_size=None)
-    return DataLoader(Subset(data, share), batch_size=loading.batch_size, **loading.of_loader())
+        return Loader(data, sampler=batches, batch_size=None)
+    return Loader(Subset(data, share), batch_size=loading.batch_size, **loading.of_loader())

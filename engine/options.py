@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+from engine import distributed
 from engine.frozen import Wanted
 from engine.launch import Processes
 from engine.loading import Loading
@@ -252,7 +253,10 @@ def skips_damage(args) -> bool:
 
 
 def loading(args, device) -> Loading:
-    """How batches come to the device."""
+    """How batches come to the device; says where the loader processes are more than the cores."""
+    cores = os.cpu_count() or 1
+    if args.num_workers > cores and distributed.is_main():
+        print(f"--num_workers {args.num_workers}: more loader processes than this machine's {cores} cores", flush=True)
     return Loading(args.batch_size, args.num_workers, device, getattr(args, "channels_last", False))
 
 

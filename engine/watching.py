@@ -10,12 +10,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 import evaluation
 from datasets.views import Views
 from engine import distributed
-from engine.loading import Loading
+from engine.loading import Loader, Loading
 
 ADVISE_ABOVE, ADVISE_AFTER = 0.25, 60.0  # share of the time, seconds of training
 PAIRS = 128  # training images whose two views are measured
@@ -109,7 +109,7 @@ class Watch:
 
     def _features(self, model, data, most: int = 5000):
         chosen = Subset(data, spread(len(data), most))
-        loader = DataLoader(chosen, self.loading.batch_size, num_workers=self.loading.workers)
+        loader = Loader(chosen, self.loading.batch_size, num_workers=self.loading.workers)
         return evaluation.extract(model.encoder, loader, self.loading.device)
 
     def draw_pairs(self, writer) -> None:

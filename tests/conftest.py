@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ from networks import resnet
 
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# tests send these; a suite that a script starts in the background would have its processes ignore Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

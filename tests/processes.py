@@ -9,34 +9,50 @@ import time
 
 import torch
 import torch.utils.tensorboard
+import torchvision  # noqa: F401 (loaded once, in the server)
 from commands import ROOT
 
 import main_supcon
 import util
+from engine import launch
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["processes"])
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])  # for the server
 
 
-def start(folder, words: list[str], script=main_supcon.__name__, slow_writes: float = 0.0):
+def start(folder, words: list[str], script=main_supcon.__name__, slow_writes: float = 0.0, env=None):
     """`python script.py WORDS` in `folder`, its output added to output.txt there.
 
-    slow_writes: seconds for which the writing of a checkpoint stops half-way.
+    slow_writes: seconds for which the writing of a checkpoint stops half-way. env: what the environment has besides.
     """
     folder.mkdir(exist_ok=True)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])  # for the server
-    process = CONTEXT.Process(target=_run, args=(str(folder), words, script, slow_writes))
+    process = CONTEXT.Process(target=_run, args=(str(folder), words, script, slow_writes, env or {}))
     process.start()
     return process
 
 
-def _run(folder, words, script, slow_writes):
+def call(folder, words: list[str], script=main_supcon.__name__) -> tuple[int, str]:
+    """Exit code and output of `python script.py WORDS` in `folder`, where nothing was called before."""
+    process = start(folder, words, script)
+    process.join()
+    return process.exitcode, (folder / "output.txt").read_text()
+
+
+def together(worker, args: tuple, count: int) -> None:
+    """worker(rank, *args) in so many processes at once; an error of one is raised."""
+    torch.multiprocessing.start_processes(worker, args, nprocs=count, start_method="forkserver")
+
+
+def _run(folder, words, script, slow_writes, env):
     os.chdir(folder)
+    os.environ.update(env)
     output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     torch.set_num_threads(1)
     multiprocessing.set_start_method(None, force=True)  # loaders are forked, as those of a command are
+    launch.START = "fork"  # and so are the processes of a run, which import torch anew elsewhere
     sys.argv = [f"{script}.py", *words]
     if slow_writes:
         write_slowly(slow_writes)

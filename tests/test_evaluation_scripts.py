@@ -2,12 +2,11 @@
 
 import math
 import shutil
-import subprocess
-import sys
 
+import processes
 import pytest
 import torch
-from commands import CE, ROOT, error_of, result, run
+from commands import CE, error_of, result, run
 from made_data import make_image_folders
 
 import datasets
@@ -150,36 +149,30 @@ def test_cached_features_are_made_anew_when_checkpoint_views_or_images_change(mo
 
 
 def test_two_processes_extract_the_same_features_and_train_the_same_probe(digits):
-    def command(script, *options):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / f"{script}.py"), *options],
-            cwd=digits,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def command(script, options):
+        code, printed = processes.call(digits / name, f"--ckpt {digits / CE} {options}".split(), script)
+        assert code == 0, printed
+        return printed
 
     kept = []
-    for n in ("1", "2"):
-        command("retrieval", "--ckpt", CE, "--nproc_per_node", n, "--features_cache", f"by{n}")
-        kept.append(sorted((digits / f"by{n}").iterdir()))
+    for n in (1, 2):
+        name = f"by{n}"
+        command("retrieval", f"--nproc_per_node {n} --features_cache {digits / name}/kept")
+        kept.append(sorted((digits / name / "kept").iterdir()))
     assert [f.name for f in kept[0]] == [f.name for f in kept[1]]
     for one, two in zip(*kept, strict=True):
         one, two = (torch.load(f, weights_only=True)["features"] for f in (one, two))
         assert torch.allclose(one, two, atol=1e-5)
-    printed = command("main_linear", "--ckpt", CE, "--cache_features", "--nproc_per_node", "2", "--exp_name", "two")
+    name = "probed"
+    printed = command("main_linear", "--cache_features --nproc_per_node 2 --exp_name two")
     assert printed.count("epoch 30/30  loss") == 1
-    assert result(digits, "linear_digits_two_cached*")["metrics"]["last"]["top-1"] >= 97
+    assert result(digits / name, "linear_digits_two_cached*")["metrics"]["last"]["top-1"] >= 97
 
 
 def test_two_processes_train_and_validate_a_classifier_on_every_image_once(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "main_ce.py"), "--nproc_per_node", "2", "--epochs", "2", "--model", "resnet8",
-         "--exp_name", "two"], cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    words = "--nproc_per_node 2 --epochs 2 --model resnet8 --exp_name two"
+    code, printed = processes.call(tmp_path, words.split(), "main_ce")
+    assert code == 0, printed
     last = result(tmp_path, "cross_entropy_digits_two_*")["metrics"]["last"]["top-1"]
     assert last * 355 / 100 == pytest.approx(round(last * 355 / 100), abs=1e-6)  # of 355 images, a whole number
     # what is saved is what was validated

@@ -8,8 +8,8 @@ import pytest
 import reference
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from processes import together
 from torch.nn.parallel import DistributedDataParallel
 
 import losses
@@ -149,7 +149,7 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one():
     want = losses_of(model, views, labels)
     want.backward()
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(worker, (2, folder), nprocs=2, start_method="spawn")
+        together(worker, (2, folder), 2)
         first, second = (torch.load(Path(folder) / f"{r}.pt", weights_only=True) for r in range(2))
     torch.testing.assert_close((first["loss"] + second["loss"]) / 2, want.detach())
     assert not torch.isclose(first["loss"], second["loss"])

@@ -3,6 +3,7 @@
 from functools import partial
 
 import commands
+import processes
 import pytest
 import torch
 from commands import run
@@ -138,16 +139,10 @@ def test_a_linked_image_is_skipped_by_its_target_and_a_list_may_name_others(tmp_
 
 
 def test_two_processes_share_the_check_and_count_each_image_once(mine):
-    import subprocess
-    import sys
-
-    command = f"{commands.ROOT / 'main_supcon.py'} {RINCE} --batch_size 4 --num_workers 0 --nproc_per_node 2"
-    options = "--check_data --on_bad_image skip"
-    done = subprocess.run(
-        [sys.executable, *command.split(), *options.split()], cwd=mine, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "decoded 10 training images, 2 damaged" in done.stdout
+    options = "--batch_size 4 --num_workers 0 --nproc_per_node 2 --check_data --on_bad_image skip"
+    code, printed = processes.call(mine, f"{RINCE} {options}".split())
+    assert code == 0, printed
+    assert printed.count("decoded 10 training images, 2 damaged") == 1
     assert listed(mine) == DAMAGED
     state = torch.load(mine / "save/SupCon/path_models/a/last.pth", weights_only=True)
     assert int(state["model"]["bank.pointer"]) == 8

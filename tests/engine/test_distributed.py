@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 from torch.nn.parallel import DistributedDataParallel
 
 from engine import distributed
@@ -40,7 +40,7 @@ def train(rank, world, folder):
 @pytest.fixture(scope="module")
 def runs():
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(train, (2, folder), nprocs=2, start_method="spawn")
+        together(train, (2, folder), 2)
         yield [torch.load(Path(folder) / f"{r}.pt", weights_only=True) for r in range(2)]
 
 

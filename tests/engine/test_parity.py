@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import together
 from torch.nn.parallel import DistributedDataParallel
 
 from engine import distributed
@@ -86,7 +86,7 @@ def results(tmp_path_factory):
     done = {1: [{name: train(criterion) for name, criterion in criteria().items()}]}
     done[1][0]["shuffled"] = done[1][0]["rince out_in"]
     for world in (2, 3):
-        mp.start_processes(worker, (world, folder), nprocs=world, start_method="spawn")
+        together(worker, (world, folder), world)
         done[world] = [torch.load(folder / f"{world}_{r}.pt", weights_only=True) for r in range(world)]
     return done
 

@@ -2,18 +2,20 @@
 
 import os
 import re
-import shlex
-import subprocess
-import sys
 from functools import partial
 
+import processes
 import pytest
 import torch
 import workers
-from commands import ROOT
 
 from engine import distributed, launch, training
 from util import InputError
+
+
+@pytest.fixture(autouse=True)
+def _from_one_that_has_imported_torch(monkeypatch):
+    monkeypatch.setattr(launch, "START", processes.CONTEXT.get_start_method())
 
 
 def start(worker, minutes=5.0):
@@ -54,19 +56,16 @@ def test_all_processes_stop_at_the_same_step_a_step_after_one_of_them_was_asked(
 def test_tasks_of_srun_find_one_another(tmp_path):
     """Two processes with the environment that SLURM gives its tasks."""
     words = "--epochs 1 --model resnet8 --batch_size 255 --mixed_out_in --shuffle_bn --exp_name a"
-    env = os.environ | {
-        "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.[1-2,5]", "SLURM_JOB_ID": str(os.getpid()),
-    }  # fmt: skip
+    env = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.[1-2,5]", "SLURM_JOB_ID": str(os.getpid())}
+    words += f" --save_folder {tmp_path}/save"
     tasks = [
-        subprocess.Popen(
-            [sys.executable, str(ROOT / "main_supcon.py"), *shlex.split(words)],
-            cwd=tmp_path, env=env | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
+        processes.start(tmp_path / str(i), words.split(), env=env | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)})
         for i in range(2)
-    ]  # fmt: skip
-    printed = [task.communicate(timeout=120)[0] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], printed
+    ]
+    for task in tasks:
+        task.join(120)
+    printed = [(tmp_path / str(i) / "output.txt").read_text() for i in range(2)]
+    assert [task.exitcode for task in tasks] == [0, 0], printed
     assert re.search(r"epoch 1/1  loss \d", printed[0])
     assert printed[1].strip() == ""
     state = torch.load(tmp_path / "save/SupCon/digits_models/a/last.pth", weights_only=True)

@@ -151,7 +151,8 @@ DRIVER = f"""
 import os, sys, time
 from pathlib import Path
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-import main_ce, processes, training, util
+import main_ce, processes, util
+from engine import training
 
 def main():
     where, validate = os.environ["WHERE"], training.validate
