@@ -14,6 +14,7 @@ import util
 from datasets import augmentation
 from engine import checkpoint, config, distributed, loading, options, results, runs, training
 from engine.launch import launch
+from engine.optimisation import in_force
 from networks.classifier import Classifier
 
 RECIPES = {
@@ -83,6 +84,7 @@ def worker(args, device):
         record = {"path": str(run.last.resolve()), "sha256": checkpoint.sha256(run.last)}
         record |= {"model": args.model, "epoch": args.epochs}
         about = {"images": {"train": len(train), "validation": len(test)}, "seconds": util.seconds_since(begin)}
+        about |= in_force(stepper.precision)
         title, folders = ("cross_entropy", name, ""), {"images": args.data_folder}
         path = results.write(options.plain(args), title, metrics, record, folders, about)
         results.show("cross-entropy", metrics)

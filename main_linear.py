@@ -16,6 +16,7 @@ import util
 from datasets import augmentation
 from engine import config, distributed, frozen, loading, options, results, runs, training
 from engine.launch import launch
+from engine.optimisation import in_force
 
 SMALL = dict(epochs=30, batch_size=64, learning_rate=0.1, cosine=True, num_workers=0)
 RECIPES = {"digits": SMALL, "fashion_mnist": {**SMALL, "num_workers": 2}}
@@ -28,7 +29,7 @@ def get_parser():
     options.flag(
         p, "--cache_features", help="probe features without augmentation, extracted once: far cheaper, other figures"
     )
-    options.add_training(p)
+    options.add_training(p, warm="linear warm-up over 10 epochs")
     options.add_distributed(p)
     # the probe's own defaults: Khosla et al. 2020
     p.set_defaults(
@@ -72,7 +73,7 @@ def worker(args, device):
     classifier = nn.Linear(net.encoder.dim, len(facts["classes"])).to(device)
     model, wrapped = nn.Sequential(encoder, classifier).eval(), training.parallel(classifier)
     validation = partial(training.validate, model, loading.share_loader(test, how), device)
-    stepper = options.stepper(args, classifier, device)
+    stepper = options.stepper(args, classifier, device, warm_for_batch=False)
     run.begin(classifier, stepper, sampler, facts, train)
     run.say(f"linear probe, {kind}: {len(facts['classes'])} classes on {net.encoder.dim} dimensions of {net.name}")
 
@@ -87,7 +88,8 @@ def worker(args, device):
     if distributed.is_main():
         metrics = {"best": run.best, "last": run.latest}
         title, folders = ("linear", args.exp_name or net.name, detail), {"images": args.data_folder}
-        about = {"images": counts, "seconds": util.seconds_since(begin), "probe": kind, **net.about()}
+        about = {"images": counts, "seconds": util.seconds_since(begin), "probe": kind}
+        about |= net.about() | in_force(stepper.precision)
         path = results.write(options.plain(args), title, metrics, net.record, folders, about)
         results.show(f"probe ({kind})", metrics)
         print(f"saved {path}", flush=True)

@@ -30,7 +30,7 @@ RECIPES = {
 
 
 def get_parser():
-    p = options.parser(__doc__)
+    p = options.parser(__doc__, objective.OTHER_DEFAULTS)
     options.add_data(p, datasets.NAMES)
     g = p.add_argument_group("model")
     g.add_argument("--model", default="resnet50", help="encoder: torchvision's ResNets, resnet8 to resnet56 narrow")
@@ -52,8 +52,9 @@ def build_model(args, criterion, device, memory_format):
     bank = MemoryBank(args.memorybank_size, args.feat_dim)
     head = projection_head(encoder.dim, args.feat_dim)
     gather = partial(distributed.gather, total=args.batch_size)
-    shuffle = partial(distributed.encode_shuffled, total=args.batch_size) if args.shuffle_bn else None
-    model = ContrastiveModel(encoder, head, bank, criterion, args.m, gather, shuffle)
+    shuffle = partial(distributed.encode_shuffled, total=args.batch_size)
+    shuffles = args.shuffle_bn and distributed.world_size() > 1  # one process has nothing to shuffle over
+    model = ContrastiveModel(encoder, head, bank, criterion, args.m, gather, shuffle if shuffles else None)
     if args.syncBN:
         model.encoder = training.sync_batchnorm(model.encoder, device)
     return training.prepared(model, device, memory_format, args.compile)

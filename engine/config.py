@@ -21,6 +21,8 @@ from util import InputError
 NAME = "config.yaml"
 # these say how a run was started, not what it is: a new run by the same file must not take them over
 STARTS = ("resume", "overwrite")
+# script -> a number that grows where the same command comes to give other figures, or more: a table takes no older ones
+PROTOCOL = {"main_linear": 2, "retrieval": 2, "out_of_dist_detection": 2}
 
 
 def parse(parser: argparse.ArgumentParser, recipes: dict) -> argparse.Namespace:
@@ -103,9 +105,17 @@ def commit() -> str | None:
     return None
 
 
-def write(folder: Path, args) -> None:
-    """Write a run's options, and under `about` its command, commit and versions, for --config to take back."""
+def protocol(script: str) -> int:
+    """The number of what a script's figures mean: see PROTOCOL."""
+    return PROTOCOL.get(script.removesuffix(".py"), 1)
+
+
+def write(folder: Path, args, numbers: dict) -> None:
+    """Write a run's options, and under `about` its command, commit, versions and numbers (optimisation.in_force), for
+    --config to take back.
+    """
     content = {key: value for key, value in options.plain(args).items() if key not in STARTS}
-    about = {"command": list(sys.argv), "commit": commit(), "versions": versions()}
+    about = {"command": list(sys.argv), "commit": commit(), "versions": versions(), **numbers}
+    about["protocol"] = protocol(Path(sys.argv[0]).name)
     text = yaml.safe_dump({"about": about, **content}, sort_keys=False, allow_unicode=True, width=120)
     util.write_file(folder / NAME, text.encode())

@@ -16,6 +16,7 @@ import util
 from datasets import augmentation, decoding
 from engine import checkpoint, distributed, training
 from engine.loading import Loading, share_loader
+from engine.optimisation import allow_tf32, in_force
 from util import InputError
 
 
@@ -41,7 +42,7 @@ class Frozen:
     def about(self) -> dict:
         """What a result's record says of views and features."""
         views = {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
-        return {"views": views, "features": self.extracted}
+        return {"views": views, "features": self.extracted, **in_force(torch.float32)}
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def load(wanted: Wanted, train: datasets.ImageData) -> Frozen:
 
     Raises InputError where what is wanted contradicts the file.
     """
-    torch.backends.cudnn.allow_tf32 = False  # figures to the last digit; loading is what takes the time
+    allow_tf32(False)  # figures to the last digit; loading is what takes the time
     path = checkpoint.find(wanted.ckpt)
     state, source = checkpoint.load(path), f"--ckpt {path}"
     if state.get("script") == "main_linear":

@@ -10,6 +10,11 @@ from engine import distributed, options
 from losses import VARIANTS, NestedRINCELoss, RINCELoss
 from util import InputError
 
+# beside those that every script has
+OTHER_DEFAULTS = (
+    ", max_tau 0.6 (published 0.2), similarity_threshold 0.0 (0.01), n_sim_classes None (5), hierarchy_k 3 (2)"
+)
+
 
 def add_options(p) -> None:
     """The objective, and which classes are similar."""

@@ -45,12 +45,26 @@ def warm_up_epochs(warm: bool, batch_size: int, epochs: int, length: int = 10) -
 
 
 def precision(choice: str, device: torch.device) -> torch.dtype:
-    """The type that --precision means; auto: on CUDA bfloat16, or float16 where a GPU lacks that; else float32."""
+    """The type that --precision means; auto: on CUDA bfloat16, or float16 where a GPU lacks that; else float32.
+
+    tf32 is float32 too: see `allow_tf32`.
+    """
     if choice != "auto":
-        return getattr(torch, choice)
+        return torch.float32 if choice == "tf32" else getattr(torch, choice)
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA may round the factors of float32 products to ten bits: torch's default for convolutions."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def in_force(precision: torch.dtype) -> dict:
+    """What a record says of its numbers: the encoders' precision, and whether float32 was TF32."""
+    return {"precision": str(precision).removeprefix("torch."), "tf32": torch.backends.cudnn.allow_tf32}
 
 
 def sgd(model: torch.nn.Module, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.SGD:

@@ -9,15 +9,15 @@ from engine import distributed
 from engine.frozen import Wanted
 from engine.launch import Processes
 from engine.loading import Loading
-from engine.optimisation import Schedule, Stepper, precision, sgd, warm_up_epochs
+from engine.optimisation import Schedule, Stepper, allow_tf32, precision, sgd, warm_up_epochs
 from util import InputError, check_folder, nearest
 
 
 def boolean(text: str) -> bool:
     """The documented commands' spelling of a boolean."""
-    if text.lower() in ("true", "1", "yes"):
+    if text.lower() in ("true", "t", "yes", "y", "1"):
         return True
-    if text.lower() in ("false", "0", "no"):
+    if text.lower() in ("false", "f", "no", "n", "0"):
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
 
@@ -118,12 +118,16 @@ class Parser(argparse.ArgumentParser):
 SMALL_DATA = {name: {"num_workers": 0} for name in ("digits", "fashion_mnist", "cifar10", "cifar100")}
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """A parser whose help shows defaults and whose options must be spelt in full."""
+def parser(description: str, defaults: str = "") -> argparse.ArgumentParser:
+    """A parser whose help shows defaults and whose options must be spelt in full.
+
+    defaults: which of them are not the published ones, for the help's last lines.
+    """
     p = Parser(
         description=description, formatter_class=Help, allow_abbrev=False, usage="%(prog)s [--option VALUE ...]",
-        epilog="Defaults are the published ones. Small data sets (digits, Fashion-MNIST) have ones of their own, "
-        "in RECIPES at the head of the script; a run's config.yaml has all that it used.",
+        epilog=f"Defaults are the published ones, but for data set, size, seed, loader processes{defaults}. Small data "
+        "sets (digits, Fashion-MNIST) have their own, in RECIPES at the head of the script; a run's config.yaml has all "
+        "that it used.",
     )  # fmt: skip
     p.add_argument(
         "--config", metavar="FILE", default=argparse.SUPPRESS,
@@ -150,15 +154,15 @@ def add_data(p, names) -> None:
     g.add_argument("--num_workers", type=count, default=workers, help="loader processes of each process")
 
 
-def add_training(p) -> None:
-    """Optimisation and what a run leaves behind."""
+def add_training(p, warm: str = "linear warm-up over 10 epochs; always above batch size 256") -> None:
+    """Optimisation and what a run leaves behind. warm: the help of --warm."""
     g = p.add_argument_group("optimisation")
     g.add_argument("--epochs", type=positive_int, default=1000, help="epochs")
     g.add_argument("--learning_rate", type=positive, default=0.05, help="base learning rate")
     flag(g, "--cosine", help="cosine schedule; else steps")
     g.add_argument("--lr_decay_epochs", type=integers, default=(700, 800, 900), help="of the steps, as 700,800,900")
     g.add_argument("--lr_decay_rate", type=positive, default=0.1, help="factor a step; cosine ends at its cube")
-    flag(g, "--warm", help="linear warm-up over 10 epochs; always above batch size 256")
+    flag(g, "--warm", help=warm)
     g.add_argument("--momentum", type=fraction, default=0.9, help="of SGD")
     g.add_argument("--weight_decay", type=float, default=1e-4, help="weight decay")
     g.add_argument("--seed", type=int, default=0, help="random seed")
@@ -166,8 +170,9 @@ def add_training(p) -> None:
     g = p.add_argument_group("speed")
     g.add_argument("--augment_on", choices=["device", "worker"], help="flip, colour, normalise (None: device on CUDA)")
     g.add_argument(
-        "--precision", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of encoders"
-    )
+        "--precision", choices=["auto", "float32", "tf32", "bfloat16", "float16"], default="auto",
+        help="of encoders; auto: bfloat16 on CUDA, float32 without",
+    )  # fmt: skip
     flag(g, "--channels_last", default=True, help="layout of images and convolutions; False: channels first")
     flag(g, "--compile", help="compile the encoders: slow start, faster steps; wants a C++ compiler")
     g = p.add_argument_group("damaged images")
@@ -260,10 +265,15 @@ def loading(args, device) -> Loading:
     return Loading(args.batch_size, args.num_workers, device, getattr(args, "channels_last", False))
 
 
-def stepper(args, model, device) -> Stepper:
-    """SGD over the model's trained parameters, by the options' schedule, in their precision."""
-    warm = warm_up_epochs(args.warm, args.batch_size, args.epochs)
+def stepper(args, model, device, warm_for_batch: bool = True) -> Stepper:
+    """SGD over the model's trained parameters, by the options' schedule, in their precision, which also settles whether
+    float32 may be TF32 from now on.
+
+    warm_for_batch: a large batch warms up by itself, as in published pre-training and cross-entropy; not in the probe.
+    """
+    warm = warm_up_epochs(args.warm, args.batch_size if warm_for_batch else 0, args.epochs)
     schedule = Schedule(args.learning_rate, args.epochs, args.cosine, args.lr_decay_rate, args.lr_decay_epochs, warm)
+    allow_tf32(args.precision == "tf32")
     optimizer = sgd(model, args.learning_rate, args.momentum, args.weight_decay)
     return Stepper(optimizer, schedule, precision(args.precision, device), device, args.detect_anomaly)
 

@@ -42,6 +42,7 @@ def write(given: dict, title: tuple, metrics: dict, checkpoint: dict, data_folde
         "checkpoint": checkpoint,
         "options": given,
         "command": sys.argv,
+        "protocol": config.protocol(Path(sys.argv[0]).name),
         "data_folders": {split: str(Path(where).resolve()) for split, where in data_folders.items()},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
@@ -61,6 +62,7 @@ def show(title: str, rows: dict[str, dict[str, float]]) -> None:
     """A table of percentages: one row a name, one column a metric."""
     columns = list(next(iter(rows.values())))
     width = max(map(len, (title, *rows))) + 2
-    print(f"{title:<{width}}" + "".join(f"{c:>10}" for c in columns))
+    wide = {c: max(10, len(c) + 2) for c in columns}
+    print(f"{title:<{width}}" + "".join(f"{c:>{wide[c]}}" for c in columns))
     for row, metrics in rows.items():
-        print(f"{row:<{width}}" + "".join(f"{_cell(metrics[c]):>10}" for c in columns), flush=True)
+        print(f"{row:<{width}}" + "".join(f"{_cell(metrics[c]):>{wide[c]}}" for c in columns), flush=True)

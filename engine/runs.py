@@ -12,7 +12,7 @@ import torch
 import util
 from datasets.decoding import write_list
 from engine import checkpoint, config, distributed, options, watching
-from engine.optimisation import Stepper
+from engine.optimisation import Stepper, in_force
 from engine.signals import StopSignals
 from util import InputError
 
@@ -74,7 +74,7 @@ class Run:
         were skipped, if it has one.
         """
         self.model, self.optimizer, self.scaler = model, stepper.optimizer, stepper.scaler
-        self.sampler, self.facts = sampler, facts
+        self.sampler, self.facts, self.precision = sampler, facts, stepper.precision
         self.bad = getattr(data, "bad", None)
         self.stop, self.votes = StopSignals(), distributed.Votes()
         self.epochs_done, self.step, self.own = 0, 0, {}  # where the run stands; own: what differs between processes
@@ -257,7 +257,7 @@ class Run:
         record = {"options": options.plain(self.args), "versions": VERSIONS, "processes": distributed.world_size()}
         record |= {"after_epoch": self.resumed_from, "resumed": str(self.good) if self.source else None}
         util.append_json(self.folder / "starts.jsonl", record)
-        config.write(self.folder, self.args)
+        config.write(self.folder, self.args, in_force(self.precision))
 
     def say(self, text: str) -> None:
         """One line from the main process."""

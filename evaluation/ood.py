@@ -10,7 +10,9 @@ from torch import Tensor
 def ood_metrics(inlier_scores, outlier_scores) -> dict[str, float]:
     """How well scores ([n] and [m], larger = more inlier-like) tell inliers from outliers; inliers are positive.
 
-    AUROC; FPR95: share of outliers that pass the first threshold which keeps at least 95 % of the inliers;
+    AUROC; FPR95: share of outliers that pass the first threshold which keeps at least 95 % of the inliers; FPR95-out:
+    with outliers as the positive class, share of inliers that are flagged where at least 95 % of the outliers are
+    found (as OpenOOD and pytorch-ood count);
     AUPR-in (also under the name AUPR) and AUPR-out: average precision with inliers, or with outliers, as the positive
     class. All in [0, 1], ties counted as in scikit-learn. Raises ValueError without inliers, without outliers, or for
     scores that are not finite.
@@ -25,10 +27,12 @@ def ood_metrics(inlier_scores, outlier_scores) -> dict[str, float]:
         raise ValueError(f"{int((~score.isfinite()).sum())} of {len(score)} scores are NaN or infinite")
     score, truth = score.numpy(), torch.cat([torch.ones(len(inlier)), torch.zeros(len(outlier))]).numpy()
     fpr, tpr, _ = roc_curve(truth, score, drop_intermediate=False)
+    flagged, found, _ = roc_curve(1 - truth, -score, drop_intermediate=False)
     aupr_in = float(average_precision_score(truth, score))
     return {
         "AUROC": float(roc_auc_score(truth, score)),
         "FPR95": float(fpr[(tpr >= 0.95).argmax()]),
+        "FPR95-out": float(flagged[(found >= 0.95).argmax()]),
         "AUPR": aupr_in,
         "AUPR-in": aupr_in,
         "AUPR-out": float(average_precision_score(1 - truth, -score)),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import util
 from engine import checkpoint, runs
+from engine.config import protocol
 from recipes import option, words
 from util import InputError
 
@@ -41,7 +42,8 @@ def find_run(folders, command: str) -> Path | None:
             called = config["about"]["command"]
         except (TypeError, KeyError):
             raise InputError(f"{file}: does not say by which command the run was started") from None
-        if same(called, command) and began_so(folder):
+        now = config["about"].get("protocol", 1) == protocol(words(command)[1])
+        if now and same(called, command) and began_so(folder):
             return folder
     return None
 
@@ -50,8 +52,9 @@ def began_so(folder: Path) -> bool:
     """Whether a run began from scratch, and went on from nothing but itself with the options that it has now."""
     starts = util.read_json_lines(folder / "starts.jsonl")
     for start in reversed(starts):
-        options, last = ({k: v for k, v in s["options"].items() if k not in runs.FREE} for s in (start, starts[-1]))
-        if options != last:
+        then, now = start["options"], starts[-1]["options"]
+        known = then.keys() & now.keys() - {*runs.FREE}  # an option may be younger than the run
+        if any(then[name] != now[name] for name in known):
             return False
         if start["resumed"] is None:
             return True
@@ -92,6 +95,7 @@ def find_record(command: str, sha256: str) -> dict | None:
         try:
             record = json.loads(path.read_text())
             wanted = record["checkpoint"]["sha256"] == sha256 and same(record["command"], command)
+            wanted = wanted and record.get("protocol", 1) == protocol(words(command)[1])
             if wanted and _resumed_itself(record["command"], command):
                 return {**record, "file": str(path)}
         except (ValueError, TypeError, KeyError):  # not a record

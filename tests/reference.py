@@ -199,17 +199,22 @@ def retrieval(features, labels, gallery, gallery_labels, topk):
             if hits[place]:
                 end = max(p for p in range(size) if scores[order[p]] == scores[order[place]])
                 mean_ap += sum(hits[: end + 1]) / (end + 1) / relevant / len(queries)
+    rectangles = sum((recall[k] - recall[k - 1]) * precision[k] for k in range(1, size))
     area, before_recall, before_precision = 0.0, 0.0, precision[0]
     for p, r in zip(precision, recall, strict=True):
         area += (r - before_recall) * (p + before_precision) / 2
         before_recall, before_precision = r, p
-    return {**result, "AP": area, "mAP": mean_ap}
+    return {**result, "AP": area, "AP-published": rectangles, "mAP": mean_ap}
 
 
 def ood_metrics(inlier, outlier):
     """AUROC, FPR95, AUPR-in and AUPR-out of two lists of scores, by counting; larger = more inlier-like."""
     pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in inlier for b in outlier]
-    fpr95 = 1.0
+    fpr95 = fpr95_out = 1.0
+    for threshold in sorted({*inlier, *outlier}):
+        if sum(b <= threshold for b in outlier) / len(outlier) >= 0.95:
+            fpr95_out = sum(a <= threshold for a in inlier) / len(inlier)
+            break
     for threshold in sorted({*inlier, *outlier}, reverse=True):
         if sum(a >= threshold for a in inlier) / len(inlier) >= 0.95:
             fpr95 = sum(b >= threshold for b in outlier) / len(outlier)
@@ -227,6 +232,7 @@ def ood_metrics(inlier, outlier):
     return {
         "AUROC": math.fsum(pairs) / len(pairs),
         "FPR95": fpr95,
+        "FPR95-out": fpr95_out,
         "AUPR-in": average_precision(inlier, outlier),
         "AUPR-out": average_precision([-b for b in outlier], [-a for a in inlier]),
     }

@@ -96,7 +96,7 @@ def test_the_documented_ood_detection_of_imagenet_100(monkeypatch, capsys, world
     found = result(world, f"ood_imagenet_100_imagenet_*{name}*")
     outliers = {"AwA2": 10, **{f"imagenet_outliers_split{i}": 4 * i for i in (1, 2, 3)}}[name]  # of the splits, val
     assert found["images"] == {"train": 200, "inliers": 100, "outliers": outliers}
-    assert set(found["metrics"]) == {"AUROC", "FPR95", "AUPR", "AUPR-in", "AUPR-out"}
+    assert set(found["metrics"]) == {"AUROC", "FPR95", "FPR95-out", "AUPR", "AUPR-in", "AUPR-out"}
     assert found["checkpoint"]["sha256"] == checkpoint.sha256(world / "imagenet" / "last.pth")
     assert found["data_folders"]["inliers"] == str(world / "data/imagenet100/images")
     assert found["options"]["detector"] == "gaussian"
@@ -115,7 +115,7 @@ def test_the_documented_evaluations_of_cifar_100(monkeypatch, world, kind, name)
     run(monkeypatch, world, in_folder(CIFAR_EVALUATIONS[name].format(kind), kind, options))
     found = result(world, f"*_cifar100_{kind}_*{'augmented' if name == 'linear' else name}*")
     if name in ("fine", "coarse"):
-        assert set(found["metrics"][name]) == {"R@1", "R@5", "R@10", "R@20", "AP", "mAP"}
+        assert set(found["metrics"][name]) == {"R@1", "R@5", "R@10", "R@20", "AP", "AP-published", "mAP"}
     elif name != "linear":
         assert found["images"] == {"train": 200, "inliers": 100, "outliers": {"cifar10": 30, "tiny_imagenet": 12}[name]}
     assert found["checkpoint"]["model"] == "resnet50"

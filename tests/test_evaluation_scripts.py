@@ -1,5 +1,6 @@
 """main_ce.py, main_linear.py, retrieval.py and out_of_dist_detection.py on the digits, as users run them."""
 
+import json
 import math
 import shutil
 
@@ -213,3 +214,13 @@ def test_overwriting_a_run_starts_its_log_anew(monkeypatch, capsys, tmp_path):
     assert len(lines) == 1
     line = error_of(monkeypatch, capsys, tmp_path, f"{short} --overwrite --learning_rate 1e30", "main_ce")
     assert "last good checkpoint: none yet" in line
+
+
+def test_a_probe_of_a_large_batch_begins_at_its_learning_rate(monkeypatch, digits):
+    options = "--batch_size 512 --learning_rate 0.7 --cosine False --epochs 20 --cache_features --exp_name large"
+    run(monkeypatch, digits, f"--ckpt {CE} {options}", "main_linear")
+    log = (digits / "save/linear/digits_models/large/log.jsonl").read_text().splitlines()
+    assert json.loads(log[0])["learning_rate"] == 0.7
+    run(monkeypatch, digits, f"--ckpt {CE} {options}_warm --warm", "main_linear")
+    log = (digits / "save/linear/digits_models/large_warm/log.jsonl").read_text().splitlines()
+    assert json.loads(log[0])["learning_rate"] < 0.1

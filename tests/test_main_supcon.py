@@ -105,6 +105,13 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(monkeypatch, 
     assert not torch.equal(a, c)
 
 
+def test_shuffling_over_one_process_is_the_identity(monkeypatch, tmp_path):
+    run(monkeypatch, tmp_path, f"{DIGITS} --exp_name plain")
+    run(monkeypatch, tmp_path, f"{DIGITS} --exp_name shuffled --shuffle_bn")
+    plain, shuffled = (weights(tmp_path, name)["model"] for name in ("plain", "shuffled"))
+    assert all(torch.equal(plain[key], shuffled[key]) for key in plain)
+
+
 def test_resume_goes_on_after_the_saved_epoch_with_its_bank_and_optimiser(monkeypatch, capsys, tmp_path):
     run(monkeypatch, tmp_path, f"{DIGITS} --exp_name a --save_freq 1")
     folder = "save/SupCon/digits_models/a"

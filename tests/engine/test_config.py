@@ -1,6 +1,8 @@
 """--config: options from a file for every script, and the file that a run leaves of itself."""
 
+import argparse
 import importlib
+import re
 import sys
 
 import pytest
@@ -95,3 +97,20 @@ def test_a_run_saves_what_it_was_and_its_file_gives_the_same_options_again(monke
 def test_the_commit_is_none_where_there_is_no_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert config.commit() is None
+
+
+@pytest.mark.parametrize(("text", "value"), [("t", True), ("y", True), ("True", True), ("F", False), ("n", False)])
+def test_booleans_are_spelt_as_the_published_parser_takes_them(text, value):
+    assert options.boolean(text) is value
+
+
+def test_what_is_no_boolean_is_refused():
+    with pytest.raises(argparse.ArgumentTypeError, match="'maybe' is neither True nor False"):
+        options.boolean("maybe")
+
+
+def test_the_help_names_the_defaults_that_are_not_the_published_ones_as_they_are():
+    parser = importlib.import_module("main_supcon").get_parser()
+    named = dict(re.findall(r"(\w+) ([\w.]+) \((?:published )?[\d.]+\)", parser.epilog))
+    assert set(named) == {"max_tau", "similarity_threshold", "n_sim_classes", "hierarchy_k"}
+    assert {name: str(parser.get_default(name)) for name in named} == named

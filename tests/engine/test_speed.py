@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from commands import run
+import yaml
+from commands import result, run
 
 import datasets
 from datasets.augmentation import Augmentation
 from datasets.views import Views
 from engine import loading
-from engine.optimisation import Schedule, Stepper, precision
+from engine.optimisation import Schedule, Stepper, allow_tf32, precision
 
 CPU = torch.device("cpu")
 SHORT = "--epochs 1 --batch_size 128 --model resnet8 --print_freq 5 "
@@ -49,6 +50,7 @@ def test_a_compiled_run_trains_nearly_the_same_weights_under_the_same_names(monk
 def test_auto_is_float32_on_a_cpu_and_a_choice_is_obeyed():
     assert precision("auto", CPU) == torch.float32
     assert precision("bfloat16", CPU) == torch.bfloat16
+    assert precision("tf32", CPU) == precision("float32", torch.device("cuda")) == torch.float32
     weight = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
     for choice, scales in (("auto", False), ("float16", True)):
         assert Stepper(weight, Schedule(0.1, 1, False), precision(choice, CPU), CPU).scaler.is_enabled() == scales
@@ -81,3 +83,14 @@ def test_the_device_finishes_views_as_the_cpu_does():
         sampler.set_epoch(1)
         found[device.type] = [(images.cpu(), labels.cpu()) for images, labels in loader]
     torch.testing.assert_close(found["cpu"], found["cuda"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("choice", "tf32"), [("float32", False), ("tf32", True), ("auto", False)])
+def test_float32_is_tf32_where_that_is_asked_for_alone_and_a_run_says_so(monkeypatch, tmp_path, choice, tf32):
+    allow_tf32(not tf32)
+    run(monkeypatch, tmp_path, f"{SHORT} --precision {choice} --exp_name a", "main_ce")
+    assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
+    about = yaml.safe_load((tmp_path / "save/SupCon/digits_models/a/config.yaml").read_text())["about"]
+    assert (about["precision"], about["tf32"]) == ("float32", tf32)
+    record = result(tmp_path, "cross_entropy_*")
+    assert (record["precision"], record["tf32"]) == ("float32", tf32)

@@ -141,7 +141,9 @@ def test_ood_metrics_equal_the_loop_reference_and_scikit_learn(seed, ties):
 
 def test_auroc_is_one_zero_and_a_half_in_the_obvious_cases():
     high, low, equal = torch.tensor([3.0, 4, 5]), torch.tensor([0.0, 1]), torch.zeros(4)
-    assert ood_metrics(high, low) == {"AUROC": 1, "FPR95": 0, "AUPR": 1, "AUPR-in": 1, "AUPR-out": 1}
+    assert ood_metrics(high, low) == {
+        "AUROC": 1, "FPR95": 0, "FPR95-out": 0, "AUPR": 1, "AUPR-in": 1, "AUPR-out": 1,
+    }  # fmt: skip
     assert ood_metrics(low, high)["AUROC"] == 0
     assert ood_metrics(low, high)["FPR95"] == 1
     assert ood_metrics(equal, equal)["AUROC"] == 0.5
@@ -157,6 +159,17 @@ def test_exactly_95_percent_of_the_inliers_is_enough():
     inlier = torch.arange(20.0)  # the threshold is 1: 19 of 20 stay
     assert ood_metrics(inlier, torch.tensor([0.5, 0.9]))["FPR95"] == 0
     assert ood_metrics(inlier, torch.tensor([1.0, 0.9]))["FPR95"] == 0.5
+
+
+def test_the_two_fpr95_take_the_one_or_the_other_as_positive():
+    """N(0, 1) against N(-2, 0.5): 95 % of inliers lie above -1.645, 95 % of outliers below -1.178."""
+    grid = (torch.arange(20000) + 0.5) / 20000
+    normal = torch.distributions.Normal(0.0, 1.0)
+    inlier, outlier = normal.icdf(grid), -2 + 0.5 * normal.icdf(grid)
+    found = ood_metrics(inlier, outlier)
+    assert found["FPR95"] == pytest.approx(float(1 - normal.cdf(torch.tensor((-1.645 + 2) / 0.5))), abs=2e-3)
+    assert found["FPR95-out"] == pytest.approx(float(normal.cdf(torch.tensor(-1.178))), abs=2e-3)
+    assert ood_metrics(-outlier, -inlier)["FPR95"] == pytest.approx(found["FPR95-out"])
 
 
 @pytest.mark.parametrize(

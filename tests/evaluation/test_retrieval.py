@@ -47,6 +47,14 @@ def test_perfect_retrieval_scores_one_everywhere():
     assert metrics["AP"] == pytest.approx(1)
 
 
+def test_the_published_area_is_the_sum_of_right_hand_rectangles_from_the_second_cut_off_on():
+    """Hits at places 1 and 3 of three: precisions 1, 1/2, 2/3, recalls 1/2, 1/2, 1."""
+    q, gallery = torch.tensor([[1.0, 0]]), torch.tensor([[1.0, 0], [1, 1], [0, 1]])
+    metrics = retrieval_metrics(q, torch.tensor([0]), gallery, torch.tensor([0, 1, 0]))
+    assert metrics["AP-published"] == pytest.approx(1 / 2 * 2 / 3)
+    assert metrics["AP"] == pytest.approx(1 / 2 * 1 + 1 / 2 * (1 / 2 + 2 / 3) / 2)
+
+
 def test_chunks_change_nothing():
     data = made(0, queries=11)
     whole = retrieval_metrics(*data, chunk=100)
