@@ -19,7 +19,7 @@ import torch
 
 import datasets
 import util
-from datasets.rankings import builders, files, to_similarity, wordnet
+from datasets.rankings import Ranks, builders, files, to_similarity, wordnet
 from engine import frozen, options
 from figures.ranking import draw_ranking
 from util import InputError
@@ -37,7 +37,7 @@ def get_parser():
     k.add_argument("--is_a", type=Path, help="ImageNet's wordnet.is_a.txt or WordNet's data.noun (default: NLTK's)")
     k.add_argument("--measure", choices=wordnet.MEASURES, default="path", help="path or Wu-Palmer (default: path)")
     k = kinds.add_parser("superclass", help="0.75 inside a superclass")
-    known = ", ".join(files.SUPERCLASSES)
+    known = ", ".join(files.shipped())
     k.add_argument(
         "--from", dest="source", required=True,
         help=f"YAML file, folder superclass/class/, folder cifar-100-python, or one of {known}",
@@ -120,7 +120,7 @@ def show(args) -> None:
         table, classes = builders.superclass_table(files.read_superclasses(args.ranking, "show"))
     else:
         table, classes = files.read_table(args.ranking, "show")
-    ranks = to_similarity(table, source=f"show {args.ranking}", thresholds=args.thresholds, every_value=args.ranks)
+    ranks = to_similarity(table, Ranks(args.thresholds, args.ranks), f"show {args.ranking}")
     pairs = sorted(itertools.combinations(range(len(classes)), 2), key=lambda p: -table[p])
     words = files.in_words(classes)
     for a, b in pairs[:10]:

@@ -17,13 +17,16 @@ import util
 from util import InputError
 
 ORIENTATION = 0x0112  # in EXIF
-# of the decoder of plain JPEGs and of that of the rest: features are kept under them
-VERSION = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("simplejpeg", "pillow"))
 # simplejpeg is strict: what libjpeg warns of is an error, as truncated files and broken codes must be. One of these
 # warnings is harmless as a rule, stray bytes of a camera: PIL decides about such files.
 HARMLESS = "extraneous bytes before marker"
 WAY_ROUND = "leave it out with --skip_images LIST, a file of one path a line"  # what to do about a damaged file
 DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises
+
+
+def version() -> str:
+    """Names and versions of what decodes plain JPEGs, and the rest: features are kept under them."""
+    return " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("simplejpeg", "pillow"))
 
 
 def read_rgb(path: str | Path) -> Image.Image:

@@ -162,7 +162,7 @@ def cache_file(frozen: Frozen, data: datasets.ImageData, folder: Path | None) ->
     if not folder:
         return None
     key = hashlib.sha256()
-    about = (frozen.record["sha256"], frozen.record["model"], frozen.transform, decoding.VERSION, data.classes)
+    about = (frozen.record["sha256"], frozen.record["model"], frozen.transform, decoding.version(), data.classes)
     key.update(repr(about).encode())
     key.update(data.labels.numpy().tobytes())
     if isinstance(data.images, np.ndarray):

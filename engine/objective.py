@@ -115,13 +115,6 @@ def class_ranking(args, classes, supcon: bool):
     if ranking is None:
         raise InputError("RINCE needs a ranking of classes: give --ranking, or --loss_type supcon for none")
     raw = rankings.source_table(ranking, classes, datasets.spec(args.dataset).superclasses)
-    table = rankings.to_similarity(
-        raw,
-        source=f"--ranking {ranking}",
-        thresholds=args.thresholds,
-        every_value=args.ranks,
-        hierarchy_k=args.hierarchy_k,
-        similarity_threshold=args.similarity_threshold,
-        n_sim_classes=args.n_sim_classes,
-    )
+    ranks = rankings.Ranks(args.thresholds, args.ranks, args.hierarchy_k, args.similarity_threshold, args.n_sim_classes)
+    table = rankings.to_similarity(raw, ranks, f"--ranking {ranking}")
     return raw, table if args.one_loss_per_rank else (table > 0).float()

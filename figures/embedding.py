@@ -9,13 +9,12 @@ far classes too, which t-SNE gives up.
 
 import importlib.util
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import patheffects
 
 import datasets
 import util
@@ -71,8 +70,21 @@ MAPS = {"t-SNE": tsne, "UMAP": umap, "MDS": mds}
 # ---- one panel -------------------------------------------------------------------------------------------------------
 
 
-def draw_map(ax, points, labels, order, names, group_of, title, axis, legend=False) -> None:
-    """Images as dots: colour by label in `order`, shape by group; names beside their dots, or a legend."""
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn of classes: their names, in which order, and the group of each, which is its shape on maps."""
+
+    names: list[str]
+    order: list[int]
+    group_of: list[int]
+
+
+def draw_map(ax, points, labels, classes: Drawn, title: str, legend: bool = False) -> None:
+    """Images as dots: colour by label in order, shape by group; names beside their dots, or a legend."""
+    import matplotlib
+    from matplotlib import patheffects
+
+    names, order = classes.names, classes.order
     many = len(order) > len(COLOURS)
     reach = (1.45 if legend else 1.3) * np.abs(points).max()  # room for names, or for the legend
     size = 15 if len(max(names, key=len)) < 3 else 6 if many else 10
@@ -82,7 +94,7 @@ def draw_map(ax, points, labels, order, names, group_of, title, axis, legend=Fal
         if not len(of_label):
             continue
         colour = matplotlib.colormaps["viridis"](place / (len(order) - 1)) if many else COLOURS[place]
-        marker = MARKERS[group_of[c] % len(MARKERS)]
+        marker = MARKERS[classes.group_of[c] % len(MARKERS)]
         ax.scatter(*of_label.T, s=16, color=colour, marker=marker, linewidths=0, alpha=0.6, label=names[c])
         middle = np.median(of_label, axis=0)
         beside = middle * (1 + 0.13 * reach / max(np.linalg.norm(middle), 0.1 * reach))
@@ -97,7 +109,7 @@ def draw_map(ax, points, labels, order, names, group_of, title, axis, legend=Fal
             ax.text(*place, names[c], **how, zorder=3)
     if legend:
         ax.legend(loc="upper center", ncol=3, fontsize=9, frameon=False, markerscale=1.5)
-    ax.set(title=title, xticks=[], yticks=[], xlabel=f"{axis} 1", ylabel=f"{axis} 2", aspect="equal")
+    ax.set(title=title, xticks=[], yticks=[], aspect="equal")
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach))
 
 
@@ -115,8 +127,9 @@ def spread_apart(places: np.ndarray, widths: np.ndarray, height: float, rounds: 
     return places
 
 
-def draw_matrix(ax, table, order, names, group_of, title, label):
-    """Similarities of classes in `order`, groups framed in white; returns the image, for a colour bar."""
+def draw_matrix(ax, table, classes: Drawn, title: str, label: str):
+    """Similarities of classes in order, groups framed in white; returns the image, for a colour bar."""
+    names, order, group_of = classes.names, classes.order, classes.group_of
     image = ax.imshow(table[np.ix_(order, order)], cmap="viridis", vmin=min(0, table.min()), vmax=1)
     size = max(3, min(10, 300 / len(order)))
     ax.set(xticks=range(len(order)), yticks=range(len(order)), xlabel=label, title=title)
@@ -141,15 +154,16 @@ def draw(embeddings: dict, dataset: str, path: Path) -> None:
     groups = files.known_superclasses(sources.SOURCES[dataset].superclasses)
     classes = next(iter(embeddings.values()))["classes"]
     group_of = rankings.superclass_labels(groups, classes, dataset).tolist()
-    order = sorted(range(len(classes)), key=lambda c: group_of[c])
+    drawn = Drawn(classes, sorted(range(len(classes)), key=lambda c: group_of[c]), group_of)
     figure, axes = plt.subplots(
         2, len(embeddings), figsize=(4 * len(embeddings), 8.2), layout="constrained", squeeze=False
     )
     for column, (method, e) in enumerate(embeddings.items()):
         points = mds(F.normalize(e["features"], dim=1).numpy())
-        draw_map(axes[0, column], points, e["labels"].numpy(), order, classes, group_of, method, "MDS")
+        draw_map(axes[0, column], points, e["labels"].numpy(), drawn, method)
+        axes[0, column].set(xlabel="MDS 1", ylabel="MDS 2")
         cosines = class_cosines(e["features"], e["labels"], len(classes))
-        image = draw_matrix(axes[1, column], cosines, order, classes, group_of, "", "class, ordered by superclass")
+        image = draw_matrix(axes[1, column], cosines, drawn, "", "class, ordered by superclass")
     figure.colorbar(image, ax=axes[1, :], label="mean cosine of two classes", shrink=0.8)
     shapes = "    ".join(f"{'●▲■◆▼✚★✖'[i % 8]} {g}" for i, g in enumerate(groups))
     figure.suptitle(shapes, fontsize=13, family="DejaVu Sans")
@@ -157,17 +171,19 @@ def draw(embeddings: dict, dataset: str, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_run(path: Path, title: str, features, labels, classes, groups, table) -> None:
+def draw_run(path: Path, title: str, embedding: dict, groups, table) -> None:
     """Maps by class, and by superclass if there are any; the cosines of the classes, beside the ranking if it is given.
 
-    features [n, d], labels [n]; groups: superclass -> classes, or None; table: [C, C] similarities, or None.
+    embedding: "features" [n, d], "labels" [n], "classes"; groups: superclass -> classes, or None; table: [C, C]
+    similarities, or None.
     """
     plt = util.pyplot()
-    names = list(files.in_words(classes).values())
+    features, labels, classes = (embedding[key] for key in ("features", "labels", "classes"))
     cosines = class_cosines(features, labels, len(classes))
     group_of = rankings.superclass_labels(groups, classes, "superclasses").tolist() if groups else [0] * len(classes)
     nearness = clustered(cosines if table is None else table).tolist()
     order = sorted(nearness, key=lambda c: group_of[c])
+    by_class = Drawn(list(files.in_words(classes).values()), order, group_of)
     z, y = F.normalize(features, dim=1).numpy(), labels.numpy()
     maps = {name: make for name, make in MAPS.items() if name != "UMAP" or importlib.util.find_spec("umap")}
     matrices = {"mean cosine in the embedding": cosines} | ({} if table is None else {"the ranking": table})
@@ -177,15 +193,17 @@ def draw_run(path: Path, title: str, features, labels, classes, groups, table) -
     for column, (name, make) in enumerate(maps.items()):
         points = make(z)
         points = points - points.mean(0)
-        draw_map(axes[0, column], points, y, order, names, group_of, f"{name}, by class", name)
+        draw_map(axes[0, column], points, y, by_class, f"{name}, by class")
         if groups:
-            of_group = np.array(group_of)[y]
             numbers = list(range(len(groups)))
+            by_group = Drawn(list(groups), numbers, numbers)
             title_of = f"{name}, by superclass"
-            draw_map(axes[1, column], points, of_group, numbers, list(groups), numbers, title_of, name, legend=True)
+            draw_map(axes[1, column], points, np.array(group_of)[y], by_group, title_of, legend=True)
+        for ax in axes[: 1 + bool(groups), column]:
+            ax.set(xlabel=f"{name} 1", ylabel=f"{name} 2")
     label = "class, ordered by " + ("superclass" if groups else "similarity")
     for column, (name, values) in enumerate(matrices.items()):
-        image = draw_matrix(axes[-1, column], values, order, names, group_of, name, label)
+        image = draw_matrix(axes[-1, column], values, by_class, name, label)
         figure.colorbar(image, ax=axes[-1, column], shrink=0.8)
     for ax in (*axes[0, len(maps) :], *axes[-2, len(maps) :], *axes[-1, len(matrices) :]):
         ax.axis("off")
@@ -237,15 +255,9 @@ def main():
     if not features.any():
         raise InputError(f"--ckpt {args.ckpt}: all features are 0; there is nothing to draw")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    draw_run(
-        args.out,
-        f"{net.name}: {len(test)} test images of {datasets.title(args.dataset, args.data_folder)}",
-        features,
-        labels,
-        train.classes,
-        groups,
-        table,
-    )
+    title = f"{net.name}: {len(test)} test images of {datasets.title(args.dataset, args.data_folder)}"
+    embedding = {"features": features, "labels": labels, "classes": train.classes}
+    draw_run(args.out, title, embedding, groups, table)
     print(f"drew {args.out}")
 
 

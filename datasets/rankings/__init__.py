@@ -1,6 +1,7 @@
 """Which classes are similar: one table [C, C] from superclasses, class names, WordNet, features or a file."""
 
 from datasets.rankings.table import (
+    Ranks,
     class_similarity,
     source_table,
     summary,
@@ -9,4 +10,12 @@ from datasets.rankings.table import (
     to_similarity,
 )
 
-__all__ = ["class_similarity", "source_table", "summary", "superclass_labels", "superclass_table", "to_similarity"]
+__all__ = [
+    "Ranks",
+    "class_similarity",
+    "source_table",
+    "summary",
+    "superclass_labels",
+    "superclass_table",
+    "to_similarity",
+]

@@ -122,10 +122,10 @@ def read_classes(names_file: Path | None, folder: Path | None) -> dict[str, str]
 def read_superclasses(source: str) -> dict[str, list[str]]:
     """superclass -> classes: a data set's own by its name, a YAML file, a folder superclass/class/, or CIFAR-100's."""
     path = Path(source)
-    if not path.exists() and source in files.SUPERCLASSES:
+    if not path.exists() and source in files.shipped():
         return files.known_superclasses(source)
     if not path.exists():
-        known = ", ".join(files.SUPERCLASSES)
+        known = ", ".join(files.shipped())
         raise InputError(f"--from {source}: no such file or folder, and none of {known}")
     if path.is_file():
         return files.read_superclasses(path, "--from")

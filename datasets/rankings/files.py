@@ -11,7 +11,6 @@ import util
 from util import InputError
 
 HERE = Path(__file__).parent
-SUPERCLASSES = tuple(sorted(f.stem for f in (HERE / "superclasses").glob("*.yaml")))  # of data sets, shipped
 
 
 # ---- superclasses ----------------------------------------------------------------------------------------------------
@@ -30,8 +29,13 @@ def read_superclasses(path: Path, flag: str = "--ranking") -> dict[str, list[str
     return groups
 
 
+def shipped() -> list[str]:
+    """Names of the superclasses that ship with a data set."""
+    return sorted(f.stem for f in (HERE / "superclasses").glob("*.yaml"))
+
+
 def known_superclasses(name: str) -> dict[str, list[str]]:
-    """The superclasses that ship with a data set, by the name in its `Source`: one of SUPERCLASSES."""
+    """The superclasses that ship with a data set, by the name in its `Source`: one of `shipped`."""
     return read_superclasses(HERE / "superclasses" / f"{name}.yaml")
 
 

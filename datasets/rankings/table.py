@@ -1,5 +1,6 @@
 """Class similarity: from superclasses, the published RoBERTa figures or a file, to one table [C, C] in [0, 1]."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,14 @@ def superclass_table(groups, classes, source) -> np.ndarray:
 
 
 def class_similarity(
-    ranking: str, classes: list[str], *, superclasses: str | None = None, **options
+    ranking: str, classes: list[str], *, superclasses: str | None = None, **how
 ) -> tuple[torch.Tensor, list[str]]:
     """The similarity table of `classes`, and the class order that it is in (that of `classes`).
 
-    The `source_table` of ranking and superclasses, made ranks of by `to_similarity`, which takes the options.
+    The `source_table` of ranking and superclasses, made ranks of by `to_similarity`; how: fields of `Ranks`.
     """
     table = source_table(ranking, classes, superclasses)
-    return to_similarity(table, source=f"--ranking {ranking}", **options), list(classes)
+    return to_similarity(table, Ranks(**how), f"--ranking {ranking}"), list(classes)
 
 
 def source_table(ranking: str, classes: list[str], superclasses: str | None = None) -> np.ndarray:
@@ -85,34 +86,42 @@ def roberta_threshold(classes: list[str], superclasses: str | None) -> np.ndarra
 NAMED = {"identity": identity, "superclass": of_superclasses, "roberta_threshold": roberta_threshold}
 
 
-def to_similarity(
-    table: np.ndarray,
-    *,
-    source: str = "ranking",
-    thresholds: list[float] | None = None,
-    every_value: bool = False,
-    hierarchy_k: int = 3,
-    similarity_threshold: float = 0.0,
-    n_sim_classes: int | None = None,
-) -> torch.Tensor:
-    """[C, C] float32 in [0, 1], whose distinct positive values are the ranks; 0 = unrelated, 1 on the diagonal.
+@dataclass(frozen=True)
+class Ranks:
+    """How similarities become ranks.
 
     thresholds: falling; a similarity of at least the d-th has distance d, below the last one the classes are unrelated;
         s = 1 - 0.25 d for d <= hierarchy_k. Without: the table's values as they are, up to 16 distinct ones, or with
         `every_value` up to 126, with one rank each.
     similarity_threshold: smaller similarities become 0. n_sim_classes: so many of the most similar classes stay with
-        each class, the own one counted; ties stay in class order. Raises InputError, naming `source`.
+        each class, the own one counted; ties stay in class order.
     """
-    if thresholds and every_value:
+
+    thresholds: list[float] | None = None
+    every_value: bool = False
+    hierarchy_k: int = 3
+    similarity_threshold: float = 0.0
+    n_sim_classes: int | None = None
+
+
+ALL = Ranks()  # the values as they are
+
+
+def to_similarity(table: np.ndarray, ranks: Ranks = ALL, source: str = "ranking") -> torch.Tensor:
+    """[C, C] float32 in [0, 1], whose distinct positive values are the ranks; 0 = unrelated, 1 on the diagonal.
+
+    Raises InputError, naming `source`.
+    """
+    if ranks.thresholds and ranks.every_value:
         raise InputError("--ranks and --thresholds: give one of them; --ranks makes a rank of every value")
-    if thresholds:
-        table = _by_thresholds(table, thresholds, hierarchy_k)
+    if ranks.thresholds:
+        table = _by_thresholds(table, ranks.thresholds, ranks.hierarchy_k)
     else:
-        _check_values(table, source, MOST_RANKS if every_value else 16, every_value)
-    table = np.where(table < similarity_threshold, 0.0, table)
+        _check_values(table, source, MOST_RANKS if ranks.every_value else 16, ranks.every_value)
+    table = np.where(table < ranks.similarity_threshold, 0.0, table)
     np.fill_diagonal(table, 1.0)
-    if n_sim_classes is not None:
-        table = _most_similar(table, n_sim_classes)
+    if ranks.n_sim_classes is not None:
+        table = _most_similar(table, ranks.n_sim_classes)
     return torch.tensor(table, dtype=torch.float32)
 
 

@@ -85,7 +85,7 @@ class Drawn:
 
 def test_a_matrix_is_ordered_and_framed_by_group():
     table, ax = np.arange(16).reshape(4, 4) / 16, Drawn()
-    embedding.draw_matrix(ax, table, [2, 0, 1, 3], list("abcd"), [0, 1, 0, 1], "t", "l")
+    embedding.draw_matrix(ax, table, embedding.Drawn(list("abcd"), [2, 0, 1, 3], [0, 1, 0, 1]), "t", "l")
     assert ax.names == ["c", "a", "b", "d"]
     assert ax.table[0].tolist() == [table[2, 2], table[2, 0], table[2, 1], table[2, 3]]
     assert ax.lines == [1.5]
@@ -96,7 +96,8 @@ def test_a_run_is_drawn_with_and_without_superclasses_and_a_ranking(tmp_path, su
     z, labels = clouds()
     groups = {"one": ["a", "b"], "two": ["c"]} if superclasses else None
     table = np.array([[1, 0.75, 0], [0.75, 1, 0], [0, 0, 1]]) if ranked else None
-    embedding.draw_run(tmp_path / "e.png", "title", z, labels, ["a", "b", "c"], groups, table)
+    e = {"features": z, "labels": labels, "classes": ["a", "b", "c"]}
+    embedding.draw_run(tmp_path / "e.png", "title", e, groups, table)
     picture = Image.open(tmp_path / "e.png")
     assert picture.height == 80 * 5 * (3 if superclasses else 2)
     assert np.asarray(picture.convert("L")).std() > 10
@@ -105,7 +106,8 @@ def test_a_run_is_drawn_with_and_without_superclasses_and_a_ranking(tmp_path, su
 def test_more_classes_than_colours_are_drawn(tmp_path):
     z = F.normalize(torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     classes = [f"class_{i}" for i in range(15)]
-    embedding.draw_run(tmp_path / "e.png", "title", z, torch.arange(60) % 15, classes, None, np.eye(15))
+    e = {"features": z, "labels": torch.arange(60) % 15, "classes": classes}
+    embedding.draw_run(tmp_path / "e.png", "title", e, None, np.eye(15))
     assert (tmp_path / "e.png").stat().st_size > 10_000
 
 

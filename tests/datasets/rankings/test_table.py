@@ -201,21 +201,21 @@ def test_ranks_makes_a_rank_of_every_value_however_many():
     table[a, b] = table[b, a] = np.linspace(0.1, 0.9, len(a))
     with pytest.raises(InputError, match="37 distinct values would be 37 ranks; give --thresholds, or --ranks"):
         rankings.to_similarity(table)
-    assert len(rankings.to_similarity(table, every_value=True).unique()) == 37
+    assert len(rankings.to_similarity(table, rankings.Ranks(every_value=True)).unique()) == 37
     with pytest.raises(InputError, match="--ranks and --thresholds: give one of them"):
-        rankings.to_similarity(table, every_value=True, thresholds=[0.5])
+        rankings.to_similarity(table, rankings.Ranks(every_value=True, thresholds=[0.5]))
     many = np.eye(20)
     a, b = np.triu_indices(20, k=1)
     many[a, b] = many[b, a] = np.linspace(0.1, 0.9, len(a))
     with pytest.raises(InputError, match=r"191 distinct values would be 191 ranks; give --thresholds$"):
-        rankings.to_similarity(many, every_value=True)
+        rankings.to_similarity(many, rankings.Ranks(every_value=True))
 
 
 def test_thresholds_make_ranks_of_superclasses_too():
     groups = {"a": ["x", "y"], "b": ["z"]}
     raw = rankings.superclass_table(groups, ["x", "y", "z"], "here")
-    assert rankings.to_similarity(raw, thresholds=[0.9, 0.7])[0].tolist() == [1, 0.5, 0]
-    assert rankings.to_similarity(raw, thresholds=[0.9])[0].tolist() == [1, 0, 0]
+    assert rankings.to_similarity(raw, rankings.Ranks(thresholds=[0.9, 0.7]))[0].tolist() == [1, 0.5, 0]
+    assert rankings.to_similarity(raw, rankings.Ranks(thresholds=[0.9]))[0].tolist() == [1, 0, 0]
 
 
 def test_a_run_says_what_it_trains_on():
@@ -223,7 +223,7 @@ def test_a_run_says_what_it_trains_on():
     raw = np.eye(6)
     for a, b, value in ((0, 1, 0.45), (1, 2, 0.7), (3, 4, 0.62), (0, 5, 0.1)):
         raw[a, b] = raw[b, a] = value
-    table = rankings.to_similarity(raw, thresholds=[0.6, 0.4])
+    table = rankings.to_similarity(raw, rankings.Ranks(thresholds=[0.6, 0.4]))
     lines = rankings.summary(table, (0.1, 0.225, 0.35), raw, classes, torch.tensor([5, 10, 20, 30, 40, 50]))
     assert lines == [
         "rank 0: similarity 1, tau 0.1; positives of a class 1 classes, 5/25/50 images (min/median/max)",
