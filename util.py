@@ -14,9 +14,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import torch
-from tqdm import tqdm
+try:
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+except ModuleNotFoundError as error:  # who has not made the environment: scripts import this module first
+    print(f"{error}: run `make .venv/.installed`, then `source .venv/bin/activate`", file=sys.stderr)
+    raise SystemExit(2) from None
 
 STORAGE_FAULTS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE,
