@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench
+.PHONY: demo test test-slow check bench
 
 demo: $(VENV)/.installed
 	$(BIN)/python reproduce.py recipes/digits.yaml
@@ -10,18 +10,23 @@ demo: $(VENV)/.installed
 test: check
 	$(BIN)/python -m pytest
 
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: $(VENV)/.installed
 	set -e; for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py,$(wildcard benchmarks/*.py))); do \
 		echo "== python -m benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name; done
 
-# The stamp is newer than pyproject.toml once everything in it is installed: a second call reuses the environment.
+# The dependencies alone: an installed `rince` would be a copy of these files that no edit reaches. pip has had
+# --only-deps since 26.2. The stamp is newer than pyproject.toml once all is there: a second call reuses the environment.
 $(VENV)/.installed: pyproject.toml
 	@echo "installing into $(VENV): a minute or two"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=26.2"
+	$(BIN)/python -m pip install --quiet --only-deps ".[scripts,dev]"
 	touch $@

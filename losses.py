@@ -7,7 +7,8 @@ waits for the device.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,7 @@ class RankTerms(NamedTuple):
     """
 
     total: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # in the place of tuple.count
     occurs: Tensor
 
     def per_rank(self) -> Tensor:
@@ -35,7 +36,7 @@ class RankTerms(NamedTuple):
         """Scalar: mean over the ranks that occur."""
         return torch.where(self.occurs, self.per_rank(), 0).sum() / self.occurs.sum().clamp(min=1)
 
-    def over_processes(self, all_reduce, processes: int) -> "RankTerms":
+    def over_processes(self, all_reduce: Callable[[Tensor, str], Tensor], processes: int) -> "RankTerms":
         """The terms of this process's anchors among those of all processes, in no particular number on each.
 
         all_reduce(x, "sum") adds up over processes; only counts go through it. Count and occurs become global, and the
@@ -57,7 +58,9 @@ def masked_logsumexp(logits: Tensor, mask: Tensor) -> Tensor:
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min).logsumexp(1)
 
 
-def infonce(logits: Tensor, positive: Tensor, negative: Tensor, variant: str, min_probability: float):
+def infonce(
+    logits: Tensor, positive: Tensor, negative: Tensor, variant: str, min_probability: float
+) -> tuple[Tensor, Tensor]:
     """The InfoNCE term of one rank: [N, K] logits, [N, K] bool masks -> sum of the terms, number of terms.
 
     "in":  one term an anchor, -log(S(P) / (S(P) + S(N)))           (the sum over positives inside the logarithm)
@@ -93,7 +96,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def rince_terms(
-    similarity: Tensor, rank: Tensor, taus, variant: str = "out_in", min_probability: float = 1e-7
+    similarity: Tensor, rank: Tensor, taus: Sequence[float], variant: str = "out_in", min_probability: float = 1e-7
 ) -> RankTerms:
     """The terms of `rince`, rank by rank: for logging."""
     _check(variant, min_probability)
@@ -111,7 +114,9 @@ def rince_terms(
     return RankTerms(total, count, torch.stack([p.any() for p in positives]))
 
 
-def rince(similarity: Tensor, rank: Tensor, taus, variant: str = "out_in", min_probability: float = 1e-7) -> Tensor:
+def rince(
+    similarity: Tensor, rank: Tensor, taus: Sequence[float], variant: str = "out_in", min_probability: float = 1e-7
+) -> Tensor:
     """RINCE on any rank matrix: classes, frames of a video, nodes of a graph (paper, eq. 4 to 6).
 
     similarity: [N, K] cosine similarities of N anchors and K candidates, any float type.
@@ -135,7 +140,10 @@ class Group(NamedTuple):
     own_key: bool  # the own key is a positive
 
 
-def _groups(taus, variant: str, cumulative: bool) -> tuple[Group, ...]:
+Groups = tuple[Group, ...]
+
+
+def _groups(taus: Sequence[float], variant: str, cumulative: bool) -> Groups:
     n = len(taus)
     if cumulative:
         positive, negative = [range(1), range(n)], [1, n]
@@ -146,7 +154,9 @@ def _groups(taus, variant: str, cumulative: bool) -> tuple[Group, ...]:
     )
 
 
-def masked_terms(similarity, own, rank, column, groups, min_probability):
+def masked_terms(
+    similarity: Tensor, own: Tensor, rank: Tensor, column: Tensor, groups: Groups, min_probability: float
+) -> tuple[Tensor, Tensor]:
     """The terms over a class table in log space, right at any temperature.
 
     similarity: [N, K] cosines with the bank; the other arguments are those of `fast_terms`.
@@ -154,7 +164,9 @@ def masked_terms(similarity, own, rank, column, groups, min_probability):
     return entry_terms(similarity, own, rank.gather(1, column.expand(len(rank), -1)), groups, min_probability)
 
 
-def entry_terms(similarity, own, rank, groups, min_probability):
+def entry_terms(
+    similarity: Tensor, own: Tensor, rank: Tensor, groups: Groups, min_probability: float
+) -> tuple[Tensor, Tensor]:
     """The terms in log space: similarity [N, K] with the bank, own [N] with the own key, rank [N, K] of the entries."""
     similarity = torch.cat([own[:, None], similarity], 1)
     rank_with_own = F.pad(rank, (1, 0), value=0)
@@ -178,7 +190,9 @@ FAST_MIN_TAU = 0.04
 BLOCK = {"cpu": 2**20, "cuda": 2**26}
 
 
-def fast_terms(query, own, bank, rank, column, groups, min_probability):
+def fast_terms(
+    query: Tensor, own: Tensor, bank: Tensor, rank: Tensor, column: Tensor, groups: Groups, min_probability: float
+) -> tuple[Tensor, Tensor]:
     """The terms over a class table by sums of exponentials, a block of anchors at a time, without any [N, K] kept.
 
     query: [N, D] unit vectors; own: [N] cosines with the own key; bank: [K, D] unit vectors; rank: [N, 1 + C] of every
@@ -194,14 +208,24 @@ class _FastTerms(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query, own, bank, rank, column, groups, min_probability):
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        own: Tensor,
+        bank: Tensor,
+        rank: Tensor,
+        column: Tensor,
+        groups: Groups,
+        min_probability: float,
+    ) -> tuple[Tensor, Tensor]:
         most = (1 - min_probability) / min_probability if min_probability > 0 else math.inf  # odds of a kept term
         rows = max(1, BLOCK.get(query.device.type, BLOCK["cuda"]) // (len(bank) + 1))
         bank_grads = query.new_zeros(len(groups), *bank.shape) if ctx.needs_input_grad[2] else None  # [G, K, D]
-        blocks = [(query, own, rank)]
+        whole = query, own, rank
+        blocks: Iterable[tuple[Tensor, ...]] = [whole]
         if len(query) > rows:
-            blocks = zip(*(x.split(rows) for x in blocks[0]), strict=True)
-        found = [_block(*block, bank, column, groups, most, bank_grads) for block in blocks]
+            blocks = zip(*(x.split(rows) for x in whole), strict=True)
+        found = [_block(q, k, r, bank, column, groups, most, bank_grads) for q, k, r in blocks]
         # nll and count [N, G], query_grads [N, G, D], own_grads [N, G]
         nll, count, query_grads, own_grads = (_joined(part) for part in zip(*found, strict=True))
         ctx.save_for_backward(query_grads, own_grads, bank_grads)
@@ -210,7 +234,7 @@ class _FastTerms(torch.autograd.Function):
         return total, count
 
     @staticmethod
-    def backward(ctx, grad_total, _):
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         # once_differentiable would let a second derivative through, silently wrong, where grad_total is a constant
         if torch.is_grad_enabled():
             raise RuntimeError("losses: the fast loss cannot be differentiated twice; masked_terms can")
@@ -219,7 +243,16 @@ class _FastTerms(torch.autograd.Function):
         return (query_grads * grad_total[:, None]).sum(1), own_grads @ grad_total, to_bank, None, None, None, None
 
 
-def _block(query, own, rank, bank, column, groups, most, bank_grads):
+def _block(
+    query: Tensor,
+    own: Tensor,
+    rank: Tensor,
+    bank: Tensor,
+    column: Tensor,
+    groups: Groups,
+    most: float,
+    bank_grads: Tensor | None,
+) -> list[Tensor]:
     """Some anchors' terms: the sum of each, their number, and the sum's gradients, all [n, G] or [n, G, D].
 
     bank_grads [G, K, D], unless None, grows by the gradients that reach the bank.
@@ -228,7 +261,7 @@ def _block(query, own, rank, bank, column, groups, most, bank_grads):
     similarity.sub_(similarity.amax(1, keepdim=True))
     rank = F.pad(rank.gather(1, column.expand(len(query), -1)), (1, 0))  # [n, 1 + K] int8; the own key's is 0
 
-    def terms_and_grads(g):
+    def terms_and_grads(g: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         tau = groups[g].tau
         # the last one, rank 0, needs no copy of the similarities
         nll, count, grads = _group((similarity.div(tau) if g else similarity.div_(tau)).exp_(), rank, groups[g], most)
@@ -240,11 +273,11 @@ def _block(query, own, rank, bank, column, groups, most, bank_grads):
     return [torch.stack(part, 1) for part in zip(*found, strict=True)]
 
 
-def _joined(parts):
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _group(e, rank, group, most):
+def _group(e: Tensor, rank: Tensor, group: Group, most: float) -> tuple[Tensor, Tensor, Tensor]:
     """Terms [n], their number [n], and the gradient of their sum in the cosines [n, 1 + K], of exponentials and ranks.
 
     Masks are numbers, 1 or 0: on a CPU, arithmetic with truth values is slow.
@@ -269,7 +302,7 @@ def _positive(rank: Tensor, group: Group) -> Tensor:
     return positive
 
 
-def _anchors(e, positive, s_negative, most):
+def _anchors(e: Tensor, positive: Tensor, s_negative: Tensor, most: float) -> tuple[Tensor, Tensor, Tensor]:
     """The "in" form from exponentials and 1 or 0 for each positive [n, 1 + K]; these turn into the probability that
     each positive loses. All [n]: terms, their number, and the probability that moves to the negatives.
     """
@@ -283,7 +316,7 @@ def _anchors(e, positive, s_negative, most):
     return odds.log1p(), ~dropped, moved
 
 
-def _pairs(e, positive, s_negative, most):
+def _pairs(e: Tensor, positive: Tensor, s_negative: Tensor, most: float) -> tuple[Tensor, Tensor, Tensor]:
     """The "out" form, as `_anchors`; uses up e."""
     odds = torch.div(s_negative[:, None], e, out=e)
     if most < math.inf:
@@ -296,10 +329,20 @@ def _pairs(e, positive, s_negative, most):
 
 class _RankedLoss(nn.Module):
     """What the losses over a bank share. A subclass registers has_rank [labels, R] bool: which ranks a label has, and
-    gives `bank_terms` and `positives_per_anchor`.
+    gives `bank_terms`, `ranks` and `positives_per_anchor`.
     """
 
-    def __init__(self, similarities, min_tau, max_tau, variant, cumulative_positives, min_probability):
+    has_rank: Tensor
+
+    def __init__(
+        self,
+        similarities: Sequence[float],
+        min_tau: float,
+        max_tau: float,
+        variant: str,
+        cumulative_positives: bool,
+        min_probability: float,
+    ):
         """similarities: of the ranks, falling."""
         super().__init__()
         _check(variant, min_probability)
@@ -310,8 +353,14 @@ class _RankedLoss(nn.Module):
         self.cumulative = cumulative_positives and len(self.taus) > 1
         self.groups = _groups(self.taus, variant, self.cumulative)
 
-    def bank_terms(self, query: Tensor, own: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor):
+    def bank_terms(
+        self, query: Tensor, own: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """query [N, D], own [N] cosines with the own key, bank [K, D], and the labels -> total, count [G]."""
+        raise NotImplementedError
+
+    def ranks(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
+        """[N], [K] -> [N, K] int8 rank of each pair of labels; R, as of a negative, for an empty slot."""
         raise NotImplementedError
 
     def terms(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> RankTerms:
@@ -344,6 +393,8 @@ class RINCELoss(_RankedLoss):
     Raises ValueError on a table that is no such table, or temperatures that are no temperatures.
     """
 
+    rank: Tensor
+
     def __init__(
         self,
         class_similarity: Tensor,
@@ -372,7 +423,9 @@ class RINCELoss(_RankedLoss):
         has_rank = torch.stack([(rank == r).any(1) for r in range(len(values))], 1)
         self.register_buffer("has_rank", has_rank, persistent=False)  # [C, R]
 
-    def bank_terms(self, query, own, labels, bank, bank_labels):
+    def bank_terms(
+        self, query: Tensor, own: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """By sums of exponentials, where the temperature is safe for them."""
         how = self.rank[labels], bank_labels + 1, self.groups, self.min_probability
         if min(self.taus) >= FAST_MIN_TAU:
@@ -414,6 +467,8 @@ class NestedRINCELoss(_RankedLoss):
     The other arguments are RINCELoss's. Raises ValueError where groups are not nested, or level 0 is not a label's own.
     """
 
+    levels: Tensor
+
     def __init__(
         self,
         groups: Tensor,
@@ -449,7 +504,9 @@ class NestedRINCELoss(_RankedLoss):
             rank += anchors[:, level, None] != entries[:, level]
         return rank.masked_fill_(bank_labels < 0, self.levels.shape[1])
 
-    def bank_terms(self, query, own, labels, bank, bank_labels):
+    def bank_terms(
+        self, query: Tensor, own: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """In log space, entry by entry."""
         return entry_terms(
             query @ bank.clone().T, own, self.ranks(labels, bank_labels), self.groups, self.min_probability
@@ -459,11 +516,11 @@ class NestedRINCELoss(_RankedLoss):
         """[R] mean number of positives an anchor has at each rank, the own key counted; for logs."""
         filled = self.levels[bank_labels.clamp(min=0)]  # [K, L]
         weight = (bank_labels >= 0).double()
-        shared = []  # entries that share the level's group, those of closer ranks among them
+        per_level = []  # entries that share the level's group, those of closer ranks among them
         for of_entry, of_label in zip(filled.T, self.levels.T, strict=True):
             per_group = torch.bincount(of_entry, weight, int(of_label.max()) + 1)
-            shared.append(per_group[of_label[labels]].mean())
-        shared = torch.stack(shared)
+            per_level.append(per_group[of_label[labels]].mean())
+        shared = torch.stack(per_level)
         shared[1:] = shared.diff()
         shared[0] += 1
         return shared.float()
@@ -476,13 +533,13 @@ class _GatherKeys(torch.autograd.Function):
     """[N, D] of every process -> [world N, D] in rank order; the gradient of a key is the sum over all processes."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous()
         dist.all_reduce(grad)
         return grad.chunk(dist.get_world_size())[dist.get_rank()]

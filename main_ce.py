@@ -7,10 +7,12 @@ python main_ce.py --dataset path --data_folder MY_IMAGES --model resnet18 --cosi
 import time
 from functools import partial
 
+import util  # first: where packages are missing it says what to do
+
+# isort: split
 import torch.nn.functional as F
 
 import datasets
-import util
 from datasets import augmentation
 from engine import checkpoint, config, distributed, loading, options, results, runs, training
 from engine.launch import launch

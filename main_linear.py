@@ -7,12 +7,14 @@ python main_linear.py --dataset cifar100 --data_folder ./data --learning_rate 5 
 import time
 from functools import partial
 
+import util  # first: where packages are missing it says what to do
+
+# isort: split
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import datasets
-import util
 from datasets import augmentation
 from engine import config, distributed, frozen, loading, options, results, runs, training
 from engine.launch import launch

@@ -12,12 +12,14 @@ import time
 from functools import partial
 from pathlib import Path
 
+import util  # first: where packages are missing it says what to do
+
+# isort: split
 import numpy as np
 import torch.nn.functional as F
 
 import datasets
 import evaluation
-import util
 from engine import config, distributed, frozen, options, results
 from engine.launch import launch
 from figures.curves import draw_ood

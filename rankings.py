@@ -14,11 +14,13 @@ import itertools
 import re
 from pathlib import Path
 
+import util  # first: where packages are missing it says what to do
+
+# isort: split
 import numpy as np
 import torch
 
 import datasets
-import util
 from datasets.rankings import Ranks, builders, files, to_similarity, wordnet
 from engine import frozen, options
 from figures.ranking import draw_ranking

@@ -24,8 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import util  # first: where packages are missing it says what to do
+
+# isort: split
 import recipes
-import util
 from engine import checkpoint
 from recipes import done, table
 from util import InputError

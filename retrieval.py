@@ -6,11 +6,13 @@ python retrieval.py --dataset cifar100 --data_folder ./data --labelset coarse --
 import time
 from functools import partial
 
+import util  # first: where packages are missing it says what to do
+
+# isort: split
 import torch
 
 import datasets
 import evaluation
-import util
 from datasets import rankings
 from datasets.rankings import files
 from engine import config, distributed, frozen, options, results

@@ -9,11 +9,18 @@ import random
 import select
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-import numpy as np
-import torch
-from tqdm import tqdm
+try:
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+except ModuleNotFoundError as error:  # who has not made the environment: scripts import this module first
+    print(f"{error}: run `make .venv/.installed`, then `source .venv/bin/activate`", file=sys.stderr)
+    raise SystemExit(2) from None
 
 STORAGE_FAULTS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE,
@@ -41,7 +48,7 @@ def fault(error: BaseException) -> str | None:
     return None
 
 
-def run_command(main) -> None:
+def run_command(main: Callable[[], object]) -> None:
     """Run a script's main: what `fault` knows becomes one line and exit code 2, as argparse's own errors do.
 
     Where nobody reads what is printed any more (`| head`), it ends silently with 141, as a shell reports SIGPIPE.
@@ -67,7 +74,7 @@ def _reader_is_gone() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def check_folder(path, flag: str) -> None:
+def check_folder(path: str | Path, flag: str) -> None:
     """Raise InputError, before any work, where nothing could be written below `path`, existing or not."""
     place = Path(path).absolute()
     while not place.exists() and place != place.parent:
@@ -76,7 +83,7 @@ def check_folder(path, flag: str) -> None:
         raise InputError(f"{flag} {path}: {place} is not a folder that can be written to")
 
 
-def read_yaml(path: Path, source: str):
+def read_yaml(path: Path, source: str) -> Any:
     """The content of a YAML file; InputError, beginning with `source`, where it cannot be read."""
     import yaml
 
@@ -88,7 +95,7 @@ def read_yaml(path: Path, source: str):
         raise InputError(f"{source}: not readable as YAML ({str(error).splitlines()[0]})") from None
 
 
-def nearest(word: str, known) -> str:
+def nearest(word: str, known: Iterable[object]) -> str:
     """ "; did you mean X?" for the end of an error, X being the known word that is spelt most like it; else ""."""
     found = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
     return f"; did you mean {found[0]}?" if found else ""
@@ -128,14 +135,15 @@ def keyed_generator(seed: int, epoch: int, purpose: str, sample: int = 0) -> np.
 class Mean:
     """Running mean of tensors that stay on their device: nothing waits for the device until `value`."""
 
-    def __init__(self):
-        self.total, self.count = 0.0, 0
+    def __init__(self) -> None:
+        self.total: Any = 0.0  # a tensor from the first update on
+        self.count = 0
 
     def state(self) -> list:
         """[total, count] on the CPU: for a checkpoint."""
         return [self.total.cpu() if self.count else 0.0, self.count]
 
-    def set_state(self, state: list, device) -> None:
+    def set_state(self, state: list, device: torch.device | str) -> None:
         """Go on from `state`."""
         total, self.count = state
         self.total = total.to(device) if self.count else 0.0
@@ -144,7 +152,7 @@ class Mean:
         self.total = self.total + value.detach().double()
         self.count += 1
 
-    def value(self):
+    def value(self) -> Any:
         """The mean as a float, or a list of floats for a vector."""
         return (self.total / max(1, self.count)).tolist() if self.count else 0.0
 
@@ -176,8 +184,8 @@ class Progress:
             self.bar.close()
 
 
-def tracked(batches, title: str, every: int = 50, show: bool = True):
-    """The batches, with progress."""
+def tracked(batches: Any, title: str, every: int = 50, show: bool = True) -> Iterator:
+    """The batches, an iterable with a length, with progress."""
     progress = Progress(title, len(batches), every, show)
     for i, batch in enumerate(batches, 1):
         yield batch
@@ -185,7 +193,7 @@ def tracked(batches, title: str, every: int = 50, show: bool = True):
     progress.close()
 
 
-def pyplot():
+def pyplot() -> ModuleType:
     """matplotlib.pyplot without a screen, imported where something is drawn."""
     import matplotlib
 

@@ -5,10 +5,11 @@ import os
 import platform
 from pathlib import Path
 
+import util  # first: where packages are missing it says what to do
+
+# isort: split
 import torch
 import torchvision
-
-import util
 
 
 def report(title: str, rows: list[dict], path: Path | None = None, device: str = "cpu") -> None:

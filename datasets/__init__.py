@@ -5,6 +5,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from util import InputError  # first: where packages are missing it says what to do
+
+# isort: split
 import numpy as np
 import torch
 from PIL import Image
@@ -12,7 +15,6 @@ from torch.utils.data import Dataset
 
 from datasets import sources
 from datasets.decoding import WAY_ROUND, read_pixels, read_rgb
-from util import InputError
 
 NAMES = tuple(sources.SOURCES)
 

@@ -1,12 +1,16 @@
 """Features of an encoder, and how they lie on the sphere."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @torch.no_grad()
-def extract(encoder, batches, device) -> tuple[Tensor, Tensor]:
+def extract(
+    encoder: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device | str
+) -> tuple[Tensor, Tensor]:
     """Features [n, d] (float32, before the head, not normalised) and labels [n] of batches, on the CPU."""
     encoder.eval()
     features, labels = [], []

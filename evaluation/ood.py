@@ -1,13 +1,14 @@
 """Out-of-distribution detection: a score an image, larger = more like the training data."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def ood_metrics(inlier_scores, outlier_scores) -> dict[str, float]:
+def ood_metrics(inlier_scores: Tensor | Sequence[float], outlier_scores: Tensor | Sequence[float]) -> dict[str, float]:
     """How well scores ([n] and [m], larger = more inlier-like) tell inliers from outliers; inliers are positive.
 
     AUROC; FPR95: share of outliers that pass the first threshold which keeps at least 95 % of the inliers; FPR95-out:
@@ -22,10 +23,10 @@ def ood_metrics(inlier_scores, outlier_scores) -> dict[str, float]:
     inlier, outlier = (torch.as_tensor(s).detach().cpu().double() for s in (inlier_scores, outlier_scores))
     if len(inlier) == 0 or len(outlier) == 0:
         raise ValueError(f"AUROC needs inliers and outliers; there are {len(inlier)} and {len(outlier)}")
-    score = torch.cat([inlier, outlier])
-    if not score.isfinite().all():
-        raise ValueError(f"{int((~score.isfinite()).sum())} of {len(score)} scores are NaN or infinite")
-    score, truth = score.numpy(), torch.cat([torch.ones(len(inlier)), torch.zeros(len(outlier))]).numpy()
+    scores = torch.cat([inlier, outlier])
+    if not scores.isfinite().all():
+        raise ValueError(f"{int((~scores.isfinite()).sum())} of {len(scores)} scores are NaN or infinite")
+    score, truth = scores.numpy(), torch.cat([torch.ones(len(inlier)), torch.zeros(len(outlier))]).numpy()
     fpr, tpr, _ = roc_curve(truth, score, drop_intermediate=False)
     flagged, found, _ = roc_curve(1 - truth, -score, drop_intermediate=False)
     aupr_in = float(average_precision_score(truth, score))
@@ -60,7 +61,7 @@ def gaussian_scores(
     return best
 
 
-def _gaussian(x: Tensor, ridge: float):
+def _gaussian(x: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
     """The log-density of the Gaussian of x [n, d]: a function [m, d] -> [m]."""
     n, d = x.shape
     mean = x.mean(0)
@@ -69,7 +70,7 @@ def _gaussian(x: Tensor, ridge: float):
         whiten, log_det = _inverse_factor(a.T @ a, ridge)
         centre = whiten @ mean
 
-        def squared_distance(y):
+        def squared_distance(y: Tensor) -> Tensor:
             return torch.addmm(centre, y, whiten.T, beta=-1).square_().sum(1)
     else:
         # fewer images than dimensions: all but n directions have variance `ridge` (Woodbury's identity)
@@ -77,7 +78,7 @@ def _gaussian(x: Tensor, ridge: float):
         log_det += (d - n) * math.log(ridge)
         inside = factor @ a
 
-        def squared_distance(y):
+        def squared_distance(y: Tensor) -> Tensor:
             y = y - mean
             return (y.square().sum(1) - (y @ inside.T).square_().sum(1)) / ridge
 

@@ -26,7 +26,14 @@ def retrieval_metrics(
 
 
 @torch.no_grad()
-def retrieval_curve(features, labels, gallery, gallery_labels, topk=(1, 5, 10, 20), chunk=64):
+def retrieval_curve(
+    features: Tensor,
+    labels: Tensor,
+    gallery: Tensor,
+    gallery_labels: Tensor,
+    topk: tuple[int, ...] = (1, 5, 10, 20),
+    chunk: int = 64,
+) -> tuple[dict[str, float], Tensor, Tensor]:
     """As retrieval_metrics, with the curve: metrics, and the queries' mean precision [G] and recall [G] a cut-off."""
     if len(features) == 0 or len(gallery) == 0:
         raise ValueError("retrieval needs at least one query and one gallery image")

@@ -9,11 +9,13 @@ import json
 import shutil
 from pathlib import Path
 
+import util  # first: where packages are missing it says what to do
+
+# isort: split
 import numpy as np
 import torch
 from PIL import Image
 
-import util
 from datasets import rankings
 from datasets.rankings import files
 from figures.embedding import class_cosines, draw

@@ -12,12 +12,14 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import util  # first: where packages are missing it says what to do
+
+# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 import datasets
-import util
 from datasets import rankings, sources
 from datasets.rankings import files
 from engine import config, frozen, options

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,13 @@ from .memory_bank import MemoryBank
 def projection_head(dim: int, out_dim: int = 128) -> nn.Module:
     """Linear(d, d)-ReLU-Linear(d, out_dim): [N, d] -> [N, out_dim]."""
     return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, out_dim))
+
+
+class Criterion(Protocol):
+    """What the model asks of a loss; losses.RINCELoss has it."""
+
+    def terms(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Any:
+        """query, key: [N, D]; labels: [N]; bank: [K, D]; bank_labels: [K] -> what `forward` returns."""
 
 
 class ContrastiveModel(nn.Module):
@@ -32,7 +40,7 @@ class ContrastiveModel(nn.Module):
         encoder: nn.Module,
         head: nn.Module,
         bank: MemoryBank,
-        criterion: nn.Module,
+        criterion: Criterion,
         momentum: float = 0.99,
         gather: Callable[[Tensor], Tensor] = lambda x: x,
         shuffle: Callable | None = None,
@@ -57,7 +65,7 @@ class ContrastiveModel(nn.Module):
         """[n, 3, H, W] -> unit vectors [n, D]."""
         return F.normalize(self.key_head(self.key_encoder(views)).float(), dim=1)
 
-    def forward(self, query_view: Tensor, key_view: Tensor, labels: Tensor):
+    def forward(self, query_view: Tensor, key_view: Tensor, labels: Tensor) -> Any:
         """Two views [N, 3, H, W] of the same images and labels [N] -> the criterion's terms; fills the bank."""
         # encode queries, with gradient
         q = F.normalize(self.head(self.encoder(query_view)).float(), dim=1)

@@ -11,6 +11,10 @@ class MemoryBank(nn.Module):
     Keys, labels and pointer are buffers, so that a resumed run goes on with the same bank.
     """
 
+    keys: Tensor
+    labels: Tensor
+    pointer: Tensor
+
     def __init__(self, size: int, dim: int):
         super().__init__()
         if size < 1:

@@ -1,0 +1,186 @@
+"""The wheel `rince`, the list of what it and the scripts depend on, and a start without any of that."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+import torch
+import torch.nn.functional as F
+from commands import ROOT
+from hatchling.metadata.core import ProjectMetadata
+
+import losses
+import util
+
+PROJECT = ProjectMetadata(str(ROOT), None).core
+EXTRAS = PROJECT.optional_dependencies
+IMPORTED_AS = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml", "umap-learn": "umap"}
+GROUND_FLOOR = [ROOT / "losses.py", *(f for room in ("networks", "evaluation") for f in (ROOT / room).glob("*.py"))]
+PACKAGES = [path.parent for path in ROOT.glob("*/__init__.py")]
+SCRIPTS = sorted({*ROOT.glob("*.py"), *(f for folder in PACKAGES for f in folder.rglob("*.py"))} - {*GROUND_FLOOR})
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+# ---- the wheel -------------------------------------------------------------------------------------------------------
+
+USE = """
+import sys, torch
+import torch.nn.functional as F
+from rince.evaluation import retrieval_metrics
+from rince.losses import RINCELoss
+from rince.networks import memory_bank, resnet
+
+torch.manual_seed(0)
+bank = memory_bank.MemoryBank(16, 8)
+bank.push(F.normalize(torch.randn(12, 8), dim=1), torch.arange(12) % 3)
+q, k = F.normalize(torch.randn(2, 4, 8), dim=2)
+loss = RINCELoss(torch.tensor([[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]]))
+print(loss(q, k, torch.tensor([0, 1, 2, 0]), bank.keys, bank.labels).item())
+print(retrieval_metrics(q, torch.arange(4), q, torch.arange(4))["R@1"])
+print({m.partition(".")[0] for m in sys.modules} & {"losses", "networks", "evaluation", "datasets", "util", "engine"})
+"""
+
+
+def build(source, kind, folder):
+    """The one file that the build backend makes of a source tree; kind: wheel or sdist."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder)]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    (made,) = folder.iterdir()
+    return made
+
+
+def test_the_wheel_holds_the_ground_floor_and_computes_anywhere(tmp_path):
+    wheel = build(ROOT, "wheel", tmp_path / "wheel")
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = {f"rince/{path.relative_to(ROOT)}" for path in GROUND_FLOOR}
+    about = {f"rince-{PROJECT.version}.dist-info/{n}" for n in ("METADATA", "WHEEL", "RECORD", "licenses/LICENSE")}
+    assert set(names) == modules | {"rince/__init__.py", "rince/py.typed"} | about
+
+    with tarfile.open(build(ROOT, "sdist", tmp_path / "sdist")) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    (source,) = (tmp_path / "source").iterdir()
+    assert build(source, "wheel", tmp_path / "again").read_bytes() == wheel.read_bytes()
+
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(site)]
+    subprocess.run([*install, str(wheel)], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", USE], cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    loss, recall, of_the_tree = done.stdout.splitlines()
+    assert float(loss) == loss_of_the_tree()
+    assert float(recall) == 1
+    assert of_the_tree == "set()"
+
+
+def loss_of_the_tree():
+    """The loss of USE, by the functions of this tree."""
+    torch.manual_seed(0)
+    keys = F.normalize(torch.randn(16, 8), dim=1)
+    keys[:12], bank_labels = F.normalize(torch.randn(12, 8), dim=1), torch.tensor([*(0, 1, 2) * 4, *[-1] * 4])
+    q, k = F.normalize(torch.randn(2, 4, 8), dim=2)
+    loss = losses.RINCELoss(torch.tensor([[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]]))
+    return loss(q, k, torch.tensor([0, 1, 2, 0]), keys, bank_labels).item()
+
+
+# ---- dependencies ----------------------------------------------------------------------------------------------------
+
+
+def name_of(requirement):
+    return re.match(r"[\w-]+", requirement)[0].lower()
+
+
+def declared(*extras):
+    """Import names of the dependencies, and of some extras."""
+    lists = [PROJECT.dependencies, *(EXTRAS[extra] for extra in extras)]
+    return {IMPORTED_AS.get(name_of(r), name_of(r)) for requirements in lists for r in requirements}
+
+
+def foreign(files, everywhere=True):
+    """Other people's modules that files import, anywhere or only where they are loaded with the file."""
+    ours = {path.stem for path in [*ROOT.glob("*.py"), *PACKAGES, *TESTS]} | {"rince"}
+    found = set()
+    for file in files:
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree) if everywhere else tree.body:
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module)
+    if "torch.utils.tensorboard" in found:  # torch asks for the package, which it does not bring along
+        found.add("tensorboard")
+    return {name.partition(".")[0] for name in found} - ours - set(sys.stdlib_module_names)
+
+
+def test_the_wheel_depends_on_what_its_modules_import_and_on_nothing_else():
+    assert foreign(GROUND_FLOOR) == declared()
+
+
+def test_the_extra_scripts_names_what_the_scripts_import_beside_that():
+    optional = declared("wordnet", "umap") - declared()
+    assert foreign(SCRIPTS) | declared() == declared("scripts") | optional
+    assert {"scipy", "PIL"} <= foreign(SCRIPTS)
+
+
+def test_packages_of_an_optional_extra_are_imported_only_where_they_are_used():
+    assert foreign(SCRIPTS, everywhere=False) <= declared("scripts")
+
+
+def test_the_tests_import_nothing_undeclared():
+    assert foreign(TESTS) <= declared("scripts", "dev")
+
+
+@pytest.mark.parametrize("file", ["Makefile", "requirements.yml"])
+def test_environments_are_made_with_the_scripts_dependencies_and_the_tools(file):
+    text = (ROOT / file).read_text()
+    assert re.findall(r"\.\[([\w,]+)\]", text) == ["scripts,dev"]
+    assert not re.search(r"\s-e\s", text)  # an editable install holds copies, which no edit reaches
+
+
+def test_every_direct_dependency_has_its_tested_version_in_the_constraints():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = [re.fullmatch(r"([\w-]+)==[\d.]+", line)[1] for line in lines if not line.startswith("#")]
+    requirements = [*PROJECT.dependencies, *(r for extra in EXTRAS.values() for r in extra)]
+    assert sorted(pinned) == sorted(name_of(r) for r in requirements)
+
+
+# ---- a start without the packages ------------------------------------------------------------------------------------
+
+STARTED = [
+    [f"-m{path.relative_to(ROOT).with_suffix('')}".replace("/", ".")] if path.parent != ROOT else [path.name]
+    for path in SCRIPTS
+    if '__name__ == "__main__"' in path.read_text()
+]
+
+
+@pytest.mark.parametrize("script", STARTED, ids="".join)
+def test_without_its_packages_a_script_says_in_one_line_how_to_get_them(script):
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", *script], cwd=ROOT, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(
+        r"No module named '\w+': run `make \.venv/\.installed`, then `source \.venv/bin/activate`\n", done.stderr
+    )
+
+
+def test_the_commands_that_make_an_environment_are_the_makefiles():
+    done = subprocess.run(
+        ["make", "--dry-run", "--always-make", ".venv/.installed"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "-m venv .venv" in done.stdout
+
+
+def test_a_package_that_is_missing_later_is_not_taken_for_a_missing_environment(monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ModuleNotFoundError, match="yaml"):
+        util.read_yaml(ROOT / "recipes" / "digits.yaml", "a file")
