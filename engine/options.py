@@ -126,8 +126,8 @@ def parser(description: str, defaults: str = "") -> argparse.ArgumentParser:
     p = Parser(
         description=description, formatter_class=Help, allow_abbrev=False, usage="%(prog)s [--option VALUE ...]",
         epilog=f"Defaults are the published ones, but for data set, size, seed, loader processes{defaults}. Small data "
-        "sets (digits, Fashion-MNIST) have their own, in RECIPES at the head of the script; a run's config.yaml has all "
-        "that it used.",
+        "sets (digits, Fashion-MNIST) have their own, in RECIPES at the head of the script; a run's config.yaml has "
+        "all that it used.",
     )  # fmt: skip
     p.add_argument(
         "--config", metavar="FILE", default=argparse.SUPPRESS,
