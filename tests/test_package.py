@@ -33,7 +33,7 @@ import sys, torch
 import torch.nn.functional as F
 from rince.evaluation import retrieval_metrics
 from rince.losses import RINCELoss
-from rince.networks import memory_bank, resnet
+from rince.networks import classifier, contrastive, memory_bank, resnet
 
 torch.manual_seed(0)
 bank = memory_bank.MemoryBank(16, 8)
