@@ -55,7 +55,7 @@ def worker(args, device):
         encoder = training.sync_batchnorm(encoder, device) if args.syncBN else encoder
         name = args.exp_name or f"cross_entropy_{args.model}_seed{args.seed}"
         run = runs.Run(args, "SupCon", name)
-    skip, how = options.skips_damage(args), options.loading(args, device)
+    skip, how = options.skips_damage(args), options.loading(args, device, args.channels_last)
     train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)
     if skip:
         train.tolerate_damage()

@@ -53,11 +53,13 @@ def worker(args, device):
         kind = "cached" if args.cache_features else "augmented"
         detail = f"{kind}_lr{args.learning_rate:g}_seed{args.seed}"
         run = runs.Run(args, "linear", args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}")
-    skip, how = options.skips_damage(args), options.loading(args, device)
+    skip, how = options.skips_damage(args), options.loading(args, device, args.channels_last)
     train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)
     counts = {"train": len(train), "validation": len(test)}
     facts = {"classes": train.classes, "encoder": net.record["sha256"], "cache_features": args.cache_features}
     encoder = net.encoder.to(device, memory_format=how.memory_format)
+    if args.compile:
+        encoder.compile()
     if args.cache_features:
         train = TensorDataset(*frozen.features(net, train, "training", how, cache))
         test = TensorDataset(*frozen.features(net, test, "validation", how, cache))

@@ -72,7 +72,7 @@ def worker(args, device):
         criterion, summary = objective.build(args, data, nested)
         held_out = objective.held_out(args, augmentation.evaluation(size, mean, std, spec.small))
         run = runs.Run(args, "SupCon", args.exp_name or default_name(args))
-    skip, how = options.skips_damage(args), options.loading(args, device)
+    skip, how = options.skips_damage(args), options.loading(args, device, args.channels_last)
     (data,) = loading.check_images(run, device, args.check_data, skip, training=data)
     if skip:
         data.tolerate_damage()

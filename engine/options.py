@@ -257,12 +257,12 @@ def skips_damage(args) -> bool:
     return (args.on_bad_image or ("error" if args.check_data else "skip")) == "skip"
 
 
-def loading(args, device) -> Loading:
-    """How batches come to the device; says where the loader processes are more than the cores."""
+def loading(args, device, channels_last: bool = False) -> Loading:
+    """How batches come to the device, in which layout; says where the loader processes are more than the cores."""
     cores = os.cpu_count() or 1
     if args.num_workers > cores and distributed.is_main():
         print(f"--num_workers {args.num_workers}: more loader processes than this machine's {cores} cores", flush=True)
-    return Loading(args.batch_size, args.num_workers, device, getattr(args, "channels_last", False))
+    return Loading(args.batch_size, args.num_workers, device, channels_last)
 
 
 def stepper(args, model, device, warm_for_batch: bool = True) -> Stepper:
