@@ -1,4 +1,4 @@
-"""The house: every option is read, the README names what there is, and things are added where they belong."""
+"""The house: every option is read, and things are added where they belong."""
 
 import argparse
 import ast
@@ -14,7 +14,6 @@ import yaml
 from commands import ROOT
 
 SCRIPTS = ("main_supcon", "main_ce", "main_linear", "retrieval", "out_of_dist_detection", "reproduce")
-README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 HOLDERS = ("args", "options")  # what parsed options are called
 
@@ -64,43 +63,6 @@ def test_every_option_of_a_script_is_read_somewhere(script):
 def test_an_option_that_nothing_reads_would_be_found():
     assert "batch_size" in options_read(own_modules("main_ce").values())
     assert "memorybank_size" not in options_read(own_modules("main_ce").values())
-
-
-def declared_flags():
-    """Every flag that some module of the tree declares."""
-    flags = set()
-    for path in ROOT.rglob("*.py"):
-        if ".venv" in path.parts or path.parent.name == "tests":
-            continue
-        strings = (n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant))
-        flags |= {word for word in strings if isinstance(word, str) and re.fullmatch(r"--[a-zA-Z][\w-]*", word)}
-    return flags
-
-
-FOREIGN = {"--nnodes", "--rdzv-endpoint", "--max-restarts", "--logdir"}  # torchrun's and tensorboard's
-
-
-@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
-def test_every_flag_that_is_written_about_exists(text):
-    named = set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", text))
-    assert named - declared_flags() - FOREIGN == set()
-
-
-def commands_of(text):
-    """Command lines of a document, continuation lines joined."""
-    return [line for line in text.replace("\\\n", " ").splitlines() if line.startswith("python ")]
-
-
-@pytest.mark.parametrize("command", commands_of(README))
-def test_every_flag_of_a_command_in_the_readme_is_the_scripts_own(command):
-    words = command.partition("#")[0].split()
-    if words[1] == "-m":
-        assert module_file(words[2]), f"there is no module {words[2]}"
-        return
-    parser = importlib.import_module(words[1].removesuffix(".py")).get_parser()
-    known = {name for action in parser._actions for name in action.option_strings}
-    flags = {word.partition("=")[0] for word in words if word.startswith("--")}
-    assert flags - known == set()
 
 
 @pytest.mark.parametrize("script", SCRIPTS[:5])

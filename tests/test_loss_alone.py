@@ -1,4 +1,4 @@
-"""losses.py as one file to take along, the README's examples, and torch.hub."""
+"""losses.py as one file to take along, the examples of docs/loss.md, and torch.hub."""
 
 import ast
 import re
@@ -15,8 +15,7 @@ from engine import checkpoint
 from losses import InBatchLoss, RINCELoss, SupConLoss
 from networks import resnet
 
-SECTION = (ROOT / "README.md").read_text().partition("## The loss alone")[2].partition("\n## ")[0]
-EXAMPLES = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/loss.md").read_text(), flags=re.DOTALL)
 
 
 def test_the_loss_is_one_file_that_imports_torch_alone(tmp_path):
@@ -31,7 +30,7 @@ def test_the_loss_is_one_file_that_imports_torch_alone(tmp_path):
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["with a bank", "without one"])
-def test_the_readmes_examples_train(capsys, number):
+def test_the_first_examples_train(capsys, number):
     lines = EXAMPLES[number].splitlines()
     assert len(lines) <= 25
     torch.manual_seed(0)

@@ -455,8 +455,8 @@ def test_the_big_recipes_run_end_to_end_at_a_small_scale(trees, name, columns):
     assert all(float(cell) >= 0 for row in rows for cell in row)
 
 
-def test_the_recipe_in_the_readme_is_one(monkeypatch, capsys, tmp_path):
-    recipe = README.partition("```yaml\ntitle:")[2].partition("```")[0]
+def test_the_recipe_in_the_docs_is_one(monkeypatch, capsys, tmp_path):
+    recipe = (ROOT / "docs/recipes.md").read_text().partition("```yaml\ntitle:")[2].partition("```")[0]
     (tmp_path / "own.yaml").write_text(f"title:{recipe}")
     out = printed(monkeypatch, capsys, tmp_path, "own.yaml --scale 0.01 --dry-run")
     assert "--exp_name my_rince --epochs 10 --exp_name my_rince_scale0.01\n" in out

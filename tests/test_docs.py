@@ -1,0 +1,210 @@
+"""What README, CONTRIBUTING and docs/ say is so: flags, commands, links, code, and the five minutes of a newcomer."""
+
+import argparse
+import ast
+import importlib
+import json
+import re
+import shlex
+import sys
+import types
+
+import pytest
+import torch
+from commands import ROOT, run
+from made_data import make_image_folders, original_checkpoint
+
+import evaluation
+import losses
+import networks
+from networks import memory_bank, resnet
+
+PAGES = {p.relative_to(ROOT).as_posix(): p.read_text() for p in [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md"))]}
+del PAGES["CHANGELOG.md"]  # names what is gone, too
+README = PAGES["README.md"]
+FOREIGN = {"--nnodes", "--rdzv-endpoint", "--max-restarts", "--logdir"}  # torchrun's and tensorboard's
+every_page = pytest.mark.parametrize("page", PAGES)
+
+
+def section(text, title):
+    return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def module_file(name):
+    path = ROOT / name.replace(".", "/")
+    return next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.is_file()), None)
+
+
+def flags_written_in(file):
+    strings = (n.value for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Constant))
+    return {word for word in strings if isinstance(word, str) and re.fullmatch(r"--[a-zA-Z][\w-]*", word)}
+
+
+def commands_of(text):
+    """Command lines of a page, continuation lines joined."""
+    return [line for line in text.replace("\\\n", " ").splitlines() if line.startswith("python ")]
+
+
+def known_flags(module, words):
+    """The flags that a command may have: those of its parser, and of the sub-parser that its words choose."""
+    if not hasattr(importlib.import_module(module), "get_parser"):
+        return flags_written_in(module_file(module))
+    parsers, flags = [importlib.import_module(module).get_parser()], set()
+    for parser in parsers:
+        flags |= {name for action in parser._actions for name in action.option_strings}
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                (kind,) = [word for word in words if word in action.choices][:1]
+                parsers.append(action.choices[kind])
+    return flags
+
+
+def unknown_flags(command):
+    """What a command of a page has that its script or module has not; the module itself, where there is none."""
+    words = shlex.split(command, comments=True)[1:]
+    module = words[1] if words[0] == "-m" else words[0].removesuffix(".py")
+    if module_file(module) is None:
+        return {module}
+    return {word.partition("=")[0] for word in words if word.startswith("--")} - known_flags(module, words)
+
+
+def anchors_of(text):
+    """What links to the headings of a page end in."""
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", outside, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# ---- what is named exists --------------------------------------------------------------------------------------------
+
+
+def test_the_readme_fits_in_the_head():
+    assert len(README.splitlines()) <= 250
+
+
+def test_the_readme_leads_to_every_page():
+    linked = set(re.findall(r"\]\(([\w./]+\.md)\)", section(README, "Where to read on")))
+    assert linked == {*PAGES, "CHANGELOG.md"} - {"README.md"}
+
+
+@every_page
+def test_every_flag_that_is_written_about_exists(page):
+    named = set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", PAGES[page]))
+    files = [p for p in ROOT.rglob("*.py") if ".venv" not in p.parts and "tests" not in p.relative_to(ROOT).parts]
+    assert named - set().union(*map(flags_written_in, files)) - FOREIGN == set()
+
+
+@every_page
+def test_every_flag_of_a_command_is_the_scripts_own(page):
+    wrong = {command: unknown for command in commands_of(PAGES[page]) if (unknown := unknown_flags(command))}
+    assert wrong == {}
+
+
+def test_a_flag_of_another_sub_command_would_be_found():
+    assert unknown_flags("python rankings.py show ranking.csv --share 0.3") == {"--share"}
+    assert unknown_flags("python rankings.py noise --from ranking.csv --share 0.3 --out x.csv") == set()
+    assert unknown_flags("python -m figures.training A --outt x.png") == {"--outt"}
+    assert unknown_flags("python -m datasets.rankings_of show") == {"datasets.rankings_of"}
+
+
+@every_page
+def test_every_script_module_and_target_that_is_named_exists(page):
+    text = PAGES[page]
+    modules = {name for name in re.findall(r"python -m ([a-z_]+\.\w+)", text) if not name.endswith(".NAME")}
+    modules |= set(re.findall(r"python (\w+)\.py", text))
+    assert {name for name in modules if module_file(name) is None} == set()
+    files = {name for name in re.findall(r"`((?:\w+/)+(?:\w+\.(?:py|yaml|sh))?)`", text) if "NAME" not in name}
+    made = {name for name in files if name.split("/")[0] in ("save", "data", "superclass", "val", "train")}
+    assert {name for name in files - made if not (ROOT / name).exists()} == set()
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, flags=re.MULTILINE)) - targets == set()
+
+
+@every_page
+def test_links_lead_to_files_and_headings_that_exist(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.resolve().is_file(), link
+        if anchor:
+            assert anchor in anchors_of(file.read_text()), link
+
+
+def test_the_columns_of_the_log_are_explained(own):
+    lines = (own.root / "save/SupCon/path_models/mine/log.jsonl").read_text().splitlines()
+    explained = section(PAGES["docs/training.md"], "Watching a run")
+    for key in json.loads(lines[-1]):
+        assert f"`{key.replace('rank_1', 'rank_0')}`" in explained or key == "epoch"
+
+
+# ---- code runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wheel(monkeypatch):
+    """The modules under the names that the wheel gives them."""
+    monkeypatch.setitem(sys.modules, "rince", types.ModuleType("rince"))
+    parts = {"losses": losses, "evaluation": evaluation, "networks": networks, "networks.memory_bank": memory_bank}
+    for name, module in parts.items():
+        monkeypatch.setitem(sys.modules, f"rince.{name}", module)
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "python")])
+def test_the_code_of_a_page_runs_from_top_to_bottom(monkeypatch, tmp_path, wheel, page):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = tmp_path / "save/SupCon/digits_models/NAME/last.pth"
+    original_checkpoint(checkpoint, resnet.encoder("resnet18"), "cifar", "resnet18", "cifar100")
+    torch.manual_seed(0)
+    names = {}
+    for code in blocks(PAGES[page], "python"):
+        exec(code.replace("path/to/this/folder", str(ROOT)), names)
+
+
+# ---- images of one's own ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Images as the README says to lay them out, its superclass file, and the training of its first command."""
+    root = tmp_path_factory.mktemp("own")
+    classes = ["cat", "dog", "car", "lorry", "bus"]
+    for part, each in (("train", 8), ("val", 3)):
+        make_image_folders(root / "my_images" / part, classes, each)
+    make_image_folders(root / "my_other_images", ["anything"], each=6)
+    text = section(README, "Your own images in five minutes")
+    (root / "my_superclasses.yaml").write_text(blocks(text, "yaml")[0])
+    commands = commands_of(text)
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, root, f"{commands[0]} --epochs 2 --knn_freq 1 --batch_size 8 --num_workers 0")
+    return types.SimpleNamespace(root=root, commands=commands)
+
+
+def test_the_first_command_trains_on_an_own_folder_with_own_superclasses(own):
+    lines = (own.root / "save/SupCon/path_models/mine/log.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert last["epoch"] == 2
+    assert {"loss_rank_1", "val_knn"} <= set(last)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_other_commands_evaluate_it(monkeypatch, own, number):
+    command = own.commands[number]
+    short = "--epochs 1 --batch_size 8 " if "main_linear" in command else ""
+    run(monkeypatch, own.root, f"{command} --num_workers 0 {short}")
+    script = command.split()[1].removesuffix(".py")
+    name = {"main_linear": "linear", "out_of_dist_detection": "ood"}.get(script, script)
+    (record,) = (own.root / "save/results").glob(f"{name}_path_*.json")
+    assert json.loads(record.read_text())["metrics"]
+
+
+def test_the_last_command_draws_it(monkeypatch, own):
+    words = own.commands[4].removeprefix("python -m figures.embedding ")
+    assert len(own.commands) == 5
+    run(monkeypatch, own.root, f"{words} --num_workers 0", "figures.embedding")
+    assert (own.root / "mine.png").read_bytes().startswith(b"\x89PNG")
