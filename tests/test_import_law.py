@@ -26,7 +26,15 @@ LAW = {
     "reproduce": {"recipes", "engine.config", "engine.checkpoint", "util"},
     "hubconf": {"losses", "networks", "evaluation", "util", "engine.checkpoint"},
 }
-FILES = [f for f in ROOT.rglob("*.py") if not {".venv", "tests", ".wheel"} & set(f.relative_to(ROOT).parts)]
+FOLDERS = ("networks", "evaluation", "datasets", "engine", "figures", "recipes", "benchmarks")
+
+
+def sources(root: Path) -> list[Path]:
+    """The Python files of a tree of ours, tests left out."""
+    return [*root.glob("*.py"), *(file for folder in FOLDERS for file in (root / folder).rglob("*.py"))]
+
+
+FILES = sources(ROOT)
 # whose functions may have an `args`: the others take values
 KNOW_OPTIONS = {*SCRIPTS, "reproduce", "engine.options", "engine.config", "engine.objective", "engine.runs"}
 # functions of more than six values: inner ones of the loss, which autograd calls by position, and the model, built once
@@ -52,7 +60,7 @@ def imported(file: Path, root: Path = ROOT) -> set[str]:
     """The modules of ours that a file imports, anywhere in it."""
     package = name_of(file, root).split(".")
     package = package if file.name == "__init__.py" else package[:-1]
-    modules = {name_of(f, root) for f in root.rglob("*.py") if ".venv" not in f.parts}
+    modules = {name_of(f, root) for f in sources(root)}
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):

@@ -18,6 +18,13 @@ from figures import demo, embedding, training
 error_of = partial(commands.error_of, script="figures.embedding")
 
 
+def opened(path) -> Image.Image:
+    """A picture, read whole, its file closed."""
+    with Image.open(path) as picture:
+        picture.load()
+    return picture
+
+
 def clouds(each=20, dim=8):
     """Three clouds of unit vectors, the first two near one another."""
     g = torch.Generator().manual_seed(0)
@@ -98,7 +105,7 @@ def test_a_run_is_drawn_with_and_without_superclasses_and_a_ranking(tmp_path, su
     table = np.array([[1, 0.75, 0], [0.75, 1, 0], [0, 0, 1]]) if ranked else None
     e = {"features": z, "labels": labels, "classes": ["a", "b", "c"]}
     embedding.draw_run(tmp_path / "e.png", "title", e, groups, table)
-    picture = Image.open(tmp_path / "e.png")
+    picture = opened(tmp_path / "e.png")
     assert picture.height == 80 * 5 * (3 if superclasses else 2)
     assert np.asarray(picture.convert("L")).std() > 10
 
@@ -125,7 +132,7 @@ CKPT = "--ckpt save/SupCon/digits_models/a"
 def test_a_checkpoint_is_drawn_from_the_command_line(monkeypatch, capsys, trained):
     run(monkeypatch, trained, f"{CKPT} --ranking superclass --images 100 --out pictures/e.png", "figures.embedding")
     assert capsys.readouterr().out.endswith("drew pictures/e.png\n")
-    assert Image.open(trained / "pictures/e.png").height == 1200
+    assert opened(trained / "pictures/e.png").height == 1200
 
 
 @pytest.mark.parametrize(
@@ -145,7 +152,7 @@ def test_what_cannot_be_drawn_is_one_line(monkeypatch, capsys, trained, words, r
 
 def test_a_training_is_drawn_from_its_log(monkeypatch, trained):
     run(monkeypatch, trained, "save/SupCon/digits_models/a --out t.png", "figures.training")
-    assert np.asarray(Image.open(trained / "t.png").convert("L")).std() > 10
+    assert np.asarray(opened(trained / "t.png").convert("L")).std() > 10
 
 
 def test_of_an_epoch_that_was_trained_twice_the_last_counts(tmp_path):
@@ -188,7 +195,7 @@ def test_patches_of_photographs_are_grey_squares_and_made_whole(tmp_path):
     count = demo.photograph_patches(tmp_path / "patches", side=100)
     files = list((tmp_path / "patches").iterdir())
     assert count == len(files) == 2 * 6 * 4
-    assert {(f.suffix, Image.open(f).size, Image.open(f).mode) for f in files} == {(".png", (100, 100), "L")}
+    assert {(f.suffix, opened(f).size, opened(f).mode) for f in files} == {(".png", (100, 100), "L")}
     assert not (tmp_path / "patches.unfinished").exists()
 
 
@@ -205,5 +212,5 @@ def test_the_readmes_pictures_are_drawn_from_the_table(tmp_path):
     shutil.copy(commands.ROOT / "figures/digits_ood.png", tmp_path / "near.png")
     (tmp_path / "table.json").write_text(json.dumps({"results": results, "recipe": {"methods": methods}}))
     demo.draw_pictures(tmp_path / "table.json", tmp_path / "drawn")
-    assert Image.open(tmp_path / "drawn/digits.png").width == 3 * 4 * 80
+    assert opened(tmp_path / "drawn/digits.png").width == 3 * 4 * 80
     assert (tmp_path / "drawn/digits_ood.png").read_bytes() == (tmp_path / "near.png").read_bytes()
