@@ -630,10 +630,9 @@ def _drops(negatives: int, cosines: _Cosines, tau: float, most: float) -> bool:
 
 
 def _drawn(cosines: _Cosines, count: int) -> Tensor:
-    """[rows, count] places in `cosines`, from a generator of its own; the first column is spread evenly."""
-    rows = min(64, max(8, 2**20 // count))
+    """[rows, count] places in `cosines`, from a generator of its own."""
+    rows = min(256, max(8, 2**19 // count))
     u = torch.rand(rows, count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    u[:, 0] = (torch.arange(rows) + 0.5) / rows
     return torch.searchsorted(cosines.probability.cumsum(0), u).clamp_(max=len(cosines.value) - 1)
 
 
@@ -642,10 +641,12 @@ def _mean_log_sum(counts: Tensor, cosines: _Cosines, tau: float) -> Tensor:
 
     log x = int (exp(-s) - exp(-s x)) ds / s over s > 0, so that it is int (exp(-s) - f(s)^m) ds / s with
     f(s) = E exp(-s exp(t / tau)): in steps of log s, over which the integrand is smooth and vanishes at both ends.
+    Below temperature 0.001 the steps are wider, so that there are 4000 at most.
     """
-    logits, step = cosines.value / tau, 0.25
-    first = -float(logits.max()) - math.log(float(counts.max())) - 30
-    log_s = torch.arange(first, 4 - float(logits.min()), step, dtype=torch.float64)
+    logits = cosines.value / tau
+    first, last = -float(logits.max()) - math.log(float(counts.max())) - 30, 4 - float(logits.min())
+    step = max(0.5, (last - first) / 4000)
+    log_s = torch.arange(first, last, step, dtype=torch.float64)
     f = (-(log_s[:, None] + logits).exp()).exp() @ cosines.probability
     return step * ((-log_s.exp()).exp() - f ** counts[:, None]).sum(1)
 
@@ -668,27 +669,32 @@ def _chance(group: Group, entries: Tensor, cosines: _Cosines, drawn: Tensor | No
     term = _mean_log_sum(inside + negatives, cosines, group.tau) - _mean_log_sum(inside, cosines, group.tau)
     number = torch.ones_like(term)  # of a pair, or an anchor, that is left in
     if drawn is not None:
-        sums = F.pad((cosines.value / group.tau).clamp(-700, 700).exp()[drawn].cumsum(1), (1, 0))
-        for i, (p, n) in enumerate(zip(inside.long().tolist(), negatives.long().tolist(), strict=True)):
-            odds = (sums[:, p + n] - sums[:, p])[:, None] / sums[:, p]
-            pairs = float(positives[i]) if group.out and by_anchor else 1.0
-            term[i], number[i] = _left_in(term[i], odds, pairs, most)
+        logits = (cosines.value / group.tau).clamp(-700, 700)
+        sums = F.pad(logits.exp()[drawn].cumsum(1), (1, 0))
+        for i, (p, n) in enumerate(counts.long().tolist()):
+            log_n = (sums[:, p + n] - sums[:, p]).log()[:, None]
+            if group.out:
+                found = _left_in(term[i], log_n - logits, cosines.probability, p if by_anchor else 1, most)
+            else:
+                found = _left_in(term[i], log_n - sums[:, p].log(), sums.new_ones(len(sums)) / len(sums), 1, most)
+            term[i], number[i] = found
     return (weight * number * term).sum() / (weight * number).sum().clamp(min=torch.finfo(term.dtype).tiny)
 
 
-def _left_in(term: Tensor, odds: Tensor, pairs: float, most: float) -> tuple[Tensor, Tensor]:
+def _left_in(term: Tensor, log_odds: Tensor, probability: Tensor, pairs: int, most: float) -> tuple[Tensor, Tensor]:
     """Mean of the terms of odds below `most`, and the share of anchors that have one among `pairs`; scalars.
 
-    term: the exact mean of all terms; odds: [draws of S(N), draws of S(P)].
+    term: the exact mean of all terms; log_odds: [draws of S(N), J], of probabilities [J] in a row.
     """
-    kept = odds < most
+    kept = log_odds < math.log(most)
     if bool(kept.all()):
         return term, torch.ones_like(term)
-    nll, share = odds.log1p(), kept.double().mean(1)
-    has_one = 1 - (1 - share) ** pairs
-    mean = (nll * kept).sum(1) / kept.sum(1).clamp(min=1)
-    found = (has_one * mean).sum() / has_one.sum().clamp(min=torch.finfo(term.dtype).tiny)
-    return found + share.mean() * (term - nll.mean()), has_one.mean()  # the draws' own error, as far as they are kept
+    nll, share = F.softplus(log_odds, threshold=40), kept.double() @ probability
+    has_one, tiny = 1 - (1 - share) ** pairs, torch.finfo(term.dtype).tiny
+    mean = (nll * kept) @ probability / share.clamp(min=tiny)
+    found = (has_one * mean).sum() / has_one.sum().clamp(min=tiny)
+    missed = term - (nll @ probability).mean()  # by the draws, of the mean of all
+    return found + share.mean() * missed, has_one.mean()
 
 
 # ---- without a bank: the batch's own keys ----------------------------------------------------------------------------
