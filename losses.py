@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 VARIANTS = {"in": ("in", "in"), "out": ("out", "out"), "out_in": ("out", "in")}  # form of rank 0, of farther ranks
+REDUCTIONS = ("pairs", "anchors")  # of the out form's terms: a mean over all pairs, or within each anchor first
 
 
 class RankTerms(NamedTuple):
     """The objective before its mean: one entry a rank.
 
     total: [R] sum of the terms of a rank; count: [R] how many terms; occurs: [R] bool, the rank counts in the mean.
+    Where pairs are averaged within anchors first, an anchor's mean is one term.
     """
 
     total: Tensor
@@ -59,13 +61,14 @@ def masked_logsumexp(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def infonce(
-    logits: Tensor, positive: Tensor, negative: Tensor, variant: str, min_probability: float
+    logits: Tensor, positive: Tensor, negative: Tensor, variant: str, min_probability: float, reduction: str = "pairs"
 ) -> tuple[Tensor, Tensor]:
     """The InfoNCE term of one rank: [N, K] logits, [N, K] bool masks -> sum of the terms, number of terms.
 
     "in":  one term an anchor, -log(S(P) / (S(P) + S(N)))           (the sum over positives inside the logarithm)
     "out": one term a pair,    -log(e_j / (e_j + S(N))) for j in P  (the sum outside)
     Terms of probability <= min_probability are left out, as published; 0 keeps all.
+    With reduction "anchors" the term of an anchor in the out form is the mean over its pairs that are left in.
     """
     log_n = masked_logsumexp(logits, negative)
     # softplus(x) = log(1 + exp(x)); its default switch to x at 20 would cost float64 its last digits
@@ -77,6 +80,9 @@ def infonce(
         kept = positive
     if min_probability > 0:
         kept = kept & ~(nll >= -math.log(min_probability))  # so written, NaN is kept and shows
+    if variant == "out" and reduction == "anchors":
+        pairs = kept.sum(1)
+        return (torch.where(kept, nll, 0).sum(1) / pairs.clamp(min=1)).sum(), (pairs > 0).sum()
     return torch.where(kept, nll, 0).sum(), kept.sum()
 
 
@@ -84,9 +90,11 @@ def _variant_of(rank: int, variant: str) -> str:
     return VARIANTS[variant][min(rank, 1)]
 
 
-def _check(variant: str, min_probability: float) -> None:
+def _check(variant: str, min_probability: float, reduction: str) -> None:
     if variant not in VARIANTS:
         raise ValueError(f"variant is {variant!r}; choose one of {', '.join(VARIANTS)}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
     if not 0 <= min_probability < 1:
         raise ValueError(f"min_probability is {min_probability}; it must lie in [0, 1)")
 
@@ -96,10 +104,15 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def rince_terms(
-    similarity: Tensor, rank: Tensor, taus: Sequence[float], variant: str = "out_in", min_probability: float = 1e-7
+    similarity: Tensor,
+    rank: Tensor,
+    taus: Sequence[float],
+    variant: str = "out_in",
+    min_probability: float = 1e-7,
+    reduction: str = "pairs",
 ) -> RankTerms:
     """The terms of `rince`, rank by rank: for logging."""
-    _check(variant, min_probability)
+    _check(variant, min_probability, reduction)
     if similarity.ndim != 2 or similarity.shape != rank.shape:
         raise ValueError(f"similarity {tuple(similarity.shape)} and rank {tuple(rank.shape)} must be the same [N, K]")
     if len(taus) == 0 or min(taus) <= 0:
@@ -107,7 +120,7 @@ def rince_terms(
     similarity = _at_least_float32(similarity)
     positives = [rank == r for r in range(len(taus))]
     terms = [
-        infonce(similarity / tau, positives[r], rank > r, _variant_of(r, variant), min_probability)
+        infonce(similarity / tau, positives[r], rank > r, _variant_of(r, variant), min_probability, reduction)
         for r, tau in enumerate(taus)
     ]
     total, count = (torch.stack(column) for column in zip(*terms, strict=True))
@@ -115,7 +128,12 @@ def rince_terms(
 
 
 def rince(
-    similarity: Tensor, rank: Tensor, taus: Sequence[float], variant: str = "out_in", min_probability: float = 1e-7
+    similarity: Tensor,
+    rank: Tensor,
+    taus: Sequence[float],
+    variant: str = "out_in",
+    min_probability: float = 1e-7,
+    reduction: str = "pairs",
 ) -> Tensor:
     """RINCE on any rank matrix: classes, frames of a video, nodes of a graph (paper, eq. 4 to 6).
 
@@ -123,11 +141,12 @@ def rince(
     rank: [N, K] integers: 0 = closest positives, 1 = next, ...; len(taus) or more = negative; below 0 = unused.
     taus: one temperature a rank.
     variant: "in", "out" or "out_in" (rank 0 out, farther ranks in).
+    reduction: of the out form's terms, as in RINCELoss.
     Returns the mean over the ranks that have an entry in the matrix; 0 with a graph where none has.
     For rank i, closer ranks are in neither the numerator nor the denominator.
-    Raises ValueError on shapes that differ, a temperature <= 0 or an unknown variant.
+    Raises ValueError on shapes that differ, a temperature <= 0, or an unknown variant or reduction.
     """
-    return rince_terms(similarity, rank, taus, variant, min_probability).loss()
+    return rince_terms(similarity, rank, taus, variant, min_probability, reduction).loss()
 
 
 class Group(NamedTuple):
@@ -138,19 +157,21 @@ class Group(NamedTuple):
     positive: range  # ranks
     first_negative: int  # this rank and all farther ones
     own_key: bool  # the own key is a positive
+    reduction: str = "pairs"  # of the out form's terms
 
 
 Groups = tuple[Group, ...]
 
 
-def _groups(taus: Sequence[float], variant: str, cumulative: bool) -> Groups:
+def _groups(taus: Sequence[float], variant: str, cumulative: bool, reduction: str) -> Groups:
     n = len(taus)
     if cumulative:
         positive, negative = [range(1), range(n)], [1, n]
     else:
         positive, negative = [range(r, r + 1) for r in range(n)], list(range(1, n + 1))
     return tuple(
-        Group(taus[r], _variant_of(r, variant) == "out", positive[r], negative[r], r == 0) for r in range(len(positive))
+        Group(taus[r], _variant_of(r, variant) == "out", positive[r], negative[r], r == 0, reduction)
+        for r in range(len(positive))
     )
 
 
@@ -175,8 +196,8 @@ def entry_terms(
     for group in groups:
         r = rank_with_own if group.own_key else rank_without
         positive = (r >= group.positive.start) & (r < group.positive.stop)
-        variant = "out" if group.out else "in"
-        terms.append(infonce(similarity / group.tau, positive, r >= group.first_negative, variant, min_probability))
+        variant, negative = "out" if group.out else "in", r >= group.first_negative
+        terms.append(infonce(similarity / group.tau, positive, negative, variant, min_probability, group.reduction))
     total, count = zip(*terms, strict=True)
     return torch.stack(total), torch.stack(count)
 
@@ -285,7 +306,8 @@ def _group(e: Tensor, rank: Tensor, group: Group, most: float) -> tuple[Tensor, 
     negative = rank.sub(group.first_negative - 1).clamp_(0, 1).to(e.dtype).mul_(e)
     s_negative = negative.sum(1)
     positive = _positive(rank, group).to(e.dtype)
-    nll, count, moved = (_pairs if group.out else _anchors)(e, positive, s_negative, most)
+    form = _anchors if not group.out else _pairs if group.reduction == "pairs" else _pairs_of_anchors
+    nll, count, moved = form(e, positive, s_negative, most)
     per_negative = moved / s_negative.clamp_(min=torch.finfo(e.dtype).tiny).mul_(group.tau)
     return nll, count, negative.mul_(per_negative[:, None]).sub_(positive, alpha=1 / group.tau)
 
@@ -327,9 +349,17 @@ def _pairs(e: Tensor, positive: Tensor, s_negative: Tensor, most: float) -> tupl
     return nll, count, positive.sum(1)
 
 
+def _pairs_of_anchors(e: Tensor, positive: Tensor, s_negative: Tensor, most: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`_pairs`, of which those of an anchor that are left in share a weight of 1: one term an anchor."""
+    nll, count, moved = _pairs(e, positive, s_negative, most)
+    each = count.clamp(min=1).reciprocal_()
+    positive.mul_(each[:, None])
+    return nll * each, count.clamp(max=1), moved * each
+
+
 class _RankedLoss(nn.Module):
     """What the losses over a bank share. A subclass registers has_rank [labels, R] bool: which ranks a label has, and
-    gives `bank_terms`, `ranks` and `positives_per_anchor`.
+    gives `bank_terms`, `ranks` and `entries_per_rank`.
     """
 
     has_rank: Tensor
@@ -342,16 +372,17 @@ class _RankedLoss(nn.Module):
         variant: str,
         cumulative_positives: bool,
         min_probability: float,
+        reduction: str,
     ):
         """similarities: of the ranks, falling."""
         super().__init__()
-        _check(variant, min_probability)
+        _check(variant, min_probability, reduction)
         if not 0 < min_tau <= max_tau:
             raise ValueError(f"temperatures need 0 < min_tau <= max_tau, not {min_tau} and {max_tau}")
         self.taus = tuple(min_tau + (1 - s) * (max_tau - min_tau) for s in similarities)
         self.min_probability = min_probability
         self.cumulative = cumulative_positives and len(self.taus) > 1
-        self.groups = _groups(self.taus, variant, self.cumulative)
+        self.groups = _groups(self.taus, variant, self.cumulative, reduction)
 
     def bank_terms(
         self, query: Tensor, own: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor
@@ -362,6 +393,35 @@ class _RankedLoss(nn.Module):
     def ranks(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[N], [K] -> [N, K] int8 rank of each pair of labels; R, as of a negative, for an empty slot."""
         raise NotImplementedError
+
+    def entries_per_rank(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
+        """[N], [K] -> [N, R + 1] float64: how many bank entries each rank of a label has; the last: its negatives, of
+        which empty slots are some.
+        """
+        raise NotImplementedError
+
+    def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
+        """[R] mean number of positives an anchor has at each rank, the own key counted; for logs."""
+        mean = self.entries_per_rank(labels, bank_labels)[:, :-1].mean(0)
+        mean[0] += 1
+        return mean.float()
+
+    def chance(self, labels: Tensor, bank_labels: Tensor, dim: int) -> Tensor:
+        """What `per_rank` of the terms would be if all vectors were random: what a loss that learns falls below.
+
+        labels: [N] of the anchors; bank_labels: [K]; dim: D -> [G] float64 on the CPU, a term for each of `groups`.
+        Only the numbers of positives and negatives count. Vectors are independent and uniform on the sphere, the own
+        key too, though in a run it is another view of the same image. Where no term is left out, this is exact in the
+        limit of many anchors; where min_probability leaves out more than a thousandth, it is the mean of those that are
+        left in, from a fixed set of draws of a generator of their own.
+        """
+        entries, cosines = self.entries_per_rank(labels, bank_labels).cpu(), _random_cosines(dim)
+        most = (1 - self.min_probability) / self.min_probability if self.min_probability > 0 else math.inf
+        drops = [_drops(len(bank_labels), cosines, g.tau, most) for g in self.groups]
+        drawn = _drawn(cosines, len(bank_labels) + 1) if any(drops) else None
+        return torch.stack(
+            [_chance(g, entries, cosines, drawn if d else None, most) for g, d in zip(self.groups, drops, strict=True)]
+        )
 
     def terms(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> RankTerms:
         """The terms of each rank; the arguments of `forward`."""
@@ -390,6 +450,10 @@ class RINCELoss(_RankedLoss):
         the own key), and all others as negative, with tau_1; it counts where some anchor has a similar class.
     min_probability: terms of a smaller or equal probability are left out of the mean, as in the published code; those
         hardest terms get no gradient. 0 gives the paper's equation.
+    reduction: of the out form's terms. "pairs": their mean over all pairs of the batch, as published: a class with ten
+        times the images, in batch and bank alike, weighs a hundred times. "anchors": first over the pairs of an anchor,
+        then over the anchors that have one, so that it weighs ten times. Pairs that min_probability leaves out count in
+        neither mean. The in form has one term an anchor, and is the same in both.
     Raises ValueError on a table that is no such table, or temperatures that are no temperatures.
     """
 
@@ -403,6 +467,7 @@ class RINCELoss(_RankedLoss):
         variant: str = "out_in",
         cumulative_positives: bool = False,
         min_probability: float = 1e-7,
+        reduction: str = "pairs",
     ):
         s = torch.as_tensor(class_similarity)
         if s.ndim != 2 or len(s) == 0 or s.shape[0] != s.shape[1]:
@@ -412,7 +477,7 @@ class RINCELoss(_RankedLoss):
         values = sorted(s[s > 0].unique().tolist(), reverse=True)
         if len(values) > 126:
             raise ValueError(f"class_similarity has {len(values)} distinct values; at most 126 ranks are possible")
-        super().__init__(values, min_tau, max_tau, variant, cumulative_positives, min_probability)
+        super().__init__(values, min_tau, max_tau, variant, cumulative_positives, min_probability, reduction)
 
         rank = torch.full_like(s, len(values), dtype=torch.int8)
         for r, value in enumerate(values):
@@ -432,13 +497,11 @@ class RINCELoss(_RankedLoss):
             return fast_terms(query, own, bank, *how)
         return masked_terms(query @ bank.clone().T, own, *how)  # backward needs the bank as it was
 
-    def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """[R] mean number of positives an anchor has at each rank, the own key counted; for logs."""
-        classes = len(self.rank)
-        in_bank = torch.bincount(bank_labels + 1, minlength=classes + 1)[1:].float()  # the empty slots go first
-        share = torch.bincount(labels, minlength=classes) / len(labels)  # of the anchors, by class
-        of_rank = [(self.rank[:, 1:] == r).float() for r in range(len(self.taus))]
-        return torch.stack([share @ (mask @ in_bank) + (r == 0) for r, mask in enumerate(of_rank)])
+    def entries_per_rank(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
+        """[N], [K] -> [N, R + 1] float64: bank entries of each rank, and negatives."""
+        in_bank = torch.bincount(bank_labels + 1, minlength=self.rank.shape[1]).float()  # the empty slots go first
+        of_class = [(self.rank == r).float() @ in_bank for r in range(len(self.taus) + 1)]
+        return torch.stack(of_class, 1)[labels].double()
 
     def ranks(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[N], [K] -> [N, K] int8 rank of each pair of labels; R, as of a negative, for an empty slot."""
@@ -450,11 +513,19 @@ class SupConLoss(RINCELoss):
 
     "in" has the gradients of Khosla et al.'s (2020) L_in, and is smaller by the mean of log |P|. "out" is not their
     L_out: a pair's denominator holds that positive and the negatives, not the other positives, and the mean is over
-    all pairs, not within anchors first (Hoffmann et al. 2022, sec. 3). Where an anchor has one positive, all are equal.
+    all pairs, not within anchors first (Hoffmann et al. 2022, sec. 3); with reduction "anchors" the mean is as theirs,
+    the denominator is not. Where an anchor has one positive, all are equal.
     """
 
-    def __init__(self, num_classes: int, temperature: float = 0.1, variant: str = "out", min_probability: float = 1e-7):
-        super().__init__(torch.eye(num_classes), temperature, temperature, variant, min_probability=min_probability)
+    def __init__(
+        self,
+        num_classes: int,
+        temperature: float = 0.1,
+        variant: str = "out",
+        min_probability: float = 1e-7,
+        reduction: str = "pairs",
+    ):
+        super().__init__(torch.eye(num_classes), temperature, temperature, variant, False, min_probability, reduction)
 
 
 class NestedRINCELoss(_RankedLoss):
@@ -477,13 +548,14 @@ class NestedRINCELoss(_RankedLoss):
         variant: str = "out_in",
         cumulative_positives: bool = False,
         min_probability: float = 1e-7,
+        reduction: str = "pairs",
     ):
         groups = torch.as_tensor(groups)
         if groups.ndim != 2 or groups.numel() == 0 or groups.shape[1] > 126:
             raise ValueError(f"groups have shape {tuple(groups.shape)}; [G, L] with at most 126 levels is needed")
         step = min(0.25, 1 / groups.shape[1])
         similarities = [1 - i * step for i in range(groups.shape[1])]
-        super().__init__(similarities, min_tau, max_tau, variant, cumulative_positives, min_probability)
+        super().__init__(similarities, min_tau, max_tau, variant, cumulative_positives, min_probability, reduction)
         levels = torch.stack([g.unique(return_inverse=True)[1] for g in groups.T], 1)  # [G, L] numbered from 0
         if int(levels[:, 0].max()) + 1 < len(levels):
             raise ValueError("groups at level 0 must be a label's own")
@@ -512,18 +584,117 @@ class NestedRINCELoss(_RankedLoss):
             query @ bank.clone().T, own, self.ranks(labels, bank_labels), self.groups, self.min_probability
         )
 
-    def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """[R] mean number of positives an anchor has at each rank, the own key counted; for logs."""
+    def entries_per_rank(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
+        """[N], [K] -> [N, R + 1] float64: bank entries of each rank, and negatives."""
         filled = self.levels[bank_labels.clamp(min=0)]  # [K, L]
         weight = (bank_labels >= 0).double()
-        per_level = []  # entries that share the level's group, those of closer ranks among them
+        shared = [weight.new_zeros(len(labels))]  # entries that share the level's group, those of closer ranks too
         for of_entry, of_label in zip(filled.T, self.levels.T, strict=True):
             per_group = torch.bincount(of_entry, weight, int(of_label.max()) + 1)
-            per_level.append(per_group[of_label[labels]].mean())
-        shared = torch.stack(per_level)
-        shared[1:] = shared.diff()
-        shared[0] += 1
-        return shared.float()
+            shared.append(per_group[of_label[labels]])
+        shared.append(weight.new_full((len(labels),), len(bank_labels)))
+        return torch.stack(shared, 1).diff()
+
+
+# ---- by chance: the terms of random vectors --------------------------------------------------------------------------
+
+
+class _Cosines(NamedTuple):
+    """Nodes [T] of the cosine of independent uniform unit vectors, and their probabilities [T]; float64 on the CPU."""
+
+    value: Tensor
+    probability: Tensor
+
+
+def _random_cosines(dim: int) -> _Cosines:
+    """In R^dim, of density (1 - t^2)^((dim - 3) / 2), which is sin(a)^(dim - 2) in the angle a: equal steps of it."""
+    if dim < 2:
+        return _Cosines(torch.tensor([-1.0, 1.0]).double(), torch.tensor([0.5, 0.5]).double())
+    angle = (torch.arange(1024, dtype=torch.float64) + 0.5) * (math.pi / 1024)
+    weight = angle.sin().pow(dim - 2)
+    held = weight > 1e-15 * weight.max()
+    return _Cosines(angle.cos()[held], weight[held] / weight[held].sum())
+
+
+def _drops(negatives: int, cosines: _Cosines, tau: float, most: float) -> bool:
+    """Whether more than a thousandth of random terms may have odds of `most` or more, which leaves them out.
+
+    Odds are at most n times a mean of exponentials over one exponential: by Markov's inequality the share is at most
+    (n / most)^k (E exp(k t / tau))^2, for any k >= 1.
+    """
+    if negatives == 0 or most == math.inf:
+        return False
+    k = torch.arange(1, 9, dtype=torch.float64)
+    log_mean = (k[:, None] * cosines.value / tau + cosines.probability.log()).logsumexp(1)
+    return float((k * math.log(negatives / most) + 2 * log_mean).min()) > math.log(1e-3)
+
+
+def _drawn(cosines: _Cosines, count: int) -> Tensor:
+    """[rows, count] places in `cosines`, from a generator of its own."""
+    rows = min(256, max(8, 2**19 // count))
+    u = torch.rand(rows, count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return torch.searchsorted(cosines.probability.cumsum(0), u).clamp_(max=len(cosines.value) - 1)
+
+
+def _mean_log_sum(counts: Tensor, cosines: _Cosines, tau: float) -> Tensor:
+    """[U] numbers m >= 1 -> [U] E log of the sum of m exp(t / tau), t random cosines.
+
+    log x = int (exp(-s) - exp(-s x)) ds / s over s > 0, so that it is int (exp(-s) - f(s)^m) ds / s with
+    f(s) = E exp(-s exp(t / tau)): in steps of log s, over which the integrand is smooth and vanishes at both ends.
+    Below temperature 0.001 the steps are wider, so that there are 4000 at most.
+    """
+    logits = cosines.value / tau
+    first, last = -float(logits.max()) - math.log(float(counts.max())) - 30, 4 - float(logits.min())
+    step = max(0.5, (last - first) / 4000)
+    log_s = torch.arange(first, last, step, dtype=torch.float64)
+    f = (-(log_s[:, None] + logits).exp()).exp() @ cosines.probability
+    return step * ((-log_s.exp()).exp() - f ** counts[:, None]).sum(1)
+
+
+def _chance(group: Group, entries: Tensor, cosines: _Cosines, drawn: Tensor | None, most: float) -> Tensor:
+    """Scalar: a group's mean term over random vectors, from `entries_per_rank`. drawn: of `_drawn`, if odds of `most`
+    are to be left out; None: all count.
+
+    Of p positives and n negatives, one term is log(sum of p + n) - log(sum of p) of exponentials; p is 1 for a pair.
+    """
+    positives = entries[:, group.positive.start : group.positive.stop].sum(1) + group.own_key
+    counts = torch.stack([positives, entries[:, group.first_negative :].sum(1)], 1)[positives > 0]
+    if len(counts) == 0:
+        return entries.new_zeros(())
+    counts, weight = counts.unique(dim=0, return_counts=True)
+    positives, negatives = counts.T
+    inside = torch.ones_like(positives) if group.out else positives  # of one logarithm
+    by_anchor = not group.out or group.reduction == "anchors"
+    weight = weight if by_anchor else weight * positives
+    term = _mean_log_sum(inside + negatives, cosines, group.tau) - _mean_log_sum(inside, cosines, group.tau)
+    number = torch.ones_like(term)  # of a pair, or an anchor, that is left in
+    if drawn is not None:
+        logits = (cosines.value / group.tau).clamp(-700, 700)
+        sums = F.pad(logits.exp()[drawn].cumsum(1), (1, 0))
+        for i, (p, n) in enumerate(counts.long().tolist()):
+            log_n = (sums[:, p + n] - sums[:, p]).log()[:, None]
+            if group.out:
+                found = _left_in(term[i], log_n - logits, cosines.probability, p if by_anchor else 1, most)
+            else:
+                found = _left_in(term[i], log_n - sums[:, p].log(), sums.new_ones(len(sums)) / len(sums), 1, most)
+            term[i], number[i] = found
+    return (weight * number * term).sum() / (weight * number).sum().clamp(min=torch.finfo(term.dtype).tiny)
+
+
+def _left_in(term: Tensor, log_odds: Tensor, probability: Tensor, pairs: int, most: float) -> tuple[Tensor, Tensor]:
+    """Mean of the terms of odds below `most`, and the share of anchors that have one among `pairs`; scalars.
+
+    term: the exact mean of all terms; log_odds: [draws of S(N), J], of probabilities [J] in a row.
+    """
+    kept = log_odds < math.log(most)
+    if bool(kept.all()):
+        return term, torch.ones_like(term)
+    nll, share = F.softplus(log_odds, threshold=40), kept.double() @ probability
+    has_one, tiny = 1 - (1 - share) ** pairs, torch.finfo(term.dtype).tiny
+    mean = (nll * kept) @ probability / share.clamp(min=tiny)
+    found = (has_one * mean).sum() / has_one.sum().clamp(min=tiny)
+    missed = term - (nll @ probability).mean()  # by the draws, of the mean of all
+    return found + share.mean() * missed, has_one.mean()
 
 
 # ---- without a bank: the batch's own keys ----------------------------------------------------------------------------
@@ -553,12 +724,12 @@ def _all_reduce(x: Tensor, op: str) -> Tensor:
 class InBatchLoss(nn.Module):
     """A loss over ranks whose candidates are the batch's own keys, of all processes, instead of a bank.
 
-    criterion: RINCELoss, SupConLoss or NestedRINCELoss; its temperatures, ranks, form and filter hold. An anchor's own
-        key is a positive of rank 0, as with a bank. Without keys, the queries are the candidates of one another, and an
-        anchor is none of its own: one that is alone in its class then has no positive and adds nothing, and a batch
-        without any positive has loss 0, with a graph. Two views of each image as anchors and candidates alike, as in
-        SimCLR and SupCon, are `forward(torch.cat([x, y]), None, labels.repeat(2))`. The mean is over the ranks that
-        the anchors have in the criterion's table, whether or not the batch holds a positive of them.
+    criterion: RINCELoss, SupConLoss or NestedRINCELoss; its temperatures, ranks, form, filter, reduction hold. An
+        anchor's own key is a positive of rank 0, as with a bank. Without keys, the queries are the candidates of one
+        another, and an anchor is none of its own: one that is alone in its class then has no positive and adds nothing,
+        and a batch without any positive has loss 0, with a graph. Two views of each image as anchors and candidates
+        alike, as in SimCLR and SupCon, are `forward(torch.cat([x, y]), None, labels.repeat(2))`. The mean is over the
+        ranks that the anchors have in the criterion's table, whether or not the batch holds a positive of them.
 
     Processes: where torch.distributed is initialised, keys and labels of all are gathered; every process must bring
     equally many. Terms are summed over processes before they are divided by their number, so that the mean over the

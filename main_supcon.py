@@ -94,15 +94,18 @@ def worker(args, device):
     for epoch in run.epochs():
         loss, per_rank, images_per_second = training.train_epoch(run, timed, step, stepper, epoch)
         time_spent = timed.scalars()
-        positives = criterion.positives_per_anchor(model.bank.labels[model.bank.labels >= 0], model.bank.labels)
+        known = model.bank.labels[model.bank.labels >= 0], model.bank.labels  # of anchors as in the bank
+        positives, chance = criterion.positives_per_anchor(*known), criterion.chance(*known, args.feat_dim).tolist()
         scalars = {"loss": loss, "learning_rate": stepper.optimizer.param_groups[0]["lr"], **time_spent}
         scalars |= {f"loss_rank_{r}": x for r, x in enumerate(per_rank)}
+        scalars |= {f"chance_rank_{r}": x for r, x in enumerate(chance)}
         scalars |= {f"positives_rank_{r}": x for r, x in enumerate(positives.tolist())}
         scalars |= {f"tau_rank_{r}": tau for r, tau in enumerate(criterion.taus)}
         scalars |= watch.scalars(model, epoch)
         scalars |= loading.report_damage(run, data, device)
         run.log(epoch, scalars, images_per_second)
         if epoch == run.resumed_from + 1:
+            run.say(watching.beside_chance(per_rank, chance))
             watch.draw_pairs(run.writer)
         run.save(epoch)
     watch.project(run.writer, model)

@@ -7,7 +7,7 @@ import datasets
 from datasets import rankings
 from datasets.rankings import instances
 from engine import distributed, options
-from losses import VARIANTS, NestedRINCELoss, RINCELoss
+from losses import REDUCTIONS, VARIANTS, NestedRINCELoss, RINCELoss
 from util import InputError
 
 # beside those that every script has
@@ -29,6 +29,10 @@ def add_options(p) -> None:
     g.add_argument("--max_tau", type=options.positive, default=0.6, help="temperature at similarity 0")
     options.flag(g, "--use_dynamic_tau", default=True, help="temperature grows with distance; False: min_tau for all")
     g.add_argument("--min_probability", type=float, default=1e-7, help="harder terms are left out (published); 0: none")
+    g.add_argument(
+        "--reduction", choices=REDUCTIONS, default="pairs",
+        help="mean of the out form: over all pairs (published), or within each anchor first, for unequal classes",
+    )  # fmt: skip
     g = p.add_argument_group("ranking of classes")
     g.add_argument("--ranking", help="identity, superclass, roberta_threshold, or a CSV, npz or YAML file")
     options.flag(g, "--use_supercategories", help="published spelling of --ranking superclass")
@@ -84,7 +88,8 @@ def build(args, data, nested=None):
     """The loss over the ranking that the options name, and the lines that say what a run trains on."""
     max_tau = args.max_tau if args.use_dynamic_tau else args.min_tau
     supcon = args.loss_type == "supcon" or (args.loss_type is None and args.n_sim_classes == 1)
-    how = args.min_tau, max_tau, variant(args), args.use_same_and_similar_class, args.min_probability
+    cumulative = args.use_same_and_similar_class
+    how = args.min_tau, max_tau, variant(args), cumulative, args.min_probability, args.reduction
     try:
         if nested:
             groups, levels = (nested[0][:, :1], nested[1][:1]) if supcon else nested
@@ -108,7 +113,8 @@ def build(args, data, nested=None):
             f"{max(args.batch_size, 2 ** (len(data).bit_length() - 1))}, and a small --batch_size"
         )
     kind = "groups" if nested else "classes"
-    title = f"{'SCL' if supcon else 'RINCE'} {variant(args)}: {len(data)} images, {len(data.classes)} {kind}"
+    form = variant(args) + (", pairs averaged within anchors" if args.reduction == "anchors" else "")
+    title = f"{'SCL' if supcon else 'RINCE'} {form}: {len(data)} images, {len(data.classes)} {kind}"
     return criterion, "\n".join([title, *lines])
 
 

@@ -58,6 +58,12 @@ def advice(waiting: float, seconds: float, workers: int) -> str:
     )
 
 
+def beside_chance(terms: list[float], chance: list[float]) -> str:
+    """One line for a run's first epoch: its mean terms, rank by rank, and what random vectors would have."""
+    shown = ", ".join(f"{x:.2f} (rank {r})" for r, x in enumerate(chance))
+    return f"by chance the terms would be {shown}; in this epoch they were {', '.join(f'{x:.2f}' for x in terms)}"
+
+
 # ---- a run's own -----------------------------------------------------------------------------------------------------
 
 

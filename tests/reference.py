@@ -11,11 +11,25 @@ def log_sum_exp(logits):
     return top + math.log(math.fsum(math.exp(x - top) for x in logits))
 
 
-def _mean_term(anchors, tau, form, min_probability):
+def _mean_term(anchors, tau, form, min_probability, reduction):
     """Mean InfoNCE term of one rank; 0 without one.
 
     anchors: one pair (cosines of the positives, cosines of the negatives) an anchor; form: "in" or "out".
+    reduction "anchors": of the means of each anchor's terms, where any is left in.
     """
+    if reduction == "anchors":
+        means = []
+        for positive, negative in anchors:
+            own = []
+            if form == "in" and positive:
+                p = math.fsum(math.exp(x / tau) for x in positive)
+                own.append(math.log1p(math.fsum(math.exp(x / tau) for x in negative) / p))
+            if form == "out":
+                own += [math.log1p(math.fsum(math.exp((y - x) / tau) for y in negative)) for x in positive]
+            own = [t for t in own if min_probability == 0 or math.exp(-t) > min_probability]
+            if own:
+                means.append(math.fsum(own) / len(own))
+        return math.fsum(means) / len(means) if means else 0.0
     terms = []
     for positive, negative in anchors:
         positive = [x / tau for x in positive]
@@ -45,6 +59,7 @@ def rince(
     variant,
     cumulative=False,
     min_probability=0.0,
+    reduction="pairs",
 ):
     """The loss from the equations of the paper; lists in, float out.
 
@@ -85,11 +100,11 @@ def rince(
                 elif s == 0 if second else s < level:
                     negative.append(cosine[n][j])
             anchors.append((positive, negative))
-        losses.append(_mean_term(anchors, taus[i], _form(i, variant), min_probability))
+        losses.append(_mean_term(anchors, taus[i], _form(i, variant), min_probability, reduction))
     return math.fsum(losses) / len(losses)
 
 
-def rince_on_ranks(similarity, rank, taus, variant, min_probability=0.0):
+def rince_on_ranks(similarity, rank, taus, variant, min_probability=0.0, reduction="pairs"):
     """The loss on any rank matrix: N lists of K cosines, N lists of K ranks, R temperatures -> float.
 
     Ranks below 0 are not used, ranks of R and more are negatives; the mean is over the ranks seen in the matrix.
@@ -103,11 +118,11 @@ def rince_on_ranks(similarity, rank, taus, variant, min_probability=0.0):
             positive = [x for x, r in zip(cosines, ranks, strict=True) if r == i]
             negative = [x for x, r in zip(cosines, ranks, strict=True) if r > i]
             anchors.append((positive, negative))
-        losses.append(_mean_term(anchors, tau, _form(i, variant), min_probability))
+        losses.append(_mean_term(anchors, tau, _form(i, variant), min_probability, reduction))
     return math.fsum(losses) / len(losses) if losses else 0.0
 
 
-def rince_in_batch(query, key, labels, table, variant, cumulative, min_probability):
+def rince_in_batch(query, key, labels, table, variant, cumulative, min_probability, reduction="pairs"):
     """The loss without a bank, temperatures 0.1 to 0.6: an anchor is compared with its own key and those of the others.
 
     key None: with the other queries alone.
@@ -134,7 +149,7 @@ def rince_in_batch(query, key, labels, table, variant, cumulative, min_probabili
             positive = [cosine(a, j) for j in others if (s[j] > 0 if second else s[j] == level)]
             negative = [cosine(a, j) for j in others if (s[j] == 0 if second else s[j] < level)]
             anchors.append(([cosine(a, a)] * (own_key and i == 0) + positive, negative))
-        found.append(_mean_term(anchors, taus[i], _form(i, variant), min_probability))
+        found.append(_mean_term(anchors, taus[i], _form(i, variant), min_probability, reduction))
     return math.fsum(found) / len(found)
 
 

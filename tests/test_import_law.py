@@ -37,9 +37,9 @@ def sources(root: Path) -> list[Path]:
 FILES = sources(ROOT)
 # whose functions may have an `args`: the others take values
 KNOW_OPTIONS = {*SCRIPTS, "reproduce", "engine.options", "engine.config", "engine.objective", "engine.runs"}
-# functions of more than six values: inner ones of the loss, which autograd calls by position, and the model, built once
-# of all its parts
-WIDE = {"losses.fast_terms", "losses._block", "losses.forward", "networks.contrastive.__init__"}
+# functions of more than six values: inner ones of the loss, which autograd calls by position, the losses, whose options
+# are the objective's, and the model, built once of all its parts
+WIDE = {"losses.fast_terms", "losses._block", "losses.forward", "losses.__init__", "networks.contrastive.__init__"}
 
 
 def name_of(file: Path, root: Path = ROOT) -> str:

@@ -29,6 +29,9 @@ def criteria():
     }
     for variant in VARIANTS:
         every[f"nested {variant}"] = NestedRINCELoss(GROUPS, variant=variant, min_probability=FILTER)
+    for name, variant in (("rince", "out"), ("cumulative", "out_in")):
+        made = ranked[name](TABLE, variant=variant, min_probability=FILTER, reduction="anchors")
+        every[f"{name} {variant} within anchors"] = made
     for variant in ("in", "out"):
         every[f"supcon {variant}"] = SupConLoss(4, variant=variant, min_probability=FILTER)
     return every

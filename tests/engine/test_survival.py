@@ -292,9 +292,9 @@ def test_an_option_that_changes_the_mathematics_is_named_and_the_epoch_under_way
     path = tmp_path / FOLDER / "last.pth"
     state = torch.load(path, weights_only=True)
     checkpoint.save(path, {**state, "epoch": 0, "step": 2})
-    run(monkeypatch, tmp_path, f"{SHORT} --epochs 1 --resume auto --seed 4 --learning_rate 0.2 --print_freq 3")
+    run(monkeypatch, tmp_path, f"{SHORT} --epochs 1 --resume auto --seed 4 --reduction anchors --print_freq 3")
     printed = capsys.readouterr().out
-    assert "resumed with other options: --learning_rate 0.2 (was 0.1), --seed 4 (was 0)\n" in printed
+    assert "resumed with other options: --reduction anchors (was pairs), --seed 4 (was 0)\n" in printed
     assert "other images, --batch_size or --seed: the epoch that was under way starts anew" in printed
     assert torch.load(path, weights_only=True)["epoch"] == 1
 

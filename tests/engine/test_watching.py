@@ -10,6 +10,7 @@ from made_data import make_image_folders
 
 import util
 from engine import runs, watching
+from losses import RINCELoss
 
 
 class Clock:
@@ -62,11 +63,12 @@ def events(folder):
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """A run that measures kNN accuracy, and one of the same seed that does not."""
+    """A run that measures kNN accuracy and chance, and one of the same seed that measures neither."""
     root = tmp_path_factory.mktemp("watched")
     with pytest.MonkeyPatch.context() as patch:
         common = "--epochs 3 --model resnet8 --batch_size 256 --mixed_out_in"
         run(patch, root, f"{common} --exp_name a --knn_freq 2")
+        patch.setattr(RINCELoss, "chance", lambda *_: torch.zeros(2))
         run(patch, root, f"{common} --exp_name b")
     return root
 
@@ -83,6 +85,32 @@ def test_a_run_logs_its_temperatures_embeddings_time_and_knn_accuracy(watched):
         assert record["uniformity"] < 0
         assert 0 < record["waiting_for_data"] < 1
         assert record["seconds"] > 0
+
+
+def test_a_run_logs_what_its_losses_chance_is_by_its_bank_and_prints_it_once(monkeypatch, capsys, tmp_path):
+    real, found = RINCELoss.chance, []
+
+    def seen(self, labels, bank_labels, dim):
+        found.append((labels.clone(), bank_labels.clone(), dim, real(self, labels, bank_labels, dim).tolist()))
+        return torch.tensor(found[-1][-1])
+
+    monkeypatch.setattr(RINCELoss, "chance", seen)
+    command = "--epochs 2 --model resnet8 --batch_size 200 --memorybank_size 1600 --reduction anchors --variant out"
+    run(monkeypatch, tmp_path, f"{command} --exp_name a")
+    printed = capsys.readouterr().out
+    folder = tmp_path / "save/SupCon/digits_models/a"
+    records = util.read_json_lines(folder / "log.jsonl")
+    for record, (labels, bank_labels, dim, values) in zip(records, found, strict=True):
+        assert [record["chance_rank_0"], record["chance_rank_1"]] == pytest.approx(values, rel=1e-6)
+        assert torch.equal(labels, bank_labels[bank_labels >= 0])
+        assert dim == 64
+    assert int((found[0][1] < 0).sum()) == 1600 - 7 * 200  # the bank as it is after the epoch
+    assert torch.equal(found[-1][1], torch.load(folder / "last.pth", weights_only=True)["model"]["bank.labels"])
+    by_chance, seen_terms = ([f"{records[0][f'{k}_rank_{r}']:.2f}" for r in (0, 1)] for k in ("chance", "loss"))
+    line = f"by chance the terms would be {by_chance[0]} (rank 0), {by_chance[1]} (rank 1); "
+    assert printed.count(f"{line}in this epoch they were {', '.join(seen_terms)}\n") == 1
+    assert printed.count("by chance") == 1
+    assert "RINCE out, pairs averaged within anchors: 1442 images" in printed
 
 
 def test_tensorboard_has_scalars_the_pairs_and_the_projector(watched):
