@@ -52,7 +52,7 @@ def get_parser():
 
 
 def detect(args, device, train, parts):
-    """Scores of each part, a list of features [m, d] or, for ON_LOGITS, logits; larger = more like the training data."""
+    """Scores of each part, a list of features [m, d] or logits [m, C]; larger = more like the training data."""
     if args.detector in ON_LOGITS:
         score = evaluation.msp_scores if args.detector == "msp" else evaluation.energy_scores
         return [score(x) for x in parts]

@@ -19,7 +19,6 @@ from engine.loading import Loading, share_loader
 from engine.optimisation import allow_tf32, in_force
 from util import InputError
 
-
 IMAGENET = ("imagenet", "imagenet_100")
 
 
@@ -27,9 +26,10 @@ IMAGENET = ("imagenet", "imagenet_100")
 class Frozen:
     """An encoder in eval mode and the views it wants.
 
-    record: path, sha256, published (the name of the published weights that it is, else None), model, epoch, dataset and
-    classes of the checkpoint; name: of its run; classifier: {weight [C, d], bias [C]} of a cross-entropy model, else {}; transform: evaluation's, from a PIL image; size, mean, std: of
-    a view; extracted: by title, the file that keeps features, if any, and whether they were read from it.
+    record: path, sha256, model, epoch, dataset and classes of the checkpoint, and published: the name of the published
+    weights that it is, else None; name: of its run; classifier: {weight [C, d], bias [C]} of a cross-entropy model,
+    else {}; transform: evaluation's, from a PIL image; size, mean, std: of a view; extracted: by title, the file that
+    keeps features, if any, and whether they were read from it.
     """
 
     encoder: nn.Module
@@ -132,7 +132,7 @@ def class_outputs(frozen: Frozen, dataset: str, classes: list[str]) -> int:
         text += f"for {kept} classes: msp and energy look at the first {kept}"
     else:
         text += f"{dataset} {len(classes)} classes, and which are theirs is not known: msp and energy look at all"
-    if distributed.is_main() and (kept < outputs or not number and outputs > len(classes)):
+    if distributed.is_main() and (kept < outputs or (not number and outputs > len(classes))):
         print(text, file=sys.stderr)
     return kept
 
