@@ -223,7 +223,7 @@ def commands(recipe: dict, name: str, seed: int, scope: Scope) -> dict[str, str]
 def of_file(command: str, file: Path) -> str:
     """A command with a given checkpoint for what is a run's folder, or the last.pth in it, elsewhere."""
     name = shlex.quote(file.name)
-    return re.sub(r"\$path2chkpt(/last\.pth|/)?(?![\w/])", lambda _: f"$path2chkpt/{name}", command)
+    return re.sub(r"\$path2chkpt(/last\.pth|/)?(?![\w/.])", lambda _: f"$path2chkpt/{name}", command)
 
 
 def run_folder(training: str) -> Path:
