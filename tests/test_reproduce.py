@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -467,37 +468,61 @@ def test_a_given_file_stands_for_a_runs_folder_and_its_last_pth(command, want):
     assert recipes.of_file(command, Path("folder/a.pth")) == want
 
 
+class InTurn(contextlib.nullcontext):
+    """An executor in this thread, where scripts may handle signals."""
+
+    def submit(self, task, *values):
+        future = Future()
+        future.set_result(task(*values))
+        return future
+
+    def __enter__(self):
+        return self
+
+
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """The recipe run with --seeds 2 and again at half scale, on made files in published places: folder, outputs."""
+    """The recipe run with --seeds 2 and again at half scale on made files in published places, the scripts in this
+    process: folder, what each run printed, what each called.
+    """
     folder = tmp_path_factory.mktemp("given")
     (folder / "given.yaml").write_text(yaml.safe_dump(GIVEN, sort_keys=False))
     for place in ("CIFAR-100/SCL_in/last.pth", "ImageNet-100/CE/ckpt_epoch_500.pth"):
         file = folder / "data/published" / place
         original_checkpoint(file, resnet.encoder("resnet8"), "cifar", "resnet8", "cifar100")
     weights = [dataclasses.replace(w, sha256=checkpoint.sha256(file)) if w.classes else w for w in published.WEIGHTS]
-    printed = []
+    printed, called = [], []
     with pytest.MonkeyPatch.context() as patch:
+
+        def call(self, title, command, show=False):
+            called[-1].append(title)
+            run(patch, folder, command)
+            return True
+
         patch.setattr(published, "WEIGHTS", tuple(weights))
+        patch.setattr(reproduce.Runner, "call", call)
+        patch.setattr(reproduce, "ThreadPoolExecutor", InTurn)
         for options in ("--seeds 2", "--seeds 2 --scale 0.5"):
+            called.append([])
             out = io.StringIO()
             with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as stop:
                 run(patch, folder, f"given.yaml {options}", "reproduce")
             assert stop.value.code == 1
             printed.append(out.getvalue())
-    return folder, printed
+    return folder, printed, called
 
 
 def test_given_checkpoints_are_evaluated_once_without_training_or_seconds(given):
-    folder, (out, _) = given
+    folder, (out, _), (called, _) = given
     table = (folder / "save/tables/given.md").read_text()
     retrieval = json.loads(next((folder / "save/results").glob("retrieval_*.json")).read_text())
     (probe,) = [json.loads(f.read_text()) for f in (folder / "save/results").glob("linear_*_CE_*.json")]
     cells = f"{retrieval['metrics']['fine']['R@1']:.1f} | {probe['metrics']['best']['top-1']:.1f}"
     assert f"| the file | {cells} | - |\n" in table
     assert "In percent.\n\nGiven checkpoints are evaluated once: seeds are those of trainings.\n" in table
-    assert out.count("exit code") == 0
-    assert out.count("== right: probe: done in") == 1
+    assert called == ["right: retrieval", "right: probe"]
+    place = "data/published/ImageNet-100/CE/ckpt_epoch_500.pth"
+    assert out.count(f"--ckpt {place}: these are the published weights cross-entropy, ImageNet-100\n") == 2
 
 
 def test_a_file_that_is_missing_fails_alone_in_one_line_with_its_hash_and_place(given):
@@ -514,7 +539,7 @@ def test_a_file_that_is_missing_fails_alone_in_one_line_with_its_hash_and_place(
 
 
 def test_another_file_in_the_place_of_published_weights_is_named(given):
-    folder, (out, _) = given
+    folder, (out, _), _ = given
     found = checkpoint.sha256(folder / "data/published/CIFAR-100/SCL_in/last.pth")
     text = f"data/published/CIFAR-100/SCL_in/last.pth is not the published file: its SHA-256 is {found}, not that of"
     table = (folder / "save/tables/given.md").read_text()
@@ -525,9 +550,9 @@ def test_another_file_in_the_place_of_published_weights_is_named(given):
 
 
 def test_a_scale_shortens_the_probe_of_a_given_checkpoint_beside_the_whole_one(given):
-    folder, (_, out) = given
+    folder, (_, out), (_, called) = given
     assert out.count("== right: retrieval: is done, ") == 1
-    assert out.count("== right: probe: done in") == 1
+    assert called == ["right: probe"]
     runs = {
         place.parent.name: util.read_yaml(place, "")["epochs"] for place in folder.glob("save/linear/*/*/config.yaml")
     }
