@@ -32,6 +32,7 @@ DETECTORS = {
     "msp": "log of the largest softmax probability",
     "energy": "minus the energy",
 }
+ON_LOGITS = ("msp", "energy")
 
 
 def get_parser():
@@ -50,12 +51,11 @@ def get_parser():
     return p
 
 
-def detect(args, classifier, device, train, parts):
-    """Scores of each part, a list of features [m, d]; larger = more like the training data."""
-    if args.detector in ("msp", "energy"):
-        weight, bias = classifier["weight"].double(), classifier["bias"].double()
+def detect(args, device, train, parts):
+    """Scores of each part, a list of features [m, d] or logits [m, C]; larger = more like the training data."""
+    if args.detector in ON_LOGITS:
         score = evaluation.msp_scores if args.detector == "msp" else evaluation.energy_scores
-        return [score(x.double() @ weight.T + bias) for x in parts]
+        return [score(x) for x in parts]
     gallery, labels = F.normalize(train[0], dim=1).to(device), train[1].to(device)
     try:
         if args.detector == "knn":
@@ -97,8 +97,9 @@ def worker(args, device):
         train, test, outliers = load_data(args)
         loading, cache = options.loading(args, device), options.features_cache(args)
         net = frozen.load(options.wanted(args), train)
-        if args.detector in ("msp", "energy") and not net.classifier:
+        if args.detector in ON_LOGITS and not net.classifier:
             raise InputError(f"--detector {args.detector} needs a classifier; {args.ckpt} holds a contrastive model")
+        outputs = frozen.class_outputs(net, args.dataset, train.classes) if args.detector in ON_LOGITS else 0
         seen = [c for c in outliers.classes if c in (net.record["classes"] or ())]
         if (
             distributed.is_main()
@@ -108,12 +109,15 @@ def worker(args, device):
         ):
             print(f"warning: {args.ckpt} was trained on the outliers' class {seen[0]}", file=sys.stderr)
     wanted = {"inliers": test, "outliers": outliers}
-    if args.detector not in ("msp", "energy"):
+    if args.detector not in ON_LOGITS:
         wanted = {"train": train, **wanted}
     found = {part: frozen.features(net, data, part, loading, cache) for part, data in wanted.items()}
     if not distributed.is_main():
         return
-    scores = detect(args, net.classifier, device, found.get("train"), [found["inliers"][0], found["outliers"][0]])
+    parts, said = [found["inliers"][0], found["outliers"][0]], {}
+    if args.detector in ON_LOGITS:
+        parts, said = frozen.logits(net, outputs, parts)
+    scores = detect(args, device, found.get("train"), parts)
     try:
         metrics = evaluation.ood_metrics(*scores)
     except ValueError as error:
@@ -124,7 +128,7 @@ def worker(args, device):
     title = "ood", net.name, f"{label.replace(' ', '_')}_{detector}"
     folders = {"inliers": args.data_folder, "outliers": args.data_folder_outliers}
     images = {"train": len(train), "inliers": len(test), "outliers": len(outliers)}
-    about = {"images": images, "seconds": util.seconds_since(begin), **net.about()}
+    about = {"images": images, "seconds": util.seconds_since(begin), **said, **net.about()}
     path = results.write(options.plain(args), title, metrics, net.record, folders, about)
     draw_ood(
         path.with_suffix(".png"), *scores, metrics, f"{net.name}: {inliers} against {label}",

@@ -128,7 +128,8 @@ class Runner:
             say(f"== {title}: is done, {record['file']}")
             return record
         root = Path(recipes.option(command, "--save_folder", "./save"))
-        folders = [folder.parent for folder in sorted((root / "linear").glob(f"*/*{sha256[:8]}*/last.pth"))]
+        names = [f"*{sha256[:8]}*", *filter(None, [recipes.option(command, "--exp_name")])]
+        folders = [place.parent for name in names for place in sorted((root / "linear").glob(f"*/{name}/last.pth"))]
         probe = done.find_run(folders, command)
         if probe:
             command += f" --resume {shlex.quote(str(probe))}" if done.epochs_left(probe) > 0 else " --overwrite"
@@ -146,27 +147,47 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def trained(title: str, command: str, runner: Runner | None) -> dict | None:
+    """What a record says of a finished training, and "seconds" where they are known; only what is there already without
+    a runner.
+    """
+    if runner:
+        folder = runner.train(f"{title}: training", command)
+    else:
+        folder = done.find_run([recipes.run_folder(command)], command)
+    if folder is None or done.epochs_left(folder) > 0:
+        return None
+    seconds = done.seconds(folder)
+    found = {"folder": str(folder), "sha256": checkpoint.sha256(folder / "last.pth"), "training": command}
+    return found if seconds is None else {**found, "seconds": seconds}
+
+
+def given(title: str, file: Path, runner: Runner | None) -> dict | None:
+    """What a record says of a checkpoint that is not trained; None where it is not there and nothing is run."""
+    if not runner and not file.is_file():
+        return None
+    sha256, warning = done.hash_of_given(file)
+    if warning and runner:
+        say(f"== {title}: warning: {warning}")
+    return {"folder": str(file.parent), "sha256": sha256, **({"warning": warning} if warning else {})}
+
+
 def run_method(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Runner | None) -> dict:
     """One method with one seed: {"seed", "values" by column, "records": file by evaluation}; only what is there
     already without a runner.
     """
-    title = f"{name}, seed {seed}"
+    title, file = recipes.title(recipe, name, seed), recipes.given(recipe, name)
     wanted = recipes.commands(recipe, name, seed, scope)
-    training = wanted.pop("training")
-    if runner:
-        folder = runner.train(f"{title}: training", training)
-    else:
-        folder = done.find_run([recipes.run_folder(training)], training)
+    source = given(title, file, runner) if file else trained(title, wanted.pop("training"), runner)
     result = {"seed": seed, "values": {}, "records": {}}
-    if folder is None or done.epochs_left(folder) > 0:
+    if source is None:
         return result
-    sha256 = checkpoint.sha256(folder / "last.pth")
-    seconds = done.seconds(folder)
-    result |= {"folder": str(folder), "sha256": sha256, "training": training}
+    seconds = source.pop("seconds", None)
+    result |= source
     for step, command in wanted.items():
-        command = command.replace("$path2chkpt", shlex.quote(str(folder)))
+        command = command.replace("$path2chkpt", shlex.quote(source["folder"]))
         find = partial(runner.evaluate, f"{title}: {step}") if runner else done.find_record
-        found = find(command, sha256)
+        found = find(command, source["sha256"])
         if found is None:
             continue
         result["records"][step] = found["file"]
@@ -200,14 +221,15 @@ def attempt(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Ru
         if why is None:
             traceback.print_exc()
             why = f"{type(error).__name__}: {error}"
-        say(f"== {name}, seed {seed}: FAILED: {why}")
-        runner.fail(f"{name}, seed {seed}", recipes.commands(recipe, name, seed, scope)["training"], why)
+        title = recipes.title(recipe, name, seed)
+        say(f"== {title}: FAILED: {why}")
+        runner.fail(title, recipes.commands(recipe, name, seed, scope).get("training", ""), why)
         return {"seed": seed, "values": {}, "records": {}}
 
 
 def run_methods(recipe: dict, names, scope: recipes.Scope, runner: Runner) -> dict[str, list[dict]]:
     """The results of every method, a list over seeds; the methods `names` are run, of the others what is there."""
-    wanted = [(name, seed) for name in recipe["methods"] for seed in range(scope.seeds)]
+    wanted = [(name, seed) for name in recipe["methods"] for seed in recipes.seeds(recipe, name, scope)]
     with ThreadPoolExecutor(runner.jobs) as pool:
         tasks = [pool.submit(attempt, recipe, n, s, scope, runner, n in names) for n, s in wanted]
         try:

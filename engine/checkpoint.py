@@ -23,7 +23,7 @@ from util import InputError
 FORMAT = 1
 
 # what a key's path may hold besides the layer's own name, and what lies beside the encoder
-WRAPPERS = ("module", "backbone_q")
+WRAPPERS = ("module", "model", "backbone_q")
 KEY_ENCODER = ("backbone_k", "key_encoder", "key_head")
 BESIDE = ("head", "fc", "bank", "criterion", "memorybank_InfoNCE", "memorybank_labels", "queue_ptr")
 
@@ -171,13 +171,14 @@ def trained_options(state: dict) -> dict:
 def encoder_weights(state: dict, source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The query encoder's weights under torchvision's names, and a linear classifier's {weight, bias} ({} if none).
 
-    Keys may carry `module.`, `backbone_q.` and `encoder.` and say `shortcut` for `downsample`. Heads, bank and key
-    encoder are left out; anything else stays, so that strict loading can name it. Raises InputError naming `source`
-    if two keys mean the same weight.
+    Keys may carry `module.`, `model.`, `backbone_q.` and `encoder.`, and say `shortcut` for `downsample` and
+    `layer_blocks.N` for `layerN`, N from 1 to 4, as the published probe reads them. Heads, bank and key encoder are
+    left out; anything else stays, so that strict loading can name it. Raises InputError naming `source` if two keys
+    mean the same weight, or N is another.
     """
     weights, classifier = {}, {}
     for key, value in state["model"].items():
-        parts = [part for part in key.split(".") if part not in WRAPPERS]
+        parts = [part for part in key.split(".") if part not in WRAPPERS] or [key]
         if any(part in KEY_ENCODER for part in parts):
             continue
         if parts[0] == "fc" and len(parts) == 2:
@@ -185,14 +186,25 @@ def encoder_weights(state: dict, source: str) -> tuple[dict[str, Tensor], dict[s
         elif parts[0] in BESIDE:
             continue
         else:
-            parts = parts[1:] if parts[0] == "encoder" else parts
-            into, name = weights, ".".join("downsample" if part == "shortcut" else part for part in parts)
+            into, name = weights, torchvision_name(parts[1:] if parts[0] == "encoder" else parts)
+            if name is None:
+                raise InputError(f"{source}: {key} is unknown; layer_blocks are numbered from 1 to 4")
         if name in into:
             raise InputError(f"{source}: holds {name} twice, once as {key}")
         into[name] = value
     if classifier and set(classifier) != {"weight", "bias"}:
         raise InputError(f"{source}: its classifier fc has {' and '.join(classifier)}; it needs weight and bias")
     return weights, classifier
+
+
+def torchvision_name(parts: list[str]) -> str | None:
+    """A weight's path in a published form, its wrappers gone, as torchvision has it; None for unknown layer_blocks."""
+    if parts[0] == "layer_blocks":
+        number = "".join(parts[1:2])
+        if number not in ("1", "2", "3", "4"):
+            return None
+        parts = [f"layer{number}", *parts[2:]]
+    return ".".join("downsample" if part == "shortcut" else part for part in parts)
 
 
 def load_encoder(path, encoder: nn.Module) -> dict:

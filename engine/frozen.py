@@ -14,19 +14,22 @@ import datasets
 import evaluation
 import util
 from datasets import augmentation, decoding
-from engine import checkpoint, distributed, training
+from engine import checkpoint, distributed, published, training
 from engine.loading import Loading, share_loader
 from engine.optimisation import allow_tf32, in_force
 from util import InputError
+
+IMAGENET = ("imagenet", "imagenet_100")
 
 
 @dataclass
 class Frozen:
     """An encoder in eval mode and the views it wants.
 
-    record: path, sha256, model, epoch, dataset and classes of the checkpoint; name: of its run; classifier: {weight
-    [C, d], bias [C]} of a cross-entropy model, else {}; transform: evaluation's, from a PIL image; size, mean, std: of
-    a view; extracted: by title, the file that keeps features, if any, and whether they were read from it.
+    record: path, sha256, model, epoch, dataset and classes of the checkpoint, and published: the name of the published
+    weights that it is, else None; name: of its run; classifier: {weight [C, d], bias [C]} of a cross-entropy model,
+    else {}; transform: evaluation's, from a PIL image; size, mean, std: of a view; extracted: by title, the file that
+    keeps features, if any, and whether they were read from it.
     """
 
     encoder: nn.Module
@@ -87,6 +90,10 @@ def load(wanted: Wanted, train: datasets.ImageData) -> Frozen:
     record = {"path": str(path.resolve()), "sha256": checkpoint.sha256(path), "model": model}
     record |= {"epoch": state.get("epoch"), "dataset": trained.get("dataset"), "classes": state.get("classes")}
     record["instance_ranks"] = trained.get("instance_ranks")
+    known = published.find(record["sha256"])
+    record["published"] = known and known.name
+    if known and distributed.is_main():
+        print(f"{source}: these are the published weights {known.name}", flush=True)
     _warn_of_other_classes(wanted.dataset, record, train.classes)
     transform = augmentation.evaluation(size, mean, std, spec.small)
     return Frozen(encoder.eval().requires_grad_(False), record, name, classifier, transform, size, mean, std)
@@ -102,6 +109,49 @@ def _warn_of_other_classes(dataset: str, record: dict, classes: list[str]) -> No
     ):
         numbers = f"{len(record['classes'])} classes of {dataset}, this evaluates {len(classes)}"
         print(f"warning: {record['path']} was trained on {numbers}; see --hold_out", file=sys.stderr)
+
+
+def class_outputs(frozen: Frozen, dataset: str, classes: list[str]) -> int:
+    """How many of the classifier's outputs, the first ones, are its classes; warns where these are not all, or where it
+    cannot be known.
+
+    dataset, classes: what is evaluated. They are known of the published files and of a checkpoint with a class list; of
+    one without, if it was trained on ImageNet-100 as published: 1000 outputs, and labels that number the 100 folders.
+    Raises InputError where the outputs are fewer than the classes.
+    """
+    outputs, record, source = len(frozen.classifier["bias"]), frozen.record, f"--ckpt {frozen.record['path']}"
+    known, own = published.find(record["sha256"]), len(record["classes"] or ())
+    number = own or (known and known.classes)
+    if not number and record["dataset"] == "imagenet_100" and dataset in IMAGENET and len(classes) == 100:
+        number = 100
+    kept = min(number or outputs, outputs)
+    if kept < len(classes):
+        raise InputError(f"{source}: its classifier knows {kept} classes, {dataset} has {len(classes)}")
+    text = f"warning: {source}: its classifier has {outputs} outputs, "
+    if kept < outputs:
+        text += f"for {kept} classes: msp and energy look at the first {kept}"
+    else:
+        text += f"{dataset} {len(classes)} classes, and which are theirs is not known: msp and energy look at all"
+    if distributed.is_main() and (kept < outputs or (not number and outputs > len(classes))):
+        print(text, file=sys.stderr)
+    return kept
+
+
+def logits(frozen: Frozen, outputs: int, parts: list[Tensor]) -> tuple[list[Tensor], dict]:
+    """Of features [m, d] of inliers, then of others: [m, outputs] the classifier's first outputs in float64; and what a
+    record says of them, where there are more: in percent, how many inliers have their largest output among these.
+
+    Few would mean that the outputs are numbered otherwise; then it warns.
+    """
+    weight, bias = frozen.classifier["weight"].double(), frozen.classifier["bias"].double()
+    found = [x.double() @ weight.T + bias for x in parts]
+    said = {"of": len(bias), "used": outputs}
+    if outputs < len(bias):
+        said["largest_among_used"] = inside = 100 * float((found[0].argmax(1) < outputs).double().mean())
+        if inside < 50:
+            text = f"only {inside:.0f} % of the inliers have their largest output among the first {outputs}"
+            print(f"warning: --ckpt {frozen.record['path']}: {text}: are these its classes?", file=sys.stderr)
+    return [x[:, :outputs] for x in found], {"outputs": said}
 
 
 def _encoder(wanted: str | None, trained: str | None, weights: dict, path: Path) -> tuple[nn.Module, str]:

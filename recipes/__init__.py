@@ -18,8 +18,10 @@ FORMS = {
         "title*": "text", "methods*": "a mapping", "evaluations*": "a mapping", "about": "text",
         "jobs": "a whole number", "before": "a list", "after": "a list", "published": "a mapping",
     },
-    "method": {"command*": "a command", "title": "text", "scaled": "a mapping", "with": "a mapping"},
-    "evaluation": {"command*": "a command", "columns*": "a mapping", "scaled": "a mapping"},
+    "method": {
+        "command": "a command", "checkpoint": "text", "title": "text", "scaled": "a mapping", "with": "a mapping",
+    },
+    "evaluation": {"command*": "a command", "columns*": "a mapping", "scaled": "a mapping", "for": "a list"},
     "before": {"command*": "a command", "makes": "text"},
     "after": {"command*": "a command"},
 }  # fmt: skip
@@ -44,10 +46,11 @@ def read(path: Path) -> dict:
             check_entry(entry, kind, where)
             for option_name, of in (entry.get("scaled") or {}).items():
                 check(f"{where}: scaled: {option_name}", of, NUMBERS)
-            if option(entry["command"], "--seed") is not None:
+            command = entry.get("command")
+            if kind == "method":
+                check_source(entry, where)
+            if command and option(command, "--seed") is not None:
                 raise InputError(f"{where}: leave --seed out of the command, --seeds adds it")
-            if kind == "method" and not option(entry["command"], "--exp_name"):
-                raise InputError(f"{where}: its command must name the run with --exp_name")
     for kind in ("before", "after"):
         recipe[kind] = [{"command": entry} if isinstance(entry, str) else entry for entry in recipe[kind]]
         for number, entry in enumerate(recipe[kind], 1):
@@ -70,6 +73,19 @@ def check_entry(entry, kind: str, where: str) -> dict:
         if entry.get(key) is not None:
             check(f"{where}: {key}", entry[key], form)
     return {key: value for key, value in entry.items() if value is not None}
+
+
+def check_source(method: dict, where: str) -> None:
+    """Raise InputError, beginning with `where`, unless a method is trained, as a run that has a name, or else given."""
+    command, given = method.get("command"), method.get("checkpoint")
+    if not command and not given:
+        raise InputError(f"{where}: command is missing, or checkpoint, a file that needs no training")
+    if command and given:
+        raise InputError(f"{where}: command or checkpoint: give one of them")
+    if given and method.get("scaled"):
+        raise InputError(f"{where}: scaled has no use without a command")
+    if command and not option(command, "--exp_name"):
+        raise InputError(f"{where}: its command must name the run with --exp_name")
 
 
 def check(where: str, value, form: str) -> None:
@@ -97,14 +113,21 @@ def words(command: str) -> list[str]:
 
 
 def check_columns(recipe: dict, path: Path) -> None:
-    """Raise InputError where two columns have one name, or one is no path into a record's metrics."""
-    known = ["method", "seconds", "published"]  # the table's own
+    """Raise InputError where a method has two columns of one name, where a column is no path into a record's metrics,
+    or an evaluation is for a method that there is not.
+    """
+    taken = {column: set(recipe["methods"]) for column in ("method", "seconds", "published")}  # the table's own
     for name, evaluation in recipe["evaluations"].items():
+        for method in evaluation.get("for") or ():
+            if method not in recipe["methods"]:
+                near = util.nearest(method, recipe["methods"])
+                raise InputError(f"{path}: evaluation {name}: for: there is no method {method}{near}")
+        methods = {method for method in recipe["methods"] if is_for(evaluation, method)}
         for column, place in evaluation["columns"].items():
             check(f"{path}: evaluation {name}: columns: {column}", place, "text")
-            if column in known:
+            if taken.setdefault(column, set()) & methods:
                 raise InputError(f"{path}: evaluation {name}: column {column} is there already; give another name")
-            known.append(column)
+            taken[column] |= methods
 
 
 def check_published(recipe: dict, path: Path) -> None:
@@ -125,8 +148,24 @@ def check_published(recipe: dict, path: Path) -> None:
 
 
 def columns(recipe: dict) -> list[str]:
-    """The columns of the recipe's table, training time left out."""
-    return [column for evaluation in recipe["evaluations"].values() for column in evaluation["columns"]]
+    """The columns of the recipe's table, training time left out; evaluations of different methods may share one."""
+    return list(dict.fromkeys(c for evaluation in recipe["evaluations"].values() for c in evaluation["columns"]))
+
+
+def is_for(evaluation: dict, method: str) -> bool:
+    """Whether a method has this evaluation: one with `for` is for the methods that it names."""
+    return not evaluation.get("for") or method in evaluation["for"]
+
+
+def given(recipe: dict, name: str) -> Path | None:
+    """The checkpoint of a method that is not trained; None of one that is."""
+    file = recipe["methods"][name].get("checkpoint")
+    return file and Path(file)
+
+
+def seeds(recipe: dict, name: str, scope: Scope) -> range:
+    """The seeds that a method is run with: a given checkpoint is what it is."""
+    return range(1 if given(recipe, name) else scope.seeds)
 
 
 def option(command: str, name: str, default=None):
@@ -134,6 +173,11 @@ def option(command: str, name: str, default=None):
     parts = [part for word in words(command) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
     places = [i for i, part in enumerate(parts[:-1]) if part == name]
     return parts[places[-1] + 1] if places else default
+
+
+def title(recipe: dict, name: str, seed: int) -> str:
+    """What a method with a seed is called while it runs."""
+    return name if given(recipe, name) else f"{name}, seed {seed}"
 
 
 def in_one_line(command: str) -> str:
@@ -151,24 +195,35 @@ def scaled(entry: dict, scale: float) -> str:
 
 
 def commands(recipe: dict, name: str, seed: int, scope: Scope) -> dict[str, str]:
-    """The commands of a method with a seed, by name: "training", then the evaluations.
+    """The commands of a method with a seed, by name: "training" where it has one, then its evaluations.
 
-    Seed 0 at full scale is the recipe's own wording; else --seed, shorter epochs and a name of the run's own follow it.
+    Seed 0 at full scale is the recipe's own wording, with the file's name for last.pth where a checkpoint is given;
+    else --seed, shorter epochs and a name of the run's own follow it.
     """
-    method = recipe["methods"][name]
+    method, file = recipe["methods"][name], given(recipe, name)
+    entries = {} if file else {"training": method}
+    entries |= {key: evaluation for key, evaluation in recipe["evaluations"].items() if is_for(evaluation, name)}
     found = {}
-    for step, entry in {"training": method, **recipe["evaluations"]}.items():
+    for step, entry in entries.items():
         command = in_one_line(entry["command"])
         for key, value in (method.get("with") or {}).items():
             command = command.replace(f"{{{key}}}", str(value))
+        command = of_file(command, file) if file else command
         command += scaled(entry, scope.scale) + (f" {scope.options}" if scope.options else "")
         if seed and command.split()[1].startswith("main_"):
             command += f" --seed {seed}"
         suffix = (f"_seed{seed}" if seed else "") + (f"_scale{scope.scale:g}" if scope.scale != 1 else "")
-        if step == "training" and suffix:
-            command += f" --exp_name {option(command, '--exp_name')}{suffix}"
+        # a scaled training has a checkpoint, and so a probe, of its own; a given checkpoint's probes lie side by side
+        if suffix and (step == "training" or (file and command.split()[1] == "main_linear.py")):
+            command += f" --exp_name {option(command, '--exp_name', f'{name}_{step}')}{suffix}"
         found[step] = command
     return found
+
+
+def of_file(command: str, file: Path) -> str:
+    """A command with a given checkpoint for what is a run's folder, or the last.pth in it, elsewhere."""
+    name = shlex.quote(file.name)
+    return re.sub(r"\$path2chkpt(/last\.pth|/)?(?![\w/.])", lambda _: f"$path2chkpt/{name}", command)
 
 
 def run_folder(training: str) -> Path:
@@ -182,7 +237,7 @@ def check_commands(recipe: dict, names, scope: Scope, source: str) -> None:
     value that is none.
     """
     for name in names:
-        for seed in {0, scope.seeds - 1}:
+        for seed in {0, seeds(recipe, name, scope)[-1]}:
             for step, command in commands(recipe, name, seed, scope).items():
                 where = f"{source}: {name}: {step}"
                 unknown = [word for word in re.findall(r"\$\w+", command) if word != "$path2chkpt"]
@@ -212,11 +267,11 @@ def print_commands(recipe: dict, names, scope: Scope) -> None:
     for entry in recipe["before"]:
         print(in_one_line(entry["command"]))
     for name in names:
-        for seed in range(scope.seeds):
-            found = commands(recipe, name, seed, scope)
-            print(f"\n# {recipe['methods'][name].get('title', name)}, seed {seed}\n{found.pop('training')}")
-            print(
-                f"path2chkpt={run_folder(commands(recipe, name, seed, scope)['training'])}", *found.values(), sep="\n"
-            )
+        for seed in seeds(recipe, name, scope):
+            found, file = commands(recipe, name, seed, scope), given(recipe, name)
+            folder = file.parent if file else run_folder(found["training"])
+            head = recipe["methods"][name].get("title", name) + (f", {file}" if file else f", seed {seed}")
+            training = [found.pop("training")] if not file else []
+            print(f"\n# {head}", *training, f"path2chkpt={shlex.quote(str(folder))}", *found.values(), sep="\n")
     for entry in recipe["after"]:
         print(in_one_line(entry["command"]))

@@ -1,11 +1,13 @@
-"""What is done of a recipe: a run of the same command, a record of the same evaluation of the same checkpoint."""
+"""What is there of a recipe: a run of the same command, a record of the same evaluation of the same checkpoint, a given
+checkpoint.
+"""
 
 import json
 import shlex
 from pathlib import Path
 
 import util
-from engine import checkpoint, runs
+from engine import checkpoint, published, runs
 from engine.config import protocol
 from recipes import option, words
 from util import InputError
@@ -77,6 +79,20 @@ def seconds(folder: Path) -> float | None:
     if not starts or starts[-1]["resumed"] is not None:
         return None
     return sum(record.get("seconds", 0) for record in util.read_json_lines(folder / "log.jsonl"))
+
+
+def hash_of_given(file: Path) -> tuple[str, str | None]:
+    """SHA-256 of a given checkpoint, and what is to be said where other weights lie in the place of published ones.
+
+    Raises InputError, in one line, where there is none: published weights by name, hash and place.
+    """
+    meant = published.meant(file)
+    known = meant and f"the published weights {meant.name} ({meant.file}, SHA-256 {meant.sha256})"
+    if not file.is_file():
+        raise InputError(f"{file}: no such file" + (f"; put {known} there" if known else ""))
+    found = checkpoint.sha256(file)
+    other = meant and found != meant.sha256
+    return found, f"{file} is not the published file: its SHA-256 is {found}, not that of {known}" if other else None
 
 
 def _resumed_itself(called: list[str], command: str) -> bool:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from recipes import Scope, columns
+from recipes import Scope, columns, given, seeds
 
 
 def cell(values: list[float], wanted: int, digits: int = 1) -> str:
@@ -21,13 +21,17 @@ def markdown(recipe: dict, results: dict, scope: Scope, failures: list[dict]) ->
     for name, runs in results.items():
         of = {c: [run["values"][c] for run in runs if c in run["values"]] for c in (*names, "seconds")}
         row = [recipe["methods"][name].get("title", name)]
-        row += [cell(of[c], scope.seeds) for c in names]
+        row += [cell(of[c], len(seeds(recipe, name, scope))) for c in names]
         row.append(f"{np.mean(of['seconds']):.0f}" if of["seconds"] else "-")
         if published is not None:
             row.append(", ".join(f"{column} {figure}" for column, figure in published.get(name, {}).items()))
         lines.append(f"| {' | '.join(row)} |")
-    seeds = "seed 0" if scope.seeds == 1 else f"seeds 0 to {scope.seeds - 1}, mean ± standard deviation"
-    notes = [f"In percent, {seeds}; seconds of training. {recipe['about']}".strip()]
+    files = [name for name in recipe["methods"] if given(recipe, name)]
+    of_seeds = "seed 0" if scope.seeds == 1 else f"seeds 0 to {scope.seeds - 1}, mean ± standard deviation"
+    of_runs = f", {of_seeds}; seconds of training" if len(files) < len(recipe["methods"]) else ""
+    notes = [f"In percent{of_runs}. {recipe['about']}".strip()]
+    if files and scope.seeds > 1:
+        notes.append("Given checkpoints are evaluated once: seeds are those of trainings.")
     if scope.scale != 1:
         notes.append(
             f"SCALED: {100 * scope.scale:g} % of the epochs. This shows that the recipe runs; it is no result."
@@ -36,5 +40,6 @@ def markdown(recipe: dict, results: dict, scope: Scope, failures: list[dict]) ->
         notes.append(f"With {scope.options} added to every command.")
     if published:
         notes.append(f"Published: {published['source']}")
+    notes += [f"WARNING: {run['warning']}" for runs in results.values() for run in runs if run.get("warning")]
     notes += [f"FAILED: {f['what']} ({f['why']})" for f in failures]
     return "\n\n".join([f"## {recipe['title']}", "\n".join(lines), *notes]) + "\n"

@@ -1,23 +1,28 @@
 """reproduce.py: the documented commands from a recipe, what is done left alone, failures survived, one table."""
 
+import contextlib
+import dataclasses
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import yaml
 from commands import ROOT, error_of, run
-from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet
+from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet, original_checkpoint
 
 import datasets
 import recipes
 import reproduce
 import util
-from engine import checkpoint, config
+from engine import checkpoint, config, published
+from networks import resnet
 from recipes.done import find_record, find_run, same, seconds
 from recipes.table import cell
 
@@ -61,13 +66,16 @@ def test_a_dry_run_of_cifar_100_prints_exactly_the_documented_commands(monkeypat
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_reads_and_gives_each_method_a_run_of_its_own(path):
     recipe = recipes.read(path)
+    trained = [name for name in recipe["methods"] if not recipes.given(recipe, name)]
     folders = [
         recipes.run_folder(recipes.commands(recipe, name, seed, recipes.Scope())["training"])
-        for name in recipe["methods"]
+        for name in trained
         for seed in (0, 1)
     ]
-    assert len(set(folders)) == 2 * len(recipe["methods"])
+    assert len(set(folders)) == 2 * len(trained)
     assert all(len(folder.name) > 2 for folder in folders)
+    files = {recipes.given(recipe, name) for name in recipe["methods"]} - {None}
+    assert len(trained) + len(files) == len(recipe["methods"])
 
 
 def test_another_seed_and_a_scale_change_the_name_and_shorten_the_epochs(monkeypatch, capsys, tmp_path):
@@ -143,6 +151,16 @@ def test_a_wrong_option_is_one_line(monkeypatch, capsys, tmp_path, words, reason
             "method a: its command must name the run",
         ),
         ({"methods": {"a": {"command": GOOD + " --seed=1"}}}, "method a: leave --seed out of the command"),
+        ({"methods": {"a": {"title": "t"}}}, "command is missing, or checkpoint, a file that needs no training"),
+        ({"methods": {"a": {"command": GOOD, "checkpoint": "a.pth"}}}, "a: command or checkpoint: give one of them"),
+        ({"methods": {"a": {"checkpoint": "a.pth", "scaled": {"epochs": 3}}}}, "method a: scaled has no use without"),
+        ({"methods": {"a": {"checkpoint": ["a.pth"]}}}, "method a: checkpoint must be text"),
+        ({"evaluations": {"e": {**RETRIEVAL, "for": "good"}}}, "evaluation e: for must be a list"),
+        ({"evaluations": {"e": {**RETRIEVAL, "for": ["goof"]}}}, "for: there is no method goof; did you mean good?"),
+        (
+            {"evaluations": {"e": {**RETRIEVAL, "for": ["good"]}, "f": {**RETRIEVAL, "for": ["bad", "good"]}}},
+            "evaluation f: column R@1 is there already",
+        ),
         ({"methods": {"a": {"command": GOOD, "title": 3}}}, "method a: title must be text"),
         (
             {"methods": {"a": {"command": GOOD, "scaled": {"epochs": "ten"}}}},
@@ -392,6 +410,157 @@ def test_a_column_that_no_record_has_is_a_failure_of_its_own(monkeypatch, small,
     )
 
 
+# ---- given checkpoints -----------------------------------------------------------------------------------------------
+
+GIVEN = {
+    "title": "Given",
+    "methods": {
+        "missing": {"checkpoint": "data/published/CIFAR-100/RINCE_in/last.pth"},
+        "nowhere": {"checkpoint": "nowhere.pth"},
+        "other": {"title": "another file", "checkpoint": "data/published/CIFAR-100/SCL_in/last.pth"},
+        "right": {"title": "the file", "checkpoint": "data/published/ImageNet-100/CE/ckpt_epoch_500.pth"},
+    },
+    "evaluations": {
+        "retrieval": {
+            "command": "python retrieval.py --ckpt $path2chkpt", "columns": {"R@1": "fine.R@1"}, "for": ["right"],
+        },
+        "probe": {
+            "command": "python main_linear.py --epochs 2 --cache_features --ckpt $path2chkpt/last.pth",
+            "columns": {"probe best": "best.top-1"}, "scaled": {"epochs": 2}, "for": ["right", "nowhere"],
+        },
+        "far": {
+            "command": "python retrieval.py --ckpt $path2chkpt/last.pth --labelset coarse",
+            "columns": {"probe best": "coarse.R@1"}, "for": ["missing"],
+        },
+    },
+}  # fmt: skip
+
+
+def test_a_dry_run_of_given_checkpoints_needs_no_file_and_names_the_one_to_evaluate(monkeypatch, capsys, tmp_path):
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(GIVEN, sort_keys=False))
+    out = printed(monkeypatch, capsys, tmp_path, "given.yaml --seeds 3 --scale 0.5 --dry-run")
+    assert out == (
+        "\n# missing, data/published/CIFAR-100/RINCE_in/last.pth\npath2chkpt=data/published/CIFAR-100/RINCE_in\n"
+        "python retrieval.py --ckpt $path2chkpt/last.pth --labelset coarse\n"
+        "\n# nowhere, nowhere.pth\npath2chkpt=.\n"
+        "python main_linear.py --epochs 2 --cache_features --ckpt $path2chkpt/nowhere.pth --epochs 1 "
+        "--exp_name nowhere_probe_scale0.5\n"
+        "\n# another file, data/published/CIFAR-100/SCL_in/last.pth\npath2chkpt=data/published/CIFAR-100/SCL_in\n"
+        "\n# the file, data/published/ImageNet-100/CE/ckpt_epoch_500.pth\npath2chkpt=data/published/ImageNet-100/CE\n"
+        "python retrieval.py --ckpt $path2chkpt/ckpt_epoch_500.pth\n"
+        "python main_linear.py --epochs 2 --cache_features --ckpt $path2chkpt/ckpt_epoch_500.pth --epochs 1 "
+        "--exp_name right_probe_scale0.5\n"
+    )
+    assert list(tmp_path.iterdir()) == [tmp_path / "given.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("command", "want"),
+    [
+        ("--ckpt $path2chkpt/last.pth --x", "--ckpt $path2chkpt/a.pth --x"),
+        ("--ckpt=$path2chkpt/ --x", "--ckpt=$path2chkpt/a.pth --x"),
+        ("--ckpt $path2chkpt", "--ckpt $path2chkpt/a.pth"),
+        ("--ckpt $path2chkpt/last.pth.old", "--ckpt $path2chkpt/last.pth.old"),
+        ("--ckpt $path2chkpt/previous.pth", "--ckpt $path2chkpt/previous.pth"),
+    ],
+)
+def test_a_given_file_stands_for_a_runs_folder_and_its_last_pth(command, want):
+    assert recipes.of_file(command, Path("folder/a.pth")) == want
+
+
+class InTurn(contextlib.nullcontext):
+    """An executor in this thread, where scripts may handle signals."""
+
+    def submit(self, task, *values):
+        future = Future()
+        future.set_result(task(*values))
+        return future
+
+    def __enter__(self):
+        return self
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """The recipe run with --seeds 2 and again at half scale on made files in published places, the scripts in this
+    process: folder, what each run printed, what each called.
+    """
+    folder = tmp_path_factory.mktemp("given")
+    (folder / "given.yaml").write_text(yaml.safe_dump(GIVEN, sort_keys=False))
+    for place in ("CIFAR-100/SCL_in/last.pth", "ImageNet-100/CE/ckpt_epoch_500.pth"):
+        file = folder / "data/published" / place
+        original_checkpoint(file, resnet.encoder("resnet8"), "cifar", "resnet8", "cifar100")
+    weights = [dataclasses.replace(w, sha256=checkpoint.sha256(file)) if w.classes else w for w in published.WEIGHTS]
+    printed, called = [], []
+    with pytest.MonkeyPatch.context() as patch:
+
+        def call(self, title, command, show=False):
+            called[-1].append(title)
+            run(patch, folder, command)
+            return True
+
+        patch.setattr(published, "WEIGHTS", tuple(weights))
+        patch.setattr(reproduce.Runner, "call", call)
+        patch.setattr(reproduce, "ThreadPoolExecutor", InTurn)
+        for options in ("--seeds 2", "--seeds 2 --scale 0.5"):
+            called.append([])
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as stop:
+                run(patch, folder, f"given.yaml {options}", "reproduce")
+            assert stop.value.code == 1
+            printed.append(out.getvalue())
+    return folder, printed, called
+
+
+def test_given_checkpoints_are_evaluated_once_without_training_or_seconds(given):
+    folder, (out, _), (called, _) = given
+    table = (folder / "save/tables/given.md").read_text()
+    retrieval = json.loads(next((folder / "save/results").glob("retrieval_*.json")).read_text())
+    (probe,) = [json.loads(f.read_text()) for f in (folder / "save/results").glob("linear_*_CE_*.json")]
+    cells = f"{retrieval['metrics']['fine']['R@1']:.1f} | {probe['metrics']['best']['top-1']:.1f}"
+    assert f"| the file | {cells} | - |\n" in table
+    assert "In percent.\n\nGiven checkpoints are evaluated once: seeds are those of trainings.\n" in table
+    assert called == ["right: retrieval", "right: probe"]
+    place = "data/published/ImageNet-100/CE/ckpt_epoch_500.pth"
+    assert out.count(f"--ckpt {place}: these are the published weights cross-entropy, ImageNet-100\n") == 2
+
+
+def test_a_file_that_is_missing_fails_alone_in_one_line_with_its_hash_and_place(given):
+    out, table = given[1][0], (given[0] / "save/tables/given.md").read_text()
+    (line,) = [line for line in out.splitlines() if line.startswith("== missing: FAILED: ")]
+    (known,) = [w for w in published.WEIGHTS if w.name == "RINCE in, CIFAR-100"]
+    assert line == (
+        "== missing: FAILED: data/published/CIFAR-100/RINCE_in/last.pth: no such file; put the published weights "
+        f"RINCE in, CIFAR-100 (RINCE_in/last.pth, SHA-256 {known.sha256}) there"
+    )
+    assert f"FAILED: missing ({line.partition('FAILED: ')[2]})\n" in table
+    assert "FAILED: nowhere (nowhere.pth: no such file)\n" in table
+    assert table.count("FAILED") == 2
+
+
+def test_another_file_in_the_place_of_published_weights_is_named(given):
+    folder, (out, _), _ = given
+    found = checkpoint.sha256(folder / "data/published/CIFAR-100/SCL_in/last.pth")
+    text = f"data/published/CIFAR-100/SCL_in/last.pth is not the published file: its SHA-256 is {found}, not that of"
+    table = (folder / "save/tables/given.md").read_text()
+    for said, start in ((out, "== other: warning: "), (table, "WARNING: ")):
+        (line,) = [line for line in said.splitlines() if line.startswith(start)]
+        assert line.startswith(start + text)
+    assert "ckpt_epoch_500.pth is not" not in out + table
+
+
+def test_a_scale_shortens_the_probe_of_a_given_checkpoint_beside_the_whole_one(given):
+    folder, (_, out), (_, called) = given
+    assert out.count("== right: retrieval: is done, ") == 1
+    assert called == ["right: probe"]
+    runs = {
+        place.parent.name: util.read_yaml(place, "")["epochs"] for place in folder.glob("save/linear/*/*/config.yaml")
+    }
+    (whole,) = [name for name in runs if name.startswith("CE_ckpt_epoch_500_")]
+    assert runs == {whole: 2, "right_probe_scale0.5": 1}
+    assert "SCALED: 50 % of the epochs" in (folder / "save/tables/given_scale0.5.md").read_text()
+
+
 @pytest.mark.slow
 def test_when_it_is_ended_the_script_that_runs_is_ended_too(tmp_path):
     recipe = SMALL_RECIPE | {
@@ -453,6 +622,32 @@ def test_the_big_recipes_run_end_to_end_at_a_small_scale(trees, name, columns):
     rows = [line.strip("|").split("|")[1 : columns + 1] for line in table.splitlines()[4:] if line.startswith("|")]
     assert len(rows) == {"imagenet100": 3, "cifar100": 6, "noise": 7}[name]
     assert all(float(cell) >= 0 for row in rows for cell in row)
+
+
+@pytest.mark.slow
+def test_the_published_weights_are_evaluated_at_a_small_scale(trees):
+    """On made files, so that each is named as not the published one."""
+    for weights in published.WEIGHTS:
+        imagenet = weights.data_set == "ImageNet-100"
+        model, classes = ("resnet18", 1000 if weights.classes else None) if imagenet else ("resnet50", None)
+        encoder = resnet.encoder(model, small_images=not imagenet)
+        form, dataset = ("imagenet", "imagenet_100") if imagenet else ("cifar", "cifar100")
+        original_checkpoint(trees / weights.place, encoder, form, model, dataset, classes)
+    options = "--size 8 --batch_size 100 --num_workers 0"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "reproduce.py"), str(ROOT / "recipes/published.yaml"), "--scale", "0.01",
+         f"--options={options}"], cwd=trees, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (trees / "save/tables/published_scale0.01.md").read_text()
+    assert table.count("is not the published file") == 8
+    rows = [line.strip("|").split("|") for line in table.splitlines()[4:] if line.startswith("|")]
+    assert len(rows) == 8
+    for title, *cells, _, _ in rows:
+        cells = [cell.strip() for cell in cells]
+        cifar = "CIFAR-100" in title
+        assert [cell == "-" for cell in cells] == [False, *(4 * [not cifar]), *(4 * [cifar])]
+        assert all(0 <= float(cell) <= 100 for cell in cells if cell != "-")
 
 
 def test_the_recipe_in_the_docs_is_one(monkeypatch, capsys, tmp_path):

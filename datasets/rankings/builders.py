@@ -1,13 +1,16 @@
 """Makes tables of class similarity: from class names, superclasses, features, and noise."""
 
 import pickle
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from datasets import rankings, sources
-from datasets.rankings import files
+from datasets.rankings import files, pooling
 from util import InputError
 
 ENCODER = "sentence-transformers/all-distilroberta-v1"
@@ -16,40 +19,76 @@ ENCODER = "sentence-transformers/all-distilroberta-v1"
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def embed(texts: list[str], tokenizer, model, batch: int = 64) -> torch.Tensor:
-    """[n, d] unit vectors: the mean of a text's last hidden states over its tokens (Reimers and Gurevych 2019)."""
+@dataclass(frozen=True)
+class TextEncoder:
+    """Tokenizer and model; pooling: modes of pooling.MODES; about: revision and pooling, in words."""
+
+    tokenizer: Any
+    model: Any
+    pooling: tuple[str, ...]
+    about: str
+
+
+def embed(texts: list[str], encoder: TextEncoder, batch: int = 64) -> torch.Tensor:
+    """[n, d] unit vectors: a text's last hidden states, pooled over its tokens (Reimers and Gurevych 2019)."""
     found = []
     for start in range(0, len(texts), batch):
-        inputs = tokenizer(texts[start : start + batch], padding=True, truncation=True, return_tensors="pt")
+        inputs = encoder.tokenizer(texts[start : start + batch], padding=True, truncation=True, return_tensors="pt")
         with torch.no_grad():
-            hidden = model(**inputs).last_hidden_state.double()
-        mask = inputs["attention_mask"][..., None].double()
-        found.append((hidden * mask).sum(1) / mask.sum(1))
+            hidden = encoder.model(**inputs).last_hidden_state.double()
+        found.append(pooling.pool(hidden, inputs["attention_mask"], encoder.pooling))
     return torch.nn.functional.normalize(torch.cat(found), dim=1)
 
 
-def text_encoder(name: str):
-    """Tokenizer and model of a hub name or local folder, and the revision; InputError if it cannot be had."""
+def text_encoder(name: str) -> TextEncoder:
+    """The text encoder of a hub name or local folder, with its own pooling, the mean of the tokens if it names none.
+
+    Raises InputError if it cannot be had, or pools in a way that is not known.
+    """
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():  # no name of the hub: ask nobody
         raise InputError(f"--model {name}: no such folder")
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name)
+        modes, part = pooling.configured(partial(_model_file, name), f"--model {name}")
+        tokenizer = AutoTokenizer.from_pretrained(name, subfolder=part)
+        model = AutoModel.from_pretrained(name, subfolder=part).eval()
+    except InputError:
+        raise
     except Exception as error:  # no such folder, no network, a damaged file: transformers has an exception for each
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"--model {name}: cannot be loaded ({reason}); fetch it where there is a network, with "
             f"`hf download {ENCODER} --local-dir FOLDER`, and give --model FOLDER"
         ) from None
-    return tokenizer, model.eval(), getattr(model.config, "_commit_hash", None) or "local folder"
+    revision = getattr(model.config, "_commit_hash", None) or "local folder"
+    words = f"pooling {' and '.join(modes)}" if modes else "pooling mean, since the model names none"
+    return TextEncoder(tokenizer, model, modes or ("mean",), f"revision {revision}, {words}")
+
+
+def _model_file(name: str, file: str) -> Path | None:
+    """Where a file of a model lies, fetched from the hub where need be; None where the model has none such."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder / file if (folder / file).is_file() else None
+    import huggingface_hub as hub
+
+    kept = hub.try_to_load_from_cache(name, file)
+    if kept is hub._CACHED_NO_EXIST:
+        return None
+    try:
+        return Path(kept or hub.hf_hub_download(name, file))
+    except hub.errors.LocalEntryNotFoundError:  # no network: whether there is one cannot be known
+        raise
+    except hub.errors.EntryNotFoundError:
+        return None
 
 
 def cosines(names: dict[str, str], model_name: str, template: str) -> tuple[np.ndarray, str]:
     """[C, C] cosines of the names' embeddings, rounded to six places, and what they were made of, in words."""
-    tokenizer, model, revision = text_encoder(model_name)
-    table = cosine_matrix(embed([template.format(name) for name in names.values()], tokenizer, model).numpy())
-    return table, f"cosine of class names; model {model_name}, revision {revision}, template {template!r}"
+    encoder = text_encoder(model_name)
+    table = cosine_matrix(embed([template.format(name) for name in names.values()], encoder).numpy())
+    return table, f"cosine of class names; model {model_name}, {encoder.about}, template {template!r}"
 
 
 def superclass_table(groups: dict[str, list[str]]) -> tuple[np.ndarray, list[str]]:

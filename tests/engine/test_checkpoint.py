@@ -5,6 +5,7 @@ import hashlib
 import os
 import pickle
 import random
+import re
 import zipfile
 
 import numpy as np
@@ -228,6 +229,43 @@ def test_every_prefix_is_understood_before_and_behind_encoder(tmp_path, prefix):
         torch.save({"model": {prefix + inner + k: v for k, v in known.state_dict().items()}}, tmp_path / "last.pth")
         checkpoint.load_encoder(tmp_path, fresh)
         assert all(torch.equal(v, known.state_dict()[k]) for k, v in fresh.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "small"), [("resnet18", False), ("resnet18", True), ("resnet50", False)])
+@pytest.mark.parametrize("prefix", ["model.", "module.model.", "model.encoder.", ""])
+def test_keys_of_a_wrapped_model_and_of_layer_blocks_give_the_same_features(tmp_path, prefix, name, small):
+    known, fresh = resnet.encoder(name, small), resnet.encoder(name, small)
+    for buffer in known.buffers():
+        buffer.copy_(torch.rand_like(buffer.float()) + 0.5)
+    plain = {k: v.clone() for k, v in known.state_dict().items()}
+    blocks = {prefix + re.sub(r"^layer(\d)", r"layer_blocks.\1", k): v for k, v in plain.items()}
+    assert sum("layer_blocks.4.1" in key for key in blocks) > 10
+    torch.save({"model": blocks}, tmp_path / "last.pth")
+    checkpoint.load_encoder(tmp_path, fresh)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(fresh.eval()(x), known.eval()(x))
+    weights, _ = checkpoint.encoder_weights({"model": blocks}, "")
+    assert resnet.has_small_stem(weights) == small
+
+
+@pytest.mark.parametrize("part", ["layer_blocks.0.0", "layer_blocks.5.0", "layer_blocks.stem", "layer_blocks"])
+def test_layer_blocks_of_another_number_are_an_error_that_names_the_key(part):
+    weights = {f"model.{part}.conv1.weight": torch.ones(1)}
+    with pytest.raises(InputError, match=rf"--ckpt a: model\.{part}\.conv1\.weight is unknown; .* from 1 to 4"):
+        checkpoint.encoder_weights({"model": weights}, "--ckpt a")
+
+
+def test_layer_blocks_that_lack_one_are_an_error_that_names_it(tmp_path):
+    encoder = resnet.encoder("resnet18")
+    blocks = {f"model.{k.replace('layer', 'layer_blocks.')}": v for k, v in encoder.state_dict().items()}
+    del blocks["model.layer_blocks.2.1.bn1.weight"]
+    torch.save({"model": blocks}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"layer2\.1\.bn1\.weight is missing"):
+        checkpoint.load_encoder(tmp_path / "a.pth", encoder)
+    blocks["layer2.1.bn1.weight"] = blocks["model.layer2.1.bn1.weight"] = torch.ones(128)
+    torch.save({"model": blocks}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"holds layer2\.1\.bn1\.weight twice"):
+        checkpoint.load_encoder(tmp_path / "a.pth", encoder)
 
 
 @pytest.mark.parametrize("form", FORMS)

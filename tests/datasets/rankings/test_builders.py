@@ -1,12 +1,15 @@
 """Ranking files: cosines of names by a text encoder, superclasses, noise, and the picture."""
 
+import dataclasses
 import errno
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import commands
 import numpy as np
@@ -22,6 +25,7 @@ from datasets.rankings import builders, files
 from engine import checkpoint
 from figures.ranking import clustered
 from networks import resnet
+from util import InputError
 
 NAMES = ["robin", "gila monster", "a very long name of a class with many words", "x"]
 
@@ -48,22 +52,178 @@ make = partial(run, script="rankings")
 error_of = partial(commands.error_of, script="rankings")
 
 
-def by_hand(folder, text):
-    """The mean of the last hidden states of one text alone, of unit length."""
+def pooled_by_hand(hidden, mode):
+    """One vector of the lists `hidden`, a text's tokens."""
+    n, columns = len(hidden), list(zip(*hidden, strict=True))
+    if mode in ("cls", "lasttoken"):
+        return hidden[0 if mode == "cls" else -1]
+    if mode == "max":
+        return [max(column) for column in columns]
+    if mode == "weightedmean":
+        return [sum((i + 1) * x for i, x in enumerate(column)) / (n * (n + 1) / 2) for column in columns]
+    return [math.fsum(column) / (n if mode == "mean" else math.sqrt(n)) for column in columns]
+
+
+def by_hand(folder, text, modes=("mean",)):
+    """The last hidden states of one text alone, pooled, of unit length."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
         hidden = model(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0].tolist()
-    mean = [math.fsum(token[d] for token in hidden) / len(hidden) for d in range(16)]
-    return [x / math.hypot(*mean) for x in mean]
+    pooled = [x for mode in modes for x in pooled_by_hand(hidden, mode)]
+    return [x / math.hypot(*pooled) for x in pooled]
 
 
 def test_embeddings_equal_mean_pooling_by_hand_and_padding_changes_none(encoder):
-    tokenizer, model, _ = builders.text_encoder(str(encoder))
-    together = builders.embed(NAMES, tokenizer, model)  # padded to the longest
+    found = builders.text_encoder(str(encoder))
+    assert found.about == "revision local folder, pooling mean, since the model names none"
+    together = builders.embed(NAMES, found)  # padded to the longest
     for text, row in zip(NAMES, together.tolist(), strict=True):
         assert row == pytest.approx(by_hand(encoder, text), abs=1e-5)
-    small = builders.embed(NAMES, tokenizer, model, batch=1)
+    small = builders.embed(NAMES, found, batch=1)
     assert torch.allclose(small, together, atol=1e-5)
+
+
+TRANSFORMER, POOLING = "sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"
+NORMALIZE = "sentence_transformers.models.Normalize"
+NEWER = "sentence_transformers.base.modules.transformer.Transformer", "sentence_transformers.x.modules.pooling.Pooling"
+
+
+def configure(encoder, folder, pooling, kinds=(TRANSFORMER, POOLING, NORMALIZE), side="right"):
+    """A copy of the encoder as sentence-transformers would leave it."""
+    shutil.copytree(encoder, folder)
+    modules = [{"idx": i, "path": f"{i}_{kind.rpartition('.')[2]}" if i else "", "type": kind}
+               for i, kind in enumerate(kinds)]  # fmt: skip
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    settings = {**json.loads((folder / "tokenizer_config.json").read_text()), "padding_side": side}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+def older(*names):
+    known = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+    return {"word_embedding_dimension": 16, **{f"pooling_mode_{name}": name in names for name in known}}
+
+
+POOLED = {
+    "cls": (older("cls_token"), ["cls"]),
+    "mean": (older("mean_tokens"), ["mean"]),
+    "max": (older("max_tokens"), ["max"]),
+    "mean_sqrt": (older("mean_sqrt_len_tokens"), ["mean_sqrt_len_tokens"]),
+    "weighted": (older("weightedmean_tokens"), ["weightedmean"]),
+    "last": (older("lasttoken"), ["lasttoken"]),
+    "two": (older("cls_token", "mean_sqrt_len_tokens"), ["cls", "mean_sqrt_len_tokens"]),
+    "newer": ({"embedding_dimension": 16, "pooling_mode": "lasttoken", "include_prompt": True}, ["lasttoken"]),
+    "newer, two": ({"embedding_dimension": 16, "pooling_mode": ["max", "cls"]}, ["max", "cls"]),
+}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", POOLED)
+def test_a_models_own_pooling_is_followed_whatever_the_padding(tmp_path, encoder, name, side):
+    config, modes = POOLED[name]
+    kinds = NEWER if "newer" in name else (TRANSFORMER, POOLING, NORMALIZE)
+    found = builders.text_encoder(configure(encoder, tmp_path / "model", config, kinds, side))
+    assert found.tokenizer.padding_side == side
+    assert found.about.endswith(f"pooling {' and '.join(modes)}")
+    together = builders.embed(NAMES, found)
+    for text, row in zip(NAMES, together.tolist(), strict=True):
+        alone = builders.embed([text], found)[0]
+        assert row == pytest.approx(alone.tolist(), abs=1e-5)
+        assert row == pytest.approx(by_hand(tmp_path / "model", text, modes), abs=1e-5)
+    plain = builders.embed(NAMES, dataclasses.replace(found, pooling=("mean",)))
+    same = modes in (["mean"], ["mean_sqrt_len_tokens"])  # the length of a vector is no part of a cosine
+    assert plain.shape != together.shape or torch.allclose(plain, together, atol=1e-3) == same
+
+
+def test_the_file_that_is_written_names_the_pooling(monkeypatch, tmp_path, encoder):
+    (tmp_path / "names.csv").write_text("class,name\nn1,robin\nn2,gila monster\n")
+    for folder in (configure(encoder, tmp_path / "model", older("cls_token")), encoder):
+        make(monkeypatch, tmp_path, f"roberta --names names.csv --model {folder} --out {Path(folder).name}.csv")
+    table, _ = files.read_table(tmp_path / "model.csv")
+    want = np.dot(*(by_hand(tmp_path / "model", text, ["cls"]) for text in ("robin", "gila monster")))
+    assert table[0, 1] == pytest.approx(want, abs=1e-5)
+    assert ", pooling cls, template" in (tmp_path / "model.csv").read_text().splitlines()[0]
+    plain = (tmp_path / f"{encoder.name}.csv").read_text().splitlines()[0]
+    assert ", pooling mean, since the model names none, template" in plain
+
+
+def test_a_pooling_file_without_a_list_of_modules_counts_and_a_transformer_may_have_a_folder_of_its_own(
+    tmp_path, encoder
+):
+    folder = Path(configure(encoder, tmp_path / "part", older("cls_token")))
+    (folder / "modules.json").unlink()
+    assert builders.text_encoder(str(folder)).pooling == ("cls",)
+    whole = Path(configure(encoder, tmp_path / "whole", older("max_tokens")))
+    modules = json.loads((whole / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (whole / "modules.json").write_text(json.dumps(modules))
+    shutil.copytree(encoder, whole / "0_Transformer")
+    for file in encoder.iterdir():
+        (whole / file.name).unlink()
+    found = builders.text_encoder(str(whole))
+    assert builders.embed(["robin"], found)[0].tolist() == pytest.approx(by_hand(encoder, "robin", ["max"]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "kinds", "reason"),
+    [
+        ({"pooling_mode": "attention"}, NEWER, "1_Pooling/config.json: the pooling attention is not known; cls, max,"),
+        ({"pooling_mode_new": True}, NEWER, "config.json: the pooling pooling_mode_new is not known"),
+        (older(), NEWER, "1_Pooling/config.json names no pooling mode"),
+        ({"pooling_mode": 3}, NEWER, "1_Pooling/config.json names no pooling mode"),
+        ([], NEWER, "1_Pooling/config.json is a list, not a dict"),
+        (older("cls_token"), (TRANSFORMER, POOLING, "sentence_transformers.models.Dense"), "has a module Dense; only"),
+        (older("cls_token"), ("custom.Transformer", POOLING), "has a module custom.Transformer; only"),
+        (older("cls_token"), (TRANSFORMER, NORMALIZE, POOLING), "has the modules Transformer, Normalize, Pooling;"),
+        (older("cls_token"), (TRANSFORMER,), "has the modules Transformer; Transformer, Pooling must come first"),
+        (
+            older("cls_token"),
+            (TRANSFORMER, "sentence_transformers.a.Pooling", POOLING),
+            "Transformer, Pooling, Pooling",
+        ),
+    ],
+)
+def test_a_pooling_that_is_not_known_is_one_line(monkeypatch, capsys, tmp_path, encoder, config, kinds, reason):
+    (tmp_path / "names.csv").write_text("class,name\nn1,robin\n")
+    configure(encoder, tmp_path / "model", config, kinds)
+    line = error_of(monkeypatch, capsys, tmp_path, "roberta --names names.csv --model ./model --out a.csv")
+    assert "--model ./model: " in line
+    assert reason in line
+    assert not (tmp_path / "a.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("modules.json", "[", "model/modules.json is not readable as JSON"),
+        ("modules.json", "[3]", "model/modules.json is not a list of modules"),
+        ("1_Pooling/config.json", None, "has no 1_Pooling/config.json, which model/modules.json names"),
+    ],
+)
+def test_a_damaged_description_of_a_model_is_one_line(monkeypatch, capsys, tmp_path, encoder, file, text, reason):
+    (tmp_path / "names.csv").write_text("class,name\nn1,robin\n")
+    configure(encoder, tmp_path / "model", older("cls_token"))
+    (tmp_path / "model" / file).write_text(text) if text else (tmp_path / "model" / file).unlink()
+    line = error_of(monkeypatch, capsys, tmp_path, "roberta --names names.csv --model ./model --out a.csv")
+    assert reason in line
+
+
+def test_a_file_of_the_hub_that_is_not_there_is_told_from_one_that_cannot_be_had(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commit = "0" * 40
+    place = tmp_path / "models--some--model"
+    for file, content in {
+        "refs/main": commit, f"snapshots/{commit}/modules.json": "[]", f".no_exist/{commit}/1_Pooling/config.json": "",
+    }.items():  # fmt: skip
+        (place / file).parent.mkdir(parents=True, exist_ok=True)
+        (place / file).write_text(content)
+    assert builders._model_file("some/model", "modules.json").read_text() == "[]"
+    assert builders._model_file("some/model", "1_Pooling/config.json") is None
+    with pytest.raises(InputError, match="--model other/model: cannot be loaded"):
+        builders.text_encoder("other/model")
 
 
 def test_roberta_writes_a_ranking_that_training_reads(monkeypatch, tmp_path, encoder):
@@ -183,12 +343,12 @@ def test_hugging_faces_package_of_the_same_name_is_not_in_the_way(tmp_path, enco
 
 
 def test_a_real_sentence_encoder_finds_dogs_nearer_to_dogs_than_to_vehicles():
-    tokenizer, model, _ = builders.text_encoder(str(commands.real("SENTENCE_ENCODER")))
+    encoder = builders.text_encoder(str(commands.real("SENTENCE_ENCODER")))
     dogs = ["Chihuahua", "Shih-Tzu", "toy terrier", "Rottweiler", "Doberman", "standard poodle"]
     vehicles = ["ambulance", "moped", "pickup"]
     known = set(files.in_words(datasets.class_list("ImageNet-100")).values())
     assert known.issuperset({*dogs, *vehicles})
-    z = builders.embed([*dogs, *vehicles], tokenizer, model)
+    z = builders.embed([*dogs, *vehicles], encoder)
     table = z @ z.T
     among = table[:6, :6][~torch.eye(6, dtype=torch.bool)]
     assert among.mean() > table[:6, 6:].mean() + 0.1
