@@ -31,7 +31,7 @@ def add_options(p) -> None:
     g.add_argument("--min_probability", type=float, default=1e-7, help="harder terms are left out (published); 0: none")
     g.add_argument(
         "--reduction", choices=REDUCTIONS, default="pairs",
-        help="mean of the out form: over all pairs (published), or within each anchor first, for unequal classes",
+        help="mean of the out form: over all pairs (published), or within anchors",
     )  # fmt: skip
     g = p.add_argument_group("ranking of classes")
     g.add_argument("--ranking", help="identity, superclass, roberta_threshold, or a CSV, npz or YAML file")

@@ -171,7 +171,7 @@ def add_training(p, warm: str = "linear warm-up over 10 epochs; always above bat
     g.add_argument("--augment_on", choices=["device", "worker"], help="flip, colour, normalise (None: device on CUDA)")
     g.add_argument(
         "--precision", choices=["auto", "float32", "tf32", "bfloat16", "float16"], default="auto",
-        help="of encoders; auto: bfloat16 on CUDA, float32 without",
+        help="of encoders; auto: bfloat16 on CUDA",
     )  # fmt: skip
     flag(g, "--channels_last", default=True, help="layout of images and convolutions; False: channels first")
     flag(g, "--compile", help="compile the encoders: slow start, faster steps; wants a C++ compiler")
