@@ -631,7 +631,7 @@ def _drops(negatives: int, cosines: _Cosines, tau: float, most: float) -> bool:
 
 def _drawn(cosines: _Cosines, count: int) -> Tensor:
     """[rows, count] places in `cosines`, from a generator of its own."""
-    rows = min(256, max(8, 2**19 // count))
+    rows = min(256, max(8, 2**18 // count))
     u = torch.rand(rows, count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return torch.searchsorted(cosines.probability.cumsum(0), u).clamp_(max=len(cosines.value) - 1)
 
@@ -671,10 +671,12 @@ def _chance(group: Group, entries: Tensor, cosines: _Cosines, drawn: Tensor | No
     if drawn is not None:
         logits = (cosines.value / group.tau).clamp(-700, 700)
         sums = F.pad(logits.exp()[drawn].cumsum(1), (1, 0))
+        likely = cosines.probability > 1e-6  # few enough to be fast
+        logits, probability = logits[likely], cosines.probability[likely]
         for i, (p, n) in enumerate(counts.long().tolist()):
             log_n = (sums[:, p + n] - sums[:, p]).log()[:, None]
             if group.out:
-                found = _left_in(term[i], log_n - logits, cosines.probability, p if by_anchor else 1, most)
+                found = _left_in(term[i], log_n - logits, probability, p if by_anchor else 1, most)
             else:
                 found = _left_in(term[i], log_n - sums[:, p].log(), sums.new_ones(len(sums)) / len(sums), 1, most)
             term[i], number[i] = found
