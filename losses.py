@@ -500,7 +500,8 @@ class RINCELoss(_RankedLoss):
     def entries_per_rank(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[N], [K] -> [N, R + 1] float64: bank entries of each rank, and negatives."""
         in_bank = torch.bincount(bank_labels + 1, minlength=self.rank.shape[1]).float()  # the empty slots go first
-        of_class = [(self.rank == r).float() @ in_bank for r in range(len(self.taus) + 1)]
+        # sums, not a product of matrices, which TF32 would round
+        of_class = [torch.where(self.rank == r, in_bank, 0).sum(1) for r in range(len(self.taus) + 1)]
         return torch.stack(of_class, 1)[labels].double()
 
     def ranks(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
