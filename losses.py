@@ -500,7 +500,8 @@ class RINCELoss(_RankedLoss):
     def entries_per_rank(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[N], [K] -> [N, R + 1] float64: bank entries of each rank, and negatives."""
         in_bank = torch.bincount(bank_labels + 1, minlength=self.rank.shape[1]).float()  # the empty slots go first
-        of_class = [(self.rank == r).float() @ in_bank for r in range(len(self.taus) + 1)]
+        # sums, not a product of matrices, which TF32 would round
+        of_class = [torch.where(self.rank == r, in_bank, 0).sum(1) for r in range(len(self.taus) + 1)]
         return torch.stack(of_class, 1)[labels].double()
 
     def ranks(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
@@ -631,7 +632,7 @@ def _drops(negatives: int, cosines: _Cosines, tau: float, most: float) -> bool:
 
 def _drawn(cosines: _Cosines, count: int) -> Tensor:
     """[rows, count] places in `cosines`, from a generator of its own."""
-    rows = min(256, max(8, 2**19 // count))
+    rows = min(256, max(8, 2**18 // count))
     u = torch.rand(rows, count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return torch.searchsorted(cosines.probability.cumsum(0), u).clamp_(max=len(cosines.value) - 1)
 
@@ -671,10 +672,12 @@ def _chance(group: Group, entries: Tensor, cosines: _Cosines, drawn: Tensor | No
     if drawn is not None:
         logits = (cosines.value / group.tau).clamp(-700, 700)
         sums = F.pad(logits.exp()[drawn].cumsum(1), (1, 0))
+        likely = cosines.probability > 1e-6  # few enough to be fast
+        logits, probability = logits[likely], cosines.probability[likely]
         for i, (p, n) in enumerate(counts.long().tolist()):
             log_n = (sums[:, p + n] - sums[:, p]).log()[:, None]
             if group.out:
-                found = _left_in(term[i], log_n - logits, cosines.probability, p if by_anchor else 1, most)
+                found = _left_in(term[i], log_n - logits, probability, p if by_anchor else 1, most)
             else:
                 found = _left_in(term[i], log_n - sums[:, p].log(), sums.new_ones(len(sums)) / len(sums), 1, most)
             term[i], number[i] = found

@@ -29,10 +29,7 @@ def add_options(p) -> None:
     g.add_argument("--max_tau", type=options.positive, default=0.6, help="temperature at similarity 0")
     options.flag(g, "--use_dynamic_tau", default=True, help="temperature grows with distance; False: min_tau for all")
     g.add_argument("--min_probability", type=float, default=1e-7, help="harder terms are left out (published); 0: none")
-    g.add_argument(
-        "--reduction", choices=REDUCTIONS, default="pairs",
-        help="mean of the out form: over all pairs (published), or within anchors",
-    )  # fmt: skip
+    g.add_argument("--reduction", choices=REDUCTIONS, default="pairs", help="out: mean over pairs, or anchor by anchor")
     g = p.add_argument_group("ranking of classes")
     g.add_argument("--ranking", help="identity, superclass, roberta_threshold, or a CSV, npz or YAML file")
     options.flag(g, "--use_supercategories", help="published spelling of --ranking superclass")
