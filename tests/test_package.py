@@ -19,7 +19,9 @@ import util
 
 PROJECT = ProjectMetadata(str(ROOT), None).core
 EXTRAS = PROJECT.optional_dependencies
-IMPORTED_AS = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml", "umap-learn": "umap"} | {"huggingface-hub": "huggingface_hub"}
+IMPORTED_AS = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml", "umap-learn": "umap"} | {
+    "huggingface-hub": "huggingface_hub"
+}
 GROUND_FLOOR = [ROOT / "losses.py", *(f for room in ("networks", "evaluation") for f in (ROOT / room).glob("*.py"))]
 PACKAGES = [path.parent for path in ROOT.glob("*/__init__.py")]
 SCRIPTS = sorted({*ROOT.glob("*.py"), *(f for folder in PACKAGES for f in folder.rglob("*.py"))} - {*GROUND_FLOOR})
