@@ -400,6 +400,11 @@ class _RankedLoss(nn.Module):
         """
         raise NotImplementedError
 
+    def occurring(self, labels: Tensor) -> Tensor:
+        """[N] -> [G] bool: the terms that count in the mean, since some anchor's label has their rank."""
+        has = self.has_rank[labels].any(0)
+        return torch.stack([has[0], has[1:].any()]) if self.cumulative else has
+
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[R] mean number of positives an anchor has at each rank, the own key counted; for logs."""
         mean = self.entries_per_rank(labels, bank_labels)[:, :-1].mean(0)
@@ -428,9 +433,7 @@ class _RankedLoss(nn.Module):
         with torch.autocast(query.device.type, enabled=False):
             q, k, m = (_at_least_float32(x) for x in (query, key, bank))
             total, count = self.bank_terms(q, (q * k).sum(1), labels, m, bank_labels)
-        has = self.has_rank[labels].any(0)
-        occurs = torch.stack([has[0], has[1:].any()]) if self.cumulative else has
-        return RankTerms(total, count, occurs)
+        return RankTerms(total, count, self.occurring(labels))
 
     def forward(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
         """query, key: [N, D] unit vectors; labels: [N] from 0; bank: [K, D]; bank_labels: [K], -1 = empty -> scalar.
@@ -759,9 +762,7 @@ class InBatchLoss(nn.Module):
                 place = first + torch.arange(len(q), device=q.device)  # of the own key among the keys
                 rank = c.ranks(labels, known).scatter(1, place[:, None], -1)
             total, count = entry_terms(q @ keys.T, (q * k).sum(1), rank, groups, c.min_probability)
-        has = c.has_rank[labels].any(0)
-        occurs = torch.stack([has[0], has[1:].any()]) if c.cumulative else has
-        terms = RankTerms(total, count, occurs)
+        terms = RankTerms(total, count, c.occurring(labels))
         return terms.over_processes(_all_reduce, dist.get_world_size()) if several else terms
 
     def forward(self, query: Tensor, key: Tensor | None, labels: Tensor) -> Tensor:

@@ -19,8 +19,12 @@ import util
 
 PROJECT = ProjectMetadata(str(ROOT), None).core
 EXTRAS = PROJECT.optional_dependencies
-IMPORTED_AS = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml", "umap-learn": "umap"} | {
-    "huggingface-hub": "huggingface_hub"
+IMPORTED_AS = {
+    "huggingface-hub": "huggingface_hub",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+    "umap-learn": "umap",
 }
 GROUND_FLOOR = [ROOT / "losses.py", *(f for room in ("networks", "evaluation") for f in (ROOT / room).glob("*.py"))]
 PACKAGES = [path.parent for path in ROOT.glob("*/__init__.py")]

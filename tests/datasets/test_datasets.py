@@ -10,10 +10,11 @@ import torch
 from commands import real, run
 from made_data import make_cifar100, make_image_folders, make_tiny_imagenet
 from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import datasets
 import main_supcon
-from datasets import augmentation
+from datasets import augmentation, sources
 from datasets.rankings import files
 from util import InputError
 
@@ -256,3 +257,7 @@ def test_fashion_mnist_as_class_folders_has_the_same_classes_labels_and_ranks(mo
 
 def test_the_real_fashion_mnist_as_class_folders_has_the_same_classes_labels_and_ranks(monkeypatch, tmp_path):
     check_equal_to_folders(real("FASHION_MNIST"), tmp_path, monkeypatch)
+
+
+def test_image_files_are_those_that_torchvision_takes():
+    assert sources.IMAGE_ENDINGS == IMG_EXTENSIONS
