@@ -56,8 +56,8 @@ def options_read(trees):
 
 
 def reached(trees):
-    """Of a script's modules (name -> parsed file), what runs for it: of engine.options, which all scripts share, only the
-    functions that another of them names, and what these call.
+    """What runs for a script, of its modules (name -> parsed file): of engine.options, which all scripts share, only
+    the functions that another of them names, and what these call.
     """
     shared = trees.get("engine.options")
     others = [tree for name, tree in trees.items() if name != "engine.options"]
