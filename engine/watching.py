@@ -19,6 +19,7 @@ from engine.loading import Loader, Loading
 
 ADVISE_ABOVE, ADVISE_AFTER = 0.25, 60.0  # share of the time, seconds of training
 PAIRS = 128  # training images whose two views are measured
+PROJECTED = 512  # images in the projector
 
 
 class Timed:
@@ -128,14 +129,14 @@ class Watch:
         writer.add_image("augmented_pairs", make_grid(pairs, nrow=8, padding=1, pad_value=1.0), 0)
 
     @torch.no_grad()
-    def project(self, writer, model, most: int = 512) -> None:
+    def project(self, writer, model) -> None:
         """TensorBoard's embedding projector: features of held-out images, else of training images."""
         if writer is None:
             return
         was_training = model.training
         model.eval()
         data = self.held_out[1] if self.held_out else self.data
-        chosen = spread(len(data), most)
+        chosen = spread(len(data), PROJECTED)
         views = torch.stack([data[i][0] for i in chosen]) if self.held_out else self._drawn(chosen)[0]
         parts = [
             model.encoder(part.to(self.loading.device)).float().cpu() for part in views.split(self.loading.batch_size)

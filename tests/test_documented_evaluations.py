@@ -160,7 +160,7 @@ def test_imagenet_100_is_retrieved_too(monkeypatch, world):
 
 
 def test_model_left_out_is_read_from_the_checkpoint_and_the_stem_from_its_weights(monkeypatch, world):
-    run(monkeypatch, world, "--dataset path --data_folder data/imagenet100 --ckpt contrastive --size 32 "
+    run(monkeypatch, world, "--dataset path --data_folder data/imagenet100 --ckpt contrastive --size 8 "
         "--num_workers 0", "retrieval")  # fmt: skip
     assert result(world, "retrieval_path_contrastive_fine_*")["checkpoint"]["model"] == "resnet50"
 

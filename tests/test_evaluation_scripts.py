@@ -28,9 +28,9 @@ def detect_noise(monkeypatch, digits, detector):
     return result(digits, f"ood_digits_ce_noise_{detector}*")
 
 
-def test_cross_entropy_reaches_97_percent_on_the_digits(digits):
+def test_cross_entropy_reaches_95_percent_on_the_digits_in_six_epochs(digits):
     metrics = result(digits, "cross_entropy_digits_ce_*")["metrics"]
-    assert metrics["last"]["top-1"] >= 97
+    assert metrics["last"]["top-1"] >= 95
     assert metrics["best"]["top-1"] >= metrics["last"]["top-1"]
 
 
@@ -40,7 +40,7 @@ def test_a_probe_of_a_random_encoder_is_far_below_that_of_a_trained_one(monkeypa
     random, trained = (
         result(digits, f"linear_digits_{n}_cached*")["metrics"]["last"]["top-1"] for n in ("random", "ce")
     )
-    assert trained >= 97
+    assert trained >= 96
     assert random < trained - 15
 
 
@@ -167,7 +167,7 @@ def test_two_processes_extract_the_same_features_and_train_the_same_probe(digits
     name = "probed"
     printed = command("main_linear", "--cache_features --nproc_per_node 2 --exp_name two")
     assert printed.count("epoch 30/30  loss") == 1
-    assert result(digits / name, "linear_digits_two_cached*")["metrics"]["last"]["top-1"] >= 97
+    assert result(digits / name, "linear_digits_two_cached*")["metrics"]["last"]["top-1"] >= 96
 
 
 def test_two_processes_train_and_validate_a_classifier_on_every_image_once(tmp_path):

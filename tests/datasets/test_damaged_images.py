@@ -99,7 +99,7 @@ def test_on_bad_image_error_stops_the_run_with_its_name(monkeypatch, capsys, min
 
 def test_an_evaluation_names_the_image_and_the_way_round_it(monkeypatch, capsys, mine):
     run(monkeypatch, mine, f"{SMALL} --num_workers 0 --exp_name a", "main_ce")
-    evaluate = "--dataset path --data_folder mine --ckpt save/SupCon/path_models/a"
+    evaluate = "--dataset path --data_folder mine --ckpt save/SupCon/path_models/a --num_workers 1"
     line = commands.error_of(monkeypatch, capsys, mine, evaluate, "retrieval")
     assert "cat_1.JPEG: not a readable image" in line
     assert "leave it out with --skip_images LIST" in line

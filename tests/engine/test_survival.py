@@ -88,7 +88,7 @@ def check_that_kills_leave_no_trace(folder, words, kills):
         assert same(checkpoints[name], want_checkpoints[name]), name
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_run_killed_twice_ends_equal_to_the_bit_to_one_left_alone(tmp_path, workers):
     check_that_kills_leave_no_trace(tmp_path, f"{FEW_STEPS} --epochs 2 --num_workers {workers}", kills=2)
 
