@@ -53,8 +53,7 @@ def worker(args, device):
         size, mean, std = datasets.view_settings(args.dataset, options.chosen_views(args), train)
         encoder = training.build_encoder(args.model, spec.small)
         encoder = training.sync_batchnorm(encoder, device) if args.syncBN else encoder
-        name = args.exp_name or f"cross_entropy_{args.model}_seed{args.seed}"
-        run = runs.Run(args, "SupCon", name)
+        run = runs.Run(args, "SupCon", run_name(args))
     skip, how = options.skips_damage(args), options.loading(args, device, args.channels_last)
     train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)
     if skip:
@@ -87,14 +86,20 @@ def worker(args, device):
         record |= {"model": args.model, "epoch": args.epochs}
         about = {"images": {"train": len(train), "validation": len(test)}, "seconds": util.seconds_since(begin)}
         about |= in_force(stepper.precision)
-        title, folders = ("cross_entropy", name, ""), {"images": args.data_folder}
+        title, folders = ("cross_entropy", run_name(args), ""), {"images": args.data_folder}
         path = results.write(options.plain(args), title, metrics, record, folders, about)
         results.show("cross-entropy", metrics)
         print(f"saved {path}", flush=True)
 
 
+def run_name(args) -> str:
+    """--exp_name, or a name made of the options."""
+    return args.exp_name or f"cross_entropy_{args.model}_seed{args.seed}"
+
+
 def main():
     args = config.parse(get_parser(), RECIPES)
+    runs.wait_for_predecessor(args, "SupCon", run_name(args))
     launch(partial(worker, args), options.processes(args))
 
 

@@ -101,6 +101,7 @@ def worker(args, device):
 
 def main():
     args = config.parse(get_parser(), RECIPES)
+    runs.wait_for_predecessor(args, "linear", args.exp_name)
     launch(partial(worker, args), options.processes(args))
 
 

@@ -106,9 +106,10 @@ def worker(args, device):
         run.log(epoch, scalars, images_per_second)
         if epoch == run.resumed_from + 1:
             run.say(watching.beside_chance(per_rank, chance))
-            watch.draw_pairs(run.writer)
         run.save(epoch)
-    watch.project(run.writer, model)
+        if epoch == run.resumed_from + 1:
+            run.show(watch.draw_pairs)
+    run.show(partial(watch.project, model=model))
     run.close()
 
 
@@ -119,6 +120,7 @@ def default_name(args) -> str:
 
 def main():
     args = config.parse(get_parser(), RECIPES)
+    runs.wait_for_predecessor(args, "SupCon", args.exp_name or default_name(args))
     launch(partial(worker, args), options.processes(args))
 
 

@@ -203,9 +203,14 @@ def pyplot() -> ModuleType:
     return plt
 
 
+def temporary_name(path: Path) -> Path:
+    """Where a file is written before it is renamed to `path`: no other process writes there."""
+    return path.with_name(f"{path.name[:100]}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write to a temporary name, then rename: whole or not at all; folders are made. Raises InputError if it fails."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
@@ -231,7 +236,7 @@ def append_json(path: Path, record: dict) -> None:
 def read_json_lines(path: Path) -> list[dict]:
     """The records of a log; [] where there is none. A line that a crash cut short does not count."""
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
             records.append(json.loads(line))
     return records

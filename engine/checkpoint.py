@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from util import InputError
+from util import InputError, temporary_name
 
-FORMAT = 1
+FORMAT = 1  # of what `save` writes; grows where an older version could not go on with it
 
 # what a key's path may hold besides the layer's own name, and what lies beside the encoder
 WRAPPERS = ("module", "model", "backbone_q")
@@ -34,14 +34,14 @@ def write_whole(path: Path, state: dict, before: Path | None = None) -> None:
     before: the name that the file so far takes. Raises OSError that names the path; nothing half-written stays.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         if before and path.exists():
-            os.replace(path, before)
+            _name_also(path, before)
         os.replace(temporary, path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
@@ -54,6 +54,18 @@ def write_whole(path: Path, state: dict, before: Path | None = None) -> None:
             raise
         fault.filename = fault.filename or str(path)
         raise fault from None
+
+
+def _name_also(path: Path, other: Path) -> None:
+    """Give a file another name as well, over what had it; on a disk without links it loses its own for a moment."""
+    if other.exists() and path.samefile(other):  # a crash came between the two renames
+        return
+    link = temporary_name(other)
+    try:
+        os.link(path, link)
+    except OSError:
+        link = path
+    os.replace(link, other)
 
 
 def sync_folder(folder: Path) -> None:
@@ -70,11 +82,20 @@ def save(path: Path, state: dict, before: Path | None = None) -> None:
     write_whole(path, {"format": FORMAT, **state}, before)
 
 
+def numbered(folder: Path) -> list[Path]:
+    """The checkpoints ckpt_epoch_N.pth of a run's folder, the highest N first."""
+    found = [f for f in Path(folder).glob("ckpt_epoch_*.pth") if f.stem.removeprefix("ckpt_epoch_").isdecimal()]
+    return sorted(found, key=lambda f: int(f.stem.removeprefix("ckpt_epoch_")), reverse=True)
+
+
 def history(folder: Path) -> list[Path]:
     """The checkpoints of a run's folder, the newest first: last.pth, previous.pth, the highest ckpt_epoch_N.pth, ..."""
-    kept = {int(f.stem.removeprefix("ckpt_epoch_")): f for f in Path(folder).glob("ckpt_epoch_[0-9]*.pth")}
-    files = [Path(folder) / "last.pth", Path(folder) / "previous.pth", *(kept[n] for n in sorted(kept, reverse=True))]
+    files = [Path(folder) / "last.pth", Path(folder) / "previous.pth", *numbered(folder)]
     return [file for file in files if file.exists()]
+
+
+class NewerFormat(InputError):
+    """A checkpoint of a version to come: an older one beside it must not take its place."""
 
 
 def newest(folder: Path, flag: str = "--resume") -> tuple[Path, dict, list[str]]:
@@ -86,6 +107,8 @@ def newest(folder: Path, flag: str = "--resume") -> tuple[Path, dict, list[str]]
     for path in history(folder):
         try:
             return path, load(path, flag), passed
+        except NewerFormat:
+            raise
         except InputError as error:
             passed.append(str(error))
     raise InputError(passed[0] + ", nor is any before it" if passed else f"{flag} {folder}: holds no checkpoint")
@@ -140,6 +163,9 @@ def load(path, flag: str = "--ckpt") -> dict:
     for name, value in state["model"].items():
         if not isinstance(value, Tensor):
             raise InputError(f"{flag} {path}: not a checkpoint, its weight {name} is a {type(value).__name__}")
+    version = state.get("format", FORMAT)  # the published files have none
+    if version != FORMAT:
+        raise NewerFormat(f"{flag} {path}: has format {version}, this version reads {FORMAT}; update this code")
     return state
 
 
@@ -227,6 +253,11 @@ def load_strictly(module: nn.Module, weights: dict, source: str) -> None:
         f"{k} has shape {tuple(weights[k].shape)} instead of {tuple(own[k].shape)}"
         for k in own
         if k in weights and weights[k].shape != own[k].shape
+    ]
+    differences += [
+        f"{k} has type {weights[k].dtype} instead of {own[k].dtype}"
+        for k in own
+        if k in weights and weights[k].is_floating_point() != own[k].is_floating_point()
     ]
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""

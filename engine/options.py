@@ -184,8 +184,10 @@ def add_training(p, warm: str = "linear warm-up over 10 epochs; always above bat
     g.add_argument("--exp_name", help="name of the run (None: made from the options)")
     g.add_argument("--save_folder", default="./save", help="root of everything written")
     g.add_argument("--save_freq", type=positive_int, default=50, help="epochs between checkpoints that stay")
+    g.add_argument("--keep_checkpoints", type=positive_int, metavar="K", help="of these, the last K only (None: all)")
     g.add_argument("--print_freq", type=positive_int, default=10, help="steps between progress lines")
     g.add_argument("--save_minutes", type=positive, default=10, help="minutes between checkpoints inside an epoch")
+    g.add_argument("--max_hours", type=positive, help="then save, and exit with 75 as after SIGTERM (None: no limit)")
     g.add_argument("--resume", help="checkpoint or run's folder to go on from; auto: this run's own, if it has begun")
     flag(g, "--overwrite", help="start anew in a folder that holds a run; its files are replaced")
 

@@ -34,7 +34,7 @@ def write(given: dict, title: tuple, metrics: dict, checkpoint: dict, data_folde
     meaning = {k: v for k, v in given.items() if k not in NO_MEANING}
     meaning |= {"checkpoint": checkpoint["sha256"], **{k: str(Path(v).resolve()) for k, v in data_folders.items()}}
     key = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:8]
-    parts = [script, dataset, name, detail, key]
+    parts = [script, dataset, name[:60], detail[:60], key]  # a disk takes 255 bytes
     path = folder / ("_".join(part for part in parts if part) + ".json")
     record = {
         "metrics": metrics,

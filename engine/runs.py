@@ -1,17 +1,20 @@
-"""A run's folder: checkpoints, resume, signals, TensorBoard scalars and log."""
+"""A run's folder: one run at a time in it, checkpoints, resume, signals, log and TensorBoard."""
 
+import contextlib
 import json
 import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 import util
 from datasets.decoding import write_list
-from engine import checkpoint, config, distributed, options, watching
+from engine import checkpoint, config, distributed, locking, options, resuming, watching
+from engine.board import Board
 from engine.optimisation import Stepper, in_force
 from engine.signals import StopSignals
 from util import InputError
@@ -22,7 +25,7 @@ FIXED = ("dataset", "model", "feat_dim", "memorybank_size", "cache_features")
 FREE = (
     "resume", "overwrite", "exp_name", "save_folder", "save_freq", "save_minutes", "print_freq", "num_workers",
     "data_folder", "check_data", "detect_anomaly", "nproc_per_node", "world_size", "rank", "dist_url", "dist_backend",
-    "timeout_minutes", "augment_on", "knn_freq", "config",
+    "timeout_minutes", "augment_on", "knn_freq", "config", "keep_checkpoints", "max_hours",
 )  # fmt: skip
 
 
@@ -32,28 +35,52 @@ TIMING = ("images_per_second", "seconds", "waiting_for_data")
 VERSIONS = {"torch": str(torch.__version__), "python": platform.python_version()}
 
 
+def folder_of(args, method: str, name: str) -> Path:
+    """Where a run lies."""
+    return Path(args.save_folder) / method / f"{args.dataset}_models" / name
+
+
+def goes_on_by_itself(args) -> bool:
+    """Whether a run takes up its own checkpoint, if there is one: as asked for, or started again by torchrun."""
+    return args.resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def wait_for_predecessor(args, method: str, name: str | None) -> None:
+    """Before processes meet: let a run that this one takes up, as of a job that was queued again, end its saving.
+
+    name: None where it is known only later.
+    """
+    first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", args.rank))) == 0
+    if first and name and _is_plain(name) and goes_on_by_itself(args):
+        locking.wait_until_free(folder_of(args, method, name), locking.WAIT_SECONDS, print)
+
+
+def _is_plain(name: str) -> bool:
+    return bool(name) and Path(name).name == name and name != ".." and len(os.fsencode(name)) <= 255
+
+
 class Run:
     """A run's folder: refuses to mix two runs, writes checkpoints, TensorBoard scalars and log.jsonl (main process)."""
 
     def __init__(self, args, method: str, name: str):
         self.args, self.start = args, time.perf_counter()
-        root = Path(args.save_folder) / method
-        self.folder = root / f"{args.dataset}_models" / name
+        self.folder = folder_of(args, method, name)
         self.last = self.folder / "last.pth"
-        self.writer, self.tensorboard = None, root / f"{args.dataset}_tensorboard" / name
+        self.lock, self.board = locking.FolderLock(self.folder), None
+        self.tensorboard = self.folder.parent.with_name(f"{args.dataset}_tensorboard") / name
+        self.shown = {}  # scalars that TensorBoard gets once the checkpoint is written
         self.best, self.latest = {}, {}  # validation scores: of the best epoch, of the last one
         self.good = "none yet"  # the last checkpoint of this run
         self.damaged = 0  # images skipped so far
         self.damage = []  # paths of all images that were found damaged
         self.advised = False  # of what to do about waiting for data
         self.script = Path(sys.argv[0]).stem
-        if not name or Path(name).name != name or name == "..":
-            raise InputError(f"--exp_name {name}: must be a plain name, without a path")
+        if not _is_plain(name):
+            raise InputError(f"--exp_name {name}: must be a plain name, without a path, of at most 255 bytes")
         util.check_folder(args.save_folder, "--save_folder")
         if args.resume == "auto" and args.overwrite:
             raise InputError("--resume auto goes on, --overwrite starts anew: give one of them")
-        # a run that torchrun has started again goes on by itself
-        self.auto = args.resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        self.auto = goes_on_by_itself(args)
         self.source = None  # what it resumes: a checkpoint or a run's folder
         if self.auto:
             self.source = self.folder if checkpoint.history(self.folder) else None
@@ -78,13 +105,24 @@ class Run:
         self.bad = getattr(data, "bad", None)
         self.stop, self.votes = StopSignals(), distributed.Votes()
         self.epochs_done, self.step, self.own = 0, 0, {}  # where the run stands; own: what differs between processes
-        if self.source:
-            with distributed.main_first():
+        with distributed.main_first():
+            if self.goes_on:
+                self._take_folder()
+            if self.source:
                 self._resume()
-        elif self.auto:
+            if not self.goes_on:  # what is refused leaves no folder
+                self._take_folder()
+        if self.auto and not self.source:
             self.say(f"--resume auto: {self.folder} holds no checkpoint yet, this run starts from scratch")
         self.resumed_from = self.epochs_done
         self._saved()
+
+    def _take_folder(self) -> None:
+        """Let no other run write into the folder from now on; InputError where one does."""
+        if distributed.is_main():
+            if self.auto:  # main_linear knows its name only now
+                locking.wait_until_free(self.folder, locking.WAIT_SECONDS, self.say)
+            self.lock.take(f"--exp_name {self.folder.name}", self.say)
 
     def _resume(self) -> None:
         """Load the checkpoint at `source` and take its place."""
@@ -100,13 +138,10 @@ class Run:
         if "optimizer" not in state or not isinstance(state.get("epoch"), int):
             raise InputError(f"{flag}: holds no state of an optimiser; it can only be evaluated")
         self._check_options(state, flag)
+        counts = self.sampler.count, len(self.facts["classes"])
+        resuming.check(state, self.model, self.optimizer, counts, flag)
         checkpoint.load_strictly(self.model, state["model"], flag)
-        try:
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{flag}: its optimiser is of another kind ({error})") from None
-        for group in self.optimizer.param_groups:
-            group["fused"] = True  # a checkpoint from elsewhere says None, and util.FiniteGuard needs it
+        resuming.take_momenta(state["optimizer"], self.optimizer)
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         if state["epoch"] >= self.args.epochs and not self.auto:
@@ -178,8 +213,15 @@ class Run:
         """Once a step: whether all processes are to stop, or to save, now."""
         due = distributed.is_main() and not self.due and time.monotonic() > self.next_save
         self.due = self.due or due
-        stop, save = self.votes.cast([self.stop.asked is not None, due])
+        stop, save = self.votes.cast([self._is_asked_to_stop(), due])
         return stop, save
+
+    def _is_asked_to_stop(self) -> bool:
+        """Whether this process knows of a signal, or of the end of --max_hours."""
+        hours = self.args.max_hours
+        if hours and self.stop.asked is None and time.perf_counter() - self.start > 3600 * hours:
+            self.stop.asked = f"--max_hours {hours:g}"
+        return self.stop.asked is not None
 
     def save_step(self, epoch: int, step: int, stop: bool, *means: util.Mean) -> None:
         """A checkpoint inside an epoch, after `step` steps of it; with `stop`, the end of the run."""
@@ -188,10 +230,14 @@ class Run:
             self._leave(f"epoch {epoch}, step {step}")
 
     def save(self, epoch: int) -> None:
-        """A checkpoint after a whole epoch; ckpt_epoch_N.pth every --save_freq. Ends the run if it was asked to."""
+        """A checkpoint after a whole epoch; ckpt_epoch_N.pth every --save_freq; then TensorBoard. Ends the run if it
+        was asked to.
+        """
         self.step = 0
         self._write(epoch, 0, ())
-        if any(distributed.gather_objects(self.stop.asked is not None)):
+        scalars, self.shown = self.shown, {}
+        self.show(lambda writer: [writer.add_scalar(name, value, epoch) for name, value in scalars.items()])
+        if any(distributed.gather_objects(self._is_asked_to_stop())):
             self._leave(f"epoch {epoch}")
 
     def _write(self, epochs_done: int, step: int, means) -> None:
@@ -202,8 +248,7 @@ class Run:
         self._saved()
         if not distributed.is_main():
             return
-        if self.writer is None:
-            self.open()
+        self._open()
         state = {
             "options": options.plain(self.args),
             "versions": VERSIONS,
@@ -229,6 +274,16 @@ class Run:
             raise InputError(
                 f"{error.filename}: cannot be written ({error.strerror or error}); last good checkpoint: {self.good}"
             ) from None
+        if self.args.keep_checkpoints:
+            self._forget(checkpoint.numbered(self.folder)[self.args.keep_checkpoints :])
+
+    def _forget(self, paths: list[Path]) -> None:
+        """Delete checkpoints of --save_freq; one that cannot be deleted is named, and stays."""
+        for path in paths:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                self.say(f"--keep_checkpoints: {path} cannot be deleted ({error.strerror}); it stays")
 
     def _saved(self) -> None:
         self.due, self.next_save = False, time.monotonic() + 60 * self.args.save_minutes
@@ -237,15 +292,17 @@ class Run:
         """End every process, once the main one has saved: the first to go would have the others ended."""
         signal_name = next(filter(None, distributed.gather_objects(self.stop.asked)))
         self.say(f"{signal_name}: stopped after {where}; saved {self.last}, go on with --resume auto")
-        self._close_writer()
+        self._let_go()
         distributed.barrier()
         raise SystemExit(distributed.EXIT_STOPPED)
 
-    def open(self) -> None:
-        """Make the folders, once there is something to write; drop what lies beyond the point of resuming."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _open(self) -> None:
+        """Once, when there is something to write: drop what lies beyond the point of resuming, begin the records."""
+        if self.board is not None:
+            return
+        for leftover in self.folder.glob("*.tmp"):  # of a run that was killed while it wrote
+            with contextlib.suppress(OSError):
+                leftover.unlink()
         log = self.folder / "log.jsonl"
         kept = [r for r in util.read_json_lines(log) if self.goes_on and r["epoch"] <= self.resumed_from]
         if log.exists():
@@ -253,7 +310,7 @@ class Run:
         if not self.goes_on:  # --overwrite: the old run's checkpoints must not be taken for this one's
             for path in checkpoint.history(self.folder):
                 path.unlink()
-        self.writer = SummaryWriter(str(self.tensorboard), purge_step=self.resumed_from + 1)
+        self.board = Board(self.tensorboard, self.resumed_from + 1, self.say)
         record = {"options": options.plain(self.args), "versions": VERSIONS, "processes": distributed.world_size()}
         record |= {"after_epoch": self.resumed_from, "resumed": str(self.good) if self.source else None}
         util.append_json(self.folder / "starts.jsonl", record)
@@ -278,18 +335,20 @@ class Run:
         return path
 
     def log(self, epoch: int, scalars: dict, images_per_second: float | None) -> None:
-        """An epoch's line, TensorBoard scalars, and log record; TIMING is all in it that is no result."""
+        """An epoch's line and log record, and what TensorBoard gets after the checkpoint; TIMING is all in it that is
+        no result.
+        """
         if not distributed.is_main():
             return
-        if self.writer is None:
-            self.open()
+        self._open()
         if images_per_second is not None:
             scalars = {**scalars, "images_per_second": images_per_second}
         shown = "".join(f"  {k} {v:.2f}" for k, v in scalars.items() if k.startswith("val_"))
-        for name, value in scalars.items():
-            self.writer.add_scalar(name, value, epoch)
-        self.writer.flush()
-        util.append_json(self.folder / "log.jsonl", {"epoch": epoch, **scalars})
+        self.shown = scalars
+        try:
+            util.append_json(self.folder / "log.jsonl", {"epoch": epoch, **scalars})
+        except OSError as error:
+            self.say(f"{error.filename}: epoch {epoch} cannot be added ({error.strerror}); the run goes on")
         done, spent = epoch - self.resumed_from, time.perf_counter() - self.start
         left = spent / done * (self.args.epochs - epoch)
         speed = "no step was left"
@@ -313,13 +372,19 @@ class Run:
             f"last good checkpoint: {self.good}; try a smaller --learning_rate or --warm, or --detect_anomaly"
         )
 
-    def _close_writer(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
+    def show(self, draw: Callable) -> None:
+        """draw(writer) on the run's TensorBoard, in the main process; whatever goes wrong, the run goes on."""
+        if self.board is not None:
+            self.board.show(draw)
+
+    def _let_go(self) -> None:
+        if self.board is not None:
+            self.board.close()
+        self.lock.release()
 
     def close(self) -> None:
-        """Say where everything lies."""
-        self._close_writer()
+        """Let others write into the folder, and say where everything lies."""
+        self._let_go()
         self.say(f"saved {self.last}  ({time.perf_counter() - self.start:.0f} s)")
 
 

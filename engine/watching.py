@@ -65,6 +65,11 @@ def beside_chance(terms: list[float], chance: list[float]) -> str:
     return f"by chance the terms would be {shown}; in this epoch they were {', '.join(f'{x:.2f}' for x in terms)}"
 
 
+def as_text(name: str) -> str:
+    """A class's name as UTF-8 has it: bytes of a folder's name that are none become question marks."""
+    return name.encode(errors="replace").decode()
+
+
 # ---- a run's own -----------------------------------------------------------------------------------------------------
 
 
@@ -116,13 +121,11 @@ class Watch:
 
     def _features(self, model, data, most: int = 5000):
         chosen = Subset(data, spread(len(data), most))
-        loader = Loader(chosen, self.loading.batch_size, num_workers=self.loading.workers)
+        loader = Loader(chosen, self.loading.batch_size, **self.loading.of_loader())
         return evaluation.extract(model.encoder, loader, self.loading.device)
 
     def draw_pairs(self, writer) -> None:
-        """The grid of augmented pairs: what the loss is told are two views of one image. No writer: nothing."""
-        if writer is None:
-            return
+        """The grid of augmented pairs: what the loss is told are two views of one image."""
         from torchvision.utils import make_grid
 
         pairs = self._shown(self._pairs()[:, :16].transpose(0, 1).flatten(0, 1))
@@ -131,8 +134,6 @@ class Watch:
     @torch.no_grad()
     def project(self, writer, model) -> None:
         """TensorBoard's embedding projector: features of held-out images, else of training images."""
-        if writer is None:
-            return
         was_training = model.training
         model.eval()
         data = self.held_out[1] if self.held_out else self.data
@@ -141,7 +142,7 @@ class Watch:
         parts = [
             model.encoder(part.to(self.loading.device)).float().cpu() for part in views.split(self.loading.batch_size)
         ]
-        names = [data.classes[int(data.labels[i])] for i in chosen]
+        names = [as_text(data.classes[int(data.labels[i])]) for i in chosen]
         small = F.interpolate(self._shown(views), size=32)
         writer.add_embedding(F.normalize(torch.cat(parts), dim=1), names, small, self.epochs, "encoder")
         model.train(was_training)

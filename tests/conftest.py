@@ -26,7 +26,7 @@ def digits(tmp_path_factory):
     """A cross-entropy model of the digits, the default recipe in fewer epochs, and an encoder with random weights."""
     root = tmp_path_factory.mktemp("digits")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        run(monkeypatch, root, "--exp_name ce --epochs 6", "main_ce")
+        run(monkeypatch, root, "--exp_name ce --epochs 6 --save_freq 5", "main_ce")
     torch.manual_seed(0)
     random = {f"encoder.{k}": v for k, v in resnet.encoder("resnet20").state_dict().items()}
     (root / "random").mkdir()

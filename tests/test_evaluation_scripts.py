@@ -201,7 +201,7 @@ def test_both_label_sets_of_an_own_folder_are_drawn(monkeypatch, capsys, tmp_pat
 def test_results_of_other_checkpoints_and_options_lie_side_by_side(monkeypatch, digits, tmp_path):
     shutil.copytree(digits / CE, tmp_path / "run")
     again = "--ckpt run --num_workers 1"  # the same result
-    for options in ("--ckpt run/last.pth", "--ckpt run/ckpt_epoch_10.pth", "--ckpt run --size 16", again):
+    for options in ("--ckpt run/last.pth", "--ckpt run/ckpt_epoch_5.pth", "--ckpt run --size 16", again):
         run(monkeypatch, tmp_path, options, "retrieval")
     assert len(list((tmp_path / "save" / "results").glob("*.json"))) == 3
 

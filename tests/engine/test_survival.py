@@ -51,6 +51,11 @@ def written_at(path) -> int:
         return 0
 
 
+def half_written_in(folder) -> bool:
+    """Whether a last.pth is being written in a run's folder, or was when the run was killed."""
+    return bool(list(folder.glob("last.pth.*.tmp")))
+
+
 def finish(folder, words, **how):
     process = start(folder, words.split(), **how)
     process.join()
@@ -67,12 +72,12 @@ def kill_and_go_on(folder, words, kills, seed):
         written = written_at(last)
         wait_until(lambda written=written: written_at(last) > written, process)
         if i % 2:
-            wait_until((last.parent / "last.pth.tmp").exists, process)
+            wait_until(lambda: half_written_in(last.parent), process)
         time.sleep(rng.uniform(0, 0.25))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, (folder / "output.txt").read_text()
-        half_written += (last.parent / "last.pth.tmp").exists()
+        half_written += half_written_in(last.parent)
     finish(folder, words)
     assert (folder / "output.txt").read_text().count("resumed save") == kills
     return half_written
@@ -130,7 +135,7 @@ def test_a_signal_lets_the_step_end_saves_and_exits_with_75(tmp_path, number):
 
 def test_a_second_ctrl_c_stops_at_once_and_leaves_the_checkpoint_before(tmp_path):
     process = start(tmp_path, f"{RUN} --epochs 1000 --num_workers 0".split(), slow_writes=60)
-    wait_until((tmp_path / FOLDER / "last.pth.tmp").exists, process)
+    wait_until(lambda: half_written_in(tmp_path / FOLDER), process)
     shutil.copy(made_by_hand(tmp_path), tmp_path / FOLDER / "last.pth")
     os.kill(process.pid, signal.SIGINT)
     os.kill(process.pid, signal.SIGINT)  # within a second: torchrun's echo of the first
@@ -160,7 +165,7 @@ def main():
         processes.write_slowly(2)
     if where == "validation":
         def slow(*args):
-            Path("validating").touch()
+            Path({FOLDER!r}, "validating").touch()
             time.sleep(2)
             return validate(*args)
         training.validate = slow
@@ -194,9 +199,9 @@ def torchrun(folder, where, words, *more):
 )
 def test_torchrun_asked_to_stop_during_a_step_a_validation_or_a_save_leaves_a_good_checkpoint(tmp_path, where):
     process = torchrun(tmp_path, where, f"{CLASSIFIER} --epochs 1000")
-    sign = {"step": "last.pth", "validation": "../../../../validating", "save": "last.pth.tmp"}[where]
+    sign = {"step": "last.pth", "validation": "validating", "save": "last.pth.*.tmp"}[where]
     until = time.monotonic() + 100
-    while not (tmp_path / FOLDER / sign).exists():
+    while not list((tmp_path / FOLDER).glob(sign)):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.01)
     asked = time.monotonic()
@@ -319,19 +324,20 @@ def small_disk(tmp_path):
     )
     yield disk, mounted.returncode == 0
     if mounted.returncode == 0:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "-l", str(disk)], check=True)  # the run's lock stays open
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before_it(monkeypatch, capsys, tmp_path, small_disk):
     _, mounted = small_disk
     run(monkeypatch, tmp_path, f"{SHORT} --epochs 1")
     if not mounted:
-        (tmp_path / FOLDER / "last.pth.tmp").symlink_to("/dev/full")
+        (tmp_path / FOLDER / "full").symlink_to("/dev/full")
+        monkeypatch.setattr(checkpoint, "temporary_name", lambda path: path.with_name("full"))
     whole = (tmp_path / FOLDER / "last.pth").read_bytes()
     error = error_of(monkeypatch, capsys, tmp_path, f"{SHORT} --epochs 3 --resume auto")
     assert f"{FOLDER}/last.pth: cannot be written (No space left on device); last good checkpoint: {FOLDER}" in error
     assert (tmp_path / FOLDER / "last.pth").read_bytes() == whole
-    assert not (tmp_path / FOLDER / "last.pth.tmp").exists()
+    assert not half_written_in(tmp_path / FOLDER)
     assert good(tmp_path)["epoch"] == 1
 
 

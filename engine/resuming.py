@@ -1,0 +1,139 @@
+"""Going on with a checkpoint: all of its content is held against the run before any of it is used."""
+
+import random
+from collections.abc import Iterator
+from numbers import Real
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from util import InputError
+
+
+def check(state: dict, model: nn.Module, optimizer: torch.optim.SGD, counts: tuple[int, int], flag: str) -> None:
+    """Raise InputError, one line that begins with `flag`, where a checkpoint's content is not what a run of this model
+    and optimiser saves; nothing is changed.
+
+    counts: the run's training images and classes.
+    """
+    images, classes = counts
+    for fault in (
+        *_progress(state),
+        *_optimizer(state["optimizer"], optimizer),
+        *_processes(state.get("processes") or [], images),
+        *_bank(state["model"], model, classes),
+    ):
+        raise InputError(f"{flag}: {fault}; it is no checkpoint of this code, or was changed")
+
+
+def _is_count(value) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _progress(state: dict) -> Iterator[str]:
+    for name in ("epoch", "step"):
+        if not _is_count(state.get(name, 0)):
+            yield f"its {name} is {state[name]!r}"
+    for name in ("best", "latest", "scaler"):
+        entry = state.get(name) or {}
+        if not isinstance(entry, dict) or not all(isinstance(v, Real) for v in entry.values()):
+            yield f"its entry {name} does not hold numbers by name"
+
+
+def _optimizer(saved, optimizer: torch.optim.SGD) -> Iterator[str]:
+    """Of what torch.optim.SGD saves, a run takes the momenta; all else are its options."""
+    if not _has_optimizer_form(saved):
+        yield "its optimiser has not the form that torch saves"
+        return
+    parameters, ids = _parameters(optimizer), _ids(saved)
+    if len(ids) != len(parameters) or len(set(ids)) != len(ids):
+        yield f"its optimiser is of {len(ids)} parameters, the model has {len(parameters)}"
+        return
+    for i, p in zip(ids, parameters, strict=True):
+        momentum = saved["state"].get(i, {}).get("momentum_buffer")
+        if momentum is None:
+            continue
+        if not isinstance(momentum, Tensor) or not momentum.is_floating_point() or momentum.is_sparse:
+            yield f"its optimiser's momentum {i} is no tensor of fractions"
+        elif momentum.shape != p.shape:
+            yield f"its optimiser's momentum {i} has shape {tuple(momentum.shape)} instead of {tuple(p.shape)}"
+
+
+def _has_optimizer_form(saved) -> bool:
+    return (
+        isinstance(saved, dict)
+        and isinstance(saved.get("state"), dict)
+        and all(isinstance(entry, dict) for entry in saved["state"].values())
+        and isinstance(saved.get("param_groups"), list)
+        and all(isinstance(g, dict) and isinstance(g.get("params"), list) for g in saved["param_groups"])
+        and all(isinstance(g.get("lr"), Real) for g in saved["param_groups"])
+        and bool(saved["param_groups"])
+        and all(type(i) is int for i in _ids(saved))
+    )
+
+
+def _ids(saved: dict) -> list[int]:
+    return [i for group in saved["param_groups"] for i in group["params"]]
+
+
+def _parameters(optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _processes(processes, images: int) -> Iterator[str]:
+    if not isinstance(processes, list) or not all(isinstance(p, dict) for p in processes):
+        yield "its entry processes is no list of what each process had"
+        return
+    for process in processes:
+        skipped, means = process.get("skipped"), process.get("means")
+        if not isinstance(skipped, list) or not all(_is_count(i) for i in skipped):
+            yield "its list of skipped images does not hold their numbers"
+        if not isinstance(means, list) or not all(map(_is_mean, means)):
+            yield "its running means are not pairs of a sum and a count"
+        if not _can_be_set(process.get("random")):
+            yield "its random numbers cannot be gone on with"
+
+
+def _is_mean(mean) -> bool:
+    if not isinstance(mean, list) or len(mean) != 2 or not _is_count(mean[1]):
+        return False
+    return isinstance(mean[0], Tensor) and mean[0].dtype == torch.float64 if mean[1] else True
+
+
+def _can_be_set(state) -> bool:
+    """Whether this is a `checkpoint.random_state`, tried on generators that nothing uses."""
+    try:
+        random.Random().setstate(state["python"])
+        kind, keys, *rest = state["numpy"]
+        np.random.RandomState().set_state((kind, np.array(keys, np.uint32), *rest))
+        torch.Generator().set_state(state["torch"])
+    except Exception:  # each has exceptions of its own for what it does not know
+        return False
+    cuda = state.get("cuda")
+    return cuda is None or (isinstance(cuda, Tensor) and cuda.dtype == torch.uint8)
+
+
+def _bank(saved: dict, model: nn.Module, classes: int) -> Iterator[str]:
+    """Labels index a table of classes, and the pointer the bank: another number would end in an error of CUDA's."""
+    if not hasattr(model, "bank"):
+        return
+    labels, pointer = saved.get("bank.labels"), saved.get("bank.pointer")
+    if labels is not None and len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < classes:
+        yield f"its bank has labels from {int(labels.min())} to {int(labels.max())}, of {classes} classes"
+    if pointer is not None and pointer.numel() == 1 and not 0 <= int(pointer) < len(model.bank.labels):
+        yield f"its bank's pointer is {int(pointer)}"
+
+
+def take_momenta(saved: dict, optimizer: torch.optim.SGD) -> None:
+    """Give the optimiser the momenta of a checked checkpoint, each in the layout in memory of its parameter.
+
+    Fused steps go by memory order: a momentum in another layout would meet other weights than its own. The rate is the
+    last step's, until the next one sets it; decay and momentum's share stay as the run's options say.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = saved["param_groups"][0]["lr"]
+    for i, p in zip(_ids(saved), _parameters(optimizer), strict=True):
+        momentum = saved["state"].get(i, {}).get("momentum_buffer")
+        if momentum is not None:
+            optimizer.state[p]["momentum_buffer"] = torch.empty_like(p, requires_grad=False).copy_(momentum)
