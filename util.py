@@ -10,6 +10,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -157,6 +158,11 @@ class Mean:
         return (self.total / max(1, self.count)).tolist() if self.count else 0.0
 
 
+def clock(seconds: float) -> str:
+    """A time that is left, as 1:20:05."""
+    return str(timedelta(seconds=round(seconds)))
+
+
 class Progress:
     """A tqdm bar on a terminal, a plain line every `every` steps in a log file; silent where `show` is false."""
 
@@ -175,7 +181,7 @@ class Progress:
         elif self.show and step < self.steps and step % self.every == 0:
             left = (time.perf_counter() - self.start) / step * (self.steps - step)
             print(
-                "  ".join(filter(None, (f"{self.title} step {step}/{self.steps}", text, f"{left:.0f} s left"))),
+                "  ".join(filter(None, (f"{self.title} step {step}/{self.steps}", text, f"{clock(left)} left of it"))),
                 flush=True,
             )
 

@@ -132,8 +132,10 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_sums(path: Path) -> None:
-    """torch.load does not look at the CRC-32 that its zip files hold for each record: flipped bits would load."""
+def check_sums(path: Path) -> None:
+    """Raise BadZipFile where a file of torch.save is damaged.
+
+    torch.load does not look at the CRC-32 that its zip files hold for each record: flipped bits would load."""
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"  # as torch.load tells its two formats apart
     if zipped:
@@ -146,7 +148,7 @@ def load(path, flag: str = "--ckpt") -> dict:
     """Read a checkpoint on the CPU: tensors, plain types and argparse.Namespace; any other object is refused unrun."""
     path = find(path, flag)
     try:
-        _check_sums(path)
+        check_sums(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -21,6 +21,8 @@ from util import InputError
 NAME = "config.yaml"
 # these say how a run was started, not what it is: a new run by the same file must not take them over
 STARTS = ("resume", "overwrite")
+# what a file left by another script, a training say, tells an evaluation: which images, and their views
+IMAGES = ("dataset", "data_folder", "size", "mean", "std", "hold_out", "skip_images")
 # script -> a number that grows where the same command comes to give other figures, or more: a table takes no older ones
 PROTOCOL = {"main_linear": 2, "retrieval": 2, "out_of_dist_detection": 2}
 
@@ -28,41 +30,48 @@ PROTOCOL = {"main_linear": 2, "retrieval": 2, "out_of_dist_detection": 2}
 def parse(parser: argparse.ArgumentParser, recipes: dict) -> argparse.Namespace:
     """Parse --config files and the command line, with the defaults of the data set that they name."""
     util.huge_pages()
-    words = command_line(parser, sys.argv[1:])
+    words = command_line(parser, sys.argv[1:], Path(sys.argv[0]).stem)
     known, _ = parser.parse_known_args(words)
     parser.set_defaults(**recipes.get(known.dataset, {}))
     return parser.parse_args(words)
 
 
-def command_line(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
-    """The command line with the options of its --config files put before its own, which so win.
+def command_line(parser: argparse.ArgumentParser, words: list[str], script: str) -> list[str]:
+    """The command line of a script with the options of its --config files put before its own, which so win.
 
-    Raises InputError naming file and key, where a key is no option of the parser, or its value none of the option's.
+    Of a file that a run of another script left, only IMAGES count. Raises InputError naming file and key, where a key is
+    no option of the parser, or its value none of the option's.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", action="append", default=[], type=Path)
     known, own = finder.parse_known_args(words)
     found = {}  # option -> its words, of the last file that names it
     for path in known.config:
-        found |= _options(parser, path)
+        found |= _options(parser, path, script)
     return [word for of_option in found.values() for word in of_option] + own
 
 
-def _options(parser, path: Path) -> dict[str, list[str]]:
+def _options(parser, path: Path, script: str) -> dict[str, list[str]]:
     """Option -> the words that give it the file's value; none for `null` and an empty list, which mean the default."""
     content = util.read_yaml(path, f"--config {path}")
     if not isinstance(content, dict):
         raise InputError(f"--config {path}: must be lines of `option: value`")
     actions = {name.lstrip("-"): action for action in parser._actions for name in (*action.option_strings, action.dest)}
+    if _left_by(content.pop("about", None)) not in (None, script):
+        content = {key: value for key, value in content.items() if key in IMAGES}
     found = {}
     for key, value in content.items():
-        if key == "about":
-            continue
         if key not in actions or key in ("help", "config"):
             raise InputError(f"--config {path}: unknown option {key}{util.nearest(key, actions)}")
         given = value is not None and value != []
         found[actions[key].dest] = _option(actions[key], key, value, path) if given else []
     return found
+
+
+def _left_by(about) -> str | None:
+    """The script that left a file with this entry `about`; None where nobody says."""
+    command = about.get("command") if isinstance(about, dict) else None
+    return Path(str(command[0])).stem if isinstance(command, list) and command else None
 
 
 def _option(action, key: str, value, path: Path) -> list[str]:

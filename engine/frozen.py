@@ -1,19 +1,17 @@
 """A frozen encoder from a checkpoint, and its features of a data set, kept and reused: what evaluations start from."""
 
-import hashlib
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import datasets
 import evaluation
 import util
-from datasets import augmentation, decoding
+from datasets import augmentation
+from engine import cache as caches
 from engine import checkpoint, distributed, published, training
 from engine.loading import Loading, share_loader
 from engine.optimisation import allow_tf32, in_force
@@ -172,20 +170,20 @@ def features(
 ) -> tuple[Tensor, Tensor]:
     """Features [n, d] (float32, before the head, not normalised) and labels [n] of a data set, in order, on the CPU.
 
-    The processes share the work. With a folder `cache` they are read from there, or written there: one file for each
-    checkpoint, transform and list of images.
+    The processes share the work. With a folder `cache` they are read from there, or written there (see engine.cache);
+    what cannot serve is named, and made anew.
     """
     data.transform = frozen.transform
-    path = cache_file(frozen, data, cache)
-    missing = torch.tensor(float(path is None or not path.is_file()), device=loading.device)
-    if not distributed.all_reduce(missing, "max"):  # a disk that only some processes see keeps nothing for them
-        frozen.extracted[title] = {"file": str(path), "reused": True}
-        try:
-            kept = torch.load(path, weights_only=True)
-            return kept["features"], kept["labels"]
-        except Exception as error:  # torch.load meets damage in many ways
-            raise InputError(f"--features_cache {path}: damaged ({type(error).__name__}); delete this file") from None
-    frozen.extracted[title] = {"file": path and str(path), "reused": False}
+    about = frozen.record["sha256"], frozen.record["model"], frozen.transform
+    key = caches.key(about, data) if cache else ""
+    path = caches.file(cache, frozen.name, len(data), key) if cache else None
+    kept, fault = caches.read(path, key, data.labels, frozen.encoder.dim) if path else (None, "")
+    missing = distributed.all_reduce(torch.tensor(float(kept is None), device=loading.device), "max")
+    frozen.extracted[title] = {"file": path and str(path), "reused": not missing}
+    if not missing:  # on a disk that all processes see
+        return kept, data.labels
+    if fault and distributed.is_main():
+        print(f"--features_cache: {path} {fault}; it is made anew", flush=True)
     share, encoder = share_loader(data, loading), frozen.encoder.to(loading.device)
     batches = util.tracked(share, f"features of {len(data)} images, {title}", show=distributed.is_main())
     x, _ = evaluation.extract(encoder, batches, loading.device) if len(share) else (torch.zeros(0, 1), None)
@@ -194,9 +192,9 @@ def features(
     if not x.isfinite().all():
         raise InputError(f"--ckpt {frozen.record['path']}: some features are NaN or infinite; its training went wrong")
     if path and distributed.is_main():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"checkpoint": frozen.record, "transform": str(frozen.transform), "classes": data.classes}
-        checkpoint.write_whole(path, {"features": x, "labels": data.labels, **about})
+        described = {"checkpoint": frozen.record, "transform": str(frozen.transform), "classes": data.classes}
+        if fault := caches.write(path, key, x, data.labels, described):
+            print(f"--features_cache: {path} {fault}; these features are not kept", flush=True)
     return x, data.labels
 
 
@@ -206,20 +204,3 @@ def _interleave(x: Tensor, total: int, dim: int, device) -> Tensor:
     padded[: len(x)] = x
     parts = distributed.gather(padded.to(device)).cpu().view(distributed.world_size(), len(padded), dim)
     return parts.transpose(0, 1).reshape(-1, dim)[:total].contiguous()
-
-
-def cache_file(frozen: Frozen, data: datasets.ImageData, folder: Path | None) -> Path | None:
-    """Where a folder keeps these features: named by a hash of checkpoint, model, decoder, transform and images."""
-    if not folder:
-        return None
-    key = hashlib.sha256()
-    about = (frozen.record["sha256"], frozen.record["model"], frozen.transform, decoding.version(), data.classes)
-    key.update(repr(about).encode())
-    key.update(data.labels.numpy().tobytes())
-    if isinstance(data.images, np.ndarray):
-        key.update(repr(data.images.shape).encode() + np.ascontiguousarray(data.images).tobytes())
-    else:
-        for image in data.images:
-            stat = os.stat(getattr(image, "file", image))  # of a packed image, the pack
-            key.update(f"{image}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return folder / f"{frozen.name}_{len(data)}_{key.hexdigest()[:24]}.pt"

@@ -357,7 +357,7 @@ class Run:
             speed = f"{images_per_second:.0f} images/s, {waiting}"
         print(
             f"epoch {epoch}/{self.args.epochs}  loss {scalars['loss']:.4f}{shown}  lr {scalars['learning_rate']:.4g}  "
-            f"{speed}  {left / 60:.1f} min left",
+            f"{speed}  {util.clock(left)} left of the run",
             flush=True,
         )
         advice = watching.advice(scalars["waiting_for_data"], spent, self.args.num_workers)

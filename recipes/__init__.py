@@ -259,7 +259,7 @@ def parse(command: str, where: str) -> None:
         raise InputError(f"{where}: {script}: {message}")
 
     parser.exit_with = refuse
-    parser.parse_args(config.command_line(parser, given))
+    parser.parse_args(config.command_line(parser, given, script.removesuffix(".py")))
 
 
 def print_commands(recipe: dict, names, scope: Scope) -> None:

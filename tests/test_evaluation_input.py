@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from commands import CE, error_of, run
+from commands import CE, error_of, result, run
 from made_data import make_image_folders
 
 import retrieval
@@ -74,12 +74,20 @@ def test_a_single_class_is_nothing_to_classify(monkeypatch, capsys, digits, scri
     assert "holds a single class" in error_of(monkeypatch, capsys, digits, options, script)
 
 
-def test_a_damaged_cache_file_is_named_and_not_used(monkeypatch, capsys, digits):
+def test_a_damaged_cache_file_is_named_and_made_anew(monkeypatch, capsys, digits):
     run(monkeypatch, digits, f"--ckpt {CE} --features_cache broken", "retrieval")
-    file = next((digits / "broken").iterdir())
-    file.write_bytes(file.read_bytes()[:1000])
-    line = error_of(monkeypatch, capsys, digits, f"--ckpt {CE} --features_cache broken", "retrieval")
-    assert f"--features_cache broken/{file.name}: damaged" in line
+    before = result(digits, "retrieval_digits_ce_fine_*")["metrics"]
+    file = max((digits / "broken").iterdir(), key=lambda f: f.stat().st_size)
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    file.write_bytes(whole[:middle] + bytes(b ^ 255 for b in whole[middle : middle + 60]) + whole[middle + 60 :])
+    run(monkeypatch, digits, f"--ckpt {CE} --features_cache broken", "retrieval")
+    line = f"--features_cache: broken/{file.name} damaged, or of an older version (BadZipFile); it is made anew\n"
+    assert capsys.readouterr().out.count(line) == 1
+    found = result(digits, "retrieval_digits_ce_fine_*")
+    assert found["metrics"] == before
+    assert [part["reused"] for part in found["features"].values()] == [False, True]
+    assert file.read_bytes() == whole
 
 
 def test_other_classes_than_in_training_are_warned_of(monkeypatch, capsys, digits):

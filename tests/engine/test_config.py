@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import yaml
-from commands import error_of, run
+from commands import error_of, result, run
 
 from engine import config, options
 
@@ -114,3 +114,40 @@ def test_the_help_names_the_defaults_that_are_not_the_published_ones_as_they_are
     named = dict(re.findall(r"(\w+) ([\w.]+) \((?:published )?[\d.]+\)", parser.epilog))
     assert set(named) == {"max_tau", "similarity_threshold", "n_sim_classes", "hierarchy_k"}
     assert {name: str(parser.get_default(name)) for name in named} == named
+
+
+TRAINED = {"dataset": "cifar100", "hold_out": ["apple"], "size": 24, "skip_images": "bad.txt", "data_folder": "mine"}
+TRAINING = {
+    "epochs": 7,
+    "batch_size": 17,
+    "model": "resnet8",
+    "num_workers": 5,
+    "learning_rate": 3.0,
+    "ranking": "a.csv",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS[2:])
+def test_an_evaluation_takes_images_and_views_from_a_trainings_file_and_nothing_else(monkeypatch, tmp_path, script):
+    about = {"command": ["/somewhere/main_supcon.py", "--x"]}
+    path = written(tmp_path / "config.yaml", {"about": about, **TRAINED, **TRAINING, "mean": [0.1, 0.2, 0.3]})
+    needed = [word for name, value in REQUIRED[script].items() for word in (f"--{name}", value)]
+    args = parsed(monkeypatch, script, "--config", path, *needed, "--size", 28)
+    without = parsed(monkeypatch, script, "--dataset", "cifar100", *needed)
+    assert {k: getattr(args, k) for k in TRAINED} == TRAINED | {"size": 28}
+    assert args.mean == (0.1, 0.2, 0.3)
+    same = vars(args).keys() - {*TRAINED, "mean"}
+    assert {k: getattr(args, k) for k in same} == {k: getattr(without, k) for k in same}
+
+
+def test_a_file_that_a_run_of_the_same_script_left_must_hold_its_options_alone(monkeypatch, capsys, tmp_path):
+    written(tmp_path / "c.yaml", {"about": {"command": ["retrieval.py"]}, "epochs": 3})
+    assert "unknown option epochs" in error_of(monkeypatch, capsys, tmp_path, "--config c.yaml --ckpt x", "retrieval")
+
+
+def test_the_config_of_a_training_serves_its_evaluation(monkeypatch, tmp_path):
+    words = "--model resnet8 --batch_size 256 --epochs 1 --hold_out 4 8 --exp_name a"
+    run(monkeypatch, tmp_path, words, "main_ce")
+    folder = "save/SupCon/digits_models/a"
+    run(monkeypatch, tmp_path, f"--config {folder}/config.yaml --ckpt {folder}", "retrieval")
+    assert result(tmp_path, "retrieval_digits_without_4-8_a_fine_*")["options"]["hold_out"] == ["4", "8"]
