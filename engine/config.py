@@ -39,8 +39,8 @@ def parse(parser: argparse.ArgumentParser, recipes: dict) -> argparse.Namespace:
 def command_line(parser: argparse.ArgumentParser, words: list[str], script: str) -> list[str]:
     """The command line of a script with the options of its --config files put before its own, which so win.
 
-    Of a file that a run of another script left, only IMAGES count. Raises InputError naming file and key, where a key is
-    no option of the parser, or its value none of the option's.
+    Of a file that a run of another script left, only IMAGES count. Raises InputError naming file and key, where a key
+    is no option of the parser, or its value none of the option's.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", action="append", default=[], type=Path)
