@@ -13,7 +13,7 @@ def ood_metrics(inlier_scores: Tensor | Sequence[float], outlier_scores: Tensor 
 
     AUROC; FPR95: share of outliers that pass the first threshold which keeps at least 95 % of the inliers; FPR95-out:
     with outliers as the positive class, share of inliers that are flagged where at least 95 % of the outliers are
-    found (as OpenOOD and pytorch-ood count);
+    found (as today's OpenOOD and pytorch-ood count);
     AUPR-in (also under the name AUPR) and AUPR-out: average precision with inliers, or with outliers, as the positive
     class. All in [0, 1], ties counted as in scikit-learn. Raises ValueError without inliers, without outliers, or for
     scores that are not finite.
@@ -138,8 +138,10 @@ def knn_scores(train_features: Tensor, features: Tensor, k: int = 50, chunk: int
     centre = train.mean(0, dtype=torch.float64).float()  # distances stay; features in a narrow cone keep their digits
     train, test = train - centre, test - centre
     squares = train.square().sum(1)
-    nearest = [(squares - 2 * (x @ train.T)).topk(k, dim=1, largest=False).values[:, -1] for x in test.split(chunk)]
-    return -(torch.cat(nearest) + test.square().sum(1)).clamp(min=0).sqrt()
+    places = [(squares - 2 * (x @ train.T)).topk(k, dim=1, largest=False).indices[:, -1] for x in test.split(chunk)]
+    # from the difference itself: from the products, an image that is in the training set would not be at distance 0
+    parts = zip(test.split(chunk), places, strict=True)
+    return -torch.cat([(x - train[place]).norm(dim=1) for x, place in parts])
 
 
 def msp_scores(logits: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def retrieval_metrics(
     all cut-offs 1 to G (trapezoids; it starts at recall 0 with the first precision). AP-published: the same area as the
     published code has it, by right-hand rectangles from the second cut-off on. All in [0, 1]; exact, in chunks of
     queries: about 60 * chunk * G bytes. Similarities are float32; equal ones stand in the order of the gallery.
-    Raises ValueError for empty input, or where a query's label is not in the gallery.
+    Raises ValueError for empty input, for features that are no numbers, or where a query's label is not in the gallery.
     """
     return retrieval_curve(features, labels, gallery, gallery_labels, topk, chunk)[0]
 
@@ -40,6 +40,8 @@ def retrieval_curve(
     absent = labels[~torch.isin(labels, gallery_labels)]
     if len(absent):
         raise ValueError(f"label {int(absent[0])} of a query is not in the gallery: it has nothing to find")
+    if not features.isfinite().all() or not gallery.isfinite().all():
+        raise ValueError("some features are NaN or infinite")
     q, g = F.normalize(features.float(), dim=1), F.normalize(gallery.float(), dim=1)
     size = len(g)
     place = torch.arange(1, size + 1, device=g.device, dtype=torch.float32)

@@ -167,3 +167,21 @@ def test_a_hundred_classes_in_a_bank_of_8192_cost_a_moment():
         criterion.chance(bank_labels, bank_labels, 128)
         spent.append(time.process_time() - begin)
     assert min(spent) < 0.2  # about 0.02 s
+
+
+@pytest.mark.parametrize(
+    ("dim", "tau", "slots", "want"), [(64, 0.02, 65536, 13.5), (16, 0.05, 65536, 13.24), (128, 0.02, 65536, 14.0)]
+)
+def test_in_and_out_agree_where_the_own_key_is_the_only_positive_and_most_is_left_out(dim, tau, slots, want):
+    """want: by 4,000 and more anchors drawn as whole vectors."""
+    one, bank_labels = torch.tensor([0]), torch.ones(slots).long()
+    within, out = (float(SupConLoss(2, tau, v).chance(one, bank_labels, dim)) for v in ("in", "out"))
+    assert within == pytest.approx(want, rel=0.05)
+    assert out == pytest.approx(within, rel=0.05)
+
+
+@pytest.mark.parametrize(("variant", "bank_labels"), [("in", [0, 1, 1, 1, 1, 1]), ("out", [1])])
+def test_no_estimate_lies_outside_what_a_term_that_is_left_in_can_be(variant, bank_labels):
+    criterion = SupConLoss(2, 0.02, variant, 0.5)
+    (value,) = criterion.chance(torch.tensor([0]), torch.tensor(bank_labels), 3).tolist()
+    assert 0 <= value <= math.log(2) + 1e-12

@@ -220,3 +220,8 @@ def test_features_that_are_not_finite_are_an_error_that_says_so():
     for score in (gaussian_scores, mahalanobis_scores):
         with pytest.raises(ValueError, match="not positive definite: features must be finite"):
             score(train, labels, test)
+
+
+def test_an_image_that_is_in_the_training_set_lies_at_distance_zero():
+    x = F.normalize(torch.randn(300, 512, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert knn_scores(x, x, 1).abs().max() < 1e-7

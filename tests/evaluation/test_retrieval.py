@@ -86,3 +86,12 @@ def test_a_gallery_smaller_than_k_keeps_the_name_and_counts_a_hit_anywhere():
     x, y = torch.eye(2), torch.tensor([0, 1])
     scores = retrieval_metrics(x, y, x, y)
     assert [scores[f"R@{k}"] for k in (1, 5, 10, 20)] == [1, 1, 1, 1]
+
+
+def test_features_that_are_no_numbers_are_an_error():
+    x, y = torch.eye(3), torch.arange(3)
+    bad = x.clone()
+    bad[1, 1] = torch.nan
+    for pair in ((bad, x), (x, bad)):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            retrieval_metrics(pair[0], y, pair[1], y)
