@@ -29,10 +29,10 @@ class Board:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.say(f"TensorBoard in {self.folder}: {reason}; nothing more is shown there, the run goes on")
 
-    def _of_thread(self, args) -> None:
+    def _of_thread(self, fault) -> None:
         """Instead of the traceback of TensorBoard's thread that writes: its next call raises the same."""
-        if type(args.thread).__name__ != "_AsyncWriterThread":
-            self.hook(args)
+        if type(fault.thread).__name__ != "_AsyncWriterThread":
+            self.hook(fault)
 
     def close(self) -> None:
         """No more is shown."""

@@ -82,13 +82,17 @@ class Drawn:
 
 
 def draw_map(ax, points, labels, classes: Drawn, title: str, legend: bool = False) -> None:
-    """Images as dots: colour by label in order, shape by group; names beside their dots, or a legend."""
+    """Images as dots: colour by label in order, shape by group; names beside their dots, or a legend below the map.
+
+    The axes reach as far as dots and names do.
+    """
     import matplotlib
     from matplotlib import patheffects
 
     names, order = classes.names, classes.order
     many = len(order) > len(COLOURS)
-    reach = (1.45 if legend else 1.3) * np.abs(points).max()  # room for names, or for the legend
+    low, high = points.min(0), points.max(0)
+    centre, reach = (low + high) / 2, max((high - low).max() / 2, 1e-6)
     size = 15 if len(max(names, key=len)) < 3 else 6 if many else 10
     named = []  # label, where its name goes, colour
     for place, c in enumerate(order):
@@ -98,21 +102,25 @@ def draw_map(ax, points, labels, classes: Drawn, title: str, legend: bool = Fals
         colour = matplotlib.colormaps["viridis"](place / (len(order) - 1)) if many else COLOURS[place]
         marker = MARKERS[classes.group_of[c] % len(MARKERS)]
         ax.scatter(*of_label.T, s=16, color=colour, marker=marker, linewidths=0, alpha=0.6, label=names[c])
-        middle = np.median(of_label, axis=0)
-        beside = middle * (1 + 0.13 * reach / max(np.linalg.norm(middle), 0.1 * reach))
+        middle = np.median(of_label, axis=0) - centre
+        beside = centre + middle * (1 + 0.17 * reach / max(np.linalg.norm(middle), 0.1 * reach))
         named.append((c, beside, colour))
     if not legend:
-        em = 2 * reach * size / 300  # of a font of so many points, on axes that are 4 inches wide
+        em = 2.2 * reach * size / 300  # of a font of so many points, on axes that are 4 inches wide
         widths = np.array([0.65 * em * len(names[c]) for c, _, _ in named])
         outline = [patheffects.withStroke(linewidth=3, foreground="white")]  # to be read on dots of its colour
         places = spread_apart(np.array([beside for _, beside, _ in named]), widths, 1.1 * em)
         for (c, _, colour), place in zip(named, places, strict=True):
             how = dict(fontsize=size, weight="bold", color=colour, ha="center", va="center", path_effects=outline)
             ax.text(*place, names[c], **how, zorder=3)
+        half = np.stack([widths / 2, np.full(len(widths), 0.6 * em)], 1)
+        low, high = np.minimum(low, (places - half).min(0)), np.maximum(high, (places + half).max(0))
     if legend:
-        ax.legend(loc="upper center", ncol=3, fontsize=9, frameon=False, markerscale=1.5)
-    ax.set(title=title, xticks=[], yticks=[], aspect="equal")
-    ax.set(xlim=(-reach, reach), ylim=(-reach, reach))
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncol=3, fontsize=9, frameon=False, markerscale=1.5)
+    ax.set(title=title, xticks=[], yticks=[])
+    (left, right), (bottom, top) = zip(low - 0.06 * reach, high + 0.06 * reach, strict=True)
+    ax.set(xlim=(left, right), ylim=(bottom, top))
+    ax.set_aspect("equal", adjustable="datalim")  # the panel is filled, and a circle stays one
 
 
 def spread_apart(places: np.ndarray, widths: np.ndarray, height: float, rounds: int = 200) -> np.ndarray:
@@ -142,6 +150,25 @@ def draw_matrix(ax, table, classes: Drawn, title: str, label: str):
             ax.axhline(i - 0.5, color="white", lw=1.5)
             ax.axvline(i - 0.5, color="white", lw=1.5)
     return image
+
+
+def pair_kinds(labels: np.ndarray, group_of: list[int]) -> np.ndarray:
+    """[n, n] of two images: 0 of one class, 1 of one group, 2 of others."""
+    groups = np.array(group_of)[labels]
+    return np.where(labels[:, None] == labels, 0, np.where(groups[:, None] == groups, 1, 2))
+
+
+def draw_cosines(ax, z, labels, group_of: list[int], grouped: bool) -> None:
+    """Histograms of the cosines of two images: of one class, of one superclass where there are such, of others."""
+    cosines, kinds = z @ z.T, pair_kinds(labels, group_of if grouped else list(range(len(group_of))))
+    pairs = np.triu(np.ones_like(kinds, dtype=bool), k=1)
+    for kind, name in enumerate(("one class", "one superclass", "others")):
+        found = cosines[pairs & (kinds == kind)]
+        if len(found):
+            how = dict(density=True, histtype="stepfilled", alpha=0.4, color=COLOURS[kind], label=name)
+            ax.hist(found, bins=60, range=(min(-0.01, cosines.min()), 1), **how)
+    ax.set(title="two images of ...", xlabel="cosine", ylabel="density", yticks=[])
+    ax.legend(frameon=False)
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -188,27 +215,30 @@ def draw_run(path: Path, title: str, embedding: dict, groups, table) -> None:
     by_class = Drawn(list(files.in_words(classes).values()), order, group_of)
     z, y = F.normalize(features, dim=1).numpy(), labels.numpy()
     maps = {name: make for name, make in MAPS.items() if name != "UMAP" or importlib.util.find_spec("umap")}
-    matrices = {"mean cosine in the embedding": cosines} | ({} if table is None else {"the ranking": table})
-    columns = max(len(maps), len(matrices))
-    rows = 3 if groups else 2
-    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 5 * rows), layout="constrained", squeeze=False)
-    for column, (name, make) in enumerate(maps.items()):
-        points = make(z)
-        points = points - points.mean(0)
-        draw_map(axes[0, column], points, y, by_class, f"{name}, by class")
-        if groups:
-            numbers = list(range(len(groups)))
-            by_group = Drawn(list(groups), numbers, numbers)
-            title_of = f"{name}, by superclass"
-            draw_map(axes[1, column], points, np.array(group_of)[y], by_group, title_of, legend=True)
-        for ax in axes[: 1 + bool(groups), column]:
+    matrices = {"in the embedding": (cosines, "mean cosine of two classes")}
+    if table is not None:
+        matrices["the ranking"] = table, "similarity of two classes"
+    points = {name: make(z) for name, make in maps.items()}
+    columns, rows = max(len(maps), len(matrices)), 3 if groups else 2
+    figure = plt.figure(figsize=(5 * columns, 5 * rows), layout="constrained")
+    above, *between, below = figure.subfigures(rows, 1)  # each with as many panels as it has
+    for ax, name in zip(above.subplots(1, len(maps), squeeze=False)[0], maps, strict=True):
+        draw_map(ax, points[name], y, by_class, f"{name}, by class")
+        ax.set(xlabel=f"{name} 1", ylabel=f"{name} 2")
+    for of_groups in between:
+        numbers = list(range(len(groups)))
+        by_group = Drawn(list(groups), numbers, numbers)
+        for ax, name in zip(of_groups.subplots(1, len(maps), squeeze=False)[0], maps, strict=True):
+            draw_map(ax, points[name], np.array(group_of)[y], by_group, f"{name}, by superclass", legend=True)
             ax.set(xlabel=f"{name} 1", ylabel=f"{name} 2")
     label = "class, ordered by " + ("superclass" if groups else "similarity")
-    for column, (name, values) in enumerate(matrices.items()):
-        image = draw_matrix(axes[-1, column], values, by_class, name, label)
-        figure.colorbar(image, ax=axes[-1, column], shrink=0.8)
-    for ax in (*axes[0, len(maps) :], *axes[-2, len(maps) :], *axes[-1, len(matrices) :]):
-        ax.axis("off")
+    histogram = len(matrices) < len(maps)  # in the room that is left
+    panels = below.subplots(1, len(matrices) + histogram, squeeze=False)[0]
+    for ax, (name, (values, of_colours)) in zip(panels, matrices.items(), strict=not histogram):
+        image = draw_matrix(ax, values, by_class, name, label)
+        below.colorbar(image, ax=ax, shrink=0.8, label=of_colours)
+    if histogram:
+        draw_cosines(panels[-1], z, y, group_of, bool(groups))
     figure.suptitle(title)
     figure.savefig(path, dpi=80)
     plt.close(figure)

@@ -13,6 +13,7 @@ from commands import run
 from matplotlib.axes import Axes
 from PIL import Image
 
+import util
 from figures import demo, embedding, training
 
 error_of = partial(commands.error_of, script="figures.embedding")
@@ -108,6 +109,22 @@ def test_a_run_is_drawn_with_and_without_superclasses_and_a_ranking(tmp_path, su
     picture = opened(tmp_path / "e.png")
     assert picture.height == 80 * 5 * (3 if superclasses else 2)
     assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_pairs_of_images_are_told_apart_by_class_and_superclass():
+    kinds = embedding.pair_kinds(np.array([0, 0, 1, 2]), [0, 0, 1])
+    assert kinds.tolist() == [[0, 0, 1, 2], [0, 0, 1, 2], [1, 1, 0, 2], [2, 2, 2, 0]]
+
+
+def test_axes_reach_as_far_as_dots_and_names_and_no_farther():
+    points = np.random.default_rng(0).normal(size=(40, 2)) * [3, 1] + [100, 50]  # far from the origin
+    figure, ax = util.pyplot().subplots(figsize=(4, 4))
+    embedding.draw_map(ax, points, np.arange(40) % 2, embedding.Drawn(["a", "b"], [0, 1], [0, 0]), "t")
+    figure.canvas.draw()
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    assert left < points[:, 0].min() and points[:, 0].max() < right
+    assert bottom < points[:, 1].min() and points[:, 1].max() < top
+    assert right - left < 1.4 * np.ptp(points[:, 0])
 
 
 def test_more_classes_than_colours_are_drawn(tmp_path):
