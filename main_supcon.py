@@ -34,7 +34,7 @@ def get_parser():
     options.add_data(p, datasets.NAMES)
     g = p.add_argument_group("model")
     g.add_argument("--model", default="resnet50", help="encoder: torchvision's ResNets, resnet8 to resnet56 narrow")
-    g.add_argument("--feat_dim", type=options.positive_int, default=128, help="dimensions after the projection head")
+    g.add_argument("--feat_dim", type=options.positive_int, default=128, help="dimensions after the head")
     g.add_argument("--memorybank_size", type=options.positive_int, default=4096, help="keys in the bank")
     g.add_argument("--m", type=options.fraction, default=0.99, help="momentum of the key encoder")
     options.flag(g, "--syncBN", help=options.SYNC_BN)

@@ -144,7 +144,7 @@ def add_data(p, names) -> None:
     g = p.add_argument_group("data")
     g.add_argument("--dataset", default="digits", choices=names, help="data set")
     g.add_argument("--data_folder", default="./data", help="folder of the data set")
-    g.add_argument("--size", type=positive_int, help="side of a view in pixels (None: the data set's own)")
+    g.add_argument("--size", type=positive_int, help="side of a view (None: the data set's own)")
     g.add_argument("--mean", type=three_numbers, help='"(r, g, b)" in [0, 1] (None: the data set\'s, or estimated)')
     g.add_argument("--std", type=three_positive, help="likewise")
     g.add_argument("--hold_out", nargs="+", default=[], metavar="CLASS", help="classes to leave out")
@@ -187,7 +187,7 @@ def add_training(p, warm: str = "linear warm-up over 10 epochs; always above bat
     g.add_argument("--keep_checkpoints", type=positive_int, metavar="K", help="of these, the last K only (None: all)")
     g.add_argument("--print_freq", type=positive_int, default=10, help="steps between progress lines")
     g.add_argument("--save_minutes", type=positive, default=10, help="minutes between checkpoints inside an epoch")
-    g.add_argument("--max_hours", type=positive, help="then save, and exit with 75 as after SIGTERM (None: no limit)")
+    g.add_argument("--max_hours", type=positive, help="then save, exit with 75 (None: no limit)")
     g.add_argument("--resume", help="checkpoint or run's folder to go on from; auto: this run's own, if it has begun")
     flag(g, "--overwrite", help="start anew in a folder that holds a run; its files are replaced")
 
