@@ -193,7 +193,7 @@ def trained_options(state: dict) -> dict:
     """The options that a checkpoint was trained with: ours, or the Namespace of a published one; {} if it has none."""
     if isinstance(state.get("opt"), argparse.Namespace):
         return vars(state["opt"])
-    return state.get("options") or {}
+    return state["options"] if isinstance(state.get("options"), dict) else {}
 
 
 def encoder_weights(state: dict, source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

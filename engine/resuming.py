@@ -10,16 +10,36 @@ from torch import Tensor, nn
 
 from util import InputError
 
+# options that a resumed run must share with its checkpoint, or the weights mean something else
+FIXED = ("dataset", "model", "feat_dim", "memorybank_size", "cache_features")
+# options that leave the mathematics as it is; any other that a resumed run changes is named
+FREE = (
+    "resume", "overwrite", "exp_name", "save_folder", "save_freq", "save_minutes", "print_freq", "num_workers",
+    "data_folder", "check_data", "detect_anomaly", "nproc_per_node", "world_size", "rank", "dist_url", "dist_backend",
+    "timeout_minutes", "augment_on", "knn_freq", "config", "keep_checkpoints", "max_hours",
+)  # fmt: skip
 
-def check(state: dict, model: nn.Module, optimizer: torch.optim.SGD, counts: tuple[int, int], flag: str) -> None:
+
+def changed_options(before: dict, now: dict, flag: str) -> list[str]:
+    """In words, the options of a resumed run that are not as before and leave the mathematics another. InputError,
+    beginning with `flag`, where weights would mean something else.
+    """
+    changed = [n for n in now if n in before and before[n] != now[n]]
+    for name in FIXED:
+        if name in changed:
+            raise InputError(f"{flag}: was trained with --{name} {before[name]}, not {now[name]}")
+    return [f"--{n} {now[n]} (was {before[n]})" for n in changed if n not in FREE]
+
+
+def check(state: dict, model: nn.Module, optimizer: torch.optim.SGD, counts: tuple, flag: str) -> None:
     """Raise InputError, one line that begins with `flag`, where a checkpoint's content is not what a run of this model
     and optimiser saves; nothing is changed.
 
-    counts: the run's training images and classes.
+    counts: the run's training images, classes, and steps an epoch (None: they are not the checkpoint's).
     """
-    images, classes = counts
+    images, classes, steps = counts
     for fault in (
-        *_progress(state),
+        *_progress(state, steps),
         *_optimizer(state["optimizer"], optimizer),
         *_processes(state.get("processes") or [], images),
         *_bank(state["model"], model, classes),
@@ -31,10 +51,13 @@ def _is_count(value) -> bool:
     return type(value) is int and value >= 0
 
 
-def _progress(state: dict) -> Iterator[str]:
+def _progress(state: dict, steps: int | None) -> Iterator[str]:
     for name in ("epoch", "step"):
         if not _is_count(state.get(name, 0)):
             yield f"its {name} is {state[name]!r}"
+            return
+    if steps is not None and state.get("step", 0) > steps:
+        yield f"its step is {state['step']} of {steps}"
     for name in ("best", "latest", "scaler"):
         entry = state.get(name) or {}
         if not isinstance(entry, dict) or not all(isinstance(v, Real) for v in entry.values()):

@@ -1,7 +1,6 @@
 """A run's folder: one run at a time in it, checkpoints, resume, signals, log and TensorBoard."""
 
 import contextlib
-import json
 import os
 import platform
 import sys
@@ -14,20 +13,10 @@ import torch
 import util
 from datasets.decoding import write_list
 from engine import checkpoint, config, distributed, locking, options, resuming, watching
-from engine.board import Board
+from engine.journal import Journal
 from engine.optimisation import Stepper, in_force
 from engine.signals import StopSignals
 from util import InputError
-
-# options that a resumed run must share with its checkpoint, or the weights mean something else
-FIXED = ("dataset", "model", "feat_dim", "memorybank_size", "cache_features")
-# options that leave the mathematics as it is; any other that a resumed run changes is named
-FREE = (
-    "resume", "overwrite", "exp_name", "save_folder", "save_freq", "save_minutes", "print_freq", "num_workers",
-    "data_folder", "check_data", "detect_anomaly", "nproc_per_node", "world_size", "rank", "dist_url", "dist_backend",
-    "timeout_minutes", "augment_on", "knn_freq", "config", "keep_checkpoints", "max_hours",
-)  # fmt: skip
-
 
 # entries of log.jsonl that no two runs share
 TIMING = ("images_per_second", "seconds", "waiting_for_data")
@@ -66,9 +55,8 @@ class Run:
         self.args, self.start = args, time.perf_counter()
         self.folder = folder_of(args, method, name)
         self.last = self.folder / "last.pth"
-        self.lock, self.board = locking.FolderLock(self.folder), None
+        self.lock, self.journal = locking.FolderLock(self.folder), None
         self.tensorboard = self.folder.parent.with_name(f"{args.dataset}_tensorboard") / name
-        self.shown = {}  # scalars that TensorBoard gets once the checkpoint is written
         self.best, self.latest = {}, {}  # validation scores: of the best epoch, of the last one
         self.good = "none yet"  # the last checkpoint of this run
         self.damaged = 0  # images skipped so far
@@ -137,8 +125,16 @@ class Run:
             raise InputError(f"{flag}: was written by {state['script']}.py, not by {self.script}.py")
         if "optimizer" not in state or not isinstance(state.get("epoch"), int):
             raise InputError(f"{flag}: holds no state of an optimiser; it can only be evaluated")
-        self._check_options(state, flag)
-        counts = self.sampler.count, len(self.facts["classes"])
+        before = checkpoint.trained_options(state)
+        changed = resuming.changed_options(before, options.plain(self.args), flag)
+        if changed:
+            self.say(f"resumed with other options: {', '.join(changed)}")
+        if state.get("classes") != self.facts["classes"]:
+            raise InputError(f"{flag}: was trained on other classes than --data_folder holds")
+        if state.get("encoder") != self.facts.get("encoder"):
+            raise InputError(f"{flag}: was trained on the features of another --ckpt")
+        steps = len(self.sampler) if state.get("order") == self._order() else None
+        counts = self.sampler.count, len(self.facts["classes"]), steps
         resuming.check(state, self.model, self.optimizer, counts, flag)
         checkpoint.load_strictly(self.model, state["model"], flag)
         resuming.take_momenta(state["optimizer"], self.optimizer)
@@ -170,23 +166,6 @@ class Run:
 
     def _order(self) -> list[int]:
         return [self.sampler.count, self.sampler.batch_size, self.sampler.seed]
-
-    def _check_options(self, state: dict, flag: str) -> None:
-        """InputError where weights or classes would mean something else; names every other option that is not as
-        before.
-        """
-        before, now = checkpoint.trained_options(state), options.plain(self.args)
-        changed = [n for n in now if n in before and before[n] != now[n]]
-        for name in FIXED:
-            if name in changed:
-                raise InputError(f"{flag}: was trained with --{name} {before[name]}, not {now[name]}")
-        if state.get("classes") != self.facts["classes"]:
-            raise InputError(f"{flag}: was trained on other classes than --data_folder holds")
-        if state.get("encoder") != self.facts.get("encoder"):
-            raise InputError(f"{flag}: was trained on the features of another --ckpt")
-        named = [f"--{n} {now[n]} (was {before[n]})" for n in changed if n not in FREE]
-        if named:
-            self.say(f"resumed with other options: {', '.join(named)}")
 
     def epochs(self):
         """The numbers of the epochs that are left, from 1; while they run, a signal lets the run save and stop."""
@@ -235,8 +214,8 @@ class Run:
         """
         self.step = 0
         self._write(epoch, 0, ())
-        scalars, self.shown = self.shown, {}
-        self.show(lambda writer: [writer.add_scalar(name, value, epoch) for name, value in scalars.items()])
+        if self.journal is not None:
+            self.journal.show_latest()
         if any(distributed.gather_objects(self._is_asked_to_stop())):
             self._leave(f"epoch {epoch}")
 
@@ -298,19 +277,16 @@ class Run:
 
     def _open(self) -> None:
         """Once, when there is something to write: drop what lies beyond the point of resuming, begin the records."""
-        if self.board is not None:
+        if self.journal is not None:
             return
         for leftover in self.folder.glob("*.tmp"):  # of a run that was killed while it wrote
             with contextlib.suppress(OSError):
                 leftover.unlink()
-        log = self.folder / "log.jsonl"
-        kept = [r for r in util.read_json_lines(log) if self.goes_on and r["epoch"] <= self.resumed_from]
-        if log.exists():
-            util.write_file(log, "".join(json.dumps(r) + "\n" for r in kept).encode())
         if not self.goes_on:  # --overwrite: the old run's checkpoints must not be taken for this one's
             for path in checkpoint.history(self.folder):
                 path.unlink()
-        self.board = Board(self.tensorboard, self.resumed_from + 1, self.say)
+        after_epoch = self.resumed_from if self.goes_on else 0
+        self.journal = Journal(self.folder, self.tensorboard, after_epoch, self.say)
         record = {"options": options.plain(self.args), "versions": VERSIONS, "processes": distributed.world_size()}
         record |= {"after_epoch": self.resumed_from, "resumed": str(self.good) if self.source else None}
         util.append_json(self.folder / "starts.jsonl", record)
@@ -343,26 +319,14 @@ class Run:
         self._open()
         if images_per_second is not None:
             scalars = {**scalars, "images_per_second": images_per_second}
-        shown = "".join(f"  {k} {v:.2f}" for k, v in scalars.items() if k.startswith("val_"))
-        self.shown = scalars
-        try:
-            util.append_json(self.folder / "log.jsonl", {"epoch": epoch, **scalars})
-        except OSError as error:
-            self.say(f"{error.filename}: epoch {epoch} cannot be added ({error.strerror}); the run goes on")
+        self.journal.record(epoch, scalars)
         done, spent = epoch - self.resumed_from, time.perf_counter() - self.start
-        left = spent / done * (self.args.epochs - epoch)
-        speed = "no step was left"
-        if images_per_second is not None:
-            waiting = f"{100 * scalars['waiting_for_data']:.0f} % of the time waiting for data"
-            speed = f"{images_per_second:.0f} images/s, {waiting}"
-        print(
-            f"epoch {epoch}/{self.args.epochs}  loss {scalars['loss']:.4f}{shown}  lr {scalars['learning_rate']:.4g}  "
-            f"{speed}  {util.clock(left)} left of the run",
-            flush=True,
-        )
+        left = util.clock(spent / done * (self.args.epochs - epoch))
+        line = watching.epoch_line(scalars, images_per_second)
+        self.say(f"epoch {epoch}/{self.args.epochs}  {line}  {left} left of the run")
         advice = watching.advice(scalars["waiting_for_data"], spent, self.args.num_workers)
         if advice and not self.advised:
-            print(advice, flush=True)
+            self.say(advice)
             self.advised = True
 
     def stop_on_nan(self, epoch: int, step: int, rate: float) -> None:
@@ -374,12 +338,12 @@ class Run:
 
     def show(self, draw: Callable) -> None:
         """draw(writer) on the run's TensorBoard, in the main process; whatever goes wrong, the run goes on."""
-        if self.board is not None:
-            self.board.show(draw)
+        if self.journal is not None:
+            self.journal.board.show(draw)
 
     def _let_go(self) -> None:
-        if self.board is not None:
-            self.board.close()
+        if self.journal is not None:
+            self.journal.board.close()
         self.lock.release()
 
     def close(self) -> None:

@@ -59,6 +59,16 @@ def advice(waiting: float, seconds: float, workers: int) -> str:
     )
 
 
+def epoch_line(scalars: dict, images_per_second: float | None) -> str:
+    """What a run's line shows of an epoch: loss, validation, learning rate, speed."""
+    shown = "".join(f"  {k} {v:.2f}" for k, v in scalars.items() if k.startswith("val_"))
+    speed = "no step was left"
+    if images_per_second is not None:
+        waiting = 100 * scalars["waiting_for_data"]
+        speed = f"{images_per_second:.0f} images/s, {waiting:.0f} % of the time waiting for data"
+    return f"loss {scalars['loss']:.4f}{shown}  lr {scalars['learning_rate']:.4g}  {speed}"
+
+
 def beside_chance(terms: list[float], chance: list[float]) -> str:
     """One line for a run's first epoch: its mean terms, rank by rank, and what random vectors would have."""
     shown = ", ".join(f"{x:.2f} (rank {r})" for r, x in enumerate(chance))

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import util
-from engine import checkpoint, published, runs
+from engine import checkpoint, published, resuming
 from engine.config import protocol
 from recipes import option, words
 from util import InputError
@@ -55,7 +55,7 @@ def began_so(folder: Path) -> bool:
     starts = util.read_json_lines(folder / "starts.jsonl")
     for start in reversed(starts):
         then, now = start["options"], starts[-1]["options"]
-        known = then.keys() & now.keys() - {*runs.FREE}  # an option may be younger than the run
+        known = then.keys() & now.keys() - {*resuming.FREE}  # an option may be younger than the run
         if any(then[name] != now[name] for name in known):
             return False
         if start["resumed"] is None:

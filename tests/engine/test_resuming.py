@@ -42,7 +42,7 @@ def put(state, path, value):
 
 def test_what_a_run_saves_is_taken():
     model, optimizer, state = made()
-    resuming.check(state, model, optimizer, (10, 5), "--resume x")
+    resuming.check(state, model, optimizer, (10, 5, 4), "--resume x")
     resuming.take_momenta(state["optimizer"], optimizer)
     assert torch.equal(
         optimizer.state[model.layer.weight]["momentum_buffer"], state["optimizer"]["state"][0]["momentum_buffer"]
@@ -55,6 +55,7 @@ def test_what_a_run_saves_is_taken():
         (["epoch"], -1, "its epoch is -1"),
         (["step"], 0.5, "its step is 0.5"),
         (["step"], True, "its step is True"),
+        (["step"], 5, "its step is 5 of 4"),
         (["best"], [3], "its entry best"),
         (["latest", "top-1"], "three", "its entry latest"),
         (["scaler"], {"scale": None}, "its entry scaler"),
@@ -99,7 +100,7 @@ def test_content_that_no_run_saves_is_refused_in_one_line_before_anything_change
     put(state, path, value)
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     with pytest.raises(InputError) as refused:
-        resuming.check(state, model, optimizer, (10, 5), "--resume x")
+        resuming.check(state, model, optimizer, (10, 5, 4), "--resume x")
     assert str(refused.value).startswith("--resume x: its ")
     assert fault in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1

@@ -10,7 +10,7 @@ from made_data import make_image_folders
 
 import util
 from engine import checkpoint, runs
-from engine.board import Board
+from engine.journal import Board
 
 RUN = "--model resnet8 --batch_size 256 --num_workers 0 --exp_name a"
 FOLDER = Path("save/SupCon/digits_models/a")

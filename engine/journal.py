@@ -1,8 +1,11 @@
-"""A run's TensorBoard. It only shows: what cannot be written there is said once, and the run goes on."""
+"""What a run tells of its epochs: log.jsonl, TensorBoard. They only show: what cannot be written is said, no more."""
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+
+import util
 
 
 class Board:
@@ -39,3 +42,29 @@ class Board:
         if self.writer is not None:
             self.show(lambda writer: writer.close())
             threading.excepthook = self.hook
+
+
+class Journal:
+    """The log and the TensorBoard of a run that goes on after an epoch, 0 at its start: records beyond it go."""
+
+    def __init__(self, folder: Path, tensorboard: Path, after_epoch: int, say: Callable[[str], None]):
+        self.log, self.say = folder / "log.jsonl", say
+        self.board = Board(tensorboard, after_epoch + 1, say)
+        self.latest = 0, {}  # epoch and scalars that TensorBoard has not shown yet
+        kept = [r for r in util.read_json_lines(self.log) if isinstance(r, dict) and r.get("epoch", 1) <= after_epoch]
+        if self.log.exists():
+            util.write_file(self.log, "".join(json.dumps(r) + "\n" for r in kept).encode())
+
+    def record(self, epoch: int, scalars: dict) -> None:
+        """Add an epoch to the log; TensorBoard has it later, with `show_latest`."""
+        self.latest = epoch, scalars
+        try:
+            util.append_json(self.log, {"epoch": epoch, **scalars})
+        except OSError as error:
+            self.say(f"{error.filename}: epoch {epoch} cannot be added ({error.strerror}); the run goes on")
+
+    def show_latest(self) -> None:
+        """The scalars of the last epoch, once, on TensorBoard."""
+        (epoch, scalars), self.latest = self.latest, (0, {})
+        if scalars:
+            self.board.show(lambda writer: [writer.add_scalar(name, value, epoch) for name, value in scalars.items()])
