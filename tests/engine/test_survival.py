@@ -150,10 +150,9 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_checkpoint_before(tmp_path
 def test_a_second_start_of_a_living_run_is_refused_and_one_of_a_queued_job_waits(monkeypatch, capsys, tmp_path):
     process = start(tmp_path, f"{RUN} --epochs 1000 --num_workers 0".split(), slow_writes=1)
     wait_until((tmp_path / FOLDER / "last.pth").exists, process)
+    again = f"{RUN} --epochs 1 --num_workers 0"
     for how in (f"--resume {FOLDER}", "--overwrite"):
-        line = error_of(
-            monkeypatch, capsys, tmp_path, f"{RUN} --epochs 1 --num_workers 0".replace("--resume auto", how)
-        )
+        line = error_of(monkeypatch, capsys, tmp_path, again.replace("--resume auto", how))
         assert f"--exp_name a: {FOLDER} is being written by process {process.pid} on " in line
     wait_until(lambda: half_written_in(tmp_path / FOLDER), process)
     os.kill(process.pid, signal.SIGTERM)
