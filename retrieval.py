@@ -57,6 +57,7 @@ def worker(args, device):
     with distributed.main_first():
         util.check_folder(args.save_folder, "--save_folder")
         train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
+        distributed.say(datasets.left_out(train, test))
         loading, cache = options.loading(args, device), options.features_cache(args)
         net = frozen.load(options.wanted(args), train)
         groups = label_sets(args, train.classes)

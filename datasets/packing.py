@@ -45,6 +45,8 @@ def pack(folder: Path, out: Path, side: int, format: str, skip: str | None, chec
             raise InputError(f"--out {out}: is the source; nothing is ever written there")
         data = datasets.build("path", folder, "train" if split == "train" else "test", skip=skip)
         path = out / f"{split}.pack"
+        if datasets.left_out(data):
+            print(datasets.left_out(data))
         if path.exists():
             _check_same(path, data, side, format)
             print(f"{path}: is there already, of the same {len(data):,} images")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import datasets
 import util
-from datasets import packed, sources
+from datasets import folders, packed, sources
 from datasets.decoding import find_damage, write_list
 from datasets.packing import pack
 from util import InputError
@@ -40,7 +40,7 @@ def imagenet100(source: Path) -> list[tuple[Path, Path]]:
     root = _first(source, ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC"), "train", "--imagenet")
     if not (root / "val").is_dir():
         raise InputError(f"--imagenet {source}: {root} has no folder val")
-    sorted_val = any(f.is_dir() for f in (root / "val").iterdir())
+    sorted_val = bool(folders.subfolders(root / "val", folders.LeftOut()))
     by_class = None if sorted_val else _validation_by_class(source, root / "val")
     plan = []
     for folder, names in IMAGENET.items():
@@ -85,7 +85,7 @@ def _development_kit(root: Path, val: Path) -> dict[str, str]:
     synsets = loadmat(folder / "meta.mat", squeeze_me=True)["synsets"]
     wnid = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
     numbers = [int(line) for line in (folder / name).read_text().split()]
-    files = sorted(f.name for f in val.iterdir() if f.suffix.lower() in sources.IMAGE_ENDINGS)
+    files = [f.name for f in folders.images_below(val, folders.LeftOut())]
     if len(files) != len(numbers):
         raise InputError(f"--imagenet {val}: {len(files)} images, but the ground truth has {len(numbers)} lines")
     return {file: wnid[number] for file, number in zip(files, numbers, strict=True)}
@@ -111,7 +111,7 @@ def tiny_imagenet(source: Path) -> list[tuple[Path, Path]]:
 def awa2(source: Path) -> list[tuple[Path, Path]]:
     """Animals_with_Attributes2/JPEGImages, by class."""
     root = _first(source, ("", "Animals_with_Attributes2"), "JPEGImages", "--source") / "JPEGImages"
-    classes = sorted(f for f in root.iterdir() if f.is_dir())
+    classes = [root / name for name in folders.subfolders(root, folders.LeftOut())]
     if len(classes) != AWA2_CLASSES:
         raise InputError(f"--source {root}: {len(classes)} class folders; AwA2 has {AWA2_CLASSES}")
     return [(Path("Animals_with_Attributes2", "JPEGImages", f.name), f) for f in classes]
@@ -162,10 +162,13 @@ def _put(place: Path, source: Path, copy: bool) -> None:
     if not copy:
         return place.symlink_to(source.resolve(), target_is_directory=source.is_dir())
     # under another name first: a crash leaves nothing half copied under the right one
-    unfinished = place.with_name(place.name + ".unfinished")
+    unfinished = place.with_name(place.name + folders.UNFINISHED)
     if source.is_dir():
         shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(source, unfinished)
+        for file in folders.images_below(source, folders.LeftOut()):
+            to = unfinished / file.relative_to(source)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, to)
     else:
         shutil.copy2(source, unfinished)
     os.replace(unfinished, place)
@@ -187,8 +190,8 @@ def _is_there(place: Path, source: Path, copy: bool) -> bool:
 
 
 def _extent(path: Path) -> int:
-    """Number of files of a folder, or bytes of a file."""
-    return sum(len(files) for _, _, files in os.walk(path)) if path.is_dir() else path.stat().st_size
+    """Number of images of a folder, or bytes of a file."""
+    return len(folders.images_below(path, folders.LeftOut())) if path.is_dir() else path.stat().st_size
 
 
 def link_images(folder: Path) -> None:
@@ -214,10 +217,10 @@ def expected(place: Path) -> tuple[int, int]:
 
 def check(plan, out: Path, name: str) -> list[str]:
     """What is wrong with the folders of a plan, in words; unreadable images are listed in out/<name>_damaged.txt."""
-    folders = sorted({place if source.is_dir() else place.parent for place, source in plan})
-    problems, owner, images = [], {}, []
-    for place in folders:
-        found = sources.images_below(out / place)
+    places = sorted({place if source.is_dir() else place.parent for place, source in plan})
+    problems, owner, images, left_out = [], {}, [], folders.LeftOut()
+    for place in places:
+        found = folders.images_below(out / place, left_out)
         low, high = expected(place)
         if not low <= len(found) <= high:
             problems.append(
@@ -229,6 +232,8 @@ def check(plan, out: Path, name: str) -> list[str]:
                 problems.append(f"{file}: is in {owner[real]} too")
             owner[real] = place
         images += found
+    if left_out.text():
+        print(left_out.text())
     if name == "awa2" and len(images) != AWA2_IMAGES:
         problems.append(f"{len(images)} images, published are {AWA2_IMAGES}")
     damaged = find_damage(images)

@@ -1,8 +1,10 @@
-"""Where images come from: one reader a data set, (folder, split) -> images, labels, class names."""
+"""Where images come from: one reader a data set, (folder, split) -> images, labels, class names.
+
+A reader of folders adds what it left out.
+"""
 
 import contextlib
 import gzip
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from datasets import packed
+from datasets.folders import LeftOut, images_below, subfolders
 from util import InputError
 
-# those that torchvision's ImageFolder takes, and the published code with it
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -126,37 +127,35 @@ def split_folder(folder: Path, split: str) -> Path:
 
 
 def image_folder(folder: Path, split: str):
-    """A folder of class folders, with or without train/ and val/; classes in sorted order, images at any depth."""
+    """A folder of class folders, with or without train/ and val/; classes in sorted order, images at any depth.
+
+    Beside images, labels and classes: what was left out.
+    """
     folder = split_folder(folder, split)
     if folder.suffix == ".pack":
         return packed.read(folder)
-    classes = sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    left_out = LeftOut()
+    classes = subfolders(folder, left_out)
     if not classes:
-        raise InputError(f"{folder}: empty; it must hold one folder a class")
+        raise InputError(_with(left_out, f"{folder}: empty; it must hold one folder a class"))
     images, labels = [], []
     for label, name in enumerate(classes):
-        found = images_below(folder / name)
+        found = images_below(folder / name, left_out)
         if not found:
-            raise InputError(f"{folder}: the class folder {name} holds no image")
+            raise InputError(_with(left_out, f"{folder}: the class folder {name} holds no image"))
         images += [str(f) for f in found]
         labels += [label] * len(found)
-    return images, labels, classes
+    return images, labels, classes, left_out
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Sorted image files at any depth; linked folders are followed, each real folder once."""
-    found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in seen]
-        seen.update(os.path.realpath(os.path.join(place, name)) for name in folders)
-        found += [Path(place, name) for name in files if Path(name).suffix.lower() in IMAGE_ENDINGS]
-    return sorted(found)
+def _with(left_out: LeftOut, text: str) -> str:
+    return "; ".join(filter(None, (text, left_out.text())))
 
 
 def any_images(folder: Path, split: str):
     """The images of a folder's train/ or val/ where it has one, else (and for "all") of the whole folder, at any depth.
 
-    The folder that an image lies in is its class.
+    The folder that an image lies in is its class. Beside images, labels and classes: what was left out.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -165,12 +164,13 @@ def any_images(folder: Path, split: str):
         if not (folder / name).is_dir() and (folder / f"{name}.pack").is_file():
             return packed.read(folder / f"{name}.pack")
     folder = next((folder / name for name in names if (folder / name).is_dir()), folder)
-    found = images_below(folder)
+    left_out = LeftOut()
+    found = images_below(folder, left_out)
     if not found:
-        raise InputError(f"{folder}: holds no image, at any depth")
+        raise InputError(_with(left_out, f"{folder}: holds no image, at any depth"))
     classes = sorted({f.parent.name for f in found})
     number = {name: label for label, name in enumerate(classes)}
-    return [str(f) for f in found], [number[f.parent.name] for f in found], classes
+    return [str(f) for f in found], [number[f.parent.name] for f in found], classes, left_out
 
 
 def tiny_imagenet(folder: Path, split: str):

@@ -52,16 +52,19 @@ def variant(args) -> str:
 def load_data(args):
     """The training images, and with --instance_ranks the groups that their labels lie in, and the levels' names."""
     if not args.instance_ranks:
-        return datasets.build(args.dataset, split="train", **options.chosen_images(args)), None
+        data = datasets.build(args.dataset, split="train", **options.chosen_images(args))
+        distributed.say(datasets.left_out(data))
+        return data, None
     if args.dataset != "path":
         raise InputError(f"--instance_ranks {args.instance_ranks}: needs --dataset path")
     for name in ("hold_out", "ranking", "similarity_ranking_imagenet", "use_supercategories", "thresholds", "ranks"):
         if getattr(args, name):
             raise InputError(f"--{name} has no use with --instance_ranks, which makes the ranks")
     data, groups, levels = instances.build(args.data_folder, args.instance_ranks)
-    unlisted = instances.unlisted(data, args.data_folder)
-    if unlisted and distributed.is_main():
-        print(f"--instance_ranks does not name {unlisted} images of {args.data_folder}: they are left out")
+    unlisted, left_out = instances.unlisted(data, args.data_folder)
+    distributed.say(left_out.text())
+    if unlisted:
+        distributed.say(f"--instance_ranks does not name {unlisted} images of {args.data_folder}: they are left out")
     return datasets.without(data, args.skip_images), (groups, levels)
 
 

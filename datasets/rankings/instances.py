@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from datasets import ImageData, sources
+from datasets.folders import LeftOut, images_below
 from util import InputError
 
 
@@ -64,10 +65,11 @@ def _read(path: Path, flag: str) -> tuple[list[str], list[list[str]]]:
     return head[1:], rows
 
 
-def unlisted(data: ImageData, folder: str | Path) -> int:
-    """How many images of the folder's training split the table does not name."""
-    listed = set(data.images)
-    return sum(str(f) not in listed for f in sources.images_below(sources.split_folder(Path(folder), "train")))
+def unlisted(data: ImageData, folder: str | Path) -> tuple[int, LeftOut]:
+    """How many images of the folder's training split the table does not name, and what there is no image."""
+    listed, left_out = set(data.images), LeftOut()
+    found = images_below(sources.split_folder(Path(folder), "train"), left_out)
+    return sum(str(f) not in listed for f in found), left_out
 
 
 def summary(groups: torch.Tensor, levels: list[str], taus, labels: torch.Tensor) -> list[str]:
