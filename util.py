@@ -32,8 +32,9 @@ class InputError(ValueError):
     """Something the user gave is wrong; the message names the flag, file or key and what to do."""
 
     def __init__(self, message: str):
-        # a loader process hands its traceback on as the message: the last line is what it raised
-        super().__init__(message.rsplit("InputError: ", 1)[-1].strip())
+        # a loader process hands its traceback on as the message: the last line is what it raised, for a name with a
+        # line break in it stays one
+        super().__init__(message.rsplit("InputError: ", 1)[-1].strip().replace("\n", "\\n"))
 
 
 def fault(error: BaseException) -> str | None:
@@ -81,18 +82,6 @@ def check_folder(path: str | Path, flag: str) -> None:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise InputError(f"{flag} {path}: {place} is not a folder that can be written to")
-
-
-def read_yaml(path: Path, source: str) -> Any:
-    """The content of a YAML file; InputError, beginning with `source`, where it cannot be read."""
-    import yaml
-
-    if not path.is_file():
-        raise InputError(f"{source}: no such file")
-    try:
-        return yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{source}: not readable as YAML ({str(error).splitlines()[0]})") from None
 
 
 def nearest(word: str, known: Iterable[object]) -> str:

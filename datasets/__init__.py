@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from datasets import sources
+from datasets import sources, texts
 from datasets.decoding import WAY_ROUND, read_pixels, read_rgb
 from datasets.folders import LeftOut
 
@@ -155,11 +155,7 @@ def without(data: ImageData, skip: str | Path | None) -> ImageData:
         return data
     if isinstance(data.images, np.ndarray):
         return data  # no files
-    try:
-        lines = Path(skip).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--skip_images {skip}: not readable ({error})") from None
-    listed = [line.strip() for line in lines if line.strip()]
+    listed = texts.read_paths(Path(skip), f"--skip_images {skip}")
     # a pack has names of images whose files may be gone
     if listed and isinstance(data.images[0], str) and not any(map(os.path.lexists, listed)):
         raise InputError(

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import util
+from datasets import texts
 from util import InputError
 
 ORIENTATION = 0x0112  # in EXIF
@@ -126,8 +127,12 @@ def find_damage(paths: list, show: bool = True) -> dict[int, str]:
 
 
 def write_list(path: Path, images: list) -> None:
-    """A list of images that --skip_images takes: whole paths, each once, one a line."""
-    lines = dict.fromkeys(os.path.abspath(image) for image in images)
+    """A list of images that --skip_images takes: whole paths, each once, one a line.
+
+    images: paths, or lines of such a list.
+    """
+    paths = (texts.path_of(i) if isinstance(i, str) and i[:1] == i[-1:] == '"' else i for i in images)
+    lines = dict.fromkeys(texts.path_line(os.path.abspath(path)) for path in paths)
     util.write_file(path, "".join(f"{line}\n" for line in lines).encode())
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import datasets
 import util
-from datasets import folders, packed, sources
+from datasets import folders, packed, sources, texts
 from datasets.decoding import find_damage, write_list
 from datasets.packing import pack
 from util import InputError
@@ -61,8 +61,11 @@ def _validation_by_class(root: Path, val: Path) -> dict[str, list[Path]]:
         (root / p for p in ("LOC_val_solution.csv", "ILSVRC/LOC_val_solution.csv") if (root / p).is_file()), None
     )
     if solution:
-        rows = [line.split(",") for line in solution.read_text().splitlines()[1:] if line.strip()]
-        truth = {f"{name}.JPEG": boxes.split()[0] for name, boxes in rows}
+        rows = texts.read_rows(solution, f"--imagenet {solution}")[1:]
+        for line, row in rows:
+            if len(row) != 2 or not all(row):
+                raise InputError(f"--imagenet {solution}, line {line}: must be an image, a comma and its boxes")
+        truth = {f"{name}.JPEG": boxes.split()[0] for _, (name, boxes) in rows}
     else:
         truth = _development_kit(root, val)
     by_class: dict[str, list[Path]] = {}
@@ -84,11 +87,17 @@ def _development_kit(root: Path, val: Path) -> dict[str, str]:
         )
     synsets = loadmat(folder / "meta.mat", squeeze_me=True)["synsets"]
     wnid = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    numbers = [int(line) for line in (folder / name).read_text().split()]
+    try:
+        numbers = [int(word) for word in texts.read(folder / name, f"--imagenet {folder / name}").split()]
+        labels = [wnid[number] for number in numbers]
+    except (ValueError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"--imagenet {folder / name}: must be a class number a line ({error})") from None
     files = [f.name for f in folders.images_below(val, folders.LeftOut())]
     if len(files) != len(numbers):
         raise InputError(f"--imagenet {val}: {len(files)} images, but the ground truth has {len(numbers)} lines")
-    return {file: wnid[number] for file, number in zip(files, numbers, strict=True)}
+    return dict(zip(files, labels, strict=True))
 
 
 def tiny_imagenet(source: Path) -> list[tuple[Path, Path]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import packed
+from datasets import packed, texts
 from datasets.folders import LeftOut, images_below, subfolders
 from util import InputError
 
@@ -181,7 +181,9 @@ def tiny_imagenet(folder: Path, split: str):
     annotations = places[0] / "val" / "val_annotations.txt"
     if split == "train" or not annotations.is_file():
         return image_folder(places[0], split)
-    rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines() if line.strip()]
+    rows = [row[:2] for _, row in texts.read_rows(annotations, str(annotations))]
+    if any(len(row) < 2 for row in rows):
+        raise InputError(f"{annotations}: must be lines of an image, its class and more, with tabs between")
     classes = sorted({wnid for _, wnid in rows})
     images = [annotations.parent / "images" / name for name, _ in rows]
     missing = next((f for f in images if not f.is_file()), None)

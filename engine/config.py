@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 import util
+from datasets.texts import read_yaml
 from engine import options
 from util import InputError
 
@@ -50,7 +51,7 @@ def command_line(parser: argparse.ArgumentParser, words: list[str]) -> list[str]
 
 def _options(parser, path: Path) -> dict[str, list[str]]:
     """Option -> the words that give it the file's value; none for `null` and an empty list, which mean the default."""
-    content = util.read_yaml(path, f"--config {path}")
+    content = read_yaml(path, f"--config {path}", as_written=True)
     if not isinstance(content, dict):
         raise InputError(f"--config {path}: must be lines of `option: value`")
     actions = {name.lstrip("-"): action for action in parser._actions for name in (*action.option_strings, action.dest)}
@@ -68,9 +69,8 @@ def _options(parser, path: Path) -> dict[str, list[str]]:
 def _option(action, key: str, value, path: Path) -> list[str]:
     """The words that give an option its value; a list is one word after another, or with commas where one is wanted."""
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(v, str | int | float) for v in values):
+    if not all(isinstance(v, str) for v in values):
         raise InputError(f"--config {path}: {key}: {value} is neither a value nor a list of values")
-    values = [str(v) for v in values]
     if isinstance(value, list) and action.nargs != "+":
         values = [",".join(values)]
     for text in values:

@@ -15,9 +15,9 @@ from util import InputError, check_folder, nearest
 
 def boolean(text: str) -> bool:
     """The documented commands' spelling of a boolean."""
-    if text.lower() in ("true", "t", "yes", "y", "1"):
+    if text.lower() in ("true", "t", "yes", "y", "on", "1"):
         return True
-    if text.lower() in ("false", "f", "no", "n", "0"):
+    if text.lower() in ("false", "f", "no", "n", "off", "0"):
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
 

@@ -21,6 +21,7 @@ import datasets
 import recipes
 import reproduce
 import util
+from datasets import texts
 from engine import checkpoint, config, published
 from networks import resnet
 from recipes.done import find_record, find_run, same, seconds
@@ -563,7 +564,7 @@ def test_a_scale_shortens_the_probe_of_a_given_checkpoint_beside_the_whole_one(g
     assert out.count("== right: retrieval: is done, ") == 1
     assert called == ["right: probe"]
     runs = {
-        place.parent.name: util.read_yaml(place, "")["epochs"] for place in folder.glob("save/linear/*/*/config.yaml")
+        place.parent.name: texts.read_yaml(place, "")["epochs"] for place in folder.glob("save/linear/*/*/config.yaml")
     }
     (whole,) = [name for name in runs if name.startswith("CE_ckpt_epoch_500_")]
     assert runs == {whole: 2, "right_probe_scale0.5": 1}

@@ -1,4 +1,4 @@
-"""Folders as they are found: hidden and companion files are no images, a real file counts once, dangling links never."""
+"""Folders as they are found: hidden and companion files are no images, a file counts once, dangling links never."""
 
 import argparse
 import os
