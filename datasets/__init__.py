@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from datasets import sources, texts
 from datasets.decoding import WAY_ROUND, read_pixels, read_rgb
 from datasets.folders import LeftOut
+from datasets.packed import PackInputError
 
 NAMES = tuple(sources.SOURCES)
 
@@ -61,10 +62,15 @@ class ImageData(Dataset):
         return self.transform(image) if self.transform else image, int(self.labels[index])
 
     def readable(self, index: int, read):
-        """index and read(index); or of the next image that can be read, where damage is tolerated."""
+        """index and read(index); or of the next image that can be read, where damage is tolerated.
+
+        A pack that cannot be read any more is an error all the same.
+        """
         if self.bad is None:
             try:
                 return index, read(index)
+            except PackInputError:
+                raise
             except InputError as error:
                 raise InputError(f"{error}; {WAY_ROUND}") from None
         for i in (*range(index, len(self)), *range(index)):
@@ -72,6 +78,8 @@ class ImageData(Dataset):
                 continue
             try:
                 return i, read(i)
+            except PackInputError:
+                raise
             except InputError as error:
                 self.bad[i] = True
                 print(f"warning: {error}; another image takes its place", file=sys.stderr, flush=True)
