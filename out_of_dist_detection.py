@@ -41,7 +41,7 @@ def get_parser():
     options.add_evaluation(p)
     g = p.add_argument_group("outliers")
     g.add_argument("--dataset_outliers", choices=datasets.NAMES, required=True, help="data set of the outliers")
-    g.add_argument("--data_folder_outliers", default="./data", help="its folder")
+    g.add_argument("--data_folder_outliers", type=util.user_text, default="./data", help="its folder")
     g.add_argument("--outlier_classes", nargs="+", default=[], metavar="CLASS", help="these of its classes only")
     g.add_argument("--outlier_split", choices=["test", "train", "all"], default="test", help="a folder without: whole")
     g.add_argument("--detector", choices=DETECTORS, default="gaussian", help="msp, energy: cross-entropy models only")

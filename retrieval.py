@@ -27,7 +27,8 @@ def get_parser():
     options.add_evaluation(p)
     g = p.add_argument_group("labels")
     g.add_argument("--labelset", default="fine", choices=["fine", "coarse", "both"], help="classes or superclasses")
-    g.add_argument("--superclasses", help="YAML file for --labelset coarse (None: the data set's own)")
+    superclasses = "YAML file for --labelset coarse (None: the data set's own)"
+    g.add_argument("--superclasses", type=util.user_text, help=superclasses)
     options.add_output(p)
     options.add_distributed(p)
     return p

@@ -23,26 +23,27 @@ TWICE = "links to folders above or to what counts already"
 
 @dataclass
 class LeftOut:
-    """What was not taken for an image or a class: HIDDEN, TWICE or DANGLING -> the paths."""
+    """What was not taken for an image or a class: HIDDEN, TWICE or DANGLING -> how many, and the first path."""
 
-    paths: dict[str, list[str]] = field(default_factory=lambda: {HIDDEN: [], TWICE: [], DANGLING: []})
+    found: dict[str, tuple[int, str]] = field(default_factory=dict)
 
-    def add(self, kind: str, path: str) -> None:
-        """One more of a kind."""
-        self.paths[kind].append(path)
+    def add(self, kind: str, path: str, count: int = 1) -> None:
+        """So many more of a kind, such as `path`."""
+        before, first = self.found.get(kind, (0, path))
+        self.found[kind] = before + count, first
 
     @classmethod
     def joined(cls, parts) -> "LeftOut":
         """All of several."""
         total = cls()
         for part in parts:
-            for kind, paths in part.paths.items():
-                total.paths[kind] += paths
+            for kind, (count, path) in part.found.items():
+                total.add(kind, path, count)
         return total
 
     def text(self) -> str:
         """In words, as "left out: 2 dangling links (such as a/1.jpg)"; "" where there is nothing."""
-        parts = [f"{len(paths)} {kind} (such as {paths[0]})" for kind, paths in self.paths.items() if paths]
+        parts = [f"{count} {kind} (such as {path})" for kind, (count, path) in self.found.items()]
         return f"left out: {', '.join(parts)}" if parts else ""
 
 
@@ -60,7 +61,7 @@ def has_image_ending(name: str) -> bool:
 def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
     """Sorted names of the folders in a folder, the classes, say. A link to `folder`, or to one above it, is none."""
     found, home = [], os.path.realpath(folder)
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+    for entry in _entries(folder):
         is_link = entry.is_symlink()
         if is_link and not os.path.exists(entry.path):
             left_out.add(HIDDEN if is_companion(entry.name) else DANGLING, entry.path)
@@ -73,6 +74,15 @@ def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
         else:
             found.append(entry.name)
     return found
+
+
+def holds_classes(folder: Path) -> bool:
+    """Whether a folder, or train in it, holds folders with images directly in them."""
+    for place in (folder, folder / "train"):
+        inner = subfolders(place, LeftOut()) if place.is_dir() else ()
+        if any(_kind(entry) == "image" for name in inner for entry in _entries(place / name)):
+            return True
+    return False
 
 
 def images_below(folder: Path, left_out: LeftOut) -> list[Path]:
@@ -90,7 +100,7 @@ def images_below(folder: Path, left_out: LeftOut) -> list[Path]:
             continue
         seen.add(real)
         inner = []
-        for entry in sorted(os.scandir(place), key=lambda e: e.name):
+        for entry in _entries(place):
             kind = _kind(entry)
             if kind in (HIDDEN, DANGLING):
                 left_out.add(kind, entry.path)
@@ -103,6 +113,12 @@ def images_below(folder: Path, left_out: LeftOut) -> list[Path]:
                 (linked if entry.is_symlink() else found).append(entry.path)
         waiting.extendleft(reversed(inner))  # before the links that wait
     return sorted(map(Path, found + _new(linked, found, left_out)))
+
+
+def _entries(folder) -> list[os.DirEntry]:
+    """What lies in a folder, by name."""
+    with os.scandir(folder) as found:
+        return sorted(found, key=lambda entry: entry.name)
 
 
 def _kind(entry: os.DirEntry) -> str:

@@ -127,6 +127,7 @@ def awa2(source: Path) -> list[tuple[Path, Path]]:
 
 
 def _first(folder, places, wanted: str, flag: str) -> Path:
+    util.existing_folder(folder, f"{flag} {folder}")
     for place in places:
         if (Path(folder) / place / wanted).is_dir():
             return (Path(folder) / place).resolve()
@@ -264,21 +265,33 @@ def get_parser():
         k = kinds.add_parser(
             name, help=(PLANS[name].__doc__ if name in PLANS else "CIFAR-10 and CIFAR-100.").split("\n")[0]
         )
-        k.add_argument("--out", type=Path, default=Path("data"), help="folder of all data sets (default: data)")
+        k.add_argument(
+            "--out", type=util.user_path, default=Path("data"), help="folder of all data sets (default: data)"
+        )
         if name == "cifar":
             continue
         flag = "--imagenet" if name == "imagenet100" else "--source"
-        k.add_argument(flag, dest="source", type=Path, required=True, metavar="DIR", help="the unpacked download")
+        k.add_argument(
+            flag, dest="source", type=util.user_path, required=True, metavar="DIR", help="the unpacked download"
+        )
         k.add_argument("--copy", action="store_true", help="copy the images instead of linking to them")
         k.add_argument("--check", action="store_true", help="verify classes, counts, every image, and the splits")
     k = kinds.add_parser("pack", help="train.pack and val.pack: images in one file, made smaller")
     k.add_argument(
-        "--data_folder", type=Path, required=True, metavar="DIR", help="folder of class folders, as training takes it"
+        "--data_folder",
+        type=util.user_path,
+        required=True,
+        metavar="DIR",
+        help="folder of class folders, as training takes it",
     )
-    k.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the packs: the new --data_folder")
+    k.add_argument(
+        "--out", type=util.user_path, required=True, metavar="DIR", help="folder of the packs: the new --data_folder"
+    )
     k.add_argument("--side", type=int, default=256, help="shorter side in pixels; smaller images stay (default: 256)")
     k.add_argument("--format", choices=packed.FORMATS, default="jpeg", help="raw: no decoding, 6 to 9 times the size")
-    k.add_argument("--skip_images", metavar="FILE", help="list of images to leave out, one path a line")
+    k.add_argument(
+        "--skip_images", type=util.user_text, metavar="FILE", help="list of images to leave out, one path a line"
+    )
     k.add_argument("--check", action="store_true", help="verify every image of the packs")
     return p
 

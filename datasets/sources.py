@@ -5,6 +5,7 @@ A reader of folders adds what it left out.
 
 import contextlib
 import gzip
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from datasets import packed, texts
-from datasets.folders import LeftOut, images_below, subfolders
-from util import InputError
+from datasets.folders import LeftOut, holds_classes, images_below, subfolders
+from util import InputError, existing_folder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+DEFAULT = Path("data")  # of --data_folder: nobody need have given it
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,14 @@ class Source:
 
 
 def digits(folder: Path, split: str):
-    """scikit-learn's 1,797 handwritten digits, 8 x 8, 17 grey levels; every fifth of a class is a test image."""
+    """scikit-learn's 1,797 handwritten digits, 8 x 8, 17 grey levels; every fifth of a class is a test image.
+
+    They lie in no folder: InputError where one with class folders was given, since --dataset path must have been meant.
+    """
+    if folder != DEFAULT and holds_classes(folder):
+        raise InputError(
+            f"{folder}: holds folders of images, which the data set digits does not read; give the data set path"
+        )
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -62,6 +73,7 @@ def _find(folder: Path, name: str) -> Path:
     for place in places:
         if place.is_file():
             return place
+    existing_folder(folder, str(folder))
     raise InputError(f"{folder}: {name}[.gz] is neither there nor in FashionMNIST/raw")
 
 
@@ -76,6 +88,8 @@ def _cifar(name: str):
         from torchvision import datasets
 
         kind = getattr(datasets, name)
+        if folder.exists():
+            existing_folder(folder, str(folder))
 
         class Readable(kind):
             # torchvision compares MD5 sums; files in the same format, subsets for example, are welcome here
@@ -109,14 +123,15 @@ def split_folder(folder: Path, split: str) -> Path:
     X/images may stand for X: the documented evaluation commands say so. A pack X/train.pack, X/val.pack is as good.
     """
     names = ("train",) if split == "train" else ("val", "test")
+    if folder.name in ("", "..") and split == "test":  # ".", say, from inside X/train
+        folder = Path(os.path.abspath(folder))
     for parent in (folder, folder.parent) if folder.name in ("train", "val", "images") else (folder,):
         for name in names:
             if not (parent / name).is_dir() and (parent / f"{name}.pack").is_file():
                 return parent / f"{name}.pack"
     if folder.name == "images" and not folder.exists() and (folder.parent / "train").is_dir():
         folder = folder.parent
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+    existing_folder(folder, str(folder))
     for parent in (folder, folder.parent) if folder.name in ("train", "val") else (folder,):
         for name in names:
             if (parent / name).is_dir():
@@ -157,8 +172,7 @@ def any_images(folder: Path, split: str):
 
     The folder that an image lies in is its class. Beside images, labels and classes: what was left out.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+    existing_folder(folder, str(folder))
     names = {"train": ("train",), "test": ("val", "test")}.get(split, ())
     for name in names:
         if not (folder / name).is_dir() and (folder / f"{name}.pack").is_file():
@@ -177,6 +191,7 @@ def tiny_imagenet(folder: Path, split: str):
     """Tiny-ImageNet as downloaded, or with its validation images sorted into class folders; below `folder` or in it."""
     places = [folder / sub for sub in ("", "tiny-imagenet-200", "tiny_imagenet") if (folder / sub / "val").is_dir()]
     if not places:
+        existing_folder(folder, str(folder))
         raise InputError(f"{folder}: neither it nor tiny-imagenet-200 in it holds the folders train and val")
     annotations = places[0] / "val" / "val_annotations.txt"
     if split == "train" or not annotations.is_file():

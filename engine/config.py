@@ -41,7 +41,7 @@ def command_line(parser: argparse.ArgumentParser, words: list[str]) -> list[str]
     Raises InputError naming file and key, where a key is no option of the parser, or its value none of the option's.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", action="append", default=[], type=Path)
+    finder.add_argument("--config", action="append", default=[], type=util.user_path)
     known, own = finder.parse_known_args(words)
     found = {}  # option -> its words, of the last file that names it
     for path in known.config:

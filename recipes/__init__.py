@@ -170,7 +170,7 @@ def is_for(evaluation: dict, method: str) -> bool:
 def given(recipe: dict, name: str) -> Path | None:
     """The checkpoint of a method that is not trained; None of one that is."""
     file = recipe["methods"][name].get("checkpoint")
-    return file and Path(file)
+    return file and util.user_path(file)
 
 
 def seeds(recipe: dict, name: str, scope: Scope) -> range:
@@ -179,10 +179,10 @@ def seeds(recipe: dict, name: str, scope: Scope) -> range:
 
 
 def option(command: str, name: str, default=None):
-    """The value that a command line gives an option, the last one if several do."""
+    """The value that a command line gives an option, the last one if several do; `~` is expanded, as scripts do."""
     parts = [part for word in words(command) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
     places = [i for i, part in enumerate(parts[:-1]) if part == name]
-    return parts[places[-1] + 1] if places else default
+    return util.user_text(parts[places[-1] + 1]) if places else default
 
 
 def title(recipe: dict, name: str, seed: int) -> str:

@@ -12,7 +12,7 @@ import torch
 import datasets
 from datasets import folders, rankings
 from datasets.rankings import files, pooling
-from util import InputError
+from util import InputError, existing_folder
 
 ENCODER = "sentence-transformers/all-distilroberta-v1"
 
@@ -47,7 +47,7 @@ def text_encoder(name: str) -> TextEncoder:
     Raises InputError if it cannot be had, or pools in a way that is not known.
     """
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():  # no name of the hub: ask nobody
-        raise InputError(f"--model {name}: no such folder")
+        existing_folder(Path(name).expanduser(), f"--model {name}")
     from transformers import AutoModel, AutoTokenizer
 
     try:
