@@ -45,7 +45,7 @@ def digits(folder: Path, split: str):
     """
     if folder != DEFAULT and holds_classes(folder):
         raise InputError(
-            f"{folder}: holds folders of images, which the data set digits does not read; give the data set path"
+            f"{folder}: holds folders of images, which digits does not read; give --dataset path (--dataset_outliers path)"
         )
     from sklearn.datasets import load_digits
 
