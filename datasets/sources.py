@@ -44,9 +44,8 @@ def digits(folder: Path, split: str):
     They lie in no folder: InputError where one with class folders was given, since --dataset path must have been meant.
     """
     if folder != DEFAULT and holds_classes(folder):
-        raise InputError(
-            f"{folder}: holds folders of images, which digits does not read; give --dataset path (--dataset_outliers path)"
-        )
+        hint = "give --dataset path (--dataset_outliers path)"
+        raise InputError(f"{folder}: holds folders of images, which digits does not read; {hint}")
     from sklearn.datasets import load_digits
 
     data = load_digits()

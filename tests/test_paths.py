@@ -130,7 +130,11 @@ def test_a_table_of_instances_inside_train_names_its_images(monkeypatch, tmp_pat
     make_image_folders(tmp_path / "train", ["a"], each=2)
     monkeypatch.chdir(tmp_path / "train")
     Path("groups.csv").write_text("image,group\na/a_0.JPEG,x\n")
-    assert instances.unlisted(instances.build(".", "groups.csv")[0], ".")[0] == 1
+    data = instances.build(".", "groups.csv")[0]
+    assert instances.unlisted(data, ".")[0] == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "train.pack").touch()
+    assert instances.unlisted(data, tmp_path / "other")[0] == 0
 
 
 # ---- --dataset forgotten ---------------------------------------------------------------------------------------------

@@ -193,6 +193,8 @@ def tree(folder: Path) -> dict[str, list[str]]:
     """superclass -> classes of a folder superclass/class/images."""
     left_out = folders.LeftOut()
     groups = {name: folders.subfolders(folder / name, left_out) for name in folders.subfolders(folder, left_out)}
+    if left_out.text():
+        print(left_out.text())
     empty = [name for name, classes in groups.items() if not classes]
     if not groups or empty:
         raise InputError(

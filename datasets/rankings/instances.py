@@ -66,7 +66,8 @@ def _read(path: Path, flag: str) -> tuple[list[str], list[tuple[int, list[str]]]
 def unlisted(data: ImageData, folder: str | Path) -> tuple[int, LeftOut]:
     """How many images of the folder's training split the table does not name, and what there is no image."""
     listed, left_out = set(data.images), LeftOut()
-    found = images_below(sources.split_folder(Path(folder), "train"), left_out)
+    root = sources.split_folder(Path(folder), "train")
+    found = images_below(root, left_out) if root.is_dir() else ()  # a pack beside the listed images
     return sum(str(f) not in listed for f in found), left_out
 
 
