@@ -77,10 +77,10 @@ def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
 
 
 def holds_classes(folder: Path) -> bool:
-    """Whether a folder, or train in it, holds folders with images directly in them."""
-    for place in (folder, folder / "train"):
-        inner = subfolders(place, LeftOut()) if place.is_dir() else ()
-        if any(_kind(entry) == "image" for name in inner for entry in _entries(place / name)):
+    """Whether a folder, or train in it, holds several folders with images directly in them."""
+    for place in filter(Path.is_dir, (folder, folder / "train")):
+        names = subfolders(place, LeftOut())
+        if sum(any(_kind(entry) == "image" for entry in _entries(place / name)) for name in names) > 1:
             return True
     return False
 

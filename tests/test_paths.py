@@ -153,7 +153,7 @@ def test_a_folder_of_classes_without_its_data_set_is_named(monkeypatch, capsys, 
 
 def test_the_default_folder_and_one_without_class_folders_leave_the_digits_alone(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    make_image_folders(tmp_path / "data", ["cat"], each=1)
-    (tmp_path / "other" / "inner").mkdir(parents=True)
+    make_image_folders(tmp_path / "data", ["cat", "dog"], each=1)
+    make_image_folders(tmp_path / "other", ["figures"], each=1)  # one folder of pictures is no data set
     for folder in ("./data", "data", "other", "nowhere"):
         assert len(sources.digits(Path(folder), "train")[0]) == 1442
