@@ -45,7 +45,7 @@ def read_rows(path: Path, source: str) -> list[tuple[int, list[str]]]:
     """Number of the line and cells, stripped, of the rows of a table.
 
     Cells are parted by commas, semicolons or tabs: by the first of these in the file, outside of quotes. They may be
-    quoted. Empty lines, lines of empty cells, and lines that begin with # do not count.
+    quoted. Empty cells at the end of a row, rows of them alone, and lines that begin with # do not count.
     """
     # comments become empty lines, so that the numbers of the others stay
     text = io.StringIO(read(path, source), newline="")
@@ -57,7 +57,9 @@ def read_rows(path: Path, source: str) -> list[tuple[int, list[str]]]:
     try:
         for row in reader:
             cells = [cell.strip() for cell in row]
-            if any(cells):
+            while cells and not cells[-1]:
+                del cells[-1]
+            if cells:
                 rows.append((reader.line_num, cells))
     except csv.Error as error:
         raise InputError(f"{source}, line {reader.line_num}: not readable as CSV ({error})") from None

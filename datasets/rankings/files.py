@@ -66,8 +66,8 @@ def read_table(path: Path, flag: str = "--ranking") -> tuple[np.ndarray, list[st
     npz: arrays `similarity` [C, C] and `classes` [C]. Raises InputError, naming `flag`, unless it is square, its
     identifiers agree, it is symmetric, its diagonal is 1 and all lies in [-1, 1] (cosines are welcome).
     """
-    if not path.is_file():
-        raise InputError(f"{flag} {path}: no such file".strip())
+    if not path.exists():
+        raise InputError(f"{flag} {path}: no such file")
     read = _read_npz if path.suffix == ".npz" else _read_csv
     table, names, columns = read(path, flag)
     if table.ndim != 2 or table.shape[0] != table.shape[1] or not len(table) == len(names) == len(columns):
@@ -97,7 +97,7 @@ def read_table(path: Path, flag: str = "--ranking") -> tuple[np.ndarray, list[st
 
 
 def _read_csv(path, flag):
-    source = f"{flag} {path}".strip()
+    source = f"{flag} {path}"
     rows = texts.read_rows(path, source)
     if not rows:
         raise InputError(f"{source}: not readable as a CSV matrix (it is empty)")

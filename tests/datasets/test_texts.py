@@ -40,6 +40,7 @@ SPREADSHEETS = {
     "a line for Excel": b"sep=;\r\n" + written(";", "\r\n"),
     "everything in quotes": b'"class","a b","c,d"\n"a b","1","0.5"\n"c,d","0.5","1"\n',
     "comments and empty lines": b"# by hand; yes, by hand\n\n  # again\n" + written() + b",,\n\n# end",
+    "empty columns at the end": written().replace(b"\n", b",,\n"),
     "blanks around cells": b'class, a b ,"c,d"\n a b, 1 , 0.5\n"c,d", 0.5, 1\n',
 }
 
@@ -122,7 +123,7 @@ def test_every_yaml_file_is_read_so_too(tmp_path, way):
         ("class,ä\nä,1\n".encode("latin-1"), "line 1: not readable as UTF-8 text; save it as UTF-8"),
         ("class,a\na,1\n".encode("utf-16-le"), "it holds zero bytes; save it as UTF-8"),
         (b'class,a\n"a,1\n', "line 2: not readable as CSV"),
-        (b"class,a\na,1,\n", "line 2: has 3 cells, the header has 2"),
+        (b"class,a\na,1,1\n", "line 2: has 3 cells, the header has 2"),
         (b"# nothing\n\n", "it is empty"),
         (b"class,a\n\na,one\n", "line 3: not readable as a CSV matrix (could not convert"),
     ],
@@ -142,6 +143,8 @@ def test_a_folder_or_nothing_in_the_place_of_a_file_is_named(tmp_path):
             read(tmp_path, "--names x")
         with pytest.raises(InputError, match="--names x: no such file"):
             read(tmp_path / "none", "--names x")
+    with pytest.raises(InputError, match=r"--ranking .*: is a folder, not a file"):
+        files.read_table(tmp_path)
 
 
 @pytest.mark.parametrize(
