@@ -3,7 +3,7 @@
 Shapes: N anchors, K bank entries, D dimensions, C classes, R ranks.
 Pure tensor functions first, the small modules that hold a class-similarity table after them. All is computed in log
 space and in float32 or better, whatever autocast says; nothing depends on the data's values for its shape, and nothing
-waits for the device.
+waits for the device, but the first `forward` of a loss, which checks what it is given; training calls `terms`.
 """
 
 import math
@@ -97,6 +97,35 @@ def _check(variant: str, min_probability: float, reduction: str) -> None:
         raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
     if not 0 <= min_probability < 1:
         raise ValueError(f"min_probability is {min_probability}; it must lie in [0, 1)")
+
+
+def _integers(labels: Tensor, name: str) -> Tensor:
+    """Labels of any integer type as the one that indexes."""
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"{name} are of type {labels.dtype}; integers are needed")
+    return labels.long()
+
+
+def _check_labels(labels: Tensor, name: str, least: int, count: int) -> None:
+    """Raise ValueError unless all lie from `least` to count - 1; waits for the device."""
+    wrong = _integers(labels, name)
+    wrong = wrong[(wrong < least) | (wrong >= count)]
+    if len(wrong):
+        raise ValueError(f"{name} hold {int(wrong[0])}; they must lie from {least} to {count - 1}")
+
+
+def _check_unit(x: Tensor, name: str) -> None:
+    """Raise ValueError for rows [n, D] that are no unit vectors; waits for the device.
+
+    Rounding to bfloat16 passes, and so do zeros, which are not to be normalised, and NaN, which shows in the loss.
+    """
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        norm = _at_least_float32(x.detach()).norm(dim=-1)
+    wrong = norm[((norm - 1).abs() > 0.02) & (norm > 1e-3)]
+    if len(wrong):
+        raise ValueError(
+            f"{name} holds a vector of length {float(wrong[0]):.4g}; normalise: F.normalize({name}, dim=1)"
+        )
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -383,6 +412,22 @@ class _RankedLoss(nn.Module):
         self.min_probability = min_probability
         self.cumulative = cumulative_positives and len(self.taus) > 1
         self.groups = _groups(self.taus, variant, self.cumulative, reduction)
+        self.checked = False  # whether `check` has looked at values on a device
+
+    def check(self, labels: dict[str, Tensor], vectors: dict[str, Tensor]) -> None:
+        """Raise ValueError where labels are none of the table, or vectors none of unit length; names are the
+        arguments'. On a CPU at each call; elsewhere at the first one, since to look at values waits for the device;
+        never where there are none to look at: while it is compiled or traced.
+        """
+        query = vectors["query"]
+        traced = torch.compiler.is_compiling() or type(query) not in (Tensor, nn.Parameter)
+        if traced or (self.checked and query.device.type != "cpu"):
+            return
+        for name, x in labels.items():
+            _check_labels(x, name, -1 if name == "bank_labels" else 0, len(self.has_rank))
+        for name, x in vectors.items():
+            _check_unit(x, name)
+        self.checked = True
 
     def bank_terms(
         self, query: Tensor, own: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor
@@ -431,7 +476,8 @@ class _RankedLoss(nn.Module):
         )
 
     def terms(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> RankTerms:
-        """The terms of each rank; the arguments of `forward`."""
+        """The terms of each rank; the arguments of `forward`, whose values it does not check."""
+        labels, bank_labels = _integers(labels, "labels"), _integers(bank_labels, "bank_labels")
         with torch.autocast(query.device.type, enabled=False):
             q, k, m = (_at_least_float32(x) for x in (query, key, bank))
             total, count = self.bank_terms(q, (q * k).sum(1), labels, m, bank_labels)
@@ -440,9 +486,11 @@ class _RankedLoss(nn.Module):
     def forward(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
         """query, key: [N, D] unit vectors; labels: [N] from 0; bank: [K, D]; bank_labels: [K], -1 = empty -> scalar.
 
-        Longer vectors are not normalised here, and sums of their exponentials may leave float32's range. The bank may
-        be overwritten between this and backward.
+        Labels are of any integer type. The bank may be overwritten between this and backward. Raises ValueError for
+        labels that the table has not, and for vectors of another length, whose sums of exponentials would leave
+        float32's range; on CUDA the values are looked at once.
         """
+        self.check({"labels": labels, "bank_labels": bank_labels}, {"query": query, "key": key, "bank": bank})
         return self.terms(query, key, labels, bank, bank_labels).loss()
 
 
@@ -754,7 +802,8 @@ class InBatchLoss(nn.Module):
         self.criterion = criterion
 
     def terms(self, query: Tensor, key: Tensor | None, labels: Tensor) -> RankTerms:
-        """The terms of each rank; the arguments of `forward`."""
+        """The terms of each rank; the arguments of `forward`, whose values it does not check."""
+        labels = _integers(labels, "labels")
         c, several = self.criterion, dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         groups = c.groups if key is not None else tuple(g._replace(own_key=False) for g in c.groups)
         with torch.autocast(query.device.type, enabled=False):
@@ -771,5 +820,10 @@ class InBatchLoss(nn.Module):
         return terms.over_processes(_all_reduce, dist.get_world_size()) if several else terms
 
     def forward(self, query: Tensor, key: Tensor | None, labels: Tensor) -> Tensor:
-        """query, key: [N, D] unit vectors, key None = the queries themselves; labels: [N] from 0 -> scalar."""
+        """query, key: [N, D] unit vectors, key None = the queries themselves; labels: [N] from 0 -> scalar.
+
+        Raises ValueError as the criterion's forward does.
+        """
+        vectors = {"query": query} if key is None else {"query": query, "key": key}
+        self.criterion.check({"labels": labels}, vectors)
         return self.terms(query, key, labels).loss()

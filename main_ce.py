@@ -48,6 +48,7 @@ def worker(args, device):
     with distributed.main_first():
         only = datasets.class_list("ImageNet-100") if args.imagenet100 else ()
         train, test = datasets.build_pair(args.dataset, only=only, **options.chosen_images(args))
+        distributed.say(datasets.left_out(train, test))
         datasets.check_several_classes(train, args.data_folder)
         spec = datasets.spec(args.dataset)
         size, mean, std = datasets.view_settings(args.dataset, options.chosen_views(args), train)

@@ -47,6 +47,7 @@ def worker(args, device):
     util.seed_everything(args.seed)
     with distributed.main_first():
         train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
+        distributed.say(datasets.left_out(train, test))
         datasets.check_several_classes(train, args.data_folder)
         cache = options.features_cache(args)
         net = frozen.load(options.wanted(args), train)

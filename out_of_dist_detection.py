@@ -41,7 +41,7 @@ def get_parser():
     options.add_evaluation(p)
     g = p.add_argument_group("outliers")
     g.add_argument("--dataset_outliers", choices=datasets.NAMES, required=True, help="data set of the outliers")
-    g.add_argument("--data_folder_outliers", default="./data", help="its folder")
+    g.add_argument("--data_folder_outliers", type=util.user_text, default="./data", help="its folder")
     g.add_argument("--outlier_classes", nargs="+", default=[], metavar="CLASS", help="these of its classes only")
     g.add_argument("--outlier_split", choices=["test", "train", "all"], default="test", help="a folder without: whole")
     g.add_argument("--detector", choices=DETECTORS, default="gaussian", help="msp, energy: cross-entropy models only")
@@ -69,13 +69,8 @@ def detect(args, device, train, parts):
 def load_data(args):
     """Training set, inliers (validation set) and outliers."""
     train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
-    outliers = datasets.build_outliers(
-        args.dataset_outliers,
-        args.data_folder_outliers,
-        args.outlier_split,
-        tuple(args.outlier_classes),
-        args.skip_images,
-    )
+    chosen = args.outlier_split, tuple(args.outlier_classes), args.skip_images
+    outliers = datasets.build_outliers(args.dataset_outliers, args.data_folder_outliers, *chosen)
     shared = [c for c in outliers.classes if c in train.classes]
     same = args.dataset == args.dataset_outliers and isinstance(outliers.images, np.ndarray)
     wnids = [c for c in shared if re.fullmatch(r"n\d{8}", c)]  # the same in every folder
@@ -95,6 +90,7 @@ def worker(args, device):
     with distributed.main_first():
         util.check_folder(args.save_folder, "--save_folder")
         train, test, outliers = load_data(args)
+        distributed.say(datasets.left_out(train, test, outliers))
         loading, cache = options.loading(args, device), options.features_cache(args)
         net = frozen.load(options.wanted(args), train)
         if args.detector in ON_LOGITS and not net.classifier:

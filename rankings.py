@@ -12,7 +12,6 @@ python rankings.py show ranking.csv --thresholds 0.6 0.4 --out ranking.png
 import argparse
 import itertools
 import re
-from pathlib import Path
 
 import util  # first: where packages are missing it says what to do
 
@@ -22,7 +21,7 @@ import torch
 
 import datasets
 from datasets.rankings import Ranks, builders, files, to_similarity, wordnet
-from engine import frozen, options
+from engine import distributed, frozen, options
 from figures.ranking import draw_ranking
 from util import InputError
 
@@ -36,12 +35,14 @@ def get_parser():
     k.add_argument("--template", default="{}", help='such as "a photo of a {}" (default: the name alone)')
     k = kinds.add_parser("wordnet", help="nearness of wnids in WordNet's tree")
     _add_classes(k)
-    k.add_argument("--is_a", type=Path, help="ImageNet's wordnet.is_a.txt or WordNet's data.noun (default: NLTK's)")
+    k.add_argument(
+        "--is_a", type=util.user_path, help="ImageNet's wordnet.is_a.txt or WordNet's data.noun (default: NLTK's)"
+    )
     k.add_argument("--measure", choices=wordnet.MEASURES, default="path", help="path or Wu-Palmer (default: path)")
     k = kinds.add_parser("superclass", help="0.75 inside a superclass")
     known = ", ".join(files.shipped())
     k.add_argument(
-        "--from", dest="source", required=True,
+        "--from", dest="source", required=True, type=util.user_text,
         help=f"YAML file, folder superclass/class/, folder cifar-100-python, or one of {known}",
     )  # fmt: skip
     k = kinds.add_parser(
@@ -51,21 +52,23 @@ def get_parser():
     options.add_evaluation(k)
     options.flag(k, "--centre", default=True, help="about the mean of all classes")
     k = kinds.add_parser("noise", aliases=["random"], help="a share of the pairs dealt anew at random")
-    k.add_argument("--from", dest="source", type=Path, required=True, help="ranking file")
+    k.add_argument("--from", dest="source", type=util.user_path, required=True, help="ranking file")
     k.add_argument("--share", type=float, default=1.0, help="of the pairs, in [0, 1] (default: 1, a random ranking)")
     k.add_argument("--seed", type=options.count, default=0)
     k = kinds.add_parser("show", help="draw a ranking and the ranks that training takes from it")
-    k.add_argument("ranking", type=Path)
+    k.add_argument("ranking", type=util.user_path)
     k.add_argument("--thresholds", type=float, nargs="+", help="falling, one a rank")
     options.flag(k, "--ranks", help="one rank a distinct value")
     for name, k in {id(k): (name, k) for name, k in kinds.choices.items()}.values():  # an alias is the same parser
-        k.add_argument("--out", type=Path, required=name != "show", help="file to write: .csv or .npz")
+        k.add_argument("--out", type=util.user_path, required=name != "show", help="file to write: .csv or .npz")
     return p
 
 
 def _add_classes(k) -> None:
-    k.add_argument("--names", type=Path, help="CSV class,name, or one class a line")
-    k.add_argument("--data_folder", type=Path, help="folder of class folders; with --names, their names are there")
+    k.add_argument("--names", type=util.user_path, help="CSV class,name, or one class a line")
+    k.add_argument(
+        "--data_folder", type=util.user_path, help="folder of class folders; with --names, their names are there"
+    )
 
 
 def of_names(args) -> tuple[np.ndarray, list[str], str]:
@@ -86,6 +89,7 @@ def of_names(args) -> tuple[np.ndarray, list[str], str]:
 def of_features(args) -> tuple[np.ndarray, list[str], str]:
     """Cosines of the class means of a checkpoint's unit features of training images, by default about their mean."""
     training_set = datasets.build(args.dataset, split="train", **options.chosen_images(args))
+    distributed.say(datasets.left_out(training_set))
     net = frozen.load(options.wanted(args), training_set)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loading, cache = options.loading(args, device), options.features_cache(args)

@@ -39,7 +39,7 @@ SHOW_EVERY = 10  # seconds between such lines of a job beside others
 
 def get_parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("recipe", type=Path, help="YAML file, one of recipes/")
+    p.add_argument("recipe", type=util.user_path, help="YAML file, one of recipes/")
     p.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ... of each method (default: 1)")
     p.add_argument("--only", nargs="+", default=[], metavar="NAME", help="run these methods; show the others if done")
     p.add_argument("--scale", type=float, default=1.0, help="share of the epochs, to try a recipe out (default: 1)")
@@ -47,7 +47,9 @@ def get_parser():
     p.add_argument(
         "--jobs", type=int, help="models at a time, one core each; 0: one a core (default: the recipe's, or 1)"
     )
-    p.add_argument("--out", type=Path, default=Path("save/tables"), help="folder of the table (default: save/tables)")
+    p.add_argument(
+        "--out", type=util.user_path, default=Path("save/tables"), help="folder of the table (default: save/tables)"
+    )
     p.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     return p
 

@@ -27,7 +27,8 @@ def get_parser():
     options.add_evaluation(p)
     g = p.add_argument_group("labels")
     g.add_argument("--labelset", default="fine", choices=["fine", "coarse", "both"], help="classes or superclasses")
-    g.add_argument("--superclasses", help="YAML file for --labelset coarse (None: the data set's own)")
+    superclasses = "YAML file for --labelset coarse (None: the data set's own)"
+    g.add_argument("--superclasses", type=util.user_text, help=superclasses)
     options.add_output(p)
     options.add_distributed(p)
     return p
@@ -57,6 +58,7 @@ def worker(args, device):
     with distributed.main_first():
         util.check_folder(args.save_folder, "--save_folder")
         train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
+        distributed.say(datasets.left_out(train, test))
         loading, cache = options.loading(args, device), options.features_cache(args)
         net = frozen.load(options.wanted(args), train)
         groups = label_sets(args, train.classes)

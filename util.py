@@ -33,8 +33,9 @@ class InputError(ValueError):
     """Something the user gave is wrong; the message names the flag, file or key and what to do."""
 
     def __init__(self, message: str):
-        # a loader process hands its traceback on as the message: the last line is what it raised
-        super().__init__(message.rsplit("InputError: ", 1)[-1].strip())
+        # a loader process hands its traceback on as the message: the last line is what it raised, for a name with a
+        # line break in it stays one
+        super().__init__(message.rsplit("InputError: ", 1)[-1].strip().replace("\n", "\\n"))
 
 
 def fault(error: BaseException) -> str | None:
@@ -75,25 +76,36 @@ def _reader_is_gone() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+def existing_folder(path: str | Path, source: str) -> Path:
+    """The path of a folder that is there; InputError, beginning with `source`, where it is a file or nothing."""
+    path = Path(path)
+    if path.is_dir():
+        return path
+    if path.exists():
+        more = "; give the folder that holds it" if path.suffix == ".pack" else ""
+        raise InputError(f"{source}: is a file, not a folder{more}")
+    raise InputError(f"{source}: no such folder")
+
+
+def user_path(text: str) -> Path:
+    """A path of the command line, `~` at its beginning expanded: a shell leaves --flag=~/folder as it is."""
+    return Path(text).expanduser()
+
+
+def user_text(text: str) -> str:
+    """Likewise, for options that are kept as text, or may be a name instead."""
+    return os.path.expanduser(text)
+
+
 def check_folder(path: str | Path, flag: str) -> None:
     """Raise InputError, before any work, where nothing could be written below `path`, existing or not."""
     place = Path(path).absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
+    if not place.is_dir():
+        raise InputError(f"{flag} {path}: " + ("" if place == Path(path) else f"{place} ") + "is a file, not a folder")
+    if not os.access(place, os.W_OK):
         raise InputError(f"{flag} {path}: {place} is not a folder that can be written to")
-
-
-def read_yaml(path: Path, source: str) -> Any:
-    """The content of a YAML file; InputError, beginning with `source`, where it cannot be read."""
-    import yaml
-
-    if not path.is_file():
-        raise InputError(f"{source}: no such file")
-    try:
-        return yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{source}: not readable as YAML ({str(error).splitlines()[0]})") from None
 
 
 def nearest(word: str, known: Iterable[object]) -> str:

@@ -79,6 +79,17 @@ def by_batch(data, size: int, batch: int, finished: bool):
     return run
 
 
+def first_time(raw, size: int, batch: int):
+    """`by_batch`, colour on the device, of a raw pack none of whose images was read before."""
+    run = by_batch(raw, size, batch, finished=False)
+
+    def anew(epoch):
+        raw.images[0].pack.verified[:] = False
+        run(epoch)
+
+    return anew
+
+
 def decoders(data):
     """Ways to decode a JPEG: functions of the round."""
     files = [Path(f).read_bytes() for f in data.images]
@@ -145,6 +156,7 @@ def main():
             "JPEG folder, everything on the CPU": by_batch(data, 224, 64, finished=True),
             "packed JPEG 256, colour on the device": by_batch(jpeg, 224, 64, finished=False),
             "packed raw 256, colour on the device, batches of 256": by_batch(raw, 224, 256, finished=False),
+            "the same, each image verified as at its first reading": first_time(raw, 224, 256),
             "packed raw 256, everything on the CPU": by_batch(raw, 224, 64, finished=True),
             **decoders(data),
         }

@@ -105,7 +105,7 @@ def entry_seconds(args) -> float:
     def step_of(entries):
         n = entries // k
         query, key, labels = unit(n).requires_grad_(), unit(n), torch.randint(args.classes, (n,), device=args.device)
-        return lambda: criterion(query, key, labels, bank, bank_labels).backward()
+        return lambda: criterion.terms(query, key, labels, bank, bank_labels).loss().backward()
 
     return per_unit(step_of, (64 * k, 512 * k), args.device)[1]
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from util import InputError  # first: where packages are missing it says what to do
@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from datasets import sources
+from datasets import sources, texts
 from datasets.decoding import WAY_ROUND, read_pixels, read_rgb
+from datasets.folders import LeftOut
+from datasets.packed import PackInputError
 
 NAMES = tuple(sources.SOURCES)
 
@@ -26,6 +28,7 @@ class ImageData(Dataset):
     images: paths, PackedImages, or uint8 arrays [H, W] or [H, W, 3]; labels: [n] long; classes: the name of each label.
     bad: [n] bool, shared with loader processes: an image that cannot be read is marked in it, and the next readable
     one, with its label, takes its place; None (as built): it is an InputError.
+    left_out: what of the folder is no image of the set.
     """
 
     images: list | np.ndarray
@@ -33,6 +36,7 @@ class ImageData(Dataset):
     classes: list[str]
     transform: object = None
     bad: torch.Tensor | None = None
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def tolerate_damage(self) -> None:
         """From now on, let other images take the place of those that cannot be read."""
@@ -58,10 +62,15 @@ class ImageData(Dataset):
         return self.transform(image) if self.transform else image, int(self.labels[index])
 
     def readable(self, index: int, read):
-        """index and read(index); or of the next image that can be read, where damage is tolerated."""
+        """index and read(index); or of the next image that can be read, where damage is tolerated.
+
+        A pack that cannot be read any more is an error all the same.
+        """
         if self.bad is None:
             try:
                 return index, read(index)
+            except PackInputError:
+                raise
             except InputError as error:
                 raise InputError(f"{error}; {WAY_ROUND}") from None
         for i in (*range(index, len(self)), *range(index)):
@@ -69,6 +78,8 @@ class ImageData(Dataset):
                 continue
             try:
                 return i, read(i)
+            except PackInputError:
+                raise
             except InputError as error:
                 self.bad[i] = True
                 print(f"warning: {error}; another image takes its place", file=sys.stderr, flush=True)
@@ -78,7 +89,7 @@ class ImageData(Dataset):
         """These images of the set, with the same classes."""
         array = isinstance(self.images, np.ndarray)
         images = self.images[indices] if array else [self.images[i] for i in indices]
-        return ImageData(images, self.labels[indices], self.classes, self.transform)
+        return ImageData(images, self.labels[indices], self.classes, self.transform, left_out=self.left_out)
 
 
 def build(
@@ -116,7 +127,12 @@ def build_pair(name, folder="./data", hold_out=(), only=(), skip=None) -> tuple[
         raise InputError(f"--data_folder {folder}: class {lacking[0]} is in validation, but training lacks it")
     test = _keep(test, [c for c in test.classes if c in train.classes])
     number = torch.tensor([train.classes.index(c) for c in test.classes], dtype=torch.long)
-    return train, ImageData(test.images, number[test.labels], train.classes)
+    return train, ImageData(test.images, number[test.labels], train.classes, left_out=test.left_out)
+
+
+def left_out(*parts: ImageData) -> str:
+    """One line that counts what in the parts' folders is no image of theirs, with an example a kind; "" if nothing."""
+    return LeftOut.joined(part.left_out for part in parts).text()
 
 
 def check_several_classes(data: ImageData, folder) -> None:
@@ -147,11 +163,7 @@ def without(data: ImageData, skip: str | Path | None) -> ImageData:
         return data
     if isinstance(data.images, np.ndarray):
         return data  # no files
-    try:
-        lines = Path(skip).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--skip_images {skip}: not readable ({error})") from None
-    listed = [line.strip() for line in lines if line.strip()]
+    listed = texts.read_paths(Path(skip), f"--skip_images {skip}")
     # a pack has names of images whose files may be gone
     if listed and isinstance(data.images[0], str) and not any(map(os.path.lexists, listed)):
         raise InputError(
@@ -167,10 +179,11 @@ def without(data: ImageData, skip: str | Path | None) -> ImageData:
 
 def _read(read, folder, split, flag) -> ImageData:
     try:
-        images, labels, classes = read(Path(folder), split)
+        images, labels, classes, *left_out = read(Path(folder), split)
     except InputError as error:
         raise InputError(f"{flag} {error}") from None
-    return ImageData(images, torch.as_tensor(np.asarray(labels), dtype=torch.long), list(classes))
+    labels = torch.as_tensor(np.asarray(labels), dtype=torch.long)
+    return ImageData(images, labels, list(classes), left_out=LeftOut.joined(left_out))
 
 
 def _check_known(names, classes, flag, source) -> None:
@@ -185,7 +198,7 @@ def _keep(data: ImageData, classes: list[str]) -> ImageData:
         return data
     number = torch.full((len(data.classes),), -1)
     number[[data.classes.index(c) for c in classes]] = torch.arange(len(classes))
-    data = ImageData(data.images, number[data.labels], classes)
+    data = ImageData(data.images, number[data.labels], classes, left_out=data.left_out)
     return data.chosen((data.labels >= 0).nonzero()[:, 0].tolist())
 
 

@@ -1,5 +1,6 @@
 """Image files of every kind as RGB, as a person would see them."""
 
+import contextlib
 import importlib.metadata
 import io
 import os
@@ -10,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 import util
+from datasets import texts
 from util import InputError
 
 ORIENTATION = 0x0112  # in EXIF
@@ -21,7 +23,12 @@ ORIENTATION = 0x0112  # in EXIF
 # warnings is harmless as a rule, stray bytes of a camera: PIL decides about such files.
 HARMLESS = "extraneous bytes before marker"
 WAY_ROUND = "leave it out with --skip_images LIST, a file of one path a line"  # what to do about a damaged file
-DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises
+# value of the orientation -> what turns the image upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 def version() -> str:
@@ -34,36 +41,28 @@ def read_rgb(path: str | Path) -> Image.Image:
 
     Raises InputError naming the file where it is damaged, truncated, or no image.
     """
-    try:
-        with Image.open(path) as file:
-            return _loaded(file)
-    except DAMAGE as error:
-        raise _not_readable(path, error) from None
+    with _damage_named(path), Image.open(path) as file:
+        return _loaded(file)
 
 
 def read_pixels(path: str | Path) -> Tensor:
     """[H, W, 3] uint8: the pixels of `read_rgb`, by the fastest way that there is."""
-    try:
+    with _damage_named(path):
         content = Path(path).read_bytes()
-    except OSError as error:
-        raise _not_readable(path, error) from None
     return decode(content, path)
 
 
 def decode(content: bytes, name) -> Tensor:
     """[H, W, 3] uint8 of an image file's bytes; errors call it `name`."""
-    try:
-        with Image.open(io.BytesIO(content)) as file:
-            if not _is_plain_jpeg(file):
-                return torch.from_numpy(np.array(_loaded(file)))
-    except DAMAGE as error:
-        raise _not_readable(name, error) from None
+    with _damage_named(name), Image.open(io.BytesIO(content)) as file:
+        if not _is_plain_jpeg(file):
+            return torch.from_numpy(np.array(_loaded(file)))
     return decode_plain_jpeg(content, name)
 
 
 def decode_plain_jpeg(content: bytes | np.ndarray, name) -> Tensor:
     """[H, W, 3] uint8 of the bytes, or [n] uint8, of a JPEG in RGB or grey that is not turned: the pixels of PIL."""
-    try:
+    with _damage_named(name):
         try:
             return torch.from_numpy(simplejpeg.decode_jpeg(content, "RGB"))
         except ValueError as error:
@@ -71,13 +70,11 @@ def decode_plain_jpeg(content: bytes | np.ndarray, name) -> Tensor:
                 raise
         with Image.open(io.BytesIO(content)) as file:
             return torch.from_numpy(np.array(file.convert("RGB")))
-    except DAMAGE as error:
-        raise _not_readable(name, error) from None
 
 
 def is_plain_jpeg(path: str | Path) -> bool:
     """Whether a file is a JPEG in RGB or grey that is not turned."""
-    with Image.open(path) as file:
+    with _damage_named(path), Image.open(path) as file:
         return _is_plain_jpeg(file)
 
 
@@ -87,14 +84,23 @@ def _is_plain_jpeg(file: Image.Image) -> bool:
 
 
 def _loaded(file: Image.Image) -> Image.Image:
+    """Turned by its orientation alone: PIL's exif_transpose writes the whole EXIF anew, and stumbles over odd tags."""
     file.load()
-    return to_rgb(ImageOps.exif_transpose(file))
+    turn = UPRIGHT.get(file.getexif().get(ORIENTATION))
+    return to_rgb(file if turn is None else file.transpose(turn))
 
 
-def _not_readable(name, error) -> InputError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    reason = re.sub(r" <_io\..*", "", reason)  # the memory address that PIL names
-    return InputError(f"{name}: not a readable image ({reason})")
+@contextlib.contextmanager
+def _damage_named(name):
+    """Whatever a decoder raises is damage of the image `name`, an InputError; want of memory stays what it is."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file meets each decoder in its own way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = re.sub(r" <_io\..*", "", reason)  # the memory address that PIL names
+        raise InputError(f"{name}: not a readable image ({reason})") from None
 
 
 def damage(path: str | Path) -> str | None:
@@ -121,19 +127,25 @@ def find_damage(paths: list, show: bool = True) -> dict[int, str]:
 
 
 def write_list(path: Path, images: list) -> None:
-    """A list of images that --skip_images takes: whole paths, each once, one a line."""
-    lines = dict.fromkeys(os.path.abspath(image) for image in images)
+    """A list of images that --skip_images takes: whole paths, each once, one a line.
+
+    images: paths, or lines of such a list.
+    """
+    paths = (texts.path_of(i) if isinstance(i, str) and i[:1] == i[-1:] == '"' else i for i in images)
+    lines = dict.fromkeys(texts.path_line(os.path.abspath(path)) for path in paths)
     util.write_file(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of PIL's as RGB."""
+    """Any mode of PIL's as RGB. Raises ValueError for pixels that are no numbers."""
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):  # 16 bits; PIL would cut off all above 255
         return Image.fromarray(_eight_bits(np.asarray(image) / 257)).convert("RGB")
     if image.mode == "F":  # fractions of 1, or of 255
         pixels = np.asarray(image)
+        if not np.isfinite(pixels).all():
+            raise ValueError("a pixel is NaN or infinite")
         return Image.fromarray(_eight_bits(pixels * 255 if pixels.max(initial=0) <= 1 else pixels)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         over = Image.new("RGBA", image.size, "white")

@@ -1,4 +1,4 @@
-"""A split of an image folder in one memory-mapped file, decoded faster, or not at all: made by datasets.packing.
+"""A split of an image folder in one file, decoded faster, or not at all: made by datasets.packing.
 
 The file: MAGIC; the images' bytes, one after another; the index as npz; where it begins, its length and its CRC-32.
 """
@@ -7,6 +7,7 @@ import io
 import json
 import os
 import struct
+import weakref
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,20 @@ TAIL = struct.Struct("<QQI8s")
 FORMATS = ("jpeg", "raw")
 
 
+class PackInputError(InputError):
+    """A pack that cannot be read any more: no image takes the place of another."""
+
+
 class Pack:
-    """An open pack: index arrays, and the file's bytes, mapped into memory by each process when it first reads."""
+    """An open pack: index arrays, and the file, opened by each process when it first reads.
+
+    The file is read, not mapped into memory: where it is cut short, or its disk goes away, a read is an error, and a
+    mapping ends the process. A read costs no more than a mapping's (benchmarks/data_pipeline.py).
+    """
 
     def __init__(self, path: Path):
-        self.path, self._bytes = Path(path), None
-        size = self.path.stat().st_size
+        self.path, self._descriptor = Path(path), None
+        self.size = size = self.path.stat().st_size
         with self.path.open("rb") as file:
             file.seek(max(0, size - TAIL.size))
             tail = file.read(TAIL.size)
@@ -44,15 +53,40 @@ class Pack:
             self.labels, self.names, self.classes = index["labels"], index["names"], index["classes"].tolist()
             about = json.loads(str(index["about"]))
         self.root, self.format, self.side = about["root"], about["format"], about["side"]
+        self.verified = np.zeros(len(self.labels), dtype=bool)  # raw images that this process has verified
 
     def __getstate__(self):
-        return {**self.__dict__, "_bytes": None}  # another process maps the file for itself
+        return {**self.__dict__, "_descriptor": None}  # another process opens the file for itself
 
-    def bytes(self, row: int) -> np.ndarray:
-        """[length] uint8 of an image, not copied."""
-        if self._bytes is None:
-            self._bytes = np.memmap(self.path, np.uint8, mode="c")  # private: nothing is ever written to the file
-        return self._bytes[self.begin[row] : self.begin[row] + self.length[row]]
+    def bytes(self, row: int, verify: bool = False) -> np.ndarray:
+        """[length] uint8 of an image. Raises InputError where they are not those that were written.
+
+        A JPEG is verified at each reading, beside whose decoding that costs little; a raw image at its first reading by
+        a process, or with `verify`.
+        """
+        content = self._read(int(self.begin[row]), int(self.length[row]))
+        if verify or self.format == "jpeg" or not self.verified[row]:
+            if zlib.crc32(content) != self.crc[row]:
+                raise InputError(f"{self.path}: {self.names[row]}: its bytes are not those that were written")
+            self.verified[row] = True
+        return content
+
+    def _read(self, begin: int, length: int) -> np.ndarray:
+        content = np.empty(length, np.uint8)
+        try:
+            if self._descriptor is None:
+                self._descriptor = os.open(self.path, os.O_RDONLY)
+                weakref.finalize(self, os.close, self._descriptor)
+            count = os.preadv(self._descriptor, [content], begin)
+        except OSError as error:
+            raise PackInputError(f"{self.path}: cannot be read any more ({error.strerror})") from None
+        if count < length:
+            now = os.fstat(self._descriptor).st_size
+            raise PackInputError(
+                f"{self.path}: has {now:,} bytes now, {self.size:,} when it was opened; make it anew with "
+                "python -m datasets.prepare pack"
+            )
+        return content
 
     def images(self) -> list["PackedImage"]:
         return [PackedImage(self, row) for row in range(len(self.labels))]
@@ -76,16 +110,20 @@ class PackedImage:
         return self.pack.path
 
     def pixels(self) -> Tensor:
-        """[H, W, 3] uint8; raw ones lie in the mapped file."""
+        """[H, W, 3] uint8."""
         content = self.pack.bytes(self.row)
         if self.pack.format == "raw":
             return torch.from_numpy(content.reshape(*self.pack.shape[self.row], 3))
         return decoding.decode_plain_jpeg(content, self)
 
     def damage(self) -> str | None:
-        """What is wrong, in words."""
-        if zlib.crc32(self.pack.bytes(self.row)) != self.pack.crc[self.row]:
-            return f"{self}: its bytes are not those that were written"
+        """What is wrong, in words. Raises PackInputError."""
+        try:
+            self.pack.bytes(self.row, verify=True)
+        except PackInputError:
+            raise
+        except InputError as error:
+            return str(error)
         return None
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import datasets
 import util
-from datasets import decoding, packed, sources
+from datasets import decoding, packed, sources, texts
 from datasets.decoding import find_damage, write_list
 from datasets.packed import MAGIC, TAIL
 from util import InputError
@@ -45,6 +45,8 @@ def pack(folder: Path, out: Path, side: int, format: str, skip: str | None, chec
             raise InputError(f"--out {out}: is the source; nothing is ever written there")
         data = datasets.build("path", folder, "train" if split == "train" else "test", skip=skip)
         path = out / f"{split}.pack"
+        if datasets.left_out(data):
+            print(datasets.left_out(data))
         if path.exists():
             _check_same(path, data, side, format)
             print(f"{path}: is there already, of the same {len(data):,} images")
@@ -70,11 +72,11 @@ def _all_damaged(first: InputError, folder: Path, splits, out: Path, skip: str |
     print(f"{first}; looking for others", flush=True)
     known = {"train": "train", "val": "test"}
     images = [f for s in splits for f in datasets.build("path", folder, known[s], skip=skip).images]
-    before = filter(str.strip, Path(skip).read_text().splitlines()) if skip else ()
+    before = texts.read_paths(Path(skip), f"--skip_images {skip}") if skip else ()
     damaged, listed = [images[i] for i in find_damage(images)], out / "damaged_images.txt"
     if not damaged:
         return first  # it could not be read just then
-    write_list(listed, [*map(str.strip, before), *damaged])
+    write_list(listed, [*before, *damaged])
     count = f"{len(damaged)} of {len(images)} images"
     return InputError(f"--data_folder {folder}: {count} are damaged, listed in {listed}; give --skip_images {listed}")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import datasets
 import util
-from datasets import packed, sources
+from datasets import folders, packed, sources, texts
 from datasets.decoding import find_damage, write_list
 from datasets.packing import pack
 from util import InputError
@@ -40,7 +40,7 @@ def imagenet100(source: Path) -> list[tuple[Path, Path]]:
     root = _first(source, ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC"), "train", "--imagenet")
     if not (root / "val").is_dir():
         raise InputError(f"--imagenet {source}: {root} has no folder val")
-    sorted_val = any(f.is_dir() for f in (root / "val").iterdir())
+    sorted_val = bool(folders.subfolders(root / "val", folders.LeftOut()))
     by_class = None if sorted_val else _validation_by_class(source, root / "val")
     plan = []
     for folder, names in IMAGENET.items():
@@ -61,8 +61,11 @@ def _validation_by_class(root: Path, val: Path) -> dict[str, list[Path]]:
         (root / p for p in ("LOC_val_solution.csv", "ILSVRC/LOC_val_solution.csv") if (root / p).is_file()), None
     )
     if solution:
-        rows = [line.split(",") for line in solution.read_text().splitlines()[1:] if line.strip()]
-        truth = {f"{name}.JPEG": boxes.split()[0] for name, boxes in rows}
+        rows = texts.read_rows(solution, f"--imagenet {solution}")[1:]
+        for line, row in rows:
+            if len(row) != 2 or not all(row):
+                raise InputError(f"--imagenet {solution}, line {line}: must be an image, a comma and its boxes")
+        truth = {f"{name}.JPEG": boxes.split()[0] for _, (name, boxes) in rows}
     else:
         truth = _development_kit(root, val)
     by_class: dict[str, list[Path]] = {}
@@ -84,11 +87,17 @@ def _development_kit(root: Path, val: Path) -> dict[str, str]:
         )
     synsets = loadmat(folder / "meta.mat", squeeze_me=True)["synsets"]
     wnid = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    numbers = [int(line) for line in (folder / name).read_text().split()]
-    files = sorted(f.name for f in val.iterdir() if f.suffix.lower() in sources.IMAGE_ENDINGS)
+    try:
+        numbers = [int(word) for word in texts.read(folder / name, f"--imagenet {folder / name}").split()]
+        labels = [wnid[number] for number in numbers]
+    except (ValueError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"--imagenet {folder / name}: must be a class number a line ({error})") from None
+    files = [f.name for f in folders.images_below(val, folders.LeftOut())]
     if len(files) != len(numbers):
         raise InputError(f"--imagenet {val}: {len(files)} images, but the ground truth has {len(numbers)} lines")
-    return {file: wnid[number] for file, number in zip(files, numbers, strict=True)}
+    return dict(zip(files, labels, strict=True))
 
 
 def tiny_imagenet(source: Path) -> list[tuple[Path, Path]]:
@@ -111,13 +120,14 @@ def tiny_imagenet(source: Path) -> list[tuple[Path, Path]]:
 def awa2(source: Path) -> list[tuple[Path, Path]]:
     """Animals_with_Attributes2/JPEGImages, by class."""
     root = _first(source, ("", "Animals_with_Attributes2"), "JPEGImages", "--source") / "JPEGImages"
-    classes = sorted(f for f in root.iterdir() if f.is_dir())
+    classes = [root / name for name in folders.subfolders(root, folders.LeftOut())]
     if len(classes) != AWA2_CLASSES:
         raise InputError(f"--source {root}: {len(classes)} class folders; AwA2 has {AWA2_CLASSES}")
     return [(Path("Animals_with_Attributes2", "JPEGImages", f.name), f) for f in classes]
 
 
 def _first(folder, places, wanted: str, flag: str) -> Path:
+    util.existing_folder(folder, f"{flag} {folder}")
     for place in places:
         if (Path(folder) / place / wanted).is_dir():
             return (Path(folder) / place).resolve()
@@ -162,10 +172,13 @@ def _put(place: Path, source: Path, copy: bool) -> None:
     if not copy:
         return place.symlink_to(source.resolve(), target_is_directory=source.is_dir())
     # under another name first: a crash leaves nothing half copied under the right one
-    unfinished = place.with_name(place.name + ".unfinished")
+    unfinished = place.with_name(place.name + folders.UNFINISHED)
     if source.is_dir():
         shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(source, unfinished)
+        for file in folders.images_below(source, folders.LeftOut()):
+            to = unfinished / file.relative_to(source)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, to)
     else:
         shutil.copy2(source, unfinished)
     os.replace(unfinished, place)
@@ -187,8 +200,8 @@ def _is_there(place: Path, source: Path, copy: bool) -> bool:
 
 
 def _extent(path: Path) -> int:
-    """Number of files of a folder, or bytes of a file."""
-    return sum(len(files) for _, _, files in os.walk(path)) if path.is_dir() else path.stat().st_size
+    """Number of images of a folder, or bytes of a file."""
+    return len(folders.images_below(path, folders.LeftOut())) if path.is_dir() else path.stat().st_size
 
 
 def link_images(folder: Path) -> None:
@@ -214,10 +227,10 @@ def expected(place: Path) -> tuple[int, int]:
 
 def check(plan, out: Path, name: str) -> list[str]:
     """What is wrong with the folders of a plan, in words; unreadable images are listed in out/<name>_damaged.txt."""
-    folders = sorted({place if source.is_dir() else place.parent for place, source in plan})
-    problems, owner, images = [], {}, []
-    for place in folders:
-        found = sources.images_below(out / place)
+    places = sorted({place if source.is_dir() else place.parent for place, source in plan})
+    problems, owner, images, left_out = [], {}, [], folders.LeftOut()
+    for place in places:
+        found = folders.images_below(out / place, left_out)
         low, high = expected(place)
         if not low <= len(found) <= high:
             problems.append(
@@ -229,6 +242,8 @@ def check(plan, out: Path, name: str) -> list[str]:
                 problems.append(f"{file}: is in {owner[real]} too")
             owner[real] = place
         images += found
+    if left_out.text():
+        print(left_out.text())
     if name == "awa2" and len(images) != AWA2_IMAGES:
         problems.append(f"{len(images)} images, published are {AWA2_IMAGES}")
     damaged = find_damage(images)
@@ -250,21 +265,33 @@ def get_parser():
         k = kinds.add_parser(
             name, help=(PLANS[name].__doc__ if name in PLANS else "CIFAR-10 and CIFAR-100.").split("\n")[0]
         )
-        k.add_argument("--out", type=Path, default=Path("data"), help="folder of all data sets (default: data)")
+        k.add_argument(
+            "--out", type=util.user_path, default=Path("data"), help="folder of all data sets (default: data)"
+        )
         if name == "cifar":
             continue
         flag = "--imagenet" if name == "imagenet100" else "--source"
-        k.add_argument(flag, dest="source", type=Path, required=True, metavar="DIR", help="the unpacked download")
+        k.add_argument(
+            flag, dest="source", type=util.user_path, required=True, metavar="DIR", help="the unpacked download"
+        )
         k.add_argument("--copy", action="store_true", help="copy the images instead of linking to them")
         k.add_argument("--check", action="store_true", help="verify classes, counts, every image, and the splits")
     k = kinds.add_parser("pack", help="train.pack and val.pack: images in one file, made smaller")
     k.add_argument(
-        "--data_folder", type=Path, required=True, metavar="DIR", help="folder of class folders, as training takes it"
+        "--data_folder",
+        type=util.user_path,
+        required=True,
+        metavar="DIR",
+        help="folder of class folders, as training takes it",
     )
-    k.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the packs: the new --data_folder")
+    k.add_argument(
+        "--out", type=util.user_path, required=True, metavar="DIR", help="folder of the packs: the new --data_folder"
+    )
     k.add_argument("--side", type=int, default=256, help="shorter side in pixels; smaller images stay (default: 256)")
     k.add_argument("--format", choices=packed.FORMATS, default="jpeg", help="raw: no decoding, 6 to 9 times the size")
-    k.add_argument("--skip_images", metavar="FILE", help="list of images to leave out, one path a line")
+    k.add_argument(
+        "--skip_images", type=util.user_text, metavar="FILE", help="list of images to leave out, one path a line"
+    )
     k.add_argument("--check", action="store_true", help="verify every image of the packs")
     return p
 

@@ -1,4 +1,7 @@
-"""Where images come from: one reader a data set, (folder, split) -> images, labels, class names."""
+"""Where images come from: one reader a data set, (folder, split) -> images, labels, class names.
+
+A reader of folders adds what it left out.
+"""
 
 import contextlib
 import gzip
@@ -9,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import packed
-from util import InputError
+from datasets import packed, texts
+from datasets.folders import LeftOut, holds_classes, images_below, subfolders
+from util import InputError, existing_folder
 
-# those that torchvision's ImageFolder takes, and the published code with it
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+DEFAULT = Path("data")  # of --data_folder: nobody need have given it
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,13 @@ class Source:
 
 
 def digits(folder: Path, split: str):
-    """scikit-learn's 1,797 handwritten digits, 8 x 8, 17 grey levels; every fifth of a class is a test image."""
+    """scikit-learn's 1,797 handwritten digits, 8 x 8, 17 grey levels; every fifth of a class is a test image.
+
+    They lie in no folder: InputError where one with class folders was given, since --dataset path must have been meant.
+    """
+    if folder != DEFAULT and holds_classes(folder):
+        hint = "give --dataset path (--dataset_outliers path)"
+        raise InputError(f"{folder}: holds folders of images, which digits does not read; {hint}")
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -61,6 +72,7 @@ def _find(folder: Path, name: str) -> Path:
     for place in places:
         if place.is_file():
             return place
+    existing_folder(folder, str(folder))
     raise InputError(f"{folder}: {name}[.gz] is neither there nor in FashionMNIST/raw")
 
 
@@ -75,6 +87,8 @@ def _cifar(name: str):
         from torchvision import datasets
 
         kind = getattr(datasets, name)
+        if folder.exists():
+            existing_folder(folder, str(folder))
 
         class Readable(kind):
             # torchvision compares MD5 sums; files in the same format, subsets for example, are welcome here
@@ -108,14 +122,15 @@ def split_folder(folder: Path, split: str) -> Path:
     X/images may stand for X: the documented evaluation commands say so. A pack X/train.pack, X/val.pack is as good.
     """
     names = ("train",) if split == "train" else ("val", "test")
+    if folder.name in ("", "..") and split == "test":  # ".", say, from inside X/train
+        folder = Path(os.path.abspath(folder))
     for parent in (folder, folder.parent) if folder.name in ("train", "val", "images") else (folder,):
         for name in names:
             if not (parent / name).is_dir() and (parent / f"{name}.pack").is_file():
                 return parent / f"{name}.pack"
     if folder.name == "images" and not folder.exists() and (folder.parent / "train").is_dir():
         folder = folder.parent
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+    existing_folder(folder, str(folder))
     for parent in (folder, folder.parent) if folder.name in ("train", "val") else (folder,):
         for name in names:
             if (parent / name).is_dir():
@@ -126,62 +141,63 @@ def split_folder(folder: Path, split: str) -> Path:
 
 
 def image_folder(folder: Path, split: str):
-    """A folder of class folders, with or without train/ and val/; classes in sorted order, images at any depth."""
+    """A folder of class folders, with or without train/ and val/; classes in sorted order, images at any depth.
+
+    Beside images, labels and classes: what was left out.
+    """
     folder = split_folder(folder, split)
     if folder.suffix == ".pack":
         return packed.read(folder)
-    classes = sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    left_out = LeftOut()
+    classes = subfolders(folder, left_out)
     if not classes:
-        raise InputError(f"{folder}: empty; it must hold one folder a class")
+        raise InputError(_with(left_out, f"{folder}: empty; it must hold one folder a class"))
     images, labels = [], []
     for label, name in enumerate(classes):
-        found = images_below(folder / name)
+        found = images_below(folder / name, left_out)
         if not found:
-            raise InputError(f"{folder}: the class folder {name} holds no image")
+            raise InputError(_with(left_out, f"{folder}: the class folder {name} holds no image"))
         images += [str(f) for f in found]
         labels += [label] * len(found)
-    return images, labels, classes
+    return images, labels, classes, left_out
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Sorted image files at any depth; linked folders are followed, each real folder once."""
-    found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in seen]
-        seen.update(os.path.realpath(os.path.join(place, name)) for name in folders)
-        found += [Path(place, name) for name in files if Path(name).suffix.lower() in IMAGE_ENDINGS]
-    return sorted(found)
+def _with(left_out: LeftOut, text: str) -> str:
+    return "; ".join(filter(None, (text, left_out.text())))
 
 
 def any_images(folder: Path, split: str):
     """The images of a folder's train/ or val/ where it has one, else (and for "all") of the whole folder, at any depth.
 
-    The folder that an image lies in is its class.
+    The folder that an image lies in is its class. Beside images, labels and classes: what was left out.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+    existing_folder(folder, str(folder))
     names = {"train": ("train",), "test": ("val", "test")}.get(split, ())
     for name in names:
         if not (folder / name).is_dir() and (folder / f"{name}.pack").is_file():
             return packed.read(folder / f"{name}.pack")
     folder = next((folder / name for name in names if (folder / name).is_dir()), folder)
-    found = images_below(folder)
+    left_out = LeftOut()
+    found = images_below(folder, left_out)
     if not found:
-        raise InputError(f"{folder}: holds no image, at any depth")
+        raise InputError(_with(left_out, f"{folder}: holds no image, at any depth"))
     classes = sorted({f.parent.name for f in found})
     number = {name: label for label, name in enumerate(classes)}
-    return [str(f) for f in found], [number[f.parent.name] for f in found], classes
+    return [str(f) for f in found], [number[f.parent.name] for f in found], classes, left_out
 
 
 def tiny_imagenet(folder: Path, split: str):
     """Tiny-ImageNet as downloaded, or with its validation images sorted into class folders; below `folder` or in it."""
     places = [folder / sub for sub in ("", "tiny-imagenet-200", "tiny_imagenet") if (folder / sub / "val").is_dir()]
     if not places:
+        existing_folder(folder, str(folder))
         raise InputError(f"{folder}: neither it nor tiny-imagenet-200 in it holds the folders train and val")
     annotations = places[0] / "val" / "val_annotations.txt"
     if split == "train" or not annotations.is_file():
         return image_folder(places[0], split)
-    rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines() if line.strip()]
+    rows = [row[:2] for _, row in texts.read_rows(annotations, str(annotations))]
+    if any(len(row) < 2 for row in rows):
+        raise InputError(f"{annotations}: must be lines of an image, its class and more, with tabs between")
     classes = sorted({wnid for _, wnid in rows})
     images = [annotations.parent / "images" / name for name, _ in rows]
     missing = next((f for f in images if not f.is_file()), None)

@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 import util
+from datasets.texts import read_yaml
 from engine import options
 from util import InputError
 
@@ -43,7 +44,7 @@ def command_line(parser: argparse.ArgumentParser, words: list[str], script: str)
     is no option of the parser, or its value none of the option's.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", action="append", default=[], type=Path)
+    finder.add_argument("--config", action="append", default=[], type=util.user_path)
     known, own = finder.parse_known_args(words)
     found = {}  # option -> its words, of the last file that names it
     for path in known.config:
@@ -53,7 +54,7 @@ def command_line(parser: argparse.ArgumentParser, words: list[str], script: str)
 
 def _options(parser, path: Path, script: str) -> dict[str, list[str]]:
     """Option -> the words that give it the file's value; none for `null` and an empty list, which mean the default."""
-    content = util.read_yaml(path, f"--config {path}")
+    content = read_yaml(path, f"--config {path}", as_written=True)
     if not isinstance(content, dict):
         raise InputError(f"--config {path}: must be lines of `option: value`")
     actions = {name.lstrip("-"): action for action in parser._actions for name in (*action.option_strings, action.dest)}
@@ -77,9 +78,8 @@ def _left_by(about) -> str | None:
 def _option(action, key: str, value, path: Path) -> list[str]:
     """The words that give an option its value; a list is one word after another, or with commas where one is wanted."""
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(v, str | int | float) for v in values):
+    if not all(isinstance(v, str) for v in values):
         raise InputError(f"--config {path}: {key}: {value} is neither a value nor a list of values")
-    values = [str(v) for v in values]
     if isinstance(value, list) and action.nargs != "+":
         values = [",".join(values)]
     for text in values:

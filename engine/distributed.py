@@ -31,6 +31,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def say(text: str) -> None:
+    """A line from the main process; none where there is nothing to say."""
+    if text and is_main():
+        print(text, flush=True)
+
+
 def shares(total: int) -> list[int]:
     """How many of `total` rows each process has: as equal as can be, the first ones one more."""
     each, more = divmod(total, world_size())

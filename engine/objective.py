@@ -8,7 +8,7 @@ from datasets import rankings
 from datasets.rankings import instances
 from engine import distributed, options
 from losses import REDUCTIONS, VARIANTS, NestedRINCELoss, RINCELoss
-from util import InputError
+from util import InputError, user_text
 
 # beside those that every script has
 OTHER_DEFAULTS = (
@@ -31,17 +31,20 @@ def add_options(p) -> None:
     g.add_argument("--min_probability", type=float, default=1e-7, help="harder terms are left out (published); 0: none")
     g.add_argument("--reduction", choices=REDUCTIONS, default="pairs", help="out: mean over pairs, or anchor by anchor")
     g = p.add_argument_group("ranking of classes")
-    g.add_argument("--ranking", help="identity, superclass, roberta_threshold, or a CSV, npz or YAML file")
+    ranking = "identity, superclass, roberta_threshold, or a CSV, npz or YAML file"
+    g.add_argument("--ranking", type=user_text, help=ranking)
     options.flag(g, "--use_supercategories", help="published spelling of --ranking superclass")
-    g.add_argument("--similarity_ranking_imagenet", help="published spelling of --ranking for ImageNet-100")
+    published = "published spelling of --ranking for ImageNet-100"
+    g.add_argument("--similarity_ranking_imagenet", type=user_text, help=published)
     g.add_argument("--thresholds", "--roberta_float_threshold", type=float, nargs="+", help="falling, one a rank")
     options.flag(g, "--ranks", help="a rank for every distinct value of the ranking, instead of --thresholds")
     g.add_argument("--hierarchy_k", type=int, default=3, help="largest distance that counts as similar")
     g.add_argument("--similarity_threshold", type=float, default=0.0, help="smaller similarities become 0")
     g.add_argument("--n_sim_classes", type=options.positive_int, help="most similar classes to keep, the own included")
     g.add_argument(
-        "--instance_ranks", metavar="FILE", help="no classes: CSV image,<finest group>,...,<coarsest>; --dataset path"
-    )
+        "--instance_ranks", type=user_text, metavar="FILE",
+        help="no classes: CSV image,<finest group>,...,<coarsest>; --dataset path",
+    )  # fmt: skip
 
 
 def variant(args) -> str:
@@ -52,16 +55,19 @@ def variant(args) -> str:
 def load_data(args):
     """The training images, and with --instance_ranks the groups that their labels lie in, and the levels' names."""
     if not args.instance_ranks:
-        return datasets.build(args.dataset, split="train", **options.chosen_images(args)), None
+        data = datasets.build(args.dataset, split="train", **options.chosen_images(args))
+        distributed.say(datasets.left_out(data))
+        return data, None
     if args.dataset != "path":
         raise InputError(f"--instance_ranks {args.instance_ranks}: needs --dataset path")
     for name in ("hold_out", "ranking", "similarity_ranking_imagenet", "use_supercategories", "thresholds", "ranks"):
         if getattr(args, name):
             raise InputError(f"--{name} has no use with --instance_ranks, which makes the ranks")
     data, groups, levels = instances.build(args.data_folder, args.instance_ranks)
-    unlisted = instances.unlisted(data, args.data_folder)
-    if unlisted and distributed.is_main():
-        print(f"--instance_ranks does not name {unlisted} images of {args.data_folder}: they are left out")
+    unlisted, left_out = instances.unlisted(data, args.data_folder)
+    distributed.say(left_out.text())
+    if unlisted:
+        distributed.say(f"--instance_ranks does not name {unlisted} images of {args.data_folder}: they are left out")
     return datasets.without(data, args.skip_images), (groups, levels)
 
 

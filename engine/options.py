@@ -10,14 +10,14 @@ from engine.frozen import Wanted
 from engine.launch import Processes
 from engine.loading import Loading
 from engine.optimisation import Schedule, Stepper, allow_tf32, precision, sgd, warm_up_epochs
-from util import InputError, check_folder, nearest
+from util import InputError, check_folder, nearest, user_text
 
 
 def boolean(text: str) -> bool:
     """The documented commands' spelling of a boolean."""
-    if text.lower() in ("true", "t", "yes", "y", "1"):
+    if text.lower() in ("true", "t", "yes", "y", "on", "1"):
         return True
-    if text.lower() in ("false", "f", "no", "n", "0"):
+    if text.lower() in ("false", "f", "no", "n", "off", "0"):
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
 
@@ -143,12 +143,12 @@ def add_data(p, names) -> None:
     """Which images, and how they are read."""
     g = p.add_argument_group("data")
     g.add_argument("--dataset", default="digits", choices=names, help="data set")
-    g.add_argument("--data_folder", default="./data", help="folder of the data set")
+    g.add_argument("--data_folder", type=user_text, default="./data", help="folder of the data set")
     g.add_argument("--size", type=positive_int, help="side of a view (None: the data set's own)")
     g.add_argument("--mean", type=three_numbers, help='"(r, g, b)" in [0, 1] (None: the data set\'s, or estimated)')
     g.add_argument("--std", type=three_positive, help="likewise")
     g.add_argument("--hold_out", nargs="+", default=[], metavar="CLASS", help="classes to leave out")
-    g.add_argument("--skip_images", metavar="FILE", help="list of images to leave out, one path a line")
+    g.add_argument("--skip_images", type=user_text, metavar="FILE", help="list of images to leave out, one path a line")
     g.add_argument("--batch_size", type=positive_int, default=256, help="images a step, over all processes")
     workers = min(8, os.cpu_count() or 1)
     g.add_argument("--num_workers", type=count, default=workers, help="loader processes of each process")
@@ -182,28 +182,31 @@ def add_training(p, warm: str = "linear warm-up over 10 epochs; always above bat
     )
     g = p.add_argument_group("output")
     g.add_argument("--exp_name", help="name of the run (None: made from the options)")
-    g.add_argument("--save_folder", default="./save", help="root of everything written")
+    g.add_argument("--save_folder", type=user_text, default="./save", help="root of everything written")
     g.add_argument("--save_freq", type=positive_int, default=50, help="epochs between checkpoints that stay")
     g.add_argument("--keep_checkpoints", type=positive_int, metavar="K", help="of these, the last K only (None: all)")
     g.add_argument("--print_freq", type=positive_int, default=10, help="steps between progress lines")
     g.add_argument("--save_minutes", type=positive, default=10, help="minutes between checkpoints inside an epoch")
     g.add_argument("--max_hours", type=positive, help="then save, exit with 75 (None: no limit)")
-    g.add_argument("--resume", help="checkpoint or run's folder to go on from; auto: this run's own, if it has begun")
+    resume = "checkpoint or run's folder to go on from; auto: this run's own, if it has begun"
+    g.add_argument("--resume", type=user_text, help=resume)
     flag(g, "--overwrite", help="start anew in a folder that holds a run; its files are replaced")
 
 
 def add_evaluation(p) -> None:
     """Whose features, and where results go."""
     g = p.add_argument_group("frozen encoder")
-    g.add_argument("--ckpt", required=True, help="checkpoint, ours or published, or a run's folder with last.pth")
+    ckpt = "checkpoint, ours or published, or a run's folder with last.pth"
+    g.add_argument("--ckpt", type=user_text, required=True, help=ckpt)
     g.add_argument("--model", help="encoder (None: as the checkpoint says)")
     g.add_argument("--model_type", choices=["contrastive", "cross_entropy"], help="its training (None: as in the file)")
-    g.add_argument("--features_cache", metavar="DIR", help="keep features here, and reuse them")
+    g.add_argument("--features_cache", type=user_text, metavar="DIR", help="keep features here, and reuse them")
 
 
 def add_output(p) -> None:
     """Where an evaluation writes."""
-    p.add_argument_group("output").add_argument("--save_folder", default="./save", help="root of everything written")
+    g = p.add_argument_group("output")
+    g.add_argument("--save_folder", type=user_text, default="./save", help="root of everything written")
 
 
 def add_distributed(p) -> None:

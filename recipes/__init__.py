@@ -1,6 +1,7 @@
 """Recipes: the commands of a table, from a YAML file of this folder or of the user's."""
 
 import importlib
+import math
 import re
 import shlex
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ class Scope:
 
 def read(path: Path) -> dict:
     """The recipe, with everything there that may be left out. Raises InputError naming file and key."""
-    recipe = check_entry(util.read_yaml(path, str(path)), "recipe", str(path))
-    recipe = {"about": "", "before": [], "after": [], "jobs": 1, "published": None, **recipe}
+    recipe = check_entry(config.read_yaml(path, str(path), as_written=True), "recipe", str(path))
+    recipe = {"about": "", "before": [], "after": [], "jobs": "1", "published": None, **recipe}
+    recipe["jobs"] = int(recipe["jobs"])
     for kind, key in (("method", "methods"), ("evaluation", "evaluations")):
         for name, entry in recipe[key].items():
             where = f"{path}: {kind} {name}"
@@ -95,13 +97,21 @@ def check(where: str, value, form: str) -> None:
         "text": isinstance(value, str),
         "a mapping": isinstance(value, dict) and all(isinstance(key, str) for key in value),
         "a list": isinstance(value, list),
-        "a whole number": type(value) is int and value >= 0,
-        NUMBERS: all(type(number) in (int, float) for number in numbers),
+        "a whole number": isinstance(value, str) and value.isdecimal(),
+        NUMBERS: all(is_number(number) for number in numbers),
         "a command": isinstance(value, str) and len(words(value)) > 1 and words(value)[0] == "python",
     }
     if not right[form]:
         example = ", such as `python main_supcon.py --exp_name NAME`" if form == "a command" else ""
         raise InputError(f"{where} must be {form}{example}, not {value!r}")
+
+
+def is_number(value) -> bool:
+    """Whether a text is a finite number."""
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def words(command: str) -> list[str]:
@@ -160,7 +170,7 @@ def is_for(evaluation: dict, method: str) -> bool:
 def given(recipe: dict, name: str) -> Path | None:
     """The checkpoint of a method that is not trained; None of one that is."""
     file = recipe["methods"][name].get("checkpoint")
-    return file and Path(file)
+    return file and util.user_path(file)
 
 
 def seeds(recipe: dict, name: str, scope: Scope) -> range:
@@ -169,10 +179,10 @@ def seeds(recipe: dict, name: str, scope: Scope) -> range:
 
 
 def option(command: str, name: str, default=None):
-    """The value that a command line gives an option, the last one if several do."""
+    """The value that a command line gives an option, the last one if several do; `~` is expanded, as scripts do."""
     parts = [part for word in words(command) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
     places = [i for i, part in enumerate(parts[:-1]) if part == name]
-    return parts[places[-1] + 1] if places else default
+    return util.user_text(parts[places[-1] + 1]) if places else default
 
 
 def title(recipe: dict, name: str, seed: int) -> str:
@@ -191,7 +201,7 @@ def scaled(entry: dict, scale: float) -> str:
         return ""
     given = entry.get("scaled") or {}
     numbers = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
-    return "".join(f" --{k} {','.join(str(max(1, round(scale * v))) for v in of)}" for k, of in numbers.items())
+    return "".join(f" --{k} {','.join(str(max(1, round(scale * float(v)))) for v in of)}" for k, of in numbers.items())
 
 
 def commands(recipe: dict, name: str, seed: int, scope: Scope) -> dict[str, str]:

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import util
-from engine import checkpoint, published, resuming
+from engine import checkpoint, config, published, resuming
 from engine.config import protocol
 from recipes import option, words
 from util import InputError
@@ -39,12 +39,12 @@ def find_run(folders, command: str) -> Path | None:
         file = folder / "config.yaml"
         if not file.is_file():
             continue
-        config = util.read_yaml(file, str(file))
+        found = config.read_yaml(file, str(file))
         try:
-            called = config["about"]["command"]
+            called = found["about"]["command"]
         except (TypeError, KeyError):
             raise InputError(f"{file}: does not say by which command the run was started") from None
-        now = config["about"].get("protocol", 1) == protocol(words(command)[1])
+        now = found["about"].get("protocol", 1) == protocol(words(command)[1])
         if now and same(called, command) and began_so(folder):
             return folder
     return None
@@ -67,7 +67,7 @@ def began_so(folder: Path) -> bool:
 
 def epochs_left(folder: Path) -> int:
     """Epochs that a run still has to train, by what its last.pth holds; all of them without one."""
-    epochs = util.read_yaml(folder / "config.yaml", str(folder / "config.yaml"))["epochs"]
+    epochs = config.read_yaml(folder / "config.yaml", str(folder / "config.yaml"))["epochs"]
     if not (folder / "last.pth").is_file():
         return epochs
     return epochs - checkpoint.load(folder / "last.pth")["epoch"]

@@ -8,11 +8,13 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from commands import ROOT, run
 from made_data import original_checkpoint
 
+import losses
 from engine import checkpoint
-from losses import InBatchLoss, RINCELoss, SupConLoss
+from losses import InBatchLoss, NestedRINCELoss, RINCELoss, SupConLoss
 from networks import resnet
 
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/loss.md").read_text(), flags=re.DOTALL)
@@ -90,3 +92,92 @@ def test_hub_names_what_is_wrong_with_a_checkpoint(tmp_path):
     checkpoint.save(tmp_path / "nameless.pth", {"model": encoder.state_dict()})
     with pytest.raises(ValueError, match="does not say which encoder"):
         hub("encoder", str(tmp_path / "nameless.pth"))
+
+
+# ---- what it is given ------------------------------------------------------------------------------------------------
+
+TABLE = torch.tensor([[1, 0.75, 0], [0.75, 1, 0], [0, 0, 1]])
+INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+def given():
+    """Arguments of a loss over a bank: eight anchors of three classes, 32 keys with an empty slot."""
+    torch.manual_seed(0)
+    query, key, bank = (F.normalize(torch.randn(n, 16), dim=1) for n in (8, 8, 32))
+    return {
+        "query": query,
+        "key": key,
+        "labels": torch.arange(8) % 3,
+        "bank": bank,
+        "bank_labels": torch.arange(32) % 3,
+    }
+
+
+def criteria():
+    groups = torch.tensor([[0, 0], [1, 0], [2, 1]])
+    return RINCELoss(TABLE), RINCELoss(TABLE, min_tau=0.01), NestedRINCELoss(groups), SupConLoss(3)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_labels_may_be_of_any_integer_type(dtype):
+    x = given()
+    for criterion in criteria():
+        want, alone = criterion(**x), InBatchLoss(criterion)(x["query"], x["key"], x["labels"])
+        other = {"labels": x["labels"].to(dtype), "bank_labels": x["bank_labels"].to(dtype)}
+        assert torch.equal(criterion(**{**x, **other}), want)
+        assert torch.equal(InBatchLoss(criterion)(x["query"], x["key"], other["labels"]), alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("labels", torch.tensor([0, -1] * 4), "labels hold -1; they must lie from 0 to 2"),
+        ("labels", torch.tensor([0, 3] * 4), "labels hold 3; they must lie from 0 to 2"),
+        ("labels", torch.zeros(8), "labels are of type torch.float32; integers are needed"),
+        ("labels", torch.zeros(8, dtype=torch.bool), "labels are of type torch.bool; integers"),
+        ("bank_labels", torch.full((32,), -2), "bank_labels hold -2; they must lie from -1 to 2"),
+        ("bank_labels", torch.zeros(32), "bank_labels are of type torch.float32"),
+        ("query", torch.randn(8, 16), r"query holds a vector of length \S+; normalise: F.normalize\(query, dim=1\)"),
+        ("key", 0.9 * given()["key"], r"key holds a vector of length 0.9; normalise"),
+        ("bank", 1.1 * given()["bank"], r"bank holds a vector of length 1.1; normalise"),
+    ],
+)
+def test_what_is_no_label_and_no_unit_vector_is_named(name, value, reason):
+    x = given() | {name: value}
+    for criterion in criteria():
+        for _ in range(2):
+            with pytest.raises(ValueError, match=reason):
+                criterion(**x)
+        if not name.startswith("bank"):
+            with pytest.raises(ValueError, match=reason):
+                InBatchLoss(criterion)(x["query"], x["key"], x["labels"])
+
+
+def test_an_empty_slot_half_precision_zeros_and_nan_pass():
+    x = given()
+    x["bank_labels"][3] = -1
+    x["query"][0], x["query"][1] = 0, torch.nan
+    for dtype in (torch.bfloat16, torch.float16):
+        halves = {n: v.to(dtype) if v.is_floating_point() else v for n, v in x.items()}
+        assert criteria()[0](**halves).isnan()
+    x["query"][1] = 0
+    assert criteria()[0](**x).isfinite()
+
+
+def test_away_from_the_cpu_values_are_looked_at_once_and_training_never_looks(monkeypatch):
+    calls = []
+    monkeypatch.setattr(losses, "_check_unit", lambda x, name: calls.append(name))
+    monkeypatch.setattr(losses, "_check_labels", lambda *_: None)
+    x, criterion = given(), RINCELoss(TABLE)
+    criterion.terms(**x)
+    assert calls == []
+    meta = {"query": torch.empty(8, 16, device="meta")}
+    for _ in range(3):
+        criterion.check({}, meta)
+    assert calls == ["query"]
+
+
+def test_the_training_calls_terms_alone():
+    source = (ROOT / "networks" / "contrastive.py").read_text()
+    assert "criterion.terms(" in source
+    assert "criterion(" not in source

@@ -21,6 +21,7 @@ import datasets
 import recipes
 import reproduce
 import util
+from datasets import texts
 from engine import checkpoint, config, published
 from networks import resnet
 from recipes.done import find_record, find_run, same, seconds
@@ -138,7 +139,7 @@ def test_a_wrong_option_is_one_line(monkeypatch, capsys, tmp_path, words, reason
         ({"title": None}, "r.yaml: title is missing"),
         ({"titel": "t"}, "r.yaml: unknown key titel; did you mean title?"),
         ({"methods": [GOOD]}, "methods must be a mapping"),
-        ({"methods": {1: GOOD}}, "methods must be a mapping"),
+        ({"methods": "GOOD"}, "methods must be a mapping"),
         ({"methods": {"a": None}}, "method a must be a mapping, not None"),
         ({"methods": {"a": GOOD}}, "method a must be a mapping"),
         ({"methods": {"a": {"comand": GOOD}}}, "method a: unknown key comand; did you mean command?"),
@@ -161,7 +162,7 @@ def test_a_wrong_option_is_one_line(monkeypatch, capsys, tmp_path, words, reason
             {"evaluations": {"e": {**RETRIEVAL, "for": ["good"]}, "f": {**RETRIEVAL, "for": ["bad", "good"]}}},
             "evaluation f: column R@1 is there already",
         ),
-        ({"methods": {"a": {"command": GOOD, "title": 3}}}, "method a: title must be text"),
+        ({"methods": {"a": {"command": GOOD, "title": [3]}}}, "method a: title must be text"),
         (
             {"methods": {"a": {"command": GOOD, "scaled": {"epochs": "ten"}}}},
             "a: scaled: epochs must be a number",
@@ -169,7 +170,7 @@ def test_a_wrong_option_is_one_line(monkeypatch, capsys, tmp_path, words, reason
         ({"methods": {"a": {"command": GOOD, "with": ["x"]}}}, "method a: with must be a mapping"),
         ({"evaluations": {"e": {"command": GOOD}}}, "evaluation e: columns is missing"),
         ({"evaluations": {"e": {**RETRIEVAL, "columns": ["R"]}}}, "evaluation e: columns must be a mapping"),
-        ({"evaluations": {"e": {**RETRIEVAL, "columns": {"R": 1}}}}, "columns: R must be text"),
+        ({"evaluations": {"e": {**RETRIEVAL, "columns": {"R": [1]}}}}, "columns: R must be text"),
         ({"evaluations": {"e": {**RETRIEVAL, "columns": {"seconds": "x"}}}}, "column seconds is there already"),
         ({"evaluations": {"e": RETRIEVAL, "f": RETRIEVAL}}, "evaluation f: column R@1 is there already"),
         ({"methods": {"a": {"command": GOOD + " --learning_rat 1"}}}, "r.yaml: a: training: main_ce.py: unrecognized"),
@@ -180,9 +181,9 @@ def test_a_wrong_option_is_one_line(monkeypatch, capsys, tmp_path, words, reason
         ({"evaluations": {"e": {**RETRIEVAL, "command": "python retrieval.py"}}}, "required: --ckpt"),
         ({"evaluations": {"e": {**RETRIEVAL, "command": "python retrieval.py --size big"}}}, "argument --size"),
         ({"before": "python x"}, "before must be a list"),
-        ({"before": [{"command": "python x", "makes": 3}]}, "before 1: makes must be text"),
+        ({"before": [{"command": "python x", "makes": [3]}]}, "before 1: makes must be text"),
         ({"after": "python x"}, "after must be a list"),
-        ({"after": [3]}, "after 1 must be a mapping, not 3"),
+        ({"after": [[3]]}, "after 1 must be a mapping, not ['3']"),
         ({"jobs": "two"}, "jobs must be a whole number"),
         ({"published": {"good": {"R@1": 1}}}, "published: source is missing"),
         ({"published": {"source": "s", "goof": {"R@1": 1}}}, "published: there is no method goof; did you mean good?"),
@@ -563,7 +564,7 @@ def test_a_scale_shortens_the_probe_of_a_given_checkpoint_beside_the_whole_one(g
     assert out.count("== right: retrieval: is done, ") == 1
     assert called == ["right: probe"]
     runs = {
-        place.parent.name: util.read_yaml(place, "")["epochs"] for place in folder.glob("save/linear/*/*/config.yaml")
+        place.parent.name: texts.read_yaml(place, "")["epochs"] for place in folder.glob("save/linear/*/*/config.yaml")
     }
     (whole,) = [name for name in runs if name.startswith("CE_ckpt_epoch_500_")]
     assert runs == {whole: 2, "right_probe_scale0.5": 1}

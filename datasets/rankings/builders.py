@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets import rankings, sources
+import datasets
+from datasets import folders, rankings
 from datasets.rankings import files, pooling
-from util import InputError
+from util import InputError, existing_folder
 
 ENCODER = "sentence-transformers/all-distilroberta-v1"
 
@@ -46,7 +47,7 @@ def text_encoder(name: str) -> TextEncoder:
     Raises InputError if it cannot be had, or pools in a way that is not known.
     """
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():  # no name of the hub: ask nobody
-        raise InputError(f"--model {name}: no such folder")
+        existing_folder(Path(name).expanduser(), f"--model {name}")
     from transformers import AutoModel, AutoTokenizer
 
     try:
@@ -139,10 +140,10 @@ def read_classes(names_file: Path | None, folder: Path | None) -> dict[str, str]
         raise InputError("which classes? give --names, --data_folder, or both")
     if not folder:
         return files.read_names(names_file)
-    try:
-        classes = sources.image_folder(folder, "train")[2]
-    except InputError as error:
-        raise InputError(f"--data_folder {error}") from None
+    data = datasets.build("path", folder)
+    classes = data.classes
+    if datasets.left_out(data):
+        print(datasets.left_out(data))
     if not names_file:
         return files.in_words(classes)
     names = files.read_names(names_file)
@@ -190,7 +191,10 @@ def _coarse_labels(folder: Path) -> dict[str, list[str]]:
 
 def tree(folder: Path) -> dict[str, list[str]]:
     """superclass -> classes of a folder superclass/class/images."""
-    groups = {f.name: sorted(g.name for g in f.iterdir() if g.is_dir()) for f in sorted(folder.iterdir()) if f.is_dir()}
+    left_out = folders.LeftOut()
+    groups = {name: folders.subfolders(folder / name, left_out) for name in folders.subfolders(folder, left_out)}
+    if left_out.text():
+        print(left_out.text())
     empty = [name for name, classes in groups.items() if not classes]
     if not groups or empty:
         raise InputError(

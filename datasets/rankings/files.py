@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import util
+from datasets import texts
 from util import InputError
 
 HERE = Path(__file__).parent
@@ -18,10 +19,12 @@ HERE = Path(__file__).parent
 
 def read_superclasses(path: Path, flag: str = "--ranking") -> dict[str, list[str]]:
     """`superclass: [classes]` from YAML; every class once. `flag` is named in errors."""
-    groups = util.read_yaml(path, f"{flag} {path}")
+    groups = texts.read_yaml(path, f"{flag} {path}", as_written=True)
     if not isinstance(groups, dict) or not all(isinstance(v, list) and v for v in groups.values()):
         raise InputError(f"{flag} {path}: must be lines of `superclass: [class, class, ...]`")
-    groups = {str(k): [str(c) for c in v] for k, v in groups.items()}
+    for name, classes in groups.items():
+        if not all(isinstance(c, str) and c for c in (name, *classes)):
+            raise InputError(f"{flag} {path}: {name}: an empty name, or something else than one; quote such names")
     names = [c for v in groups.values() for c in v]
     twice = [c for c in names if names.count(c) > 1]
     if twice:
@@ -59,12 +62,12 @@ def is_matrix(name: str) -> bool:
 def read_table(path: Path, flag: str = "--ranking") -> tuple[np.ndarray, list[str]]:
     """A similarity matrix -> [C, C], identifiers of the classes.
 
-    CSV: first line `class,a,b,...`, then a line a class, `a,1,0.75,...`; lines that start with # are comment.
+    CSV: first line `class,a,b,...`, then a line a class, `a,1,0.75,...`, read as `texts.read_rows` says.
     npz: arrays `similarity` [C, C] and `classes` [C]. Raises InputError, naming `flag`, unless it is square, its
     identifiers agree, it is symmetric, its diagonal is 1 and all lies in [-1, 1] (cosines are welcome).
     """
-    if not path.is_file():
-        raise InputError(f"{flag} {path}: no such file".strip())
+    if not path.exists():
+        raise InputError(f"{flag} {path}: no such file")
     read = _read_npz if path.suffix == ".npz" else _read_csv
     table, names, columns = read(path, flag)
     if table.ndim != 2 or table.shape[0] != table.shape[1] or not len(table) == len(names) == len(columns):
@@ -94,13 +97,20 @@ def read_table(path: Path, flag: str = "--ranking") -> tuple[np.ndarray, list[st
 
 
 def _read_csv(path, flag):
-    try:
-        with path.open(newline="") as file:
-            head, *rows = [row for row in csv.reader(file) if row and not row[0].startswith("#")]
-        table = np.array([[float(x) for x in row[1:]] for row in rows], dtype=np.float64)
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{flag} {path}: not readable as a CSV matrix ({error})") from None
-    return table, [row[0] for row in rows], head[1:]
+    source = f"{flag} {path}"
+    rows = texts.read_rows(path, source)
+    if not rows:
+        raise InputError(f"{source}: not readable as a CSV matrix (it is empty)")
+    (_, head), *rows = rows
+    table = []
+    for line, row in rows:
+        if len(row) != len(head):
+            raise InputError(f"{source}, line {line}: has {len(row)} cells, the header has {len(head)}")
+        try:
+            table.append([texts.number(x) for x in row[1:]])
+        except ValueError as error:
+            raise InputError(f"{source}, line {line}: not readable as a CSV matrix ({error})") from None
+    return np.array(table, dtype=np.float64).reshape(len(table), -1), [row[0] for _, row in rows], head[1:]
 
 
 def _read_npz(path, flag):
@@ -122,7 +132,8 @@ def write_table(path: Path, table: np.ndarray, classes: list[str], about: str) -
         return util.write_file(path, content.getvalue())
     text = io.StringIO()
     text.write(f"# {about}\n")
-    writer = csv.writer(text, lineterminator="\n")
+    as_comment = any(name.startswith("#") for name in classes)  # what such a line would be without quotes
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if as_comment else csv.QUOTE_MINIMAL)
     writer.writerow(["class", *classes])
     for name, row in zip(classes, table, strict=True):
         writer.writerow([name, *(f"{x:.6g}" for x in row)])
@@ -134,10 +145,7 @@ def write_table(path: Path, table: np.ndarray, classes: list[str], about: str) -
 
 def read_names(path: Path, flag: str = "--names") -> dict[str, str]:
     """class -> name in words: a CSV of two columns, or one class a line, put into words by `in_words`."""
-    try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(path.read_text().splitlines()) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{flag} {path}: not readable ({error})") from None
+    rows = [row for _, row in texts.read_rows(path, f"{flag} {path}")]
     rows = rows[1:] if rows and rows[0][0].lower() in ("class", "wnid") else rows
     classes = [row[0] for row in rows]
     twice = [c for c in classes if classes.count(c) > 1]
@@ -148,6 +156,6 @@ def read_names(path: Path, flag: str = "--names") -> dict[str, str]:
 
 def in_words(classes) -> dict[str, str]:
     """class -> name in words: ImageNet's wnids by the names in imagenet_names.csv, else `_` and `+` as blanks."""
-    with (HERE / "imagenet_names.csv").open(newline="") as file:
-        known = dict(csv.reader(file))
+    file = HERE / "imagenet_names.csv"
+    known = dict(row for _, row in texts.read_rows(file, str(file)))
     return {c: known.get(c, c.replace("_", " ").replace("+", " ")) for c in classes}

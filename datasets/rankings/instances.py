@@ -2,12 +2,12 @@
 belongs.
 """
 
-import csv
 from pathlib import Path
 
 import torch
 
-from datasets import ImageData, sources
+from datasets import ImageData, sources, texts
+from datasets.folders import LeftOut, images_below
 from util import InputError
 
 
@@ -16,16 +16,16 @@ def build(folder: str | Path, table: str | Path) -> tuple[ImageData, torch.Tenso
 
     folder: the images' paths in the table are relative to it. table: a header `image,<finest>,...,<coarsest>`, then a
     row an image with the name of its group at each level. A group lies in one group of the next level.
-    Raises InputError, naming --instance_ranks and the row.
+    Raises InputError, naming --instance_ranks and the line.
     """
     flag, folder = f"--instance_ranks {table}", Path(folder)
     levels, rows = _read(Path(table), flag)
-    names = [sorted({row[level] for row in rows}) for level in range(1, len(levels) + 1)]
+    names = [sorted({row[level] for _, row in rows}) for level in range(1, len(levels) + 1)]
     number = [{name: i for i, name in enumerate(of_level)} for of_level in names]
     groups = torch.zeros(len(names[0]), len(levels), dtype=torch.long)
     images, labels, parent, seen = [], [], {}, set()
-    for line, row in enumerate(rows, 2):
-        where = f"{flag}, row {line}"
+    for line, row in rows:
+        where = f"{flag}, line {line}"
         image = folder / row[0]
         if row[0] in seen:
             raise InputError(f"{where}: the image {row[0]} stands in it twice")
@@ -47,27 +47,28 @@ def build(folder: str | Path, table: str | Path) -> tuple[ImageData, torch.Tenso
     return ImageData(images, torch.tensor(labels), names[0]), groups, levels
 
 
-def _read(path: Path, flag: str) -> tuple[list[str], list[list[str]]]:
-    """Names of the levels, and the rows: image, its groups."""
-    try:
-        with path.open(newline="") as file:
-            head, *rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{flag}: not readable as CSV ({error or 'it is empty'})") from None
+def _read(path: Path, flag: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Names of the levels, and the rows, with their lines: image, its groups."""
+    found = texts.read_rows(path, flag)
+    if not found:
+        raise InputError(f"{flag}: not readable as CSV (it is empty)")
+    (_, head), *rows = found
     if len(head) < 2 or head[0] != "image":
         raise InputError(f"{flag}: the first line must be `image,<finest group>,...,<coarsest group>`")
     if not rows:
         raise InputError(f"{flag}: names no image")
-    for line, row in enumerate(rows, 2):
+    for line, row in rows:
         if len(row) != len(head) or not all(row):
-            raise InputError(f"{flag}, row {line}: must have {len(head)} entries, as the first line has")
+            raise InputError(f"{flag}, line {line}: must have {len(head)} entries, as the first line has")
     return head[1:], rows
 
 
-def unlisted(data: ImageData, folder: str | Path) -> int:
-    """How many images of the folder's training split the table does not name."""
-    listed = set(data.images)
-    return sum(str(f) not in listed for f in sources.images_below(sources.split_folder(Path(folder), "train")))
+def unlisted(data: ImageData, folder: str | Path) -> tuple[int, LeftOut]:
+    """How many images of the folder's training split the table does not name, and what there is no image."""
+    listed, left_out = set(data.images), LeftOut()
+    root = sources.split_folder(Path(folder), "train")
+    found = images_below(root, left_out) if root.is_dir() else ()  # a pack beside the listed images
+    return sum(str(f) not in listed for f in found), left_out
 
 
 def summary(groups: torch.Tensor, levels: list[str], taus, labels: torch.Tensor) -> list[str]:

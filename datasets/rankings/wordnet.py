@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets import texts
 from util import InputError
 
 MEASURES = ("path", "wup")
@@ -22,12 +23,14 @@ def read_parents(path: Path | None) -> dict[str, tuple[str, ...]]:
     if path is None:
         return _of_nltk()
     path = path / "data.noun" if path.is_dir() else path
+    source = f"--is_a {path}"
     try:
-        lines = [line for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--is_a {path}: not readable ({error})") from None
-    try:
-        edges = _of_data_noun(lines) if path.name == "data.noun" else _of_is_a(lines)
+        if path.name == "data.noun":
+            edges = _of_data_noun(filter(str.strip, texts.read(path, source).split("\n")))
+        else:
+            edges = _of_is_a(row for _, row in texts.read_rows(path, source))
+    except InputError:
+        raise
     except (ValueError, IndexError):
         raise InputError(
             f"--is_a {path}: neither lines of `parent child` as in ImageNet's wordnet.is_a.txt, nor WordNet's data.noun"
@@ -35,10 +38,10 @@ def read_parents(path: Path | None) -> dict[str, tuple[str, ...]]:
     return edges
 
 
-def _of_is_a(lines) -> dict[str, tuple[str, ...]]:
+def _of_is_a(rows) -> dict[str, tuple[str, ...]]:
     parents: dict[str, tuple[str, ...]] = {}
-    for line in lines:
-        parent, child = line.split()
+    for row in rows:
+        parent, child = row if len(row) > 1 else row[0].split()
         parents.setdefault(parent, ())
         parents[child] = (*parents.get(child, ()), parent)
     return parents

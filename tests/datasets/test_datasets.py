@@ -14,7 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import datasets
 import main_supcon
-from datasets import augmentation, sources
+from datasets import augmentation, folders
 from datasets.rankings import files
 from util import InputError
 
@@ -260,4 +260,4 @@ def test_the_real_fashion_mnist_as_class_folders_has_the_same_classes_labels_and
 
 
 def test_image_files_are_those_that_torchvision_takes():
-    assert sources.IMAGE_ENDINGS == IMG_EXTENSIONS
+    assert folders.IMAGE_ENDINGS == IMG_EXTENSIONS

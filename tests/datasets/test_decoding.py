@@ -1,9 +1,11 @@
 """Image files of every kind become the RGB image that a person sees."""
 
+import struct
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
 from datasets import decoding
@@ -126,3 +128,68 @@ def test_stray_bytes_before_the_end_of_a_jpeg_are_no_damage(tmp_path):
     (tmp_path / "a.jpg").write_bytes(content[:-2] + b"abc" + content[-2:])
     assert torch.equal(decoding.read_pixels(tmp_path / "a.jpg"), want)
     assert decoding.damage(tmp_path / "a.jpg") is None
+
+
+def exif(*entries):
+    """EXIF of these (tag, type, count, four bytes), in Intel's order of bytes."""
+    body = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4)
+
+
+SIDEWAYS = (decoding.ORIENTATION, 3, 1, b"\6\0\0\0")
+
+
+@pytest.mark.parametrize(
+    "odd", [(0x0100, 2, 4, b"abc\0"), (0x0102, 4, 1, b"\xff" * 4), (0x010E, 11, 1, bytes(4))], ids=str
+)
+def test_an_odd_tag_beside_the_orientation_leaves_the_photograph_readable(tmp_path, odd):
+    path = tmp_path / "a.jpg"
+    image = Image.fromarray(load_sample_images().images[0][:40, :60])
+    image.save(path, exif=exif(SIDEWAYS, odd))
+    plain = tmp_path / "plain.jpg"
+    image.save(plain)
+    turned = np.rot90(np.asarray(Image.open(plain)), -1)
+    assert (np.asarray(read_rgb(path)) == turned).all()
+    assert (decoding.read_pixels(path).numpy() == turned).all()
+
+
+@pytest.mark.parametrize("value", range(1, 10))
+def test_every_orientation_is_turned_as_pil_turns_it(tmp_path, value):
+    Image.fromarray(COLOURS).save(tmp_path / "a.png", exif=exif((decoding.ORIENTATION, 3, 1, bytes([value, 0, 0, 0]))))
+    with Image.open(tmp_path / "a.png") as file:
+        wanted = np.asarray(ImageOps.exif_transpose(file))
+    assert (np.asarray(read_rgb(tmp_path / "a.png")) == wanted).all()
+
+
+@pytest.mark.parametrize(
+    "fault", [struct.error("odd"), TypeError("odd"), KeyError("odd"), AssertionError(), ZeroDivisionError("odd")]
+)
+@pytest.mark.parametrize("place", ["load", "getexif"])
+def test_whatever_a_decoder_raises_is_damage_of_that_image(monkeypatch, tmp_path, fault, place):
+    def fail(self):
+        raise fault
+
+    path = tmp_path / "a.png"
+    Image.fromarray(COLOURS).save(path)
+    monkeypatch.setattr(f"PIL.PngImagePlugin.PngImageFile.{place}", fail)
+    for way in (read_rgb, decoding.read_pixels):
+        with pytest.raises(InputError, match=r"a\.png: not a readable image \("):
+            way(path)
+    assert "not a readable image" in decoding.damage(path)
+
+
+def test_want_of_memory_is_no_damage(monkeypatch, tmp_path):
+    def fail(*_):
+        raise MemoryError
+
+    Image.fromarray(COLOURS).save(tmp_path / "a.jpg")
+    monkeypatch.setattr(decoding.simplejpeg, "decode_jpeg", fail)
+    with pytest.raises(MemoryError):
+        decoding.read_pixels(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("pixel", [np.nan, np.inf, -np.inf])
+def test_a_pixel_that_is_no_number_is_damage(tmp_path, pixel):
+    Image.fromarray(np.array([[0, pixel]], dtype=np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(InputError, match=r"a\.tiff: not a readable image \(a pixel is NaN or infinite\)"):
+        read_rgb(tmp_path / "a.tiff")

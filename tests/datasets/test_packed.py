@@ -2,6 +2,9 @@
 
 import errno
 import os
+import pickle
+import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -13,10 +16,11 @@ from commands import run
 from made_data import make_image_folders
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from torch._utils import ExceptionWrapper
 
 import datasets
 from datasets import decoding, packed, packing
-from util import InputError
+from util import InputError, fault
 
 pack = partial(run, script="datasets.prepare")
 error_of = partial(commands.error_of, script="datasets.prepare")
@@ -208,3 +212,99 @@ def test_the_fast_way_to_pixels_gives_pils(tmp_path):
         assert pixels.shape == want.shape
         assert np.abs(pixels.numpy().astype(int) - want).max() <= 2
     assert decoding.read_pixels(tmp_path / "turned.jpg").shape == (120, 90, 3)
+
+
+# ---- what happens to a pack while it is read -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made_packs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("packs")
+    make_image_folders(root / "mine", ["a", "b"], each=4, size=(40, 30))
+    for format in packed.FORMATS:
+        packing.pack(root / "mine", root / format, 20, format, None, False)
+    return root
+
+
+@pytest.fixture
+def packs(made_packs, tmp_path):
+    """Folders with a pack of eight images of noise: raw, jpeg."""
+    for format in packed.FORMATS:
+        shutil.copytree(made_packs / format, tmp_path / format)
+    return tmp_path
+
+
+def flip_image(folder, row):
+    image = packed.Pack(folder / "train.pack")
+    flip_byte(folder / "train.pack", int(image.begin[row] + image.length[row] // 2))
+
+
+@pytest.mark.parametrize("format", packed.FORMATS)
+def test_a_flipped_byte_is_damage_of_its_image_whenever_it_is_read(capsys, packs, format):
+    data = datasets.build("path", packs / format)
+    flip_image(packs / format, 2)
+    reason = f"{packs}/{format}/train.pack: a/a_2.JPEG: its bytes are not those that were written"
+    for read in (data.image, data.pixels):
+        read(1)
+        with pytest.raises(InputError, match=reason):
+            read(2)
+    with pytest.raises(InputError, match="leave it out with --skip_images"):
+        data[2]
+    data.tolerate_damage()
+    assert data.readable(2, data.pixels)[0] == 3
+    assert data.bad.tolist() == [i == 2 for i in range(8)]
+    assert f"warning: {reason}; another image takes its place" in capsys.readouterr().err
+
+
+def test_a_jpeg_is_verified_each_time_a_raw_image_the_first_time_in_a_process(packs):
+    raw, jpeg = (datasets.build("path", packs / format) for format in ("raw", "jpeg"))
+    for data, format in ((raw, "raw"), (jpeg, "jpeg")):
+        data.pixels(0)
+        flip_image(packs / format, 0)
+    raw.pixels(0)
+    with pytest.raises(InputError, match="not those that were written"):
+        jpeg.pixels(0)
+    assert "not those that were written" in raw.images[0].damage()  # --check_data looks anew
+
+
+@pytest.mark.parametrize("format", packed.FORMATS)
+def test_a_pack_cut_short_while_it_is_read_ends_the_run_with_one_line(packs, format):
+    data = datasets.build("path", packs / format)
+    data.tolerate_damage()  # which a whole pack is not
+    path = packs / format / "train.pack"
+    whole = data.pixels(0).clone()
+    os.truncate(path, int(data.images[4].pack.begin[4]))
+    assert torch.equal(data.pixels(0), whole)
+    with pytest.raises(packed.PackInputError) as error:
+        data[4]
+    line = rf"{path}: has [\d,]+ bytes now, [\d,]+ when it was opened; make it anew .* pack"
+    assert re.fullmatch(line, fault(error.value))
+    with pytest.raises(packed.PackInputError):
+        decoding.find_damage(data.images, show=False)
+    assert not data.bad.any()
+    try:
+        data[4]
+    except packed.PackInputError:
+        of_worker = ExceptionWrapper(where="in DataLoader worker process 0")  # as a loader process hands it on
+    with pytest.raises(packed.PackInputError) as error:
+        of_worker.reraise()
+    assert re.fullmatch(line, fault(error.value))
+
+
+def test_a_disk_that_goes_away_ends_the_run_with_one_line(monkeypatch, packs):
+    data = datasets.build("path", packs / "raw")
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(packed.PackInputError, match=r"train\.pack: cannot be read any more \(Input/output error\)"):
+        data[0]
+
+
+def test_another_process_opens_the_pack_for_itself(packs):
+    data = datasets.build("path", packs / "raw")
+    data.pixels(0)
+    other = pickle.loads(pickle.dumps(data))
+    assert other.images[0].pack._descriptor is None
+    assert torch.equal(other.pixels(7), data.pixels(7))

@@ -225,10 +225,10 @@ def test_a_full_disk_or_no_permission_is_one_line_and_the_same_command_goes_on(
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        ("imagenet100 --imagenet nowhere", "--imagenet nowhere: has no folder train"),
+        ("imagenet100 --imagenet nowhere", "--imagenet nowhere: no such folder"),
         ("imagenet100 --imagenet empty", "has no folder val"),
-        ("tiny_imagenet --source nowhere", "--source nowhere: has no folder train"),
-        ("awa2 --source nowhere", "--source nowhere: has no folder JPEGImages"),
+        ("tiny_imagenet --source nowhere", "--source nowhere: no such folder"),
+        ("awa2 --source nowhere", "--source nowhere: no such folder"),
         ("awa2 --source nowhere --out file", "--out file: "),
         ("imagenet100", "required: --imagenet"),
     ],

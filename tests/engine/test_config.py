@@ -64,7 +64,7 @@ def test_of_two_files_the_later_one_wins(monkeypatch, tmp_path):
         ({"min_tau": "warm"}, "own.yaml: min_tau: could not convert"),
         ({"cosine": "perhaps"}, "own.yaml: cosine: 'perhaps' is neither True nor False"),
         ({"dataset": "digitz"}, "own.yaml: dataset: digitz is none of digits, "),
-        ({"exp_name": {"a": 1}}, "own.yaml: exp_name: {'a': 1} is neither a value nor a list of values"),
+        ({"exp_name": {"a": 1}}, "own.yaml: exp_name: {'a': '1'} is neither a value nor a list of values"),
         ({"hold_out": ["4", None]}, "own.yaml: hold_out: ['4', None] is neither"),
         (["epochs"], "own.yaml: must be lines of `option: value`"),
     ],
@@ -78,7 +78,7 @@ def test_a_wrong_key_or_value_is_one_line_that_names_the_file(monkeypatch, capsy
 def test_a_file_that_is_none_is_named(monkeypatch, capsys, tmp_path):
     assert "--config none.yaml: no such file" in error_of(monkeypatch, capsys, tmp_path, "--config none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
-    assert "--config bad.yaml: not readable" in error_of(monkeypatch, capsys, tmp_path, "--config bad.yaml")
+    assert "--config bad.yaml, line 1: not readable" in error_of(monkeypatch, capsys, tmp_path, "--config bad.yaml")
 
 
 def test_a_run_saves_what_it_was_and_its_file_gives_the_same_options_again(monkeypatch, tmp_path):

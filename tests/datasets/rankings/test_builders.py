@@ -384,7 +384,7 @@ def test_show_draws_similar_classes_side_by_side_and_names_the_closest(monkeypat
     [
         ("roberta --names names.csv --model ./nowhere --out a.csv", "--model ./nowhere: no such folder"),
         ("roberta --names names.csv --model ./flat --out a.csv", "--model ./flat: cannot be loaded"),
-        ("roberta --names nowhere.csv --out a.csv", "--names nowhere.csv: not readable"),
+        ("roberta --names nowhere.csv --out a.csv", "--names nowhere.csv: no such file"),
         ("roberta --names twice.txt --out a.csv", "--names twice.txt: class cat stands in it twice"),
         ("roberta --names empty.txt --out a.csv", "--names empty.txt: is empty"),
         ("roberta --names names.csv --template photo --out a.csv", "--template 'photo'"),
@@ -393,7 +393,7 @@ def test_show_draws_similar_classes_side_by_side_and_names_the_closest(monkeypat
         ("roberta --names names.csv --data_folder tree --out a.csv", "--names names.csv: n1 is no class of tree"),
         ("roberta --names few.csv --data_folder tree --out a.csv", "--names few.csv: lacks the class dog (1 in all)"),
         ("roberta --names wnid.txt --out a.csv", "the name of the wnid n99999999 is not known here"),
-        ("wordnet --names names.csv --is_a nowhere.txt --out a.csv", "--is_a nowhere.txt: not readable"),
+        ("wordnet --names names.csv --is_a nowhere.txt --out a.csv", "--is_a nowhere.txt: no such file"),
         ("superclass --from twice --out a.csv", "--from twice: the class cat lies in two superclasses"),
         ("features --ckpt nowhere --out a.csv", "--ckpt nowhere: no such file"),
         ("show rising.csv --thresholds 0.4 0.6", "--thresholds 0.4 0.6: must fall"),

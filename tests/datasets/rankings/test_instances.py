@@ -36,7 +36,7 @@ def test_a_row_is_an_image_labelled_by_its_finest_group(tmp_path):
     assert data.labels.tolist() == [0, 0, 1, 2, 3]
     assert [f.split("/")[-1] for f in data.images] == ["a_0.JPEG", "a_1.JPEG", "a_2.JPEG", "b_0.JPEG", "b_1.JPEG"]
     assert groups.tolist() == [[0, 0, 0], [1, 0, 0], [2, 1, 0], [3, 2, 1]]
-    assert instances.unlisted(data, tmp_path) == 1
+    assert instances.unlisted(data, tmp_path)[0] == 1
     rows = [line.split(",")[1:] for line in TABLE.splitlines()[1:]]
     ranks = [[reference.nested_rank(rows, a, b) for b in range(5)] for a in range(5)]
     assert ranks[0] == [0, 0, 1, 2, 3]
@@ -98,13 +98,13 @@ def test_they_do_so_better_with_ranks_than_with_one(monkeypatch, tmp_path):
         ("image\na/a_0.JPEG\n", "the first line must be"),
         ("file,g\na/a_0.JPEG,x\n", "the first line must be"),
         ("image,g\n", "names no image"),
-        ("image,g\na/a_0.JPEG,x\na/a_1.JPEG\n", "row 3: must have 2 entries"),
-        ("image,g\na/a_0.JPEG,\n", "row 2: must have 2 entries"),
-        ("image,g\na/none.JPEG,x\n", "row 2: there is no image"),
-        ("image,g\na/a_0.JPEG,x\na/a_0.JPEG,y\n", "row 3: the image a/a_0.JPEG stands in it twice"),
+        ("image,g\na/a_0.JPEG,x\na/a_1.JPEG\n", "line 3: must have 2 entries"),
+        ("image,g\na/a_0.JPEG,\n", "line 2: must have 2 entries"),
+        ("image,g\na/none.JPEG,x\n", "line 2: there is no image"),
+        ("image,g\na/a_0.JPEG,x\na/a_0.JPEG,y\n", "line 3: the image a/a_0.JPEG stands in it twice"),
         (
             "image,frame,video\na/a_0.JPEG,1,A\na/a_1.JPEG,1,B\n",
-            "row 3: frame 1 lies in video B and in A; groups must be nested, the finest column first, and their names "
+            "line 3: frame 1 lies in video B and in A; groups must be nested, the finest column first, and their names "
             "differ (B/1)",
         ),
     ],
@@ -123,7 +123,7 @@ def test_a_table_that_cannot_serve_is_one_line_with_its_row(monkeypatch, capsys,
         ("--ranking identity", "--ranking has no use with --instance_ranks"),
         ("--thresholds 0.4", "--thresholds has no use with --instance_ranks"),
         ("--dataset digits", "--instance_ranks groups.csv: needs --dataset path"),
-        ("--instance_ranks none.csv", "--instance_ranks none.csv: not readable"),
+        ("--instance_ranks none.csv", "--instance_ranks none.csv: no such file"),
     ],
 )
 def test_options_that_contradict_the_table_are_one_line(monkeypatch, capsys, tmp_path, options, reason):

@@ -43,7 +43,7 @@ LINES = "root animal\nroot thing\nanimal cat\nanimal dog\nthing car\n"
 
 
 def test_by_hand_cat_and_dog_are_two_edges_apart_and_the_car_four():
-    parents = wordnet._of_is_a(LINES.splitlines())
+    parents = wordnet._of_is_a(line.split() for line in LINES.splitlines())
     path = wordnet.similarities(["cat", "dog", "car"], parents, "path")
     assert path.round(6).tolist() == [[1, 0.333333, 0.2], [0.333333, 1, 0.2], [0.2, 0.2, 1]]
     wup = wordnet.similarities(["cat", "dog", "car"], parents, "wup")
@@ -52,7 +52,7 @@ def test_by_hand_cat_and_dog_are_two_edges_apart_and_the_car_four():
 
 
 def test_several_roots_meet_in_one_more():
-    parents = wordnet._of_is_a(["animal cat", "thing car"])
+    parents = wordnet._of_is_a([["animal cat"], ["thing", "car"]])
     assert wordnet.similarities(["cat", "car"], parents, "path")[0, 1] == pytest.approx(1 / 5)
     assert wordnet.similarities(["cat", "car"], parents, "wup")[0, 1] == pytest.approx(2 / (4 + 2))
 

@@ -1,0 +1,153 @@
+"""What counts in a folder of images, wherever one is read, packed or copied: which files are images, which folders are
+classes, and what is left out.
+"""
+
+import os
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# those that torchvision's ImageFolder takes, and the published code with it
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# what desktops, network storage and archives leave beside images, in lower case; whatever begins with a dot is hidden
+COMPANIONS = {
+    "@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found",
+    "__macosx",
+}  # fmt: skip
+COMPANION_BEGINNINGS = (".", "thumbs.db", "ehthumbs", "desktop.ini", "synophoto_thumb", "synofile_thumb", "paxheader")
+UNFINISHED = ".unfinished"  # the end of a name that a copy has until it is whole
+
+HIDDEN, DANGLING = "hidden or companion files and folders", "dangling links"
+TWICE = "links to folders above or to what counts already"
+
+
+@dataclass
+class LeftOut:
+    """What was not taken for an image or a class: HIDDEN, TWICE or DANGLING -> how many, and the first path."""
+
+    found: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def add(self, kind: str, path: str, count: int = 1) -> None:
+        """So many more of a kind, such as `path`."""
+        before, first = self.found.get(kind, (0, path))
+        self.found[kind] = before + count, first
+
+    @classmethod
+    def joined(cls, parts) -> "LeftOut":
+        """All of several."""
+        total = cls()
+        for part in parts:
+            for kind, (count, path) in part.found.items():
+                total.add(kind, path, count)
+        return total
+
+    def text(self) -> str:
+        """In words, as "left out: 2 dangling links (such as a/1.jpg)"; "" where there is nothing."""
+        parts = [f"{count} {kind} (such as {path})" for kind, (count, path) in self.found.items()]
+        return f"left out: {', '.join(parts)}" if parts else ""
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file or folder of this name is no part of a data set."""
+    name = name.lower()
+    return name.startswith(COMPANION_BEGINNINGS) or name in COMPANIONS or name.endswith(UNFINISHED)
+
+
+def has_image_ending(name: str) -> bool:
+    """Whether a file of this name would be an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_ENDINGS
+
+
+def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
+    """Sorted names of the folders in a folder, the classes, say. A link to `folder`, or to one above it, is none."""
+    found, home = [], os.path.realpath(folder)
+    for entry in _entries(folder):
+        is_link = entry.is_symlink()
+        if is_link and not os.path.exists(entry.path):
+            left_out.add(HIDDEN if is_companion(entry.name) else DANGLING, entry.path)
+        elif not os.path.isdir(entry.path):
+            continue
+        elif is_companion(entry.name):
+            left_out.add(HIDDEN, entry.path)
+        elif is_link and _lies_in(home, os.path.realpath(entry.path)):
+            left_out.add(TWICE, entry.path)
+        else:
+            found.append(entry.name)
+    return found
+
+
+def holds_classes(folder: Path) -> bool:
+    """Whether a folder, or train in it, holds several folders with images directly in them."""
+    for place in filter(Path.is_dir, (folder, folder / "train")):
+        names = subfolders(place, LeftOut())
+        if sum(any(_kind(entry) == "image" for entry in _entries(place / name)) for name in names) > 1:
+            return True
+    return False
+
+
+def images_below(folder: Path, left_out: LeftOut) -> list[Path]:
+    """Sorted image files at any depth, each real file once: links are followed, after all that is there without them.
+
+    A link to a folder above, or to what is there already, adds nothing; `left_out` grows by it.
+    """
+    home, seen, found, linked = os.path.realpath(folder), set(), [], []
+    waiting = deque([str(folder)])
+    while waiting:
+        place = waiting.popleft()
+        real = os.path.realpath(place)
+        if real in seen or (real != home and _lies_in(home, real)):
+            left_out.add(TWICE, place)
+            continue
+        seen.add(real)
+        inner = []
+        for entry in _entries(place):
+            kind = _kind(entry)
+            if kind in (HIDDEN, DANGLING):
+                left_out.add(kind, entry.path)
+            elif kind == "folder":
+                if entry.is_symlink() and _lies_in(real, os.path.realpath(entry.path)):
+                    left_out.add(TWICE, entry.path)
+                else:
+                    (waiting if entry.is_symlink() else inner).append(entry.path)
+            elif kind == "image":
+                (linked if entry.is_symlink() else found).append(entry.path)
+        waiting.extendleft(reversed(inner))  # before the links that wait
+    return sorted(map(Path, found + _new(linked, found, left_out)))
+
+
+def _entries(folder) -> list[os.DirEntry]:
+    """What lies in a folder, by name."""
+    with os.scandir(folder) as found:
+        return sorted(found, key=lambda entry: entry.name)
+
+
+def _kind(entry: os.DirEntry) -> str:
+    """HIDDEN, DANGLING, "folder", "image", or "" for what does not matter."""
+    is_link = entry.is_symlink()
+    is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()
+    if is_companion(entry.name):
+        return HIDDEN if is_folder or has_image_ending(entry.name) else ""
+    if is_folder:
+        return "folder"
+    if is_link and not os.path.exists(entry.path):
+        return DANGLING
+    is_file = os.path.isfile(entry.path) if is_link else entry.is_file()
+    return "image" if is_file and has_image_ending(entry.name) else ""
+
+
+def _new(linked: list[str], found: list[str], left_out: LeftOut) -> list[str]:
+    """The linked files that are neither among those found nor one another's."""
+    seen, new = {os.path.realpath(f) for f in found} if linked else set(), []
+    for path in linked:
+        real = os.path.realpath(path)
+        if real in seen:
+            left_out.add(TWICE, path)
+        else:
+            seen.add(real)
+            new.append(path)
+    return new
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    """Whether a real path is a real folder, or below it."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")

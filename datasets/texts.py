@@ -1,0 +1,155 @@
+"""Text files as people make them, by hand or with a spreadsheet: tables, lists of paths, YAML. InputErrors begin with
+`source`, the flag and the file, and name the line.
+"""
+
+import codecs
+import csv
+import io
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from util import InputError
+
+DELIMITERS = ",;\t"
+# byte-order mark -> encoding; the mark of UTF-32 begins with that of UTF-16
+MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+# what would break a list of one path a line, or its reading
+UNSAFE = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]|^[\s#\"]|[\s,;]$")
+
+
+def read(path: Path, source: str) -> str:
+    """A text in UTF-8, or in UTF-16 with a byte-order mark."""
+    if path.is_dir():
+        raise InputError(f"{source}: is a folder, not a file")
+    if not path.exists():
+        raise InputError(f"{source}: no such file")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{source}: not readable ({error.strerror or error})") from None
+    encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(f"{source}, line {line}: not readable as UTF-8 text; save it as UTF-8") from None
+    if "\0" in text:
+        raise InputError(f"{source}: not readable as text: it holds zero bytes; save it as UTF-8")
+    return text
+
+
+def read_rows(path: Path, source: str) -> list[tuple[int, list[str]]]:
+    """Number of the line and cells, stripped, of the rows of a table.
+
+    Cells are parted by commas, semicolons or tabs: by the first of these in the file, outside of quotes. They may be
+    quoted. Empty cells at the end of a row, rows of them alone, and lines that begin with # do not count.
+    """
+    # comments become empty lines, so that the numbers of the others stay
+    text = io.StringIO(read(path, source), newline="")
+    lines = ["\n" if line.lstrip().startswith("#") else line for line in text]
+    named = re.fullmatch(rf"sep=([{DELIMITERS}])\s*", lines[0]) if lines else None  # Excel's
+    if named:
+        lines[0] = "\n"
+    reader, rows = csv.reader(lines, delimiter=named[1] if named else _delimiter(lines), strict=True), []
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            while cells and not cells[-1]:
+                del cells[-1]
+            if cells:
+                rows.append((reader.line_num, cells))
+    except csv.Error as error:
+        raise InputError(f"{source}, line {reader.line_num}: not readable as CSV ({error})") from None
+    return rows
+
+
+def _delimiter(lines: list[str]) -> str:
+    """The first delimiter outside of quotes; a comma where there is none."""
+    for line in lines:
+        found = re.search(rf"[{DELIMITERS}]", re.sub(r'"[^"]*"', "", line))
+        if found:
+            return found[0]
+    return ","
+
+
+def number(cell: str) -> float:
+    """A number, also one with a decimal comma. Raises ValueError."""
+    return float(cell.replace(",", "."))
+
+
+# ---- lists of paths --------------------------------------------------------------------------------------------------
+
+
+def path_line(path: str) -> str:
+    """A path as a line of a list: as it is, or where that would not be read back, as a JSON string."""
+    return json.dumps(path) if UNSAFE.search(path) else path
+
+
+def path_of(line: str) -> str:
+    """The path of a line of a list; "" for an empty one and a comment. What stands after a tab is another column."""
+    line = line.strip().split("\t")[0].rstrip(" ,;")  # a spreadsheet ends rows with empty columns
+    if line.startswith("#"):
+        return ""
+    if len(line) > 1 and line[0] == line[-1] == '"':
+        try:
+            return str(json.loads(line))
+        except ValueError:
+            return line[1:-1].replace('""', '"')  # a spreadsheet's quotes
+    return line
+
+
+def read_paths(path: Path, source: str) -> list[str]:
+    """The paths of a list, one a line."""
+    return [found for line in read(path, source).split("\n") if (found := path_of(line))]
+
+
+# ---- YAML ------------------------------------------------------------------------------------------------------------
+
+
+def read_yaml(path: Path, source: str, as_written: bool = False) -> Any:
+    """The content of a YAML file, in which no mapping may have a key twice.
+
+    as_written: scalars are the text that stands there (`no`, `001`, `1e3`), for names, and for options, which read
+    their text themselves; a plain null is None. Else YAML's types.
+    """
+    import yaml
+
+    text = read(path, source)
+    try:
+        return yaml.load(text, _loader(as_written))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{source}{where}: not readable as YAML ({error.problem or error.context})") from None
+    except (yaml.YAMLError, ValueError) as error:  # a character that YAML does not allow; a date that there is not
+        line = text.count("\n", 0, getattr(error, "position", 0)) + 1
+        where = f", line {line}" if hasattr(error, "position") else ""
+        raise InputError(f"{source}{where}: not readable as YAML ({str(error).splitlines()[0]})") from None
+
+
+@cache
+def _loader(as_written: bool) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Safe, and strict about keys."""
+
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node, seen = super().compose_mapping_node(anchor), set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                    fault = f"the key {key.value} is there twice"
+                    raise yaml.composer.ComposerError(None, None, fault, key.start_mark)
+                seen.add((key.tag, str(key.value)))
+            return node
+
+    if as_written:
+        kept = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
+        Loader.yaml_implicit_resolvers = {
+            first: [(tag, form) for tag, form in forms if tag in kept]
+            for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+    return Loader

@@ -1,0 +1,195 @@
+"""Folders as they are found: hidden and companion files are no images, a file counts once, dangling links never."""
+
+import argparse
+import os
+import shutil
+
+import pytest
+from commands import run
+from made_data import make_image_folders
+
+import datasets
+from datasets import folders, packed, prepare
+from datasets.rankings import builders, instances
+from engine import distributed, objective
+from util import InputError
+
+CLUTTER_FOLDERS = (
+    ".ipynb_checkpoints", "@eaDir", ".thumbnails", "__MACOSX", "lost+found", "PaxHeader", "cat.unfinished",
+)  # fmt: skip
+CLUTTER_FILES = (
+    "._cat_0.JPEG", "Thumbs.db.jpg", "ehthumbs_vista.bmp", "SYNOPHOTO_THUMB_M.jpg", "Desktop.ini.png",
+)  # fmt: skip
+
+
+def put(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"no image")
+
+
+def clutter(folder):
+    """What desktops, network storage and archives leave, in a folder."""
+    for name in CLUTTER_FILES:
+        put(folder / name)
+    for name in CLUTTER_FOLDERS:
+        put(folder / name / "deep" / "cat_0.JPEG")
+
+
+@pytest.fixture
+def cluttered(tmp_path):
+    """Two classes of two training images and one validation image, with clutter on every level."""
+    for split, each in (("train", 2), ("val", 1)):
+        make_image_folders(tmp_path / "mine" / split, ["cat", "dog"], each)
+        for place in ("", "cat", "cat/deep"):
+            clutter(tmp_path / "mine" / split / place)
+    return tmp_path / "mine"
+
+
+def names(images):
+    return [os.path.basename(os.fspath(f)) for f in images]
+
+
+OURS = ["cat_0.JPEG", "cat_1.JPEG", "dog_0.JPEG", "dog_1.JPEG"]
+
+
+def test_what_others_leave_in_a_folder_is_no_image_and_no_class(cluttered):
+    train, test = datasets.build_pair("path", cluttered)
+    assert train.classes == ["cat", "dog"]
+    assert names(train.images) == OURS
+    assert names(test.images) == ["cat_0.JPEG", "dog_0.JPEG"]
+    for split, count in (("train", 4), ("test", 2), ("all", 6)):
+        outliers = datasets.build_outliers("AwA2", cluttered, split)
+        assert (len(outliers), outliers.classes) == (count, ["cat", "dog"])
+    assert list(builders.read_classes(None, cluttered)) == ["cat", "dog"]
+    shutil.rmtree(cluttered / "val")
+    assert builders.tree(cluttered) == {"train": ["cat", "dog"]}
+
+
+def test_what_was_left_out_is_one_line_with_its_number(cluttered, capsys):
+    train, test = datasets.build_pair("path", cluttered)
+    line = datasets.left_out(train, test)
+    count = 2 * (3 * len(CLUTTER_FOLDERS) + 2 * len(CLUTTER_FILES))  # beside class folders, files do not matter
+    assert line.startswith(f"left out: {count} hidden or companion files and folders (such as ")
+    assert "\n" not in line
+    kept = datasets.build("path", cluttered, hold_out=("dog",))
+    assert datasets.left_out(kept) == datasets.left_out(train)
+    args = argparse.Namespace(dataset="path", data_folder=cluttered, hold_out=[], skip_images=None, instance_ranks=None)
+    objective.load_data(args)
+    assert capsys.readouterr().out == datasets.left_out(train) + "\n"
+
+
+def test_only_the_main_process_says_it_and_nothing_is_said_of_a_clean_folder(monkeypatch, capsys, tmp_path):
+    make_image_folders(tmp_path, ["a", "b"], each=1)
+    distributed.say(datasets.left_out(datasets.build("path", tmp_path)))
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    distributed.say("left out: something")
+    assert capsys.readouterr().out == ""
+
+
+def test_an_instance_table_counts_no_clutter_as_unlisted(cluttered, tmp_path):
+    (tmp_path / "groups.csv").write_text("image,group\ntrain/cat/cat_0.JPEG,a\n")
+    data, _, _ = instances.build(cluttered, tmp_path / "groups.csv")
+    count, left_out = instances.unlisted(data, cluttered)
+    assert count == 3
+    assert "hidden" in left_out.text()
+
+
+def test_a_pack_holds_no_clutter_and_says_so(cluttered, monkeypatch, capsys, tmp_path):
+    run(monkeypatch, tmp_path, "pack --data_folder mine --out packs", "datasets.prepare")
+    assert names(packed.Pack(tmp_path / "packs/train.pack").images()) == OURS
+    assert capsys.readouterr().out.count("left out: ") == 2  # train and val
+
+
+def test_preparing_neither_lists_nor_copies_clutter(cluttered, tmp_path, monkeypatch):
+    val, copy = tmp_path / "val", tmp_path / "copies" / "cat"
+    val.mkdir()
+    clutter(val)
+    assert folders.subfolders(val, folders.LeftOut()) == []  # flat, not by class
+    prepare.carry_out([(copy.relative_to(tmp_path), cluttered / "train/cat")], tmp_path, copy=True)
+    assert sorted(f.name for f in copy.rglob("*")) == OURS[:2]
+    assert prepare.carry_out([(copy.relative_to(tmp_path), cluttered / "train/cat")], tmp_path, copy=True) == 0
+    monkeypatch.setattr(prepare, "AWA2_CLASSES", 2)
+    os.rename(cluttered / "train", tmp_path / "JPEGImages")
+    assert [place.name for place, _ in prepare.awa2(tmp_path)] == ["cat", "dog"]
+
+
+def test_a_class_of_clutter_alone_is_named_with_what_was_left_out(tmp_path):
+    make_image_folders(tmp_path, ["cat"], each=1)
+    clutter(tmp_path / "dog")
+    with pytest.raises(InputError, match=r"the class folder dog holds no image; left out: \d+ hidden"):
+        datasets.build("path", tmp_path)
+
+
+# ---- links -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "deep"])
+def test_a_link_to_a_folder_above_or_to_one_that_counts_already_adds_no_image(tmp_path, target):
+    make_image_folders(tmp_path / "mine", ["cat", "dog"], each=2)
+    make_image_folders(tmp_path / "mine" / "cat", ["deep"], each=1)
+    (tmp_path / "mine" / "cat" / "a_link").symlink_to(target)
+    (tmp_path / "mine" / "cat" / "deep" / "up").symlink_to(os.path.join("..", target))
+    data = datasets.build("path", tmp_path / "mine")
+    assert names(data.images) == [*OURS[:2], "deep_0.JPEG", *OURS[2:]]
+    assert datasets.left_out(data).startswith("left out: 2 links to folders above or to what counts already (such as ")
+    outliers = datasets.build_outliers("AwA2", tmp_path / "mine")
+    assert len(outliers) == 5
+
+
+def test_a_linked_file_counts_where_its_target_does_not_yet(tmp_path):
+    make_image_folders(tmp_path / "mine", ["cat", "dog"], each=2)
+    make_image_folders(tmp_path / "elsewhere", ["cats"], each=1)
+    for name, target in (("0.JPEG", "cat_0.JPEG"), ("1.JPEG", "../../elsewhere/cats/cats_0.JPEG")):
+        (tmp_path / "mine" / "cat" / name).symlink_to(target)
+        (tmp_path / "mine" / "cat" / f"again_{name}").symlink_to(target)
+    data = datasets.build("path", tmp_path / "mine")
+    assert names(data.images) == ["1.JPEG", *OURS]
+    assert datasets.left_out(data).startswith("left out: 3 links to")
+
+
+def test_a_linked_class_is_one_and_a_link_to_the_folder_of_classes_is_none(tmp_path):
+    make_image_folders(tmp_path / "source", ["cats"], each=1)
+    make_image_folders(tmp_path / "mine", ["dog"], each=2)
+    (tmp_path / "mine" / "cat").symlink_to(tmp_path / "source" / "cats")
+    (tmp_path / "source" / "cats" / "up").symlink_to(tmp_path / "source")  # above the place where the link leads
+    for name, target in (("all", "."), ("above", "..")):
+        (tmp_path / "mine" / name).symlink_to(target)
+    data = datasets.build("path", tmp_path / "mine")
+    assert data.classes == ["cat", "dog"]
+    assert names(data.images) == ["cats_0.JPEG", *OURS[2:]]
+    assert datasets.left_out(data).startswith("left out: 3 links to folders above")
+
+
+def test_a_file_of_two_classes_counts_in_both(tmp_path):
+    make_image_folders(tmp_path / "mine", ["cat", "dog"], each=2)
+    (tmp_path / "mine" / "cat" / "friend").symlink_to("../dog")
+    data = datasets.build("path", tmp_path / "mine")
+    assert data.labels.tolist() == [0, 0, 0, 0, 1, 1]
+    assert datasets.left_out(data) == ""
+
+
+def test_dangling_links_are_left_out_and_counted_on_every_level(tmp_path):
+    make_image_folders(tmp_path / "mine", ["cat", "dog"], each=2)
+    for name in ("bird", "cat/1.JPEG", "cat/folder", "dog/itself.JPEG"):
+        (tmp_path / "mine" / name).symlink_to("itself.JPEG" if "itself" in name else "nowhere")
+    data = datasets.build("path", tmp_path / "mine")
+    assert (data.classes, names(data.images)) == (["cat", "dog"], OURS)
+    assert datasets.left_out(data).startswith("left out: 4 dangling links (such as ")
+    assert names(datasets.build_outliers("path", tmp_path / "mine").images) == OURS
+
+
+def test_a_folder_or_pipe_with_an_images_name_is_no_image(tmp_path):
+    make_image_folders(tmp_path / "mine", ["cat", "dog"], each=2)
+    make_image_folders(tmp_path / "mine" / "cat", ["inner.jpg"], each=1)
+    os.mkfifo(tmp_path / "mine" / "cat" / "pipe.jpg")  # to open it would wait for ever
+    assert names(datasets.build("path", tmp_path / "mine").images) == [*OURS[:2], "inner.jpg_0.JPEG", *OURS[2:]]
+
+
+def test_copies_of_a_folder_with_a_link_to_itself_end(tmp_path):
+    make_image_folders(tmp_path / "source", ["cat"], each=2)
+    (tmp_path / "source" / "cat" / "loop").symlink_to(".")
+    (tmp_path / "source" / "cat" / "gone.jpg").symlink_to("nowhere")
+    assert (
+        prepare.carry_out([(tmp_path / "out" / "cat", tmp_path / "source" / "cat")], tmp_path / "out", copy=True) == 1
+    )
+    assert sorted(f.name for f in (tmp_path / "out" / "cat").iterdir()) == OURS[:2]

@@ -1,0 +1,294 @@
+"""Text files as people and spreadsheets make them, in every file that is read."""
+
+import codecs
+import os
+
+import numpy as np
+import pytest
+from commands import run
+from made_data import make_image_folders
+
+import datasets
+import recipes
+from datasets import decoding, packing, prepare, sources, texts
+from datasets.rankings import files, instances, wordnet
+from engine import config, options
+from util import InputError
+
+ROWS = [["class", "a b", "c,d"], ["a b", "1", "0.5"], ["c,d", "0.5", "1"]]
+
+
+def quoted(cell, delimiter):
+    return f'"{cell}"' if delimiter in cell else cell
+
+
+def written(delimiter=",", end="\n", encoding="utf-8", comma=False, rows=ROWS):
+    """A table's bytes, as a spreadsheet writes them; comma: numbers have a decimal comma."""
+    lines = [delimiter.join(quoted(c.replace(".", ",") if comma else c, delimiter) for c in row) for row in rows]
+    return end.join([*lines, ""]).encode(encoding)
+
+
+SPREADSHEETS = {
+    "plain": written(),
+    "UTF-8 with a mark": written(encoding="utf-8-sig"),
+    "UTF-16": written(encoding="utf-16"),
+    "UTF-16, big-endian": codecs.BOM_UTF16_BE + written(encoding="utf-16-be"),
+    "lines of Windows": written(end="\r\n"),
+    "lines of old Macs": written(end="\r"),
+    "semicolons and decimal commas": written(";", comma=True),
+    "tabs": written("\t"),
+    "a line for Excel": b"sep=;\r\n" + written(";", "\r\n"),
+    "everything in quotes": b'"class","a b","c,d"\n"a b","1","0.5"\n"c,d","0.5","1"\n',
+    "comments and empty lines": b"# by hand; yes, by hand\n\n  # again\n" + written() + b",,\n\n# end",
+    "empty columns at the end": written().replace(b"\n", b",,\n"),
+    "blanks around cells": b'class, a b ,"c,d"\n a b, 1 , 0.5\n"c,d", 0.5, 1\n',
+}
+
+
+@pytest.mark.parametrize("kind", SPREADSHEETS)
+def test_a_matrix_is_the_same_however_a_spreadsheet_writes_it(tmp_path, kind):
+    (tmp_path / "r.csv").write_bytes(SPREADSHEETS[kind])
+    table, names = files.read_table(tmp_path / "r.csv")
+    assert names == ["a b", "c,d"]
+    assert table.tolist() == [[1, 0.5], [0.5, 1]]
+
+
+WAYS = {
+    "mark": lambda text: text.encode("utf-8-sig"),
+    "UTF-16": lambda text: text.encode("utf-16"),
+    "CRLF": lambda text: text.replace("\n", "\r\n").encode(),
+    "semicolons": lambda text: text.replace(",", ";").encode(),
+    "tabs": lambda text: text.replace(",", "\t").encode(),
+    "comments": lambda text: ("# a comment, with a comma\n" + text).encode(),
+    "quotes": lambda text: "".join(
+        ",".join(f'"{c}"' for c in line.split(",")) + "\n" for line in text.splitlines()
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_other_table_is_read_so_too(tmp_path, way):
+    def put(name, text):
+        (tmp_path / name).write_bytes(WAYS[way](text))
+        return tmp_path / name
+
+    assert files.read_names(put("names.csv", "class,name\nn1,an élan\n001,no\n")) == {"n1": "an élan", "001": "no"}
+    assert files.read_names(put("classes.txt", "n1\n001\n")) == {"n1": "n1", "001": "001"}
+    make_image_folders(tmp_path, ["a"], each=2)
+    groups = put("groups.csv", "image,frame,shot\na/a_0.JPEG,1e3,no\na/a_1.JPEG,001,no\n")
+    assert instances.build(tmp_path, groups)[0].classes == ["001", "1e3"]
+    assert wordnet.read_parents(put("is_a.txt", "n1,n2\nn1,n3\n" if way != "CRLF" else "n1 n2\nn1 n3\n"))["n3"] == (
+        "n1",
+    )
+    solution = "ImageId,PredictionString\nval_1,n1 1 2 3 4\n"
+    put("LOC_val_solution.csv", solution)
+    make_image_folders(tmp_path / "val", ["."], each=0)
+    (tmp_path / "val" / "val_1.JPEG").write_bytes(b"")
+    assert list(prepare._validation_by_class(tmp_path, tmp_path / "val")) == ["n1"]
+    (tmp_path / "tiny" / "val" / "images").mkdir(parents=True)
+    (tmp_path / "tiny" / "val" / "images" / "v.JPEG").write_bytes(b"")
+    put("tiny/val/val_annotations.txt", "v.JPEG,n1,0,0\n")
+    assert sources.tiny_imagenet(tmp_path / "tiny", "test")[2] == ["n1"]
+
+
+@pytest.mark.parametrize("way", ["mark", "UTF-16", "CRLF", "comments", "quotes"])
+def test_every_list_of_images_is_read_so_too(tmp_path, way):
+    make_image_folders(tmp_path, ["a"], each=3)
+    text = f"{tmp_path}/a/a_1.JPEG\n"
+    (tmp_path / "list.txt").write_bytes(WAYS[way](text))
+    data = datasets.build("path", tmp_path, skip=tmp_path / "list.txt")
+    assert [f[-8:] for f in data.images] == ["a_0.JPEG", "a_2.JPEG"]
+    (tmp_path / "list.txt").write_bytes(text.replace("\n", ";;\r\n").encode())  # with two empty columns
+    assert len(datasets.build("path", tmp_path, skip=tmp_path / "list.txt")) == 2
+
+
+@pytest.mark.parametrize("way", ["mark", "UTF-16", "CRLF", "comments"])
+def test_every_yaml_file_is_read_so_too(tmp_path, way):
+    def put(name, text):
+        (tmp_path / name).write_bytes(WAYS[way](text))
+        return tmp_path / name
+
+    assert files.read_superclasses(put("s.yaml", "élans: [a, b]\n")) == {"élans": ["a", "b"]}
+    parser = options.parser("")
+    options.add_data(parser, ["path"])
+    assert config.command_line(parser, ["--config", str(put("c.yaml", "size: 3\n"))]) == ["--size=3"]
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("class,ä\nä,1\n".encode("latin-1"), "line 1: not readable as UTF-8 text; save it as UTF-8"),
+        ("class,a\na,1\n".encode("utf-16-le"), "it holds zero bytes; save it as UTF-8"),
+        (b'class,a\n"a,1\n', "line 2: not readable as CSV"),
+        (b"class,a\na,1,1\n", "line 2: has 3 cells, the header has 2"),
+        (b"# nothing\n\n", "it is empty"),
+        (b"class,a\n\na,one\n", "line 3: not readable as a CSV matrix (could not convert"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_one_line_with_its_line(tmp_path, content, reason):
+    (tmp_path / "r.csv").write_bytes(content)
+    with pytest.raises(InputError) as error:
+        files.read_table(tmp_path / "r.csv")
+    assert str(error.value).startswith(f"--ranking {tmp_path}/r.csv")
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_or_nothing_in_the_place_of_a_file_is_named(tmp_path):
+    for read in (texts.read_rows, texts.read_paths, texts.read_yaml):
+        with pytest.raises(InputError, match="--names x: is a folder, not a file"):
+            read(tmp_path, "--names x")
+        with pytest.raises(InputError, match="--names x: no such file"):
+            read(tmp_path / "none", "--names x")
+    with pytest.raises(InputError, match=r"--ranking .*: is a folder, not a file"):
+        files.read_table(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda d, f: prepare._development_kit(d, d / "val"), lambda d, f: prepare._validation_by_class(d, f)]
+)
+def test_truth_that_is_none_is_one_line(tmp_path, function):
+    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nval_1\n")
+    with pytest.raises(InputError, match="--imagenet "):
+        function(tmp_path, tmp_path)
+
+
+# ---- YAML ------------------------------------------------------------------------------------------------------------
+
+ODD = ["no", "001", "1e3", "on", "2024-01-01", "0x10", "1_000", "1:30", "~x", "=", ".5", "True"]
+
+
+def test_names_of_classes_in_yaml_are_what_was_written(tmp_path):
+    (tmp_path / "s.yaml").write_text(f"010: [{', '.join(ODD[:6])}]\noff: [{', '.join(ODD[6:])}]\n")
+    assert files.read_superclasses(tmp_path / "s.yaml") == {"010": ODD[:6], "off": ODD[6:]}
+
+
+@pytest.mark.parametrize("name", ["null", "", "~", "[a]", "{a: b}"])
+def test_a_name_that_is_none_is_refused(tmp_path, name):
+    (tmp_path / "s.yaml").write_text(f"x:\n- a\n- {name}\n")
+    with pytest.raises(InputError, match=r"s\.yaml: x: an empty name, or something else than one; quote"):
+        files.read_superclasses(tmp_path / "s.yaml")
+
+
+def test_options_in_yaml_are_what_was_written_and_of_the_options_kind(tmp_path):
+    parser = options.parser("")
+    options.add_data(parser, ["path"])
+    options.add_training(parser)
+    text = "learning_rate: 1e-4\nexp_name: 007\nhold_out: [no, 1e3]\ncosine: no\nwarm: on\ncompile: yes\nresume: null\n"
+    (tmp_path / "c.yaml").write_text(text + "weight_decay: 1.0e-05\nepochs: 010\n")
+    args = parser.parse_args(config.command_line(parser, ["--config", str(tmp_path / "c.yaml")]))
+    assert (args.learning_rate, args.exp_name, args.hold_out) == (1e-4, "007", ["no", "1e3"])
+    assert (args.cosine, args.warm, args.compile, args.resume) == (False, True, True, None)
+    assert (args.weight_decay, args.epochs) == (1e-5, 10)
+
+
+RECIPE = """title: 2024
+jobs: {jobs}
+methods:
+  no: {{command: "python main_ce.py --exp_name {{name}} --learning_rate {{rate}}", with: {{name: 001, rate: 1e-4}},
+       scaled: {{epochs: {epochs}}}}}
+evaluations:
+  on: {{command: python retrieval.py --ckpt $path2chkpt, columns: {{y: fine.y}}}}
+"""
+
+
+def test_a_recipe_is_what_was_written_and_its_numbers_are_numbers(tmp_path):
+    (tmp_path / "r.yaml").write_text(RECIPE.format(jobs=2, epochs="1e2"))
+    recipe = recipes.read(tmp_path / "r.yaml")
+    assert (recipe["title"], recipe["jobs"], recipes.columns(recipe)) == ("2024", 2, ["y"])
+    command = recipes.commands(recipe, "no", 0, recipes.Scope(scale=0.1))["training"]
+    assert command.startswith("python main_ce.py --exp_name 001 --learning_rate 1e-4 --epochs 10")
+    for jobs, epochs, reason in (
+        ("two", 1, "jobs must be"),
+        (1, "no", "epochs must be"),
+        (1, ".nan", "epochs must be"),
+    ):
+        (tmp_path / "r.yaml").write_text(RECIPE.format(jobs=jobs, epochs=epochs))
+        with pytest.raises(InputError, match=reason):
+            recipes.read(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: [x]\nb: [y]\na: [z]\n", ", line 3: not readable as YAML (the key a is there twice)"),
+        ("a:\n  b: 1\n  'b': 2\n", ", line 3: not readable as YAML (the key b is there twice)"),
+        ("a: [x\nb: [y]\n", ", line 2: not readable as YAML"),
+        ("a: 1\n\tb: 2\n", ", line 2: not readable as YAML"),
+        ("a: 1\nb: \x07\n", ", line 2: not readable as YAML"),
+        ("a: !!python/object:os.system x\n", ", line 1: not readable as YAML"),
+        ("? [a, b]\n: 1\n", ", line 1: not readable as YAML"),
+    ],
+)
+@pytest.mark.parametrize("as_written", [False, True])
+def test_what_is_wrong_in_yaml_is_one_line_with_its_line(tmp_path, text, reason, as_written):
+    (tmp_path / "f.yaml").write_text(text)
+    with pytest.raises(InputError) as error:
+        texts.read_yaml(tmp_path / "f.yaml", "--config f.yaml", as_written)
+    assert str(error.value).startswith(f"--config f.yaml{reason}")
+    assert "\n" not in str(error.value)
+
+
+def test_merged_keys_are_no_repeated_ones(tmp_path):
+    (tmp_path / "f.yaml").write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\n")
+    assert texts.read_yaml(tmp_path / "f.yaml", "f")["b"] == {"x": 3, "y": 2}
+    assert texts.read_yaml(tmp_path / "f.yaml", "f", as_written=True)["b"] == {"x": "3", "y": "2"}
+
+
+# ---- odd paths and names, written and read back ----------------------------------------------------------------------
+
+ODD_NAMES = ["a\nb", "a\rb", "a\u2028b", "a\x85b", "a\tb", "\udcff", 'a"b', "a,b;c", "#a", " a"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
+def test_a_path_with_any_character_is_one_line_of_the_list_and_is_read_back(monkeypatch, tmp_path, name):
+    (tmp_path / "mine" / "c").mkdir(parents=True)
+    paths = [tmp_path / "mine" / "c" / f"{name}{end}.png" for end in "xyz"]
+    for path in paths:
+        path.write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path / "mine" / "c")
+    decoding.write_list(tmp_path / "list.txt", [paths[0], os.path.basename(paths[1])])
+    lines = (tmp_path / "list.txt").read_text().splitlines()
+    assert len(lines) == 2
+    assert texts.read_paths(tmp_path / "list.txt", "") == [str(path) for path in paths[:2]]
+    data = datasets.build("path", tmp_path / "mine", skip=tmp_path / "list.txt")
+    assert data.images == [str(paths[2])]
+    decoding.write_list(tmp_path / "list.txt", [*lines, str(paths[2])])  # as a list in use grows
+    assert len((tmp_path / "list.txt").read_text().splitlines()) == 3
+    assert texts.read_paths(tmp_path / "list.txt", "") == [str(path) for path in paths]
+
+
+def test_a_list_of_before_is_read_as_it_was(tmp_path):
+    (tmp_path / "list.txt").write_text("  /a/b c.jpg\n\n/a/d,e;f.png\n/a/ü.jpg  \n")
+    assert texts.read_paths(tmp_path / "list.txt", "") == ["/a/b c.jpg", "/a/d,e;f.png", "/a/ü.jpg"]
+
+
+def test_the_fault_of_an_image_with_a_newline_in_its_name_is_one_line(tmp_path):
+    path = tmp_path / "a\nb.jpg"
+    path.write_bytes(b"no image")
+    with pytest.raises(InputError) as error:
+        decoding.read_rgb(path)
+    assert str(error.value).startswith(f"{tmp_path}/a\\nb.jpg: not a readable image")
+
+
+def test_a_written_matrix_is_read_back_whatever_its_names(tmp_path):
+    names = ["#1", "a,b", "c;d", 'e"f', "1e3", "no"]
+    table = np.eye(len(names))
+    files.write_table(tmp_path / "r.csv", table, names, "made; by hand")
+    assert files.read_table(tmp_path / "r.csv")[1] == names
+
+
+def test_packing_keeps_the_list_in_use_when_it_finds_more(monkeypatch, capsys, tmp_path):
+    make_image_folders(tmp_path / "mine", ["a"], each=3)
+    for name in ("x\ny.jpg", "z.jpg"):
+        (tmp_path / "mine" / "a" / name).write_bytes(b"no image")
+    decoding.write_list(tmp_path / "known.txt", [tmp_path / "mine" / "a" / "x\ny.jpg"])
+    with pytest.raises(InputError, match="1 of 4 images are damaged"):
+        packing.pack(tmp_path / "mine", tmp_path / "out", 20, "raw", str(tmp_path / "known.txt"), False)
+    assert len(texts.read_paths(tmp_path / "out" / "damaged_images.txt", "")) == 2
+    words = "pack --data_folder mine --out out --format raw --skip_images out/damaged_images.txt"
+    run(monkeypatch, tmp_path, words, "datasets.prepare")
+    assert "3 images, 3 made now" in capsys.readouterr().out
