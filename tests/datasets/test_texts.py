@@ -111,7 +111,7 @@ def test_every_yaml_file_is_read_so_too(tmp_path, way):
     assert files.read_superclasses(put("s.yaml", "élans: [a, b]\n")) == {"élans": ["a", "b"]}
     parser = options.parser("")
     options.add_data(parser, ["path"])
-    assert config.command_line(parser, ["--config", str(put("c.yaml", "size: 3\n"))]) == ["--size=3"]
+    assert config.command_line(parser, ["--config", str(put("c.yaml", "size: 3\n"))], "main_ce") == ["--size=3"]
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_options_in_yaml_are_what_was_written_and_of_the_options_kind(tmp_path):
     options.add_training(parser)
     text = "learning_rate: 1e-4\nexp_name: 007\nhold_out: [no, 1e3]\ncosine: no\nwarm: on\ncompile: yes\nresume: null\n"
     (tmp_path / "c.yaml").write_text(text + "weight_decay: 1.0e-05\nepochs: 010\n")
-    args = parser.parse_args(config.command_line(parser, ["--config", str(tmp_path / "c.yaml")]))
+    args = parser.parse_args(config.command_line(parser, ["--config", str(tmp_path / "c.yaml")], "main_ce"))
     assert (args.learning_rate, args.exp_name, args.hold_out) == (1e-4, "007", ["no", "1e3"])
     assert (args.cosine, args.warm, args.compile, args.resume) == (False, True, True, None)
     assert (args.weight_decay, args.epochs) == (1e-5, 10)
