@@ -7,6 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from util import InputError
+
 # those that torchvision's ImageFolder takes, and the published code with it
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # what desktops, network storage and archives leave beside images, in lower case; whatever begins with a dot is hidden
@@ -65,7 +67,7 @@ def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
         is_link = entry.is_symlink()
         if is_link and not os.path.exists(entry.path):
             left_out.add(HIDDEN if is_companion(entry.name) else DANGLING, entry.path)
-        elif not os.path.isdir(entry.path):
+        elif not _is_folder(entry):
             continue
         elif is_companion(entry.name):
             left_out.add(HIDDEN, entry.path)
@@ -116,15 +118,22 @@ def images_below(folder: Path, left_out: LeftOut) -> list[Path]:
 
 
 def _entries(folder) -> list[os.DirEntry]:
-    """What lies in a folder, by name."""
-    with os.scandir(folder) as found:
-        return sorted(found, key=lambda entry: entry.name)
+    """What lies in a folder, by name. Raises InputError where it cannot be read: to pass it over would lose images."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _kind(entry: os.DirEntry) -> str:
     """HIDDEN, DANGLING, "folder", "image", or "" for what does not matter."""
     is_link = entry.is_symlink()
-    is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()
+    is_folder = _is_folder(entry)
     if is_companion(entry.name):
         return HIDDEN if is_folder or has_image_ending(entry.name) else ""
     if is_folder:

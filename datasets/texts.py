@@ -124,7 +124,7 @@ def read_yaml(path: Path, source: str, as_written: bool = False) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{source}{where}: not readable as YAML ({error.problem or error.context})") from None
-    except (yaml.YAMLError, ValueError) as error:  # a character that YAML does not allow; a date that there is not
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a character that YAML has not, a date that is none
         line = text.count("\n", 0, getattr(error, "position", 0)) + 1
         where = f", line {line}" if hasattr(error, "position") else ""
         raise InputError(f"{source}{where}: not readable as YAML ({str(error).splitlines()[0]})") from None

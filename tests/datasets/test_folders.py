@@ -1,8 +1,10 @@
 """Folders as they are found: hidden and companion files are no images, a file counts once, dangling links never."""
 
 import argparse
+import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from commands import run
@@ -193,3 +195,19 @@ def test_copies_of_a_folder_with_a_link_to_itself_end(tmp_path):
         prepare.carry_out([(tmp_path / "out" / "cat", tmp_path / "source" / "cat")], tmp_path / "out", copy=True) == 1
     )
     assert sorted(f.name for f in (tmp_path / "out" / "cat").iterdir()) == OURS[:2]
+
+
+@pytest.mark.parametrize("place", ["", "cat", "cat/deep"])
+def test_a_folder_that_cannot_be_read_is_named_not_passed_over(monkeypatch, tmp_path, place):
+    make_image_folders(tmp_path, ["cat", "dog"], each=1)
+    make_image_folders(tmp_path / "cat", ["deep"], each=1)
+    scan = os.scandir
+
+    def locked(folder):
+        if Path(folder) == tmp_path / place:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(InputError, match=rf"--data_folder {tmp_path / place}: cannot be read \(Permission denied\)"):
+        datasets.build("path", tmp_path)

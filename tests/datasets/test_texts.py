@@ -220,6 +220,7 @@ def test_a_recipe_is_what_was_written_and_its_numbers_are_numbers(tmp_path):
         ("a: 1\n\tb: 2\n", ", line 2: not readable as YAML"),
         ("a: 1\nb: \x07\n", ", line 2: not readable as YAML"),
         ("a: !!python/object:os.system x\n", ", line 1: not readable as YAML"),
+        ("[" * 2000, ": not readable as YAML (maximum recursion"),
         ("? [a, b]\n: 1\n", ", line 1: not readable as YAML"),
     ],
 )
