@@ -81,6 +81,7 @@ def held_out(args, transform):
         pair = datasets.build_pair(args.dataset, **options.chosen_images(args))
     except InputError as error:
         raise InputError(f"--knn_freq needs validation images: {error}") from None
+    distributed.say(datasets.left_out(pair[1]))
     for part in pair:
         part.tolerate_damage()  # a picture of the run is not worth ending it
         part.transform = transform

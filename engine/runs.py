@@ -12,6 +12,7 @@ import torch
 
 import util
 from datasets.decoding import write_list
+from datasets.texts import read_paths
 from engine import checkpoint, config, distributed, locking, options, resuming, watching
 from engine.journal import Journal
 from engine.optimisation import Stepper, in_force
@@ -305,7 +306,8 @@ class Run:
         path = self.folder / "damaged_images.txt"
         if distributed.is_main():
             skipped = self.args.skip_images
-            before = path.read_text().splitlines() if skipped and path.resolve() == Path(skipped).resolve() else []
+            in_use = skipped and path.resolve() == Path(skipped).resolve()
+            before = read_paths(path, f"--skip_images {path}") if in_use else []
             self.damage += images
             write_list(path, [*before, *self.damage])
         return path

@@ -71,10 +71,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
     patches = kinds.add_parser("patches", help="the far outliers")
-    patches.add_argument("--out", type=Path, required=True, help="folder to make")
+    patches.add_argument("--out", type=util.user_path, required=True, help="folder to make")
     pictures = kinds.add_parser("draw", help="the pictures")
     pictures.add_argument("--table", type=Path, required=True, help="JSON table of recipes/digits.yaml")
-    pictures.add_argument("--out", type=Path, required=True, help="folder of the pictures")
+    pictures.add_argument("--out", type=util.user_path, required=True, help="folder of the pictures")
     args = parser.parse_args()
     if args.kind == "patches":
         print(f"made {photograph_patches(args.out)} patches in {args.out}")

@@ -255,7 +255,7 @@ def get_parser():
     g.add_argument("--superclasses", metavar="FILE", help="YAML of superclasses (None: the data set's own, if any)")
     g.add_argument("--ranking", help="as main_supcon.py's; shown beside the embedding, and orders the classes")
     g.add_argument("--images", type=options.positive_int, default=1000, help="images on the maps, evenly spread")
-    g.add_argument("--out", type=Path, default=Path("embedding.png"), help="file to draw")
+    g.add_argument("--out", type=util.user_path, default=Path("embedding.png"), help="file to draw")
     return p
 
 

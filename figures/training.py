@@ -81,7 +81,9 @@ def draw_training(path: Path, runs: dict[str, list[dict]]) -> None:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, or their log.jsonl")
-    parser.add_argument("--out", type=Path, default=Path("training.png"), help="file to draw (default: training.png)")
+    parser.add_argument(
+        "--out", type=util.user_path, default=Path("training.png"), help="file to draw (default: training.png)"
+    )
     args = parser.parse_args()
     util.check_folder(args.out.absolute().parent, "--out")
     folders = [(run if run.is_dir() else run.parent).resolve() for run in args.runs]
