@@ -95,7 +95,7 @@ def worker(args, device):
 
 def main():
     args = config.parse(get_parser(), RECIPES)
-    launch(partial(worker, args), options.processes(args))
+    launch(partial(worker, args), options.processes(args), training=True)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def default_name(args) -> str:
 
 def main():
     args = config.parse(get_parser(), RECIPES)
-    launch(partial(worker, args), options.processes(args))
+    launch(partial(worker, args), options.processes(args), training=True)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class Run:
         self.model, self.optimizer, self.scaler = model, stepper.optimizer, stepper.scaler
         self.sampler, self.facts, self.precision = sampler, facts, stepper.precision
         self.bad = getattr(data, "bad", None)
-        self.stop, self.votes = StopSignals(), distributed.Votes()
+        self.stop = StopSignals()
         self.epochs_done, self.step, self.own = 0, 0, {}  # where the run stands; own: what differs between processes
         if self.source:
             with distributed.main_first():
@@ -174,12 +174,10 @@ class Run:
         title = f"epoch {epoch}/{self.args.epochs}"
         return util.Progress(title, steps, self.args.print_freq, distributed.is_main())
 
-    def wishes(self) -> tuple[bool, bool]:
-        """Once a step: whether all processes are to stop, or to save, now."""
-        due = distributed.is_main() and not self.due and time.monotonic() > self.next_save
-        self.due = self.due or due
-        stop, save = self.votes.cast([self.stop.asked is not None, due])
-        return stop, save
+    def wishes(self, waiting: bool) -> list[bool]:
+        """Before each step, on all processes: whether they are to stop, to save, to wait for one without its batch."""
+        due = distributed.is_main() and time.monotonic() > self.next_save
+        return distributed.vote([self.stop.asked is not None, due, waiting])
 
     def save_step(self, epoch: int, step: int, stop: bool, *means: util.Mean) -> None:
         """A checkpoint inside an epoch, after `step` steps of it; with `stop`, the end of the run."""
@@ -221,7 +219,7 @@ class Run:
         }
         try:
             # the one that stays comes first: a crash between the two would leave it out, since a resumed run goes on
-            if step == 0 and epochs_done % self.args.save_freq == 0:
+            if step == 0 and epochs_done and epochs_done % self.args.save_freq == 0:
                 checkpoint.save(self.folder / f"ckpt_epoch_{epochs_done}.pth", state)
             checkpoint.save(self.last, state, before=self.folder / "previous.pth")
             self.good = self.last
@@ -231,7 +229,7 @@ class Run:
             ) from None
 
     def _saved(self) -> None:
-        self.due, self.next_save = False, time.monotonic() + 60 * self.args.save_minutes
+        self.next_save = time.monotonic() + 60 * self.args.save_minutes
 
     def _leave(self, where: str) -> None:
         """End every process, once the main one has saved: the first to go would have the others ended."""
