@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+from functools import partial
 
 import pytest
 from commands import run
@@ -20,7 +21,7 @@ def broken_pipe():
     return os.fdopen(writer, "w")
 
 
-@pytest.mark.parametrize("broken", [broken_pipe, lambda: open("/dev/full", "w")], ids=["pipe", "full disk"])
+@pytest.mark.parametrize("broken", [broken_pipe, partial(open, "/dev/full", "w")], ids=["pipe", "full disk"])
 def test_an_output_that_breaks_falls_silent_and_the_other_one_says_so_once(monkeypatch, broken):
     other = io.StringIO()
     monkeypatch.setattr(sys, "stdout", broken())
@@ -60,7 +61,8 @@ def test_a_stop_is_asked_for_where_its_message_cannot_be_written(monkeypatch):
 def test_ctrl_c_that_also_ends_the_reader_of_a_training_lets_it_save_and_exit_with_75(tmp_path):
     os.mkfifo(tmp_path / "output.txt")  # as `2>&1 | tee log` does
     reader = os.open(tmp_path / "output.txt", os.O_RDONLY | os.O_NONBLOCK)
-    process = start(tmp_path, "--model resnet8 --epochs 1000 --exp_name a --save_minutes 1e-9".split())
+    words = "--model resnet8 --epochs 1000 --exp_name a --save_minutes 1e-9"
+    process = start(tmp_path, words.split())
     last = tmp_path / "save/SupCon/digits_models/a/last.pth"
     wait_until(last.exists, process)
     os.close(reader)
