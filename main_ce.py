@@ -101,7 +101,7 @@ def run_name(args) -> str:
 def main():
     args = config.parse(get_parser(), RECIPES)
     runs.wait_for_predecessor(args, "SupCon", run_name(args))
-    launch(partial(worker, args), options.processes(args))
+    launch(partial(worker, args), options.processes(args), training=True)
 
 
 if __name__ == "__main__":

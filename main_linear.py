@@ -103,7 +103,7 @@ def worker(args, device):
 def main():
     args = config.parse(get_parser(), RECIPES)
     runs.wait_for_predecessor(args, "linear", args.exp_name)
-    launch(partial(worker, args), options.processes(args))
+    launch(partial(worker, args), options.processes(args), training=True)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def default_name(args) -> str:
 def main():
     args = config.parse(get_parser(), RECIPES)
     runs.wait_for_predecessor(args, "SupCon", args.exp_name or default_name(args))
-    launch(partial(worker, args), options.processes(args))
+    launch(partial(worker, args), options.processes(args), training=True)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,17 @@
 import contextlib
 import difflib
 import errno
+import io
 import json
 import os
 import random
+import re
 import select
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 try:
@@ -28,6 +29,13 @@ STORAGE_FAULTS = (
     errno.ENOTCONN, errno.EHOSTDOWN,
 )  # fmt: skip
 
+# what torch's and Python's own errors say, and what is to be done then
+ADVICE = (
+    ("shared memory|Bus error|/torch_[0-9]", "/dev/shm is full: give fewer --num_workers, or more --shm-size"),
+    (r"DataLoader worker \(pid", "most likely for lack of memory; give fewer --num_workers, or 0"),
+    ("MemoryError|ut of memory|ALLOC_FAILED|an't allocate|annot allocate", "give a smaller --batch_size"),
+)
+
 
 class InputError(ValueError):
     """Something the user gave is wrong; the message names the flag, file or key and what to do."""
@@ -39,52 +47,54 @@ class InputError(ValueError):
 
 
 def fault(error: BaseException) -> str | None:
-    """One line for bad input, a full disk, a lack of permission, a lost loader process; None for other errors."""
+    """One line for bad input, a full disk, a lack of permission or memory, a lost loader process; None for others."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, OSError) and error.errno in STORAGE_FAULTS:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # torch raises it wherever it finds out
-        reason = str(error).splitlines()[0].split(". ")[0]
-        return f"{reason}: a loader process ended, most likely for lack of memory; give fewer --num_workers, or 0"
+    if isinstance(error, (RuntimeError, MemoryError, OSError)):
+        lines = f"{type(error).__name__}: {error}".splitlines()
+        for pattern, advice in ADVICE:
+            found = [line for line in lines if re.search(pattern, line)]
+            if found:
+                return ". ".join(found[-1].rstrip(". ").split(". ")[:2]) + f": {advice}"
     return None
 
 
 def run_command(main: Callable[[], object]) -> None:
     """Run a script's main: what `fault` knows becomes one line and exit code 2, as argparse's own errors do.
 
-    Where nobody reads what is printed any more (`| head`), it ends silently with 141, as a shell reports SIGPIPE.
+    Where nobody reads what is printed any more (`| head`), it ends silently with 141, as a shell reports SIGPIPE; at
+    Ctrl-C with 130.
     """
+    usable_streams()
     try:
-        main()
+        try:
+            main()
+        except SystemExit:
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        _exit(130)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _reader_is_gone():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
-            sys.exit(141)
+        if isinstance(error, BrokenPipeError) and reader_is_gone():
+            _exit(141)
         line = fault(error)
         if line is None:
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
-        sys.exit(2)
+        with contextlib.suppress(OSError):
+            print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+        _exit(2)
 
 
-def _reader_is_gone() -> bool:
-    """Whether standard output is a pipe that nobody reads: loader processes break pipes of their own."""
+def reader_is_gone() -> bool:
+    """Whether standard output or error is a pipe that nobody reads: loader processes break pipes of their own."""
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(io.UnsupportedOperation):
+            poll.register(stream.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def existing_folder(path: str | Path, source: str) -> Path:
-    """The path of a folder that is there; InputError, beginning with `source`, where it is a file or nothing."""
-    path = Path(path)
-    if path.is_dir():
-        return path
-    if path.exists():
-        more = "; give the folder that holds it" if path.suffix == ".pack" else ""
-        raise InputError(f"{source}: is a file, not a folder{more}")
-    raise InputError(f"{source}: no such folder")
 
 
 def user_path(text: str) -> Path:
@@ -95,6 +105,38 @@ def user_path(text: str) -> Path:
 def user_text(text: str) -> str:
     """Likewise, for options that are kept as text, or may be a name instead."""
     return os.path.expanduser(text)
+
+
+def _exit(code: int) -> None:
+    """Exit; what can be printed no more is left out, of which Python would complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            silence(stream)
+    sys.exit(code)
+
+
+def usable_streams() -> None:
+    """Make standard streams that were closed lead nowhere, and let none fail for a character that it cannot encode.
+
+    A closed one would give its number to the next file that is opened, and what is printed would end up in that.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def silence(stream: Any) -> None:
+    """Let what is written to a stream, by whatever part of the process, go nowhere from now on."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def check_folder(path: str | Path, flag: str) -> None:
@@ -209,16 +251,6 @@ def tracked(batches: Any, title: str, every: int = 50, show: bool = True) -> Ite
         yield batch
         progress.tick(i, "")
     progress.close()
-
-
-def pyplot() -> ModuleType:
-    """matplotlib.pyplot without a screen, imported where something is drawn."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
 
 
 def temporary_name(path: Path) -> Path:

@@ -23,6 +23,17 @@ HIDDEN, DANGLING = "hidden or companion files and folders", "dangling links"
 TWICE = "links to folders above or to what counts already"
 
 
+def existing_folder(path: str | Path, source: str) -> Path:
+    """The path of a folder that is there; InputError, beginning with `source`, where it is a file or nothing."""
+    path = Path(path)
+    if path.is_dir():
+        return path
+    if path.exists():
+        more = "; give the folder that holds it" if path.suffix == ".pack" else ""
+        raise InputError(f"{source}: is a file, not a folder{more}")
+    raise InputError(f"{source}: no such folder")
+
+
 @dataclass
 class LeftOut:
     """What was not taken for an image or a class: HIDDEN, TWICE or DANGLING -> how many, and the first path."""

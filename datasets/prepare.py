@@ -127,7 +127,7 @@ def awa2(source: Path) -> list[tuple[Path, Path]]:
 
 
 def _first(folder, places, wanted: str, flag: str) -> Path:
-    util.existing_folder(folder, f"{flag} {folder}")
+    folders.existing_folder(folder, f"{flag} {folder}")
     for place in places:
         if (Path(folder) / place / wanted).is_dir():
             return (Path(folder) / place).resolve()

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets import packed, texts
-from datasets.folders import LeftOut, holds_classes, images_below, subfolders
-from util import InputError, existing_folder
+from datasets.folders import LeftOut, existing_folder, holds_classes, images_below, subfolders
+from util import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

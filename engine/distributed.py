@@ -1,6 +1,8 @@
 """Which process this is, and the few collective operations that a run needs."""
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable
 
 import torch
@@ -11,8 +13,8 @@ from util import InputError
 
 EXIT_STOPPED = 75  # asked to stop, all saved, to be started again: EX_TEMPFAIL of sysexits.h
 
-# process groups on the host, over gloo, beside the one that gradients take: `host` for the run's own words, `watch` for
-# finding out who hangs, once the others are broken
+# process groups on the host, over gloo, beside the one that gradients take: `host` for the run's own words, `watch`,
+# which has no time limit, for finding out who hangs, once the others are broken, and for the end of a run
 groups = {}
 
 
@@ -95,6 +97,20 @@ def barrier() -> None:
         dist.barrier(group=groups.get("host"))
 
 
+def wait_for_all() -> None:
+    """At the end of a run: wait for the others without a limit, since the main process may have much to do alone."""
+    if world_size() > 1:
+        dist.barrier(group=groups["watch"])
+
+
+def end_at_once(code: int) -> None:
+    """End this process, whatever the others do: putting things in order may wait for them."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
 def gather_objects(value) -> list:
     """A plain value of every process, in rank order, by way of the host."""
     if world_size() == 1:
@@ -104,27 +120,13 @@ def gather_objects(value) -> list:
     return values
 
 
-class Votes:
-    """Wishes that any process may have, known to all at the same step.
-
-    They are added up on the host, over gloo, while the next step is computed: neither host nor device waits, and all
-    learn of a wish one step later. A process alone learns of it at once.
-    """
-
-    def __init__(self):
-        self.under_way = None
-
-    def cast(self, wishes: list[bool]) -> list[bool]:
-        """Once a step on every process: which wishes some process had, the step before."""
-        if world_size() == 1:
-            return wishes
-        ballot = torch.tensor(wishes, dtype=torch.uint8)
-        work = dist.all_reduce(ballot, dist.ReduceOp.MAX, group=groups.get("host"), async_op=True)
-        before, self.under_way = self.under_way, (work, ballot)
-        if before is None:
-            return [False] * len(wishes)
-        before[0].wait()
-        return before[1].bool().tolist()
+def vote(wishes: list[bool]) -> list[bool]:
+    """Which wishes some process has; all ask together. It goes by way of the host: no device is waited for."""
+    if world_size() == 1:
+        return wishes
+    ballot = torch.tensor(wishes, dtype=torch.uint8)
+    dist.all_reduce(ballot, dist.ReduceOp.MAX, group=groups.get("host"))
+    return ballot.bool().tolist()
 
 
 class MainFailed(InputError):

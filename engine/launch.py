@@ -19,13 +19,15 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 import util
-from engine import distributed, signals
+from engine import distributed, output, signals
 from util import InputError
 
 START = "spawn"  # multiprocessing's way to start a process: CUDA bears no other
@@ -62,11 +64,19 @@ class Meeting:
     first: int = 0
 
 
-def launch(worker: Callable[[torch.device], None], processes: Processes) -> None:
+def launch(worker: Callable[[torch.device], None], processes: Processes, training: bool = False) -> None:
     """Run worker(device) in every process of the run; returns when all are done. `worker` can be pickled.
 
-    Raises InputError if a worker met bad input, SystemExit if one failed or was asked to stop.
+    training: an output that breaks does not end it. Raises InputError if a worker met bad input, SystemExit if one
+    failed or was asked to stop.
     """
+    if not training:
+        return _launch(worker, processes)
+    with output.lasting():
+        _launch(partial(output.through, worker), processes)
+
+
+def _launch(worker, processes: Processes) -> None:
     cuda, env = torch.cuda.is_available(), os.environ
     if not cuda and env.get("RANK", env.get("SLURM_PROCID", "0")) == "0":
         print("no CUDA device: this runs on the CPU", file=sys.stderr)
@@ -101,29 +111,38 @@ def _slurm_url(env) -> str:
 def _spawn(local: int, worker, meeting: Meeting) -> None:
     """Start the processes of this node and wait for them; the first that fails ends the others, and is heard."""
     context = multiprocessing.get_context(START)
-    errors = context.SimpleQueue()
-    processes = [context.Process(target=_run, args=(i, errors, worker, meeting)) for i in range(local)]
+    pipes = [context.Pipe(duplex=False) for _ in range(local)]  # both ends stay open: a process may say nothing
+    processes = [context.Process(target=_run, args=(i, errors, worker, meeting)) for i, (_, errors) in enumerate(pipes)]
     for process in processes:
         process.start()
-    with signals.passed_on(processes):
-        while True:
-            codes = [p.exitcode for p in processes]  # read once: one may end between two looks
-            if any(codes) or None not in codes:
-                break
-            multiprocessing.connection.wait(
-                [p.sentinel for p, code in zip(processes, codes, strict=True) if code is None]
-            )
+    with signals.passed_on(processes) as came:
+        error = _first_error(processes, [reader for reader, _ in pipes])
+    codes = [p.exitcode for p in processes]
     failed = next((p for p, code in zip(processes, codes, strict=True) if code), None)
-    if failed is None:
+    if error is None and failed is None:
         return
-    _end(processes, wait=failed.exitcode == distributed.EXIT_STOPPED)
-    if not errors.empty():
-        code, text = errors.get()
+    _end(processes, wait=error is None and failed.exitcode == distributed.EXIT_STOPPED)
+    if error is not None:
+        code, text = error
         raise InputError(text) if code == 2 else SystemExit(text)
     if failed.exitcode > 0:
         raise SystemExit(failed.exitcode)
+    if came:
+        raise SystemExit(128 + came[0])  # as a shell says it of who is ended so
     name = signal.Signals(-failed.exitcode).name
     raise SystemExit(f"process {processes.index(failed)} of this node was ended by {name}; SIGKILL: out of memory?")
+
+
+def _first_error(processes, readers) -> tuple[int, str] | None:
+    """Wait until all have ended, or one has failed; returns code and text of an error as soon as a process says it."""
+    while True:
+        codes = [p.exitcode for p in processes]  # read once: one may end between two looks
+        for reader in readers:
+            if reader.poll():
+                return reader.recv()
+        if any(codes) or None not in codes:
+            return None
+        multiprocessing.connection.wait([p.sentinel for p in processes if p.exitcode is None] + readers)
 
 
 def _end(processes, wait: bool) -> None:
@@ -141,12 +160,33 @@ def _end(processes, wait: bool) -> None:
 def _run(local_rank: int, errors, worker, meeting: Meeting) -> None:
     """One process: join the others, work, say what went wrong."""
     if errors is not None:
+        util.usable_streams()
         threading.Thread(target=_end_with_parent, daemon=True).start()
         multiprocessing.set_start_method(None, force=True)  # else its loaders are spawned too, and import torch anew
     device = _device(local_rank)
     threads = os.environ.get("OMP_NUM_THREADS")
     if device.type == "cpu" and threads is None and meeting.world:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // meeting.world))
+    try:
+        _meet(local_rank, meeting)
+        worker(device)
+        distributed.wait_for_all()
+    except (Exception, KeyboardInterrupt) as error:
+        _fail(error, errors, meeting.minutes)
+    except SystemExit:  # all have agreed on it
+        _part()
+        raise
+    _part()
+
+
+def _part() -> None:
+    distributed.groups.clear()
+    with contextlib.suppress(Exception):
+        dist.destroy_process_group()
+
+
+def _meet(local_rank: int, meeting: Meeting) -> None:
+    """Join the other processes; InputError where there is no meeting."""
     limit = timedelta(minutes=meeting.minutes)
     if meeting.backend == "nccl":
         os.environ.setdefault("TORCH_NCCL_DESYNC_DEBUG", "1")  # its watchdog names the process that lags
@@ -157,17 +197,21 @@ def _run(local_rank: int, errors, worker, meeting: Meeting) -> None:
         else:
             how = {"init_method": meeting.url, "world_size": meeting.world, "rank": meeting.first + local_rank}
         dist.init_process_group(meeting.backend, timeout=limit + later, **how)
-        if distributed.world_size() > 1:
-            distributed.groups["host"] = dist.new_group(backend="gloo", timeout=limit)
-            distributed.groups["watch"] = dist.new_group(backend="gloo", timeout=limit)
-        worker(device)
-        distributed.barrier()
-    except (Exception, KeyboardInterrupt) as error:
-        _fail(error, errors, meeting.minutes)
-    finally:
-        distributed.groups.clear()
-        with contextlib.suppress(Exception):
-            dist.destroy_process_group()
+    except (dist.DistNetworkError, dist.DistStoreError, ValueError) as error:
+        raise InputError(_no_meeting(meeting, str(error))) from None
+    if distributed.world_size() > 1:
+        distributed.groups["host"] = dist.new_group(backend="gloo", timeout=limit)
+        distributed.groups["watch"] = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+
+
+def _no_meeting(meeting: Meeting, reason: str) -> str:
+    """One line: where processes were to meet, why they did not, and what names the place."""
+    place = meeting.url or f"tcp://{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    options = "--dist-url, or MASTER_ADDR and MASTER_PORT under torchrun and srun"
+    if re.search("EADDRINUSE|in use", reason):
+        return f"{place} is in use, by another run? name another port: {options}"
+    reason = reason.splitlines()[0]
+    return f"no process answers at {place} ({reason}): does process 0 run there? it is named by {options}"
 
 
 def _of_torchrun(limit: timedelta) -> dict:
@@ -189,9 +233,14 @@ def _end_with_parent() -> None:
 
 
 def _fail(error: BaseException, errors, minutes: float) -> None:
-    """Say once, from the process that it began in, what ends the run; the others wait to be ended."""
+    """Say once, from the process that it began in, what ends the run; the others wait to be ended.
+
+    Nothing is put in order: destroying process groups may wait for the others.
+    """
     if isinstance(error, KeyboardInterrupt):
-        sys.exit(130)
+        distributed.end_at_once(130)
+    if isinstance(error, BrokenPipeError) and util.reader_is_gone():
+        distributed.end_at_once(141)
     code, text = 2, util.fault(error)
     if text is None:
         code, text = 1, "".join(traceback.format_exception(error))
@@ -201,11 +250,13 @@ def _fail(error: BaseException, errors, minutes: float) -> None:
             time.sleep(2 * GRACE_SECONDS)
             text = f"process {distributed.rank()} has lost another process, whose own error comes first\n{text}"
     if errors is not None:
-        errors.put((code, text))
-        sys.exit(code)
-    if isinstance(error, distributed.MainFailed):
-        sys.exit(2)
-    raise InputError(text) if code == 2 else SystemExit(text)
+        errors.send((code, text))
+    elif distributed.world_size() == 1:
+        raise InputError(text) if code == 2 else SystemExit(text)
+    elif not isinstance(error, distributed.MainFailed):
+        with contextlib.suppress(OSError):
+            print(f"{Path(sys.argv[0]).name}: error: {text}" if code == 2 else text, file=sys.stderr)
+    distributed.end_at_once(code)
 
 
 def _who_hangs(minutes: float) -> str:

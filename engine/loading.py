@@ -1,6 +1,5 @@
 """From a data set to batches on the device: damaged images, order, loader processes, views."""
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler, Subset, TensorDa
 import util
 from datasets.decoding import find_damage
 from datasets.views import Views, as_it_is
-from engine import distributed, signals
+from engine import distributed, signals, waiting
 from util import InputError
 
 
@@ -19,13 +18,14 @@ class Loading:
     """How batches come to a device.
 
     batch_size: images a step, over all processes; workers: loader processes of each process; channels_last: layout of
-    the images, and of the convolutions that take them.
+    the images, and of the convolutions that take them; timeout_minutes: for so long they may do nothing.
     """
 
     batch_size: int
     workers: int
     device: torch.device
     channels_last: bool = False
+    timeout_minutes: float = 30
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -42,6 +42,7 @@ class Loading:
             "persistent_workers": self.workers > 0,
             "worker_init_fn": signals.ignore if self.workers else None,
             "generator": torch.Generator(),
+            "patience": 60 * self.timeout_minutes,
         }
 
 
@@ -139,6 +140,9 @@ def training_loader(data, loading: Loading, seed: int):
         loader = Loader(data, sampler=sampler, batch_size=None)
     else:
         loader = Loader(data, batch_sampler=sampler, collate_fn=as_it_is, **loading.of_loader())
+        if loading.workers:
+            share = distributed.shares(loading.batch_size)[distributed.rank()]
+            waiting.warn_of_shared_memory(data.__getitems__([(0, 0)]), share, loading.workers * loader.prefetch_factor)
     return Batches(loader, loading.device, loading.memory_format), sampler
 
 
@@ -149,14 +153,64 @@ def augmented(data, augmentation, seed: int, where: str | None, device) -> Views
 
 
 class Loader(DataLoader):
-    """A DataLoader that leaves it to `options.loading` to say that there are more loader processes than cores."""
+    """A DataLoader that does not wait for ever, and leaves it to `options.loading` to say that there are more loader
+    processes than cores.
+
+    patience: seconds for which its processes may do nothing while a batch is waited for; then it is an InputError.
+    """
+
+    def __init__(self, *args, patience: float = 1800.0, num_workers: int = 0, **how):
+        super().__init__(*args, num_workers=num_workers, timeout=waiting.LOOK if num_workers else 0, **how)
+        self.collate_fn, self.patience = waiting.Collated(self.collate_fn), patience
 
     def check_worker_number_rationality(self) -> None:
         """torch's own warning, at every start of an epoch's loader."""
 
+    def __iter__(self):
+        for batch in self.arriving(wait=True):
+            if batch is not None:
+                yield batch
+
+    def arriving(self, wait: bool = False):
+        """The batches, and None whenever one has not come for some seconds. With `wait`, for who saves nothing in the
+        meantime, a run that was asked to stop ends here, once it has waited for long.
+        """
+        with signals.held():
+            try:
+                batches = super().__iter__()
+            except RuntimeError as error:  # of processes that are kept: they do not answer
+                if not _timed_out(error):
+                    raise
+                self._iterator = None  # ends them; others take their place
+                batches = super().__iter__()
+        stall = None
+        while True:
+            try:
+                batch = next(batches)  # after a time-out, it waits for the same batch
+                stall = None
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not _timed_out(error):
+                    raise
+                batch, stall = None, stall or waiting.Stall(self.patience)
+                stall.look()
+                if wait and stall.told and signals.asked():
+                    print(
+                        f"{signals.asked()}: stopped while it waited for images; go on with --resume auto", flush=True
+                    )
+                    if distributed.world_size() > 1:
+                        distributed.end_at_once(distributed.EXIT_STOPPED)
+                    raise SystemExit(distributed.EXIT_STOPPED) from None
+            yield batch
+
+
+def _timed_out(error: RuntimeError) -> bool:
+    return str(error).startswith("DataLoader timed out")
+
 
 class Batches:
-    """A loader's batches, on the device and finished: (images, labels).
+    """A training loader's batches, on the device and finished: (images, labels), or None where one has not come yet.
 
     On CUDA the next batch is copied, on a stream of its own, while the device works on this one.
     """
@@ -168,19 +222,24 @@ class Batches:
         return len(self.loader)
 
     def __iter__(self):
+        arriving = self.loader.arriving()
         if self.device.type != "cuda":
-            yield from map(self._finished, self.loader)
+            yield from (batch and self._finished(batch) for batch in arriving)
             return
         copies, ahead = torch.cuda.Stream(), None
-        for batch in itertools.chain(self.loader, [None]):
-            now = ahead
+        for batch in arriving:
+            now, ahead = ahead, None
             if batch is not None:
                 with torch.cuda.stream(copies):
                     ahead = self._moved(batch), copies.record_event()
-            if now is not None:
-                moved, copied = now
-                torch.cuda.current_stream().wait_event(copied)
-                yield self._finished(moved)
+            if now is not None or batch is None:
+                yield now and self._copied(*now)
+        if ahead is not None:
+            yield self._copied(*ahead)
+
+    def _copied(self, moved, copied):
+        torch.cuda.current_stream().wait_event(copied)
+        return self._finished(moved)
 
     def _moved(self, batch):
         images, labels = batch

@@ -92,7 +92,7 @@ class Run:
         self.model, self.optimizer, self.scaler = model, stepper.optimizer, stepper.scaler
         self.sampler, self.facts, self.precision = sampler, facts, stepper.precision
         self.bad = getattr(data, "bad", None)
-        self.stop, self.votes = StopSignals(), distributed.Votes()
+        self.stop = StopSignals()
         self.epochs_done, self.step, self.own = 0, 0, {}  # where the run stands; own: what differs between processes
         with distributed.main_first():
             if self.goes_on:
@@ -189,12 +189,10 @@ class Run:
         title = f"epoch {epoch}/{self.args.epochs}"
         return util.Progress(title, steps, self.args.print_freq, distributed.is_main())
 
-    def wishes(self) -> tuple[bool, bool]:
-        """Once a step: whether all processes are to stop, or to save, now."""
-        due = distributed.is_main() and not self.due and time.monotonic() > self.next_save
-        self.due = self.due or due
-        stop, save = self.votes.cast([self._is_asked_to_stop(), due])
-        return stop, save
+    def wishes(self, waiting: bool) -> list[bool]:
+        """Before each step, on all processes: whether they are to stop, to save, to wait for one without its batch."""
+        due = distributed.is_main() and time.monotonic() > self.next_save
+        return distributed.vote([self._is_asked_to_stop(), due, waiting])
 
     def _is_asked_to_stop(self) -> bool:
         """Whether this process knows of a signal, or of the end of --max_hours."""
@@ -246,7 +244,7 @@ class Run:
         }
         try:
             # the one that stays comes first: a crash between the two would leave it out, since a resumed run goes on
-            if step == 0 and epochs_done % self.args.save_freq == 0:
+            if step == 0 and epochs_done and epochs_done % self.args.save_freq == 0:
                 checkpoint.save(self.folder / f"ckpt_epoch_{epochs_done}.pth", state)
             checkpoint.save(self.last, state, before=self.folder / "previous.pth")
             self.good = self.last
@@ -266,7 +264,7 @@ class Run:
                 self.say(f"--keep_checkpoints: {path} cannot be deleted ({error.strerror}); it stays")
 
     def _saved(self) -> None:
-        self.due, self.next_save = False, time.monotonic() + 60 * self.args.save_minutes
+        self.next_save = time.monotonic() + 60 * self.args.save_minutes
 
     def _leave(self, where: str) -> None:
         """End every process, once the main one has saved: the first to go would have the others ended."""

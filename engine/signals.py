@@ -3,10 +3,15 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable
 
 from engine import distributed
+
+ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # what a terminal, a scheduler, torchrun stop a run with
+entered = []  # StopSignals in force
 
 
 class StopSignals:
@@ -20,48 +25,87 @@ class StopSignals:
         self.asked, self.at = None, 0.0
 
     def __enter__(self):
-        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+        self.before = _take(self._ask)
+        entered.append(self)
         return self
 
     def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        entered.remove(self)
+        _give_back(self.before)
 
     def _ask(self, number, frame) -> None:
         now = time.monotonic()
         if self.asked is None:
             self.asked, self.at = signal.Signals(number).name, now
             if distributed.is_main():  # print may be what was interrupted, and cannot be entered twice
-                os.write(2, f"{self.asked}: stops after this step, once all is saved\n".encode())
+                with contextlib.suppress(OSError):  # of `| tee`, which the same Ctrl-C ended
+                    os.write(2, f"{self.asked}: stops after this step, once all is saved\n".encode())
         elif number == signal.SIGINT and self.asked == "SIGINT" and now - self.at > 1:
             os._exit(128 + signal.SIGINT)
 
 
+def asked() -> str | None:
+    """The signal that asked this process to stop, where a StopSignals is entered."""
+    return next((stop.asked for stop in entered if stop.asked), None)
+
+
 @contextlib.contextmanager
 def passed_on(processes):
-    """While it is entered, a signal that asks this process to stop asks its processes; a second Ctrl-C ends them."""
-    pressed = []
+    """While it is entered, a signal that asks this process to stop asks its processes; a second Ctrl-C ends them.
+
+    Gives the list of the signals that came.
+    """
+    came = []
 
     def ask(number, frame):
-        pressed.extend([number] * (number == signal.SIGINT))
+        came.append(number)
         for process in processes:
             if process.exitcode is None:
-                process.kill() if len(pressed) > 1 else process.terminate()
+                process.kill() if came.count(signal.SIGINT) > 1 else process.terminate()
 
-    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    before = _take(ask)
+    try:
+        yield came
+    finally:
+        _give_back(before)
+
+
+def _take(handler: Callable) -> dict:
+    """Give the signals that ask to stop to `handler`; returns the handlers that they had.
+
+    Only a main thread may do so: in another they act as the program has it, and a line says so. A handler that is not
+    of Python, which could not be given back, stays.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        print("not in the main thread: signals act as they do in the program, and save nothing", file=sys.stderr)
+        return {}
+    return {s: signal.signal(s, handler) for s in ASKING if signal.getsignal(s) is not None}
+
+
+def _give_back(handlers: dict) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def held():
+    """While it is entered, signals that ask to stop wait; a process that is started inside begins without them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore(worker: int) -> None:
-    """Of a loader process: signals that go to a whole job are for the process that saves; only its parent ends it."""
+    """Of a loader process, started while they are held: signals that go to a whole job are for the process that saves;
+    only its parent ends it.
+    """
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    waits = hasattr(signal, "sigwaitinfo")  # not on macOS
+    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM} if waits else ())
+    if waits:
         threading.Thread(target=_end_for_parent, daemon=True).start()
 
 

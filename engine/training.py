@@ -97,30 +97,45 @@ def train_epoch(run, loader, step: Callable, stepper: Stepper, epoch: int):
     """One epoch, or what is left of it: step(images, labels) -> loss, parts [R]. Returns their means over steps and
     processes, and images a second (None where no step was left).
 
-    The device is waited for at progress lines and before a checkpoint only; there the run stops if loss or gradients
-    have turned NaN or infinite.
+    No process begins a step before all have their batches: while one lacks it, all can still stop and save. The device
+    is waited for at progress lines and before a checkpoint only; there the run stops if loss or gradients have turned
+    NaN or infinite.
     """
     begin = time.perf_counter()
     loss_mean, parts_mean, guard = util.Mean(), util.Mean(), FiniteGuard(stepper.optimizer, stepper.device)
-    done = run.enter(epoch, loss_mean, parts_mean, device=stepper.device)
+    done = i = run.enter(epoch, loss_mean, parts_mean, device=stepper.device)
     progress = run.progress(epoch, len(loader))
-    for i, (images, labels) in enumerate(loader, done + 1):
+    batches, batch = iter(loader), None
+
+    def check_finite():
+        first_bad = int(distributed.all_reduce(guard.first_bad, "max"))
+        if first_bad < 0 and guard.collapsed(stepper.scaler):
+            first_bad = i
+        if first_bad >= 0:
+            progress.close()
+            run.stop_on_nan(epoch, first_bad, stepper.optimizer.param_groups[0]["lr"])
+
+    while True:
+        if batch is None and i < len(loader):
+            batch = next(batches)  # None: it has not come yet
+        stop, save, wait = run.wishes(batch is None and i < len(loader))
+        if stop or (save and i > done):
+            check_finite()
+            run.save_step(epoch, i, stop, loss_mean, parts_mean)
+        if wait:
+            continue
+        if i == len(loader):
+            break
+        i += 1
         rate = stepper.set_rate(epoch - 1 + (i - 1) / len(loader))
-        loss, parts = stepper.backward(step, images, labels)
+        loss, parts = stepper.backward(step, *batch)
+        batch = None
         guard.step(loss, i, stepper.scaler)
         loss_mean.update(loss)
         parts_mean.update(parts)
-        stop, save = run.wishes()
-        if stop or save or i % progress.every == 0 or i == len(loader):
-            first_bad = int(distributed.all_reduce(guard.first_bad, "max"))
-            if first_bad < 0 and guard.collapsed(stepper.scaler):
-                first_bad = i
-            if first_bad >= 0:
-                progress.close()
-                run.stop_on_nan(epoch, first_bad, rate)
+        if i % progress.every == 0 or i == len(loader):
+            check_finite()
             progress.tick(i, f"loss {loss_mean.value():.4f}  lr {rate:.4g}")
-        if stop or save:
-            run.save_step(epoch, i, stop, loss_mean, parts_mean)
     progress.close()
     for mean in (loss_mean, parts_mean):
         mean.total = distributed.all_reduce(mean.total)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-import util
+import figures
 
 INLIER, OUTLIER, GREY = "#0072B2", "#D55E00", "#777777"  # told apart by colour-blind readers
 COLOURS = (INLIER, OUTLIER, "#009E73", "#CC79A7")
@@ -17,7 +17,7 @@ def draw_ood(path: Path, inlier, outlier, metrics: dict, title: str, score_name:
     """
     from sklearn.metrics import roc_curve
 
-    plt = util.pyplot()
+    plt = figures.pyplot()
     inlier, outlier = np.asarray(inlier, float), np.asarray(outlier, float)
     low = min(np.percentile(s, 2) for s in (inlier, outlier))
     high = max(np.percentile(s, 98) for s in (inlier, outlier))
@@ -46,7 +46,7 @@ def draw_ood(path: Path, inlier, outlier, metrics: dict, title: str, score_name:
 
 def draw_precision_recall(path: Path, curves: dict, title: str) -> None:
     """curves: name -> (precision [G], recall [G], AP): the mean over the queries at every cut-off."""
-    plt = util.pyplot()
+    plt = figures.pyplot()
     figure, axes = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
     for (name, (precision, recall, ap)), colour in zip(curves.items(), COLOURS, strict=False):
         recall, precision = 100 * np.asarray(recall), 100 * np.asarray(precision)

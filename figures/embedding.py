@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 import datasets
+import figures
 from datasets import rankings, sources
 from datasets.rankings import files
 from engine import config, frozen, options
@@ -179,7 +180,7 @@ def draw(embeddings: dict, dataset: str, path: Path) -> None:
 
     embeddings: method -> {"features" [n, d], "labels" [n], "classes"}; classes are ordered and shaped by superclass.
     """
-    plt = util.pyplot()
+    plt = figures.pyplot()
     groups = files.known_superclasses(sources.SOURCES[dataset].superclasses)
     classes = next(iter(embeddings.values()))["classes"]
     group_of = rankings.superclass_labels(groups, classes, dataset).tolist()
@@ -206,7 +207,7 @@ def draw_run(path: Path, title: str, embedding: dict, groups, table) -> None:
     embedding: "features" [n, d], "labels" [n], "classes"; groups: superclass -> classes, or None; table: [C, C]
     similarities, or None.
     """
-    plt = util.pyplot()
+    plt = figures.pyplot()
     features, labels, classes = (embedding[key] for key in ("features", "labels", "classes"))
     cosines = class_cosines(features, labels, len(classes))
     group_of = rankings.superclass_labels(groups, classes, "superclasses").tolist() if groups else [0] * len(classes)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-import util
+import figures
 
 
 def clustered(table: np.ndarray) -> np.ndarray:
@@ -19,7 +19,7 @@ def clustered(table: np.ndarray) -> np.ndarray:
 
 def draw_ranking(path: Path, table: np.ndarray, ranks: np.ndarray, classes: list[str], title: str) -> None:
     """Similarities on the left, the ranks that training takes from them on the right, similar classes side by side."""
-    plt = util.pyplot()
+    plt = figures.pyplot()
 
     order = clustered(table)
     side = max(4.0, min(12.0, 0.14 * len(classes)))

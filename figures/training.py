@@ -7,6 +7,7 @@ import argparse
 import itertools
 from pathlib import Path
 
+import figures
 import util
 from figures.curves import COLOURS
 from util import InputError
@@ -51,7 +52,7 @@ def told_apart(folders: list[Path]) -> list[str]:
 
 def draw_training(path: Path, runs: dict[str, list[dict]]) -> None:
     """One panel for each of PANELS that some run has records of; a colour a run, a dash a quantity."""
-    plt = util.pyplot()
+    plt = figures.pyplot()
     seen = {key for records in runs.values() for record in records for key in record}
     panels = {title: [k for k in keys if k in seen] for title, keys in PANELS.items() if seen & set(keys)}
     if not panels:

@@ -50,6 +50,8 @@ def _run(folder, words, script, slow_writes, env):
     output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    # the server's own take a pipe for a file
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", 1, closefd=False)
     torch.set_num_threads(1)
     multiprocessing.set_start_method(None, force=True)  # loaders are forked, as those of a command are
     launch.START = "fork"  # and so are the processes of a run, which import torch anew elsewhere

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from commands import ROOT
@@ -35,6 +36,46 @@ def test_what_ends_a_command_in_one_line_is_known_from_other_errors():
     assert util.fault(OSError(5, "Input/output error", "a/last.pth")) == "a/last.pth: Input/output error"
     assert util.fault(FileNotFoundError(2, "No such file")) is None
     assert util.fault(RuntimeError("shapes differ")) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:1] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 9 GiB."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line_that_names_the_option(error):
+    line = util.fault(error)
+    assert line.endswith(": give a smaller --batch_size")
+    assert str(error)[:40] in line
+    assert "\n" not in line
+
+
+def test_memory_that_torch_and_numpy_cannot_have_is_known_by_their_own_words():
+    for make in (lambda: torch.empty(2**60), lambda: np.empty(2**50)):
+        with pytest.raises((RuntimeError, MemoryError)) as error:
+            make()
+        assert "give a smaller --batch_size" in util.fault(error.value)
+
+
+def test_an_error_inside_a_loader_process_is_not_taken_for_its_end():
+    error = RuntimeError("Caught RuntimeError in DataLoader worker process 0.\n...\nRuntimeError: shapes differ")
+    assert util.fault(error) is None
+
+
+def test_ctrl_c_ends_a_command_with_130_and_no_traceback(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match="130"):
+        util.run_command(main)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_reader_that_goes_away_ends_a_command_silently():

@@ -4,10 +4,13 @@ import os
 import signal
 import sys
 import time
+import types
 
 import torch
+import torch.distributed as dist
 
-from engine import distributed
+import util
+from engine import distributed, training
 
 
 def fail(device):
@@ -38,12 +41,84 @@ def fill_the_disk(device):
 
 
 def vote_and_stop(device):
-    """Process 1 wishes to stop at step 3; all stop at the same step, which they print."""
-    votes, step = distributed.Votes(), 0
+    """Process 1 wishes to stop at step 3; all learn of it at that step."""
+    step = 0
     while True:
         step += 1
-        if votes.cast([distributed.rank() == 1 and step >= 3])[0]:
+        if distributed.vote([distributed.rank() == 1 and step >= 3])[0]:
             break
-    assert distributed.gather_objects(step) == [4, 4]
+    assert distributed.gather_objects(step) == [3, 3]
     distributed.barrier()
     sys.exit(distributed.EXIT_STOPPED)
+
+
+def lose_output(device):
+    """Print where nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+    print("epoch", flush=True)
+
+
+def score_alone(device):
+    """The main process has something to do for longer than the others may be waited for."""
+    if distributed.is_main():
+        time.sleep(2)
+
+
+def fail_and_wait_for_the_others(device):
+    """Process 1 fails; what would put process groups in order waits for peers that never come, as NCCL's may."""
+    dist.destroy_process_group = lambda: time.sleep(600)
+    fail(device)
+
+
+class Steps:
+    """What `train_epoch` needs of a run and of a stepper, for steps that do nothing."""
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1, fused=True)
+    device, scaler = torch.device("cpu"), torch.amp.GradScaler("cpu", enabled=False)
+
+    def __init__(self):
+        self.asked, self.sampler = False, types.SimpleNamespace(batch_size=1)
+
+    def enter(self, epoch, *means, device):
+        return 0
+
+    def progress(self, epoch, steps):
+        return util.Progress("", steps, 100, show=False)
+
+    def set_rate(self, progress):
+        return 1.0
+
+    def backward(self, step, images, labels):
+        torch.distributed.all_reduce(images)  # as gradients are: all are in it, or none
+        return images.sum(), images
+
+    def wishes(self, waiting):
+        return distributed.vote([self.asked, False, waiting])
+
+    def save_step(self, epoch, step, stop, *means):
+        assert distributed.gather_objects((step, stop)) == [(2, True), (2, True)]
+        sys.exit(distributed.EXIT_STOPPED)
+
+
+class Stuck(list):
+    """A loader of process 1 whose third batch never comes; meanwhile process `who` is asked to stop."""
+
+    def __init__(self, steps, who):
+        self.steps, self.who = steps, who
+        super().__init__([0] * 5)
+
+    def __iter__(self):
+        for i in range(5):
+            while i == 2 and distributed.rank() == 1:
+                time.sleep(0.1)
+                self.steps.asked = self.who == 1
+                yield None
+            self.steps.asked = self.who == 0 and i == 2
+            yield torch.ones(1), torch.zeros(1)
+
+
+def stop_one_that_waits(who, device):
+    steps = Steps()
+    training.train_epoch(steps, Stuck(steps, who), None, steps, 1)

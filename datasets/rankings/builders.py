@@ -11,8 +11,9 @@ import torch
 
 import datasets
 from datasets import folders, rankings
+from datasets.folders import existing_folder
 from datasets.rankings import files, pooling
-from util import InputError, existing_folder
+from util import InputError
 
 ENCODER = "sentence-transformers/all-distilroberta-v1"
 

@@ -2,6 +2,8 @@
 
 import os
 import re
+import socket
+import time
 from functools import partial
 
 import processes
@@ -18,8 +20,8 @@ def _from_one_that_has_imported_torch(monkeypatch):
     monkeypatch.setattr(launch, "START", processes.CONTEXT.get_start_method())
 
 
-def start(worker, minutes=5.0):
-    launch.launch(worker, launch.Processes(per_node=2, backend="gloo", timeout_minutes=minutes))
+def start(worker, minutes=5.0, training=False):
+    launch.launch(worker, launch.Processes(per_node=2, backend="gloo", timeout_minutes=minutes), training)
 
 
 def test_a_failure_ends_all_processes_and_its_traceback_is_shown_once(capfd):
@@ -47,10 +49,50 @@ def test_a_full_disk_met_by_a_process_is_the_commands_own_one_line_error():
         start(workers.fill_the_disk)
 
 
-def test_all_processes_stop_at_the_same_step_a_step_after_one_of_them_was_asked():
+def test_all_processes_stop_at_the_step_at_which_one_of_them_was_asked():
     with pytest.raises(SystemExit) as stop:
         start(workers.vote_and_stop)
     assert stop.value.code == distributed.EXIT_STOPPED
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_stop_while_one_process_lacks_its_batch_lets_all_save_the_same_step(who):
+    with pytest.raises(SystemExit) as stop:
+        start(partial(workers.stop_one_that_waits, who))
+    assert stop.value.code == distributed.EXIT_STOPPED
+
+
+def test_the_output_of_a_trainings_processes_may_break_others_end_with_141():
+    start(workers.lose_output, training=True)
+    with pytest.raises(SystemExit, match="141"):
+        start(workers.lose_output)
+
+
+def test_the_main_process_may_go_on_alone_for_longer_than_the_time_out():
+    start(workers.score_alone, minutes=0.01)
+
+
+def test_an_error_ends_the_run_at_once_where_putting_things_in_order_would_wait_for_the_others():
+    begin = time.monotonic()
+    with pytest.raises(SystemExit, match="the first error"):
+        start(workers.fail_and_wait_for_the_others)
+    assert time.monotonic() - begin < 15
+
+
+def test_a_port_that_is_taken_is_one_line_that_names_the_option():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        url = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"^{url} is in use, by another run.*--dist-url, or MASTER_ADDR"):
+            launch.launch(workers.vote_and_stop, launch.Processes(1, 2, 0, url))
+
+
+@pytest.mark.parametrize("url", ["tcp://127.0.0.1:1", "tcp://no.such.host.invalid:20000", "tcp://127.0.0.1"])
+def test_nobody_at_the_master_is_one_line_that_names_the_option(url):
+    with pytest.raises(InputError, match=f"^no process answers at {url} .*--dist-url, or MASTER_ADDR") as error:
+        launch.launch(workers.vote_and_stop, launch.Processes(1, 2, 1, url, timeout_minutes=0.02))
+    assert "\n" not in str(error.value)
 
 
 def test_tasks_of_srun_find_one_another(tmp_path):

@@ -13,7 +13,7 @@ from commands import run
 from matplotlib.axes import Axes
 from PIL import Image
 
-import util
+import figures
 from figures import demo, embedding, training
 
 error_of = partial(commands.error_of, script="figures.embedding")
@@ -118,7 +118,7 @@ def test_pairs_of_images_are_told_apart_by_class_and_superclass():
 
 def test_axes_reach_as_far_as_dots_and_names_and_no_farther():
     points = np.random.default_rng(0).normal(size=(40, 2)) * [3, 1] + [100, 50]  # far from the origin
-    figure, ax = util.pyplot().subplots(figsize=(4, 4))
+    figure, ax = figures.pyplot().subplots(figsize=(4, 4))
     embedding.draw_map(ax, points, np.arange(40) % 2, embedding.Drawn(["a", "b"], [0, 1], [0, 0]), "t")
     figure.canvas.draw()
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()

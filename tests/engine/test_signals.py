@@ -1,0 +1,120 @@
+"""Signals in programs of others, in threads, and in evaluations."""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from processes import start, wait_until
+
+from engine import checkpoint, signals
+from networks import resnet
+
+
+@pytest.fixture
+def programs_own():
+    """A handler that the program has already."""
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    yield came
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("enter", [signals.StopSignals, lambda: signals.passed_on([])], ids=["stop", "pass on"])
+def test_the_handlers_of_a_program_are_put_back(programs_own, enter):
+    with enter():
+        signal.raise_signal(signal.SIGTERM)
+        assert programs_own == []
+    signal.raise_signal(signal.SIGTERM)
+    assert programs_own == [signal.SIGTERM]
+    assert signals.asked() is None
+
+
+def test_a_handler_that_is_not_of_python_stays(monkeypatch):
+    taken = []
+    monkeypatch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGUSR1 else signal.SIG_DFL)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: taken.append(number))
+    with signals.StopSignals():
+        assert taken == [signal.SIGTERM, signal.SIGINT]
+
+
+@pytest.mark.parametrize("enter", [signals.StopSignals, lambda: signals.passed_on([])], ids=["stop", "pass on"])
+def test_in_a_thread_all_works_without_handlers_and_says_so(capsys, programs_own, enter):
+    def within():
+        with enter():
+            pass
+
+    with ThreadPoolExecutor() as pool:
+        pool.submit(within).result()
+    assert capsys.readouterr().err.startswith("not in the main thread: signals act as they do in the program")
+    signal.raise_signal(signal.SIGTERM)
+    assert programs_own == [signal.SIGTERM]
+
+
+def test_a_signal_is_passed_on_to_the_processes_and_a_second_ctrl_c_ends_them():
+    class Process:
+        exitcode, done = None, ()
+
+        def terminate(self):
+            self.done += ("terminate",)
+
+        def kill(self):
+            self.done += ("kill",)
+
+    process = Process()
+    with signals.passed_on([process]) as came:
+        for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGINT):
+            signal.raise_signal(number)
+    assert process.done == ("terminate", "terminate", "kill")
+    assert came == [signal.SIGUSR1, signal.SIGINT, signal.SIGINT]
+
+
+def test_signals_are_held_in_the_thread_alone_that_starts_the_loaders():
+    masks = []
+    with signals.held():
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        thread = threading.Thread(target=lambda: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+        thread.start()
+        thread.join()
+    assert set(signals.ASKING) <= masks[0] & masks[1]  # what is started inside has them held, too
+    assert not set(signals.ASKING) & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_evaluation_under_a_signal_at_any_moment_leaves_nothing_half_written(tmp_path, number, processes):
+    encoder = resnet.encoder("resnet8", small_images=True)
+    state = {"model": {f"encoder.{k}": v for k, v in encoder.state_dict().items()}, "options": {"model": "resnet8"}}
+    checkpoint.save(tmp_path / "last.pth", state)
+    words = f"--ckpt last.pth --num_workers 1 --features_cache kept --nproc_per_node {processes}".split()
+    rng, results = random.Random(number), tmp_path / "save" / "results"
+    for moment in (0.2, rng.uniform(0.4, 2), rng.uniform(0.4, 2)):
+        process = start(tmp_path, words, "retrieval")
+        process.join(moment)
+        if process.is_alive():
+            os.kill(process.pid, number)
+        process.join(30)
+        ended = {signal.SIGTERM: (-signal.SIGTERM, 143), signal.SIGINT: (130,)}[number]
+        assert process.exitcode in (0, *ended), (tmp_path / "output.txt").read_text()
+    assert "Traceback" not in (tmp_path / "output.txt").read_text()
+    for record in results.glob("*.json") if results.exists() else ():
+        assert json.loads(record.read_text())["metrics"]
+    for kept in (tmp_path / "kept").glob("*.pt"):
+        assert torch.load(kept, weights_only=True)["features"].isfinite().all()
+
+
+def test_a_training_saves_under_a_signal_that_comes_with_its_first_steps(tmp_path):
+    words = "--model resnet8 --epochs 100 --num_workers 1 --exp_name a"
+    process = start(tmp_path, words.split(), "main_ce")
+    printed = tmp_path / "output.txt"
+    wait_until(lambda: printed.exists() and "cross-entropy" in printed.read_text(), process)
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGUSR1)
+    process.join(60)
+    assert process.exitcode == 75, printed.read_text()
+    assert checkpoint.load(tmp_path / "save/SupCon/digits_models/a/last.pth")["options"]["epochs"] == 100
