@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 import datasets
 import evaluation
+import figures
 from engine import config, distributed, frozen, options, results
 from engine.launch import launch
 from figures.curves import draw_ood
@@ -126,12 +127,10 @@ def worker(args, device):
     images = {"train": len(train), "inliers": len(test), "outliers": len(outliers)}
     about = {"images": images, "seconds": util.seconds_since(begin), **said, **net.about()}
     path = results.write(options.plain(args), title, metrics, net.record, folders, about)
-    draw_ood(
-        path.with_suffix(".png"), *scores, metrics, f"{net.name}: {inliers} against {label}",
-        f"{detector}: {DETECTORS[args.detector]}",
-    )  # fmt: skip
     results.show(f"{inliers} against", {label: {k: v for k, v in metrics.items() if k != "AUPR"}})
-    print(f"saved {path} and {path.with_suffix('.png').name}", flush=True)
+    texts = f"{net.name}: {inliers} against {label}", f"{detector}: {DETECTORS[args.detector]}"
+    picture = path.with_suffix(".png"), *scores, metrics, *texts
+    print(f"saved {path}{figures.shown(draw_ood, *picture)}", flush=True)
 
 
 def outliers_label(args) -> str:

@@ -13,6 +13,7 @@ import torch
 
 import datasets
 import evaluation
+import figures
 from datasets import rankings
 from datasets.rankings import files
 from engine import config, distributed, frozen, options, results
@@ -77,9 +78,9 @@ def worker(args, device):
     about = {"images": {"train": len(gallery), "test": len(features)}, "seconds": util.seconds_since(begin)}
     path = results.write(options.plain(args), title, metrics, net.record, folders, about | net.about())
     data = datasets.title(args.dataset, args.data_folder)
-    draw_precision_recall(path.with_suffix(".png"), curves, f"retrieval on {data}, {net.name}")
     results.show("labels", metrics)
-    print(f"saved {path} and {path.with_suffix('.png').name}", flush=True)
+    picture = path.with_suffix(".png"), curves, f"retrieval on {data}, {net.name}"
+    print(f"saved {path}{figures.shown(draw_precision_recall, *picture)}", flush=True)
 
 
 def main():

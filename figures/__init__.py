@@ -1,5 +1,7 @@
 """Pictures, from records and tensors; `python -m figures.NAME` draws some of them from the command line."""
 
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 
@@ -11,3 +13,15 @@ def pyplot() -> ModuleType:
     import matplotlib.pyplot as plt
 
     return plt
+
+
+def shown(draw: Callable, path: Path, *what) -> str:
+    """draw(path, *what) a picture of figures that are on the disk already; returns what to say of it: a picture that
+    cannot be drawn ends no evaluation.
+    """
+    try:
+        draw(path, *what)
+    except Exception as error:  # of a disk, of a font, of matplotlib
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"; {path.name} cannot be drawn ({reason})"
+    return f" and {path.name}"

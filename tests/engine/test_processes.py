@@ -146,3 +146,18 @@ def test_sync_batchnorm_is_refused_where_torch_has_none(monkeypatch):
     with pytest.raises(InputError, match="--syncBN: torch has it on CUDA only"):
         training.sync_batchnorm(net, torch.device("cpu"))
     assert isinstance(training.sync_batchnorm(net, torch.device("cuda")), torch.nn.SyncBatchNorm)
+
+
+def test_processes_that_end_between_two_looks_are_not_waited_for_without_end(monkeypatch):
+    class Ends:
+        sentinel, looked = 7, 0
+
+        @property
+        def exitcode(self):
+            self.looked += 1
+            return None if self.looked == 1 else 0
+
+    waited = []
+    monkeypatch.setattr(launch.multiprocessing.connection, "wait", waited.append)
+    assert launch._first_error([Ends()], []) is None
+    assert waited == [[7]]  # a sentinel of a process that has ended is ready at once

@@ -231,3 +231,11 @@ def test_the_readmes_pictures_are_drawn_from_the_table(tmp_path):
     demo.draw_pictures(tmp_path / "table.json", tmp_path / "drawn")
     assert opened(tmp_path / "drawn/digits.png").width == 3 * 4 * 80
     assert (tmp_path / "drawn/digits_ood.png").read_bytes() == (tmp_path / "near.png").read_bytes()
+
+
+def test_a_picture_that_cannot_be_drawn_is_said_and_ends_nothing(tmp_path):
+    def faulty(path, colour):
+        raise ValueError(f"{colour} is no colour\nat all")
+
+    assert figures.shown(faulty, tmp_path / "p.png", "loud") == "; p.png cannot be drawn (loud is no colour)"
+    assert figures.shown(lambda path: path.touch(), tmp_path / "p.png") == " and p.png"
