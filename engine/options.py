@@ -267,7 +267,8 @@ def loading(args, device, channels_last: bool = False) -> Loading:
     cores = os.cpu_count() or 1
     if args.num_workers > cores and distributed.is_main():
         print(f"--num_workers {args.num_workers}: more loader processes than this machine's {cores} cores", flush=True)
-    return Loading(args.batch_size, args.num_workers, device, channels_last, args.timeout_minutes)
+    minutes = getattr(args, "timeout_minutes", Loading.timeout_minutes)  # the pictures have no such option
+    return Loading(args.batch_size, args.num_workers, device, channels_last, minutes)
 
 
 def stepper(args, model, device, warm_for_batch: bool = True) -> Stepper:

@@ -89,7 +89,9 @@ def _give_back(handlers: dict) -> None:
 
 @contextlib.contextmanager
 def held():
-    """While it is entered, signals that ask to stop wait; a process that is started inside begins without them."""
+    """While it is entered, signals that ask this thread to stop wait; a process that is started inside begins without
+    them. What goes to the whole process may be taken by another thread: its handler only asks.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
     try:
         yield

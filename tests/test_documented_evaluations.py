@@ -140,7 +140,7 @@ def test_the_documented_cross_entropy_of_imagenet_100_uses_its_classes_only(monk
 def test_the_documented_cross_entropy_of_cifar_100_logs_and_saves(monkeypatch, world):
     run(monkeypatch, world, f"{CE_CIFAR} {SHORT} --size 8 --batch_size 100 --model resnet18 --save_freq 1")
     folder = world / "save" / "SupCon" / "cifar100_models" / "cifar100_cross_entropy"
-    names = {"last.pth", "ckpt_epoch_1.pth", "log.jsonl", "starts.jsonl", "config.yaml"}
+    names = {"last.pth", "ckpt_epoch_1.pth", "log.jsonl", "starts.jsonl", "config.yaml", "lock"}
     assert {f.name for f in folder.iterdir()} == names
     record = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
     assert {"loss", "train_top1", "val_top1", "val_top5", "learning_rate", "images_per_second"} <= set(record)

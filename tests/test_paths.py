@@ -50,7 +50,7 @@ def test_a_config_file_and_its_paths_expand_the_home_folder(monkeypatch, tmp_pat
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "c.yaml").write_text("data_folder: ~/mine\n")
     parser = importlib.import_module("main_ce").get_parser()
-    args = parser.parse_args(config.command_line(parser, ["--config=~/c.yaml"]))
+    args = parser.parse_args(config.command_line(parser, ["--config=~/c.yaml"], "main_ce"))
     assert args.data_folder == f"{tmp_path}/mine"
 
 

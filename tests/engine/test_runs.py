@@ -90,9 +90,9 @@ def test_after_max_hours_a_run_saves_and_exits_with_75(monkeypatch, capsys, tmp_
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, tmp_path, f"{RUN} --epochs 1000 --max_hours 1e-9")
     assert stop.value.code == 75
-    assert "--max_hours 1e-09: stopped after epoch 1, step 1; saved" in capsys.readouterr().out
+    assert "--max_hours 1e-09: stopped after epoch 1, step 0; saved" in capsys.readouterr().out
     state = checkpoint.load(tmp_path / FOLDER)
-    assert (state["epoch"], state["step"]) == (0, 1)
+    assert (state["epoch"], state["step"]) == (0, 0)
     run(monkeypatch, tmp_path, f"{RUN} --epochs 1 --resume auto")
     assert "other options: --epochs 1 (was 1000)" in capsys.readouterr().out
 
