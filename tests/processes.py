@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.utils.tensorboard
@@ -21,13 +22,15 @@ CONTEXT.set_forkserver_preload(["processes"])
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])  # for the server
 
 
-def start(folder, words: list[str], script=main_supcon.__name__, slow_writes: float = 0.0, env=None):
-    """`python script.py WORDS` in `folder`, its output added to output.txt there.
+def start(
+    folder, words: list[str], script=main_supcon.__name__, slow_writes: float = 0.0, env=None, output="output.txt"
+):
+    """`python script.py WORDS` in `folder`, its output added to a file there.
 
     slow_writes: seconds for which the writing of a checkpoint stops half-way. env: what the environment has besides.
     """
     folder.mkdir(exist_ok=True)
-    process = CONTEXT.Process(target=_run, args=(str(folder), words, script, slow_writes, env or {}))
+    process = CONTEXT.Process(target=_run, args=(str(folder), words, script, slow_writes, env or {}, output))
     process.start()
     return process
 
@@ -39,15 +42,40 @@ def call(folder, words: list[str], script=main_supcon.__name__) -> tuple[int, st
     return process.exitcode, (folder / "output.txt").read_text()
 
 
+class Forked:
+    """What reproduce.py needs of subprocess.Popen, for commands `python script.py WORDS` in the working folder."""
+
+    def __init__(self, words: list[str], **_):
+        self.output = Path(f"forked-{time.monotonic_ns()}.txt")
+        self.process = start(Path.cwd(), words[2:], Path(words[1]).stem, output=str(self.output))
+
+    @property
+    def stdout(self):
+        self.process.join()
+        lines = self.output.read_text().splitlines(keepends=True)
+        self.output.unlink()
+        return lines
+
+    @property
+    def returncode(self):
+        return self.process.exitcode
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.join()
+
+
 def together(worker, args: tuple, count: int) -> None:
     """worker(rank, *args) in so many processes at once; an error of one is raised."""
     torch.multiprocessing.start_processes(worker, args, nprocs=count, start_method="forkserver")
 
 
-def _run(folder, words, script, slow_writes, env):
+def _run(folder, words, script, slow_writes, env, to):
     os.chdir(folder)
     os.environ.update(env)
-    output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    output = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     # the server's own take a pipe for a file

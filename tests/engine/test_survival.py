@@ -105,9 +105,9 @@ def test_a_run_killed_twenty_times_ends_equal_to_the_bit_to_one_left_alone(tmp_p
 
 
 def test_the_number_of_loader_processes_changes_no_weight(tmp_path):
-    for workers in (0, 1, 4):
+    for workers in (0, 3):
         finish(tmp_path / str(workers), f"{FEW_STEPS} --epochs 1 --num_workers {workers}")
-    states = [torch.load(tmp_path / str(n) / FOLDER / "last.pth", weights_only=True) for n in (0, 1, 4)]
+    states = [torch.load(tmp_path / str(n) / FOLDER / "last.pth", weights_only=True) for n in (0, 3)]
     for state in states[1:]:
         assert same(state["model"], states[0]["model"])
         assert same(state["optimizer"], states[0]["optimizer"])
@@ -242,7 +242,7 @@ def test_torchrun_starts_a_crashed_run_again_and_it_goes_on_by_itself(tmp_path):
 
 
 def test_ctrl_c_reaches_processes_and_loaders_and_another_number_of_processes_goes_on(monkeypatch, capsys, tmp_path):
-    words = f"{RUN} --epochs 2 --num_workers 1"
+    words = f"{FEW_STEPS} --epochs 2 --num_workers 1"
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "main_supcon.py"), *words.split(), "--nproc_per_node", "2"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
