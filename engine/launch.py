@@ -142,7 +142,8 @@ def _first_error(processes, readers) -> tuple[int, str] | None:
                 return reader.recv()
         if any(codes) or None not in codes:
             return None
-        multiprocessing.connection.wait([p.sentinel for p in processes if p.exitcode is None] + readers)
+        running = [p.sentinel for p, code in zip(processes, codes, strict=True) if code is None]
+        multiprocessing.connection.wait(running + readers)
 
 
 def _end(processes, wait: bool) -> None:

@@ -147,13 +147,13 @@ def test_a_run_that_was_stopped_at_an_epochs_last_step_shows_no_speed_for_it(mon
     command = "--model resnet8 --batch_size 700 --memorybank_size 700 --epochs 2 --exp_name a"
     steps = []
 
-    def stop_at_the_second(run):
-        steps.append(run)
-        run.stop.asked = "SIGTERM" if len(steps) == 2 else None
-        return len(steps) == 2, False
+    def stop_after_the_second(run, waiting):
+        steps.append(run)  # asked before each step, and after the last
+        run.stop.asked = "SIGTERM" if len(steps) == 3 else None
+        return len(steps) == 3, False, waiting
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(runs.Run, "wishes", stop_at_the_second)
+        patch.setattr(runs.Run, "wishes", stop_after_the_second)
         run(patch, tmp_path, command)
     run(monkeypatch, tmp_path, f"{command} --resume auto")
     first, second = [line for line in capsys.readouterr().out.splitlines() if re.match(r"epoch \d/2  loss", line)]
