@@ -57,7 +57,8 @@ def fault(error: BaseException) -> str | None:
         for pattern, advice in ADVICE:
             found = [line for line in lines if re.search(pattern, line)]
             if found:
-                return ". ".join(found[-1].rstrip(". ").split(". ")[:2]) + f": {advice}"
+                sentences = found[-1].removeprefix("RuntimeError: ").rstrip(". ").split(". ")
+                return ". ".join(sentences[:2]) + f": {advice}"
     return None
 
 

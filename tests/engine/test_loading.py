@@ -179,7 +179,7 @@ def test_a_batch_that_finds_no_room_in_shared_memory_is_one_line_with_what_to_do
     with pytest.raises(RuntimeError) as error:
         list(loader(Large(), collate_fn=list, worker_init_fn=_little_room))
     line = util.fault(error.value)
-    assert line.startswith("RuntimeError: unable to resize file </torch_")
+    assert line.startswith("unable to resize file </torch_")
     assert line.endswith("/dev/shm is full: give fewer --num_workers, or more --shm-size")
 
 

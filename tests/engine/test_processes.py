@@ -79,6 +79,20 @@ def test_an_error_ends_the_run_at_once_where_putting_things_in_order_would_wait_
     assert time.monotonic() - begin < 15
 
 
+def test_a_process_that_ends_between_two_looks_is_not_waited_for(monkeypatch):
+    class Process:
+        sentinel, codes = "its end", [None]
+
+        @property
+        def exitcode(self):
+            return self.codes.pop() if self.codes else 0
+
+    waited = []
+    monkeypatch.setattr(launch.multiprocessing.connection, "wait", waited.append)
+    assert launch._first_error([Process()], []) is None
+    assert waited == [["its end"]]
+
+
 def test_a_port_that_is_taken_is_one_line_that_names_the_option():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

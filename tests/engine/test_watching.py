@@ -149,9 +149,9 @@ def test_a_run_that_was_stopped_at_an_epochs_last_step_shows_no_speed_for_it(mon
     steps = []
 
     def stop_after_the_second(run, waiting):
-        steps.append(run)
+        steps.append(run)  # asked before each step, and after the last
         run.stop.asked = "SIGTERM" if len(steps) == 3 else None
-        return len(steps) == 3, False, False
+        return len(steps) == 3, False, waiting
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(runs.Run, "wishes", stop_after_the_second)
