@@ -16,6 +16,7 @@ import util  # first: where packages are missing it says what to do
 
 # isort: split
 import numpy as np
+import torch
 import torch.nn.functional as F
 
 import datasets
@@ -58,11 +59,15 @@ def detect(args, device, train, parts):
         score = evaluation.msp_scores if args.detector == "msp" else evaluation.energy_scores
         return [score(x) for x in parts]
     gallery, labels = F.normalize(train[0], dim=1).to(device), train[1].to(device)
+    joined = torch.cat(parts).to(device)  # so that the training set is looked at, or Gaussians are fitted, once
     try:
         if args.detector == "knn":
-            return [evaluation.knn_scores(gallery, x.to(device), args.knn_k).cpu() for x in parts]
-        score = evaluation.gaussian_scores if args.detector == "gaussian" else evaluation.mahalanobis_scores
-        return [score(gallery, labels, F.normalize(x, dim=1).to(device)).cpu() for x in parts]
+            scores = evaluation.knn_scores(gallery, joined, args.knn_k)
+        elif args.detector == "gaussian":
+            scores = evaluation.gaussian_scores(gallery, labels, F.normalize(joined, dim=1))
+        else:
+            scores = evaluation.mahalanobis_scores(gallery, labels, F.normalize(joined, dim=1))
+        return scores.cpu().split([len(x) for x in parts])
     except ValueError as error:
         raise InputError(f"--detector {args.detector}: {error}") from None
 

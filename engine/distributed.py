@@ -67,7 +67,7 @@ def encode_shuffled(encode: Callable[[Tensor], Tensor], x: Tensor, total: int) -
     BatchNorm then sees other images together than without it (He et al. 2020, sec. 3.3). The order is the main
     process's, from torch's global random numbers.
     """
-    order = torch.randperm(total).to(x.device)
+    order = torch.randperm(total, device=x.device)
     dist.broadcast(order, src=0)
     mine = order.split(shares(total))[rank()]
     shuffled = gather(encode(gather(x, total)[mine]), total)
@@ -152,5 +152,5 @@ def _from_main(value):
     """The main process's value (a plain one), on every process."""
     box = [value]
     if world_size() > 1:
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=groups.get("host"))
     return box[0]

@@ -197,6 +197,8 @@ def _meet(local_rank: int, meeting: Meeting) -> None:
             how = _of_torchrun(limit)
         else:
             how = {"init_method": meeting.url, "world_size": meeting.world, "rank": meeting.first + local_rank}
+        if meeting.backend == "nccl":  # connects at once: a broken fabric shows here, not in the first step
+            how["device_id"] = _device(local_rank)
         dist.init_process_group(meeting.backend, timeout=limit + later, **how)
     except (dist.DistNetworkError, dist.DistStoreError, ValueError) as error:
         raise InputError(_no_meeting(meeting, str(error))) from None

@@ -217,6 +217,8 @@ class Batches:
 
     def __init__(self, loader, device, memory_format):
         self.loader, self.dataset, self.device, self.memory_format = loader, loader.dataset, device, memory_format
+        # one for all epochs: CUDA's allocator keeps the blocks of each stream apart
+        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -226,12 +228,12 @@ class Batches:
         if self.device.type != "cuda":
             yield from (batch and self._finished(batch) for batch in arriving)
             return
-        copies, ahead = torch.cuda.Stream(), None
+        ahead = None
         for batch in arriving:
             now, ahead = ahead, None
             if batch is not None:
-                with torch.cuda.stream(copies):
-                    ahead = self._moved(batch), copies.record_event()
+                with torch.cuda.stream(self.copies):
+                    ahead = self._moved(batch), self.copies.record_event()
             if now is not None or batch is None:
                 yield now and self._copied(*now)
         if ahead is not None:
