@@ -125,9 +125,9 @@ def worker(args, device):
     except ValueError as error:
         raise InputError(f"--dataset_outliers {args.dataset_outliers}: {error}") from None
     metrics = {name: 100 * value for name, value in metrics.items()}
-    label, inliers = outliers_label(args), datasets.title(args.dataset, args.data_folder)
+    label, inliers = outliers_label(args, ", "), datasets.title(args.dataset, args.data_folder)
     detector = args.detector + (str(args.knn_k) if args.detector == "knn" else "")
-    title = "ood", net.name, f"{label.replace(' ', '_')}_{detector}"
+    title = "ood", net.name, f"{outliers_label(args, '-').replace(' ', '_')}_{detector}"
     folders = {"inliers": args.data_folder, "outliers": args.data_folder_outliers}
     images = {"train": len(train), "inliers": len(test), "outliers": len(outliers)}
     about = {"images": images, "seconds": util.seconds_since(begin), **said, **net.about()}
@@ -138,13 +138,13 @@ def worker(args, device):
     print(f"saved {path}{figures.shown(draw_ood, *picture)}", flush=True)
 
 
-def outliers_label(args) -> str:
+def outliers_label(args, comma: str) -> str:
     """The outliers' name: data set, the folder's where any folder will do, classes and split where chosen."""
     parts = [datasets.title(args.dataset_outliers, args.data_folder_outliers)]
     if datasets.spec(args.dataset_outliers).read_outliers and args.dataset_outliers not in ("AwA2", "path"):
         parts.append(Path(args.data_folder_outliers).resolve().name)
     if args.outlier_classes:
-        parts.append("-".join(args.outlier_classes)[:40])
+        parts.append(comma.join(args.outlier_classes)[:40])
     if args.outlier_split != "test":
         parts.append(args.outlier_split)
     return " ".join(parts)

@@ -43,7 +43,8 @@ def label_sets(args, classes) -> dict[str, torch.Tensor]:
     if args.labelset in ("coarse", "both"):
         groups, source = files.chosen_superclasses(args.superclasses, datasets.spec(args.dataset).superclasses)
         if groups is None:
-            raise InputError(f"--labelset {args.labelset}: {args.dataset} has none; give --superclasses FILE.yaml")
+            hint = "has no superclasses of its own; give --superclasses FILE.yaml"
+            raise InputError(f"--labelset {args.labelset}: {args.dataset} {hint}")
         sets["coarse"] = rankings.superclass_labels(groups, classes, source)
     elif args.superclasses:
         raise InputError(f"--superclasses {args.superclasses}: has no use with --labelset fine")

@@ -151,10 +151,15 @@ def check_folder(path: str | Path, flag: str) -> None:
         raise InputError(f"{flag} {path}: {place} is not a folder that can be written to")
 
 
+def closest(word: str, known: Iterable[object]) -> str | None:
+    """The known word that is spelt most like another; None where none is alike."""
+    return next(iter(difflib.get_close_matches(str(word), [str(k) for k in known], n=1)), None)
+
+
 def nearest(word: str, known: Iterable[object]) -> str:
     """ "; did you mean X?" for the end of an error, X being the known word that is spelt most like it; else ""."""
-    found = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    found = closest(word, known)
+    return f"; did you mean {found}?" if found else ""
 
 
 def huge_pages() -> None:

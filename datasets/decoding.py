@@ -22,7 +22,8 @@ ORIENTATION = 0x0112  # in EXIF
 # simplejpeg is strict: what libjpeg warns of is an error, as truncated files and broken codes must be. One of these
 # warnings is harmless as a rule, stray bytes of a camera: PIL decides about such files.
 HARMLESS = "extraneous bytes before marker"
-WAY_ROUND = "leave it out with --skip_images LIST, a file of one path a line"  # what to do about a damaged file
+# what to do about a damaged file
+WAY_ROUND = "leave it out with --skip_images LIST, such as damaged_images.txt in the folder of a run on these images"
 # value of the orientation -> what turns the image upright
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,

@@ -44,8 +44,8 @@ def digits(folder: Path, split: str):
     They lie in no folder: InputError where one with class folders was given, since --dataset path must have been meant.
     """
     if folder != DEFAULT and holds_classes(folder):
-        hint = "give --dataset path (--dataset_outliers path)"
-        raise InputError(f"{folder}: holds folders of images, which digits does not read; {hint}")
+        hint = "give --dataset path, or for outliers --dataset_outliers path"
+        raise InputError(f"{folder}: holds folders of images, and the data set digits reads none: {hint}")
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -151,6 +151,8 @@ def image_folder(folder: Path, split: str):
     left_out = LeftOut()
     classes = subfolders(folder, left_out)
     if not classes:
+        if list(folder.glob("*.pack.unfinished")):
+            raise InputError(f"{folder}: holds a pack that is not finished; give the command that packs again")
         raise InputError(_with(left_out, f"{folder}: empty; it must hold one folder a class"))
     images, labels = [], []
     for label, name in enumerate(classes):

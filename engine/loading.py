@@ -93,7 +93,8 @@ def report_damage(run, data, device) -> dict:
     if len(damaged) > run.damaged:
         run.damaged = len(damaged)
         listed = run.list_damage([data.images[i] for i in damaged])
-        run.say(f"{len(damaged)} damaged images skipped so far, such as {data.images[damaged[-1]]}; listed in {listed}")
+        count = "1 damaged image" if len(damaged) == 1 else f"{len(damaged)} damaged images"
+        run.say(f"{count} skipped so far, such as {data.images[damaged[-1]]}; listed in {listed}")
     return {"damaged_images": len(damaged)} if damaged else {}
 
 

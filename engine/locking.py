@@ -41,7 +41,7 @@ class FolderLock:
                 raise
             holder = _holder(self.path)
             self.release()
-            raise InputError(f"{flag}: {self.path.parent} is being written by {holder}") from None
+            raise InputError(refusal(flag, self.path.parent, holder)) from None
         os.ftruncate(self.descriptor, 0)
         job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
         since = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -52,6 +52,11 @@ class FolderLock:
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
+
+
+def refusal(flag: str, folder: Path, holder: str) -> str:
+    """What is said to a run that may not write into a folder, since another does."""
+    return f"{flag}: {folder} is being written by {holder}; wait for its end, or give another --exp_name"
 
 
 def _holder(path: Path) -> str:

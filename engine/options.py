@@ -10,7 +10,7 @@ from engine.frozen import Wanted
 from engine.launch import Processes
 from engine.loading import Loading
 from engine.optimisation import Schedule, Stepper, allow_tf32, precision, sgd, warm_up_epochs
-from util import InputError, check_folder, nearest, user_text
+from util import InputError, check_folder, closest, user_text
 
 
 def boolean(text: str) -> bool:
@@ -103,14 +103,15 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 
 class Parser(argparse.ArgumentParser):
-    """Names the nearest option to one that there is not. exit_with(message): what ends it, argparse's way if None."""
+    """Names the options nearest to unknown ones. exit_with(message): what ends it, argparse's way if None."""
 
     exit_with = None
 
     def error(self, message):
-        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        unknown = re.findall(r"--[^\s=]+", message) if message.startswith("unrecognized arguments: ") else []
         known = [name for action in self._actions for name in action.option_strings]
-        message += nearest(unknown[1], known) if unknown else ""
+        meant = dict.fromkeys(filter(None, (closest(name, known) for name in unknown)))
+        message += f"; did you mean {' and '.join(meant)}?" if meant else ""
         (self.exit_with or super().error)(message)
 
 

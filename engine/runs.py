@@ -78,6 +78,8 @@ class Run:
         place = self.source and self.source.resolve()
         self.goes_on = place is not None and self.folder.resolve() in (place, place.parent)
         if distributed.is_main() and checkpoint.history(self.folder) and not self.goes_on and not args.overwrite:
+            if holder := locking.held_by(self.folder):
+                raise InputError(locking.refusal(f"--exp_name {name}", self.folder, holder))
             raise InputError(
                 f"--exp_name {name}: {self.folder} already holds a run; go on with --resume {self.folder}, "
                 "start anew with --overwrite, or choose another name"
@@ -149,7 +151,7 @@ class Run:
         inside = f"in epoch {self.epochs_done + 1}, after step {self.step}"
         self.say(f"resumed {path} {inside if self.step else f'after epoch {self.epochs_done}'}")
         if self.epochs_done >= self.args.epochs:
-            self.say(f"all of its {self.epochs_done} epochs are done")
+            self.say(f"all {self.args.epochs} epochs are done")
 
     def _take_own(self, state: dict) -> None:
         """This process's random numbers, means and skipped images; the means of all, where their number is another."""

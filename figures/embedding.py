@@ -23,7 +23,7 @@ import datasets
 import figures
 from datasets import rankings, sources
 from datasets.rankings import files
-from engine import config, frozen, options
+from engine import config, distributed, frozen, options
 from figures.ranking import clustered
 from util import InputError
 
@@ -119,9 +119,10 @@ def draw_map(ax, points, labels, classes: Drawn, title: str, legend: bool = Fals
     if legend:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncol=3, fontsize=9, frameon=False, markerscale=1.5)
     ax.set(title=title, xticks=[], yticks=[])
-    (left, right), (bottom, top) = zip(low - 0.06 * reach, high + 0.06 * reach, strict=True)
-    ax.set(xlim=(left, right), ylim=(bottom, top))
+    ax.update_datalim([low, high])
+    ax.margins(0.05)
     ax.set_aspect("equal", adjustable="datalim")  # the panel is filled, and a circle stays one
+    ax.autoscale_view()
 
 
 def spread_apart(places: np.ndarray, widths: np.ndarray, height: float, rounds: int = 200) -> np.ndarray:
@@ -232,6 +233,8 @@ def draw_run(path: Path, title: str, embedding: dict, groups, table) -> None:
         for ax, name in zip(of_groups.subplots(1, len(maps), squeeze=False)[0], maps, strict=True):
             draw_map(ax, points[name], np.array(group_of)[y], by_group, f"{name}, by superclass", legend=True)
             ax.set(xlabel=f"{name} 1", ylabel=f"{name} 2")
+            ax.dataLim.set(above.axes[list(maps).index(name)].dataLim)  # dots stand where they do above
+            ax.autoscale_view()
     label = "class, ordered by " + ("superclass" if groups else "similarity")
     histogram = len(matrices) < len(maps)  # in the room that is left
     panels = below.subplots(1, len(matrices) + histogram, squeeze=False)[0]
@@ -275,6 +278,7 @@ def main():
     util.check_folder(args.out.absolute().parent, "--out")
     train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
     chosen = np.unique(np.linspace(0, len(test) - 1, min(args.images, len(test))).astype(int)).tolist()
+    distributed.say(datasets.left_out(train, test))
     test = test.chosen(chosen)
     if len(test.labels.unique()) < len(train.classes):
         raise InputError(f"--images {args.images}: leaves some class without an image; give more")

@@ -8,7 +8,7 @@ import torch
 
 from datasets.rankings import files
 from datasets.rankings.files import HERE, known_superclasses, read_superclasses
-from util import InputError, nearest
+from util import InputError, closest
 
 STEP = 0.25  # of similarity, a rank of distance
 MOST_RANKS = 126  # that a loss can hold
@@ -160,9 +160,9 @@ def _check_has(classes, names, source) -> None:
     if missing:
         count = f"{len(missing)} in all" if len(missing) > 1 else "it alone"
         unused = [name for name in names if name not in classes]  # of these, one may be a wrong spelling
-        raise InputError(
-            f"{source}: lacks the class {missing[0]} of the data set ({count}){nearest(missing[0], unused)}"
-        )
+        near = closest(missing[0], unused)
+        instead = f"; it has {near}, which is no class: did you mean {missing[0]}?" if near else ""
+        raise InputError(f"{source}: lacks the class {missing[0]} of the data set ({count}){instead}")
 
 
 # ---- what a run prints before it trains ------------------------------------------------------------------------------
