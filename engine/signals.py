@@ -89,7 +89,7 @@ def _give_back(handlers: dict) -> None:
 
 @contextlib.contextmanager
 def held():
-    """While it is entered, signals that ask to stop wait; a process that is started inside begins without them."""
+    """While it is entered, this thread gets no signal that asks to stop, nor does a process that is started inside."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
     try:
         yield
