@@ -13,8 +13,8 @@ from util import InputError
 
 EXIT_STOPPED = 75  # asked to stop, all saved, to be started again: EX_TEMPFAIL of sysexits.h
 
-# process groups on the host, over gloo, beside the one that gradients take: `host` for the run's own words, `watch`,
-# which has no time limit, for finding out who hangs, once the others are broken, and for the end of a run
+# process groups on the host, over gloo, beside the one that gradients take: `host` for the run's own words, `watch` for
+# finding out who hangs, once the others are broken, `end`, without a time limit, for the end of a run
 groups = {}
 
 
@@ -100,7 +100,7 @@ def barrier() -> None:
 def wait_for_all() -> None:
     """At the end of a run: wait for the others without a limit, since the main process may have much to do alone."""
     if world_size() > 1:
-        dist.barrier(group=groups["watch"])
+        dist.barrier(group=groups["end"])
 
 
 def end_at_once(code: int) -> None:

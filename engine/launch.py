@@ -204,7 +204,8 @@ def _meet(local_rank: int, meeting: Meeting) -> None:
         raise InputError(_no_meeting(meeting, str(error))) from None
     if distributed.world_size() > 1:
         distributed.groups["host"] = dist.new_group(backend="gloo", timeout=limit)
-        distributed.groups["watch"] = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+        distributed.groups["watch"] = dist.new_group(backend="gloo", timeout=limit)
+        distributed.groups["end"] = dist.new_group(backend="gloo", timeout=timedelta(days=365))
 
 
 def _no_meeting(meeting: Meeting, reason: str) -> str:

@@ -207,4 +207,4 @@ def test_the_last_command_draws_it(monkeypatch, own):
     words = own.commands[4].removeprefix("python -m figures.embedding ")
     assert len(own.commands) == 5
     run(monkeypatch, own.root, f"{words} --num_workers 0", "figures.embedding")
-    assert (own.root / "mine.png").read_bytes().startswith(b"\x89PNG")
+    assert (own.root / "save/mine.png").read_bytes().startswith(b"\x89PNG")

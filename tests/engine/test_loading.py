@@ -223,7 +223,7 @@ def test_a_signal_to_the_whole_group_while_loader_processes_start_is_for_the_one
 def test_signals_that_come_while_they_are_held_come_afterwards():
     with signals.StopSignals() as stop:
         with signals.held():
-            signal.raise_signal(signal.SIGUSR1)  # to this thread: another one may take what goes to the process
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)  # another thread would take it at once
             assert stop.asked is None
         assert stop.asked == "SIGUSR1"
 
