@@ -104,6 +104,7 @@ def test_a_run_killed_twenty_times_ends_equal_to_the_bit_to_one_left_alone(tmp_p
     check_that_kills_leave_no_trace(tmp_path, f"{RUN} --epochs 10 --num_workers {workers}", kills=24)
 
 
+@pytest.mark.slow  # tests/engine/test_speed.py has it inside one process
 def test_the_number_of_loader_processes_changes_no_weight(tmp_path):
     for workers in (0, 3):
         finish(tmp_path / str(workers), f"{FEW_STEPS} --epochs 1 --num_workers {workers}")

@@ -321,7 +321,8 @@ def test_random_is_another_word_for_noise(monkeypatch, tmp_path):
     assert (a != r).any()
 
 
-@pytest.mark.parametrize("transformers_first", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow  # two commands that import transformers
+@pytest.mark.parametrize("transformers_first", [False, True])
 def test_hugging_faces_package_of_the_same_name_is_not_in_the_way(tmp_path, encoder, transformers_first):
     """As where `pip install datasets` was run: a package and its metadata in site-packages."""
     (tmp_path / "site" / "datasets").mkdir(parents=True)

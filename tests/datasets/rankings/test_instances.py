@@ -71,6 +71,7 @@ def precision(monkeypatch, folder, name, options) -> float:
     return result(folder, f"retrieval_path_{name}_*")["metrics"]["coarse"]["mAP"]
 
 
+@pytest.mark.slow
 def test_crops_of_one_photograph_retrieve_each_other_after_training_on_groups(monkeypatch, tmp_path):
     make_crops(tmp_path / "mine")
     ranked = precision(monkeypatch, tmp_path, "ranked", f"{SHORT} --seed 1")
