@@ -46,6 +46,11 @@ class InputError(ValueError):
         super().__init__(message.rsplit("InputError: ", 1)[-1].strip().replace("\n", "\\n"))
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def fault(error: BaseException) -> str | None:
     """One line for bad input, a full disk, a lack of permission or memory, a lost loader process; None for others."""
     if isinstance(error, InputError):
@@ -160,14 +165,6 @@ def nearest(word: str, known: Iterable[object]) -> str:
     """ "; did you mean X?" for the end of an error, X being the known word that is spelt most like it; else ""."""
     found = closest(word, known)
     return f"; did you mean {found}?" if found else ""
-
-
-def huge_pages() -> None:
-    """Let torch ask Linux for pages of 2 MB for large tensors on the CPU: the first touch of a batch costs a quarter.
-
-    A setting of torch's own (THP_MEM_ALLOC_ENABLE), looked at when the first tensor is made; the user's stands.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def seed_everything(seed: int) -> None:

@@ -18,11 +18,11 @@ from PIL import Image
 from torchvision import transforms
 
 import datasets
-import util
 from benchmarks import report
 from datasets import decoding, packed, packing
 from datasets.augmentation import Augmentation
 from datasets.views import Views
+from engine import config
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -143,7 +143,7 @@ def main():
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    util.huge_pages()  # as training does; the published pipeline has them, too
+    config.huge_pages()  # as training does; the published pipeline has them, too
     with tempfile.TemporaryDirectory() as scratch:
         root = args.images or Path(scratch, "photographs")
         if not args.images:

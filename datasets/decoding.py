@@ -99,8 +99,7 @@ def _damage_named(name):
     except (InputError, MemoryError):
         raise
     except Exception as error:  # a damaged file meets each decoder in its own way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        reason = re.sub(r" <_io\..*", "", reason)  # the memory address that PIL names
+        reason = re.sub(r" <_io\..*", "", util.reason(error))  # the memory address that PIL names
         raise InputError(f"{name}: not a readable image ({reason})") from None
 
 
@@ -128,12 +127,8 @@ def find_damage(paths: list, show: bool = True) -> dict[int, str]:
 
 
 def write_list(path: Path, images: list) -> None:
-    """A list of images that --skip_images takes: whole paths, each once, one a line.
-
-    images: paths, or lines of such a list.
-    """
-    paths = (texts.path_of(i) if isinstance(i, str) and i[:1] == i[-1:] == '"' else i for i in images)
-    lines = dict.fromkeys(texts.path_line(os.path.abspath(path)) for path in paths)
+    """A list of images that --skip_images takes: whole paths, each once, one a line."""
+    lines = dict.fromkeys(texts.path_line(os.path.abspath(image)) for image in images)
     util.write_file(path, "".join(f"{line}\n" for line in lines).encode())
 
 

@@ -105,10 +105,6 @@ class PackedImage:
     def __str__(self) -> str:
         return f"{self.pack.path}: {self.pack.names[self.row]}"
 
-    @property
-    def file(self) -> Path:
-        return self.pack.path
-
     def pixels(self) -> Tensor:
         """[H, W, 3] uint8."""
         content = self.pack.bytes(self.row)

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from util import InputError
+from util import InputError, reason
 
 DELIMITERS = ",;\t"
 # byte-order mark -> encoding; the mark of UTF-32 begins with that of UTF-16
@@ -127,7 +127,7 @@ def read_yaml(path: Path, source: str, as_written: bool = False) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a character that YAML has not, a date that is none
         line = text.count("\n", 0, getattr(error, "position", 0)) + 1
         where = f", line {line}" if hasattr(error, "position") else ""
-        raise InputError(f"{source}{where}: not readable as YAML ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{source}{where}: not readable as YAML ({reason(error)})") from None
 
 
 @cache

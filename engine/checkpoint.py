@@ -135,7 +135,8 @@ def sha256(path: Path) -> str:
 def check_sums(path: Path) -> None:
     """Raise BadZipFile where a file of torch.save is damaged.
 
-    torch.load does not look at the CRC-32 that its zip files hold for each record: flipped bits would load."""
+    torch.load does not look at the CRC-32 that its zip files hold for each record: flipped bits would load.
+    """
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"  # as torch.load tells its two formats apart
     if zipped:

@@ -33,6 +33,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def will_be_main(node: int = 0) -> bool:
+    """Before processes meet: whether this one will be the main process. node: its node's number, from 0."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", node))) == 0
+
+
 def say(text: str) -> None:
     """A line from the main process; none where there is nothing to say."""
     if text and is_main():

@@ -29,8 +29,9 @@ class Board:
             self.writer.flush()
         except Exception as error:  # of a disk, of TensorBoard's thread, of what is drawn
             self.broken = True
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self.say(f"TensorBoard in {self.folder}: {reason}; nothing more is shown there, the run goes on")
+            self.say(
+                f"TensorBoard in {self.folder}: {util.reason(error)}; nothing more is shown there, the run goes on"
+            )
 
     def _of_thread(self, fault) -> None:
         """Instead of the traceback of TensorBoard's thread that writes: its next call raises the same."""

@@ -78,7 +78,7 @@ def launch(worker: Callable[[torch.device], None], processes: Processes, trainin
 
 def _launch(worker, processes: Processes) -> None:
     cuda, env = torch.cuda.is_available(), os.environ
-    if not cuda and env.get("RANK", env.get("SLURM_PROCID", "0")) == "0":
+    if not cuda and distributed.will_be_main():
         print("no CUDA device: this runs on the CPU", file=sys.stderr)
     backend = processes.backend.lower() if cuda else "gloo"
     if backend not in ("nccl", "gloo"):

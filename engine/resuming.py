@@ -1,5 +1,6 @@
 """Going on with a checkpoint: all of its content is held against the run before any of it is used."""
 
+import itertools
 import random
 from collections.abc import Iterator
 from numbers import Real
@@ -35,14 +36,14 @@ def check(state: dict, model: nn.Module, optimizer: torch.optim.SGD, counts: tup
     """Raise InputError, one line that begins with `flag`, where a checkpoint's content is not what a run of this model
     and optimiser saves; nothing is changed.
 
-    counts: the run's training images, classes, and steps an epoch (None: they are not the checkpoint's).
+    counts: the run's classes, and steps an epoch (None: they are not the checkpoint's).
     """
-    images, classes, steps = counts
-    for fault in (
-        *_progress(state, steps),
-        *_optimizer(state["optimizer"], optimizer),
-        *_processes(state.get("processes") or [], images),
-        *_bank(state["model"], model, classes),
+    classes, steps = counts
+    for fault in itertools.chain(
+        _progress(state, steps),
+        _optimizer(state["optimizer"], optimizer),
+        _processes(state.get("processes") or []),
+        _bank(state["model"], model, classes),
     ):
         raise InputError(f"{flag}: {fault}; it is no checkpoint of this code, or was changed")
 
@@ -104,7 +105,7 @@ def _parameters(optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _processes(processes, images: int) -> Iterator[str]:
+def _processes(processes) -> Iterator[str]:
     if not isinstance(processes, list) or not all(isinstance(p, dict) for p in processes):
         yield "its entry processes is no list of what each process had"
         return

@@ -40,8 +40,7 @@ def wait_for_predecessor(args, method: str, name: str | None) -> None:
 
     name: None where it is known only later.
     """
-    first = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", args.rank))) == 0
-    if first and name and _is_plain(name) and goes_on_by_itself(args):
+    if distributed.will_be_main(args.rank) and name and _is_plain(name) and goes_on_by_itself(args):
         locking.wait_until_free(folder_of(args, method, name), locking.WAIT_SECONDS, print)
 
 
@@ -137,8 +136,7 @@ class Run:
         if state.get("encoder") != self.facts.get("encoder"):
             raise InputError(f"{flag}: was trained on the features of another --ckpt")
         steps = len(self.sampler) if state.get("order") == self._order() else None
-        counts = self.sampler.count, len(self.facts["classes"]), steps
-        resuming.check(state, self.model, self.optimizer, counts, flag)
+        resuming.check(state, self.model, self.optimizer, (len(self.facts["classes"]), steps), flag)
         checkpoint.load_strictly(self.model, state["model"], flag)
         resuming.take_momenta(state["optimizer"], self.optimizer)
         if state.get("scaler"):

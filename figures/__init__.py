@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import util
+
 
 def pyplot() -> ModuleType:
     """matplotlib.pyplot without a screen, imported where something is drawn."""
@@ -22,6 +24,5 @@ def shown(draw: Callable, path: Path, *what) -> str:
     try:
         draw(path, *what)
     except Exception as error:  # of a disk, of a font, of matplotlib
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return f"; {path.name} cannot be drawn ({reason})"
+        return f"; {path.name} cannot be drawn ({util.reason(error)})"
     return f" and {path.name}"

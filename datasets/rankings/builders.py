@@ -13,7 +13,7 @@ import datasets
 from datasets import folders, rankings
 from datasets.folders import existing_folder
 from datasets.rankings import files, pooling
-from util import InputError
+from util import InputError, reason
 
 ENCODER = "sentence-transformers/all-distilroberta-v1"
 
@@ -47,7 +47,7 @@ def text_encoder(name: str) -> TextEncoder:
 
     Raises InputError if it cannot be had, or pools in a way that is not known.
     """
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():  # no name of the hub: ask nobody
+    if name.startswith((".", "/", "~")):  # no name of the hub: ask nobody
         existing_folder(Path(name).expanduser(), f"--model {name}")
     from transformers import AutoModel, AutoTokenizer
 
@@ -58,9 +58,8 @@ def text_encoder(name: str) -> TextEncoder:
     except InputError:
         raise
     except Exception as error:  # no such folder, no network, a damaged file: transformers has an exception for each
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"--model {name}: cannot be loaded ({reason}); fetch it where there is a network, with "
+            f"--model {name}: cannot be loaded ({reason(error)}); fetch it where there is a network, with "
             f"`hf download {ENCODER} --local-dir FOLDER`, and give --model FOLDER"
         ) from None
     revision = getattr(model.config, "_commit_hash", None) or "local folder"

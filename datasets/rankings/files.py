@@ -119,7 +119,7 @@ def _read_npz(path, flag):
             table, names = file["similarity"].astype(np.float64), [str(c) for c in file["classes"].reshape(-1)]
     except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{flag} {path}: not readable as arrays `similarity` and `classes` ({str(error).splitlines()[0]})"
+            f"{flag} {path}: not readable as arrays `similarity` and `classes` ({util.reason(error)})"
         ) from None
     return table, names, names
 

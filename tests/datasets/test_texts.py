@@ -257,7 +257,8 @@ def test_a_path_with_any_character_is_one_line_of_the_list_and_is_read_back(monk
     assert texts.read_paths(tmp_path / "list.txt", "") == [str(path) for path in paths[:2]]
     data = datasets.build("path", tmp_path / "mine", skip=tmp_path / "list.txt")
     assert data.images == [str(paths[2])]
-    decoding.write_list(tmp_path / "list.txt", [*lines, str(paths[2])])  # as a list in use grows
+    known = texts.read_paths(tmp_path / "list.txt", "")
+    decoding.write_list(tmp_path / "list.txt", [*known, str(paths[2])])  # as a list in use grows
     assert len((tmp_path / "list.txt").read_text().splitlines()) == 3
     assert texts.read_paths(tmp_path / "list.txt", "") == [str(path) for path in paths]
 
