@@ -12,7 +12,6 @@ import util  # first: where packages are missing it says what to do
 # isort: split
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import TensorDataset
 
 import datasets
 from datasets import augmentation
@@ -62,8 +61,10 @@ def worker(args, device):
     if args.compile:
         encoder.compile()
     if args.cache_features:
-        train = TensorDataset(*frozen.features(net, train, "training", how, cache))
-        test = TensorDataset(*frozen.features(net, test, "validation", how, cache))
+        train, test = (
+            loading.Resident(*(x.to(device) for x in frozen.features(net, data, title, how, cache)))
+            for data, title in ((train, "training"), (test, "validation"))
+        )
         encoder = nn.Identity()
     else:
         if skip:

@@ -79,7 +79,7 @@ def worker(args, device):
     two_views = augmentation.Augmentation(size, mean, std, spec.crop_scale, spec.flip, spec.colour)
     views = loading.augmented(data, two_views, args.seed, args.augment_on, device)
     loader, sampler = loading.training_loader(views, how, args.seed)
-    timed, watch = watching.Timed(loader), watching.Watch(views, held_out, args.knn_freq, args.epochs, how)
+    watch = watching.Watch(views, held_out, args.knn_freq, args.epochs, how)
     model = build_model(args, criterion, device, how.memory_format)
     wrapped = training.parallel(model)
     stepper = options.stepper(args, model, device)
@@ -92,11 +92,10 @@ def worker(args, device):
         return terms.loss(), terms.per_rank()
 
     for epoch in run.epochs():
-        loss, per_rank, images_per_second = training.train_epoch(run, timed, step, stepper, epoch)
-        time_spent = timed.scalars()
+        loss, per_rank, images_per_second = training.train_epoch(run, loader, step, stepper, epoch)
         known = model.bank.labels[model.bank.labels >= 0], model.bank.labels  # of anchors as in the bank
         positives, chance = criterion.positives_per_anchor(*known), criterion.chance(*known, args.feat_dim).tolist()
-        scalars = {"loss": loss, "learning_rate": stepper.optimizer.param_groups[0]["lr"], **time_spent}
+        scalars = {"loss": loss, "learning_rate": stepper.optimizer.param_groups[0]["lr"], **loader.scalars()}
         scalars |= {f"loss_rank_{r}": x for r, x in enumerate(per_rank)}
         scalars |= {f"chance_rank_{r}": x for r, x in enumerate(chance)}
         scalars |= {f"positives_rank_{r}": x for r, x in enumerate(positives.tolist())}

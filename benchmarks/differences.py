@@ -18,7 +18,7 @@ from torchvision.transforms import functional as pil
 
 import evaluation
 from benchmarks import report
-from datasets.augmentation import DRAWS, ORDERS, Augmentation, crop
+from datasets.augmentation import DRAWS, ORDERS, Augmentation, crop, finish
 from engine.optimisation import Schedule
 
 NOISE = 6.0  # of the features that are probed
@@ -50,7 +50,7 @@ def views(count: int, size: int, side: int, colour: bool) -> torch.Tensor:
         box, look = recipe.box(uniform[0], side, side), recipe.look(uniform)
         cut = torch.empty(1, 3, size, size, dtype=torch.uint8)
         crop(torch.from_numpy(np.array(image)), box, cut)
-        ours = 255 * recipe.finish(cut, look) if colour else cut.float()
+        ours = 255 * finish(cut, look, recipe.mean, recipe.std) if colour else cut.float()
         theirs = torch.from_numpy(published_view(image, box, look[0], size, colour).copy()).permute(2, 0, 1)
         found.append((ours[0] - theirs).abs().flatten())
     return torch.cat(found)

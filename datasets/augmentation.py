@@ -16,6 +16,7 @@ from torch import Tensor
 ORDERS = tuple(itertools.permutations(range(4)))  # of brightness, contrast, saturation, hue
 TRIES = 10  # of a crop that fits the image, as in torchvision
 DRAWS = 2 * TRIES + 10  # numbers a view
+GREY = (0.2989, 0.587, 0.114)  # weights of red, green and blue in luma, as in torchvision
 LOOK = ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "order", "grey")
 
 # Pixels of a view that `finish` works on at a time on a CPU, for its caches.
@@ -64,10 +65,6 @@ class Augmentation:
         ]
         return torch.from_numpy(np.stack(columns, -1).astype(np.float32))
 
-    def finish(self, views: Tensor, look: Tensor, memory_format=torch.contiguous_format) -> Tensor:
-        """`finish` with this mean and standard deviation."""
-        return finish(views, look, self.mean, self.std, memory_format)
-
 
 def crop(pixels: Tensor, box, out: Tensor) -> None:
     """Resize a box of an image [H, W, 3] to `out` [1, 3, S, S], of either layout; uint8; bilinear, antialiased.
@@ -91,7 +88,8 @@ _resize = torch.ops.aten._upsample_bilinear2d_aa.out
 
 def grey(x: Tensor) -> Tensor:
     """[n, 1, H, W] luma."""
-    return x[:, :1].mul(0.2989).add_(x[:, 1:2], alpha=0.587).add_(x[:, 2:], alpha=0.114)
+    red, green, blue = GREY
+    return x[:, :1].mul(red).add_(x[:, 1:2], alpha=green).add_(x[:, 2:], alpha=blue)
 
 
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
@@ -139,7 +137,7 @@ def finish(views: Tensor, look: Tensor, mean, std, memory_format=torch.contiguou
     order = torch.where(look[:, 1] > 0, look[:, 6], -1)  # views of one order are worked on together
     by_order = order.argsort(stable=True)
     look = look[by_order]
-    rows_there, look_there = (x.to(views.device, non_blocking=True) for x in (by_order, look))
+    rows_there, look_there = (there(x, views.device) for x in (by_order, look))
     most = max(1, BLOCK // views[0, 0].numel()) if views.device.type == "cpu" else len(views)
     first = 0
     for o, count in zip(*(x.tolist() for x in order.unique(return_counts=True)), strict=True):
@@ -152,6 +150,11 @@ def finish(views: Tensor, look: Tensor, mean, std, memory_format=torch.contiguou
             out.index_copy_(0, rows_there[block], x)
         first += count
     return out
+
+
+def there(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device; to a GPU from pinned memory, so that the host does not wait."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 def _finish_block(x, look, look_there, order):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets import ImageData
+from datasets import ImageData, augmentation
 from datasets.augmentation import DRAWS, Augmentation, crop
 from util import keyed_generator
 
@@ -44,10 +44,13 @@ class Views(Dataset):
         images = crops, a.look(uniform.swapaxes(0, 1))
         return self.finish(*images) if self.finished else images, labels
 
-    def finish(self, crops: torch.Tensor, look: torch.Tensor, memory_format=torch.contiguous_format) -> torch.Tensor:
-        """[V, n, 3, S, S] float32 views, or [n, 3, S, S] of a single one, from crops and their parameters."""
+    def finish(self, crops, look, memory_format=torch.contiguous_format, finish=augmentation.finish) -> torch.Tensor:
+        """[V, n, 3, S, S] float32 views, or [n, 3, S, S] of a single one, from crops and their parameters.
+
+        finish: as `augmentation.finish`.
+        """
         flat = crops.flatten(0, 1) if self.finished else crops.flatten(0, 1).permute(0, 3, 1, 2)
-        views = self.augmentation.finish(flat, look.flatten(0, 1), memory_format)
+        views = finish(flat, look.flatten(0, 1), self.augmentation.mean, self.augmentation.std, memory_format)
         return views.unflatten(0, crops.shape[:2]) if len(crops) > 1 else views
 
 

@@ -10,6 +10,7 @@ import util
 from datasets.decoding import find_damage
 from datasets.views import Views, as_it_is
 from engine import distributed, signals, waiting
+from engine.batches import Batches
 from util import InputError
 
 
@@ -168,9 +169,7 @@ class Loader(DataLoader):
         """torch's own warning, at every start of an epoch's loader."""
 
     def __iter__(self):
-        for batch in self.arriving(wait=True):
-            if batch is not None:
-                yield batch
+        yield from (batch for batch in self.arriving(wait=True) if batch is not None)
 
     def arriving(self, wait: bool = False):
         """The batches, and None whenever one has not come for some seconds. With `wait`, for who saves nothing in the
@@ -210,59 +209,14 @@ def _timed_out(error: RuntimeError) -> bool:
     return str(error).startswith("DataLoader timed out")
 
 
-class Batches:
-    """A training loader's batches, on the device and finished: (images, labels), or None where one has not come yet.
+class Resident(TensorDataset):
+    """Features and labels that lie on the device, once for all epochs; a batch of them is taken there."""
 
-    On CUDA the next batch is copied, on a stream of its own, while the device works on this one.
-    """
-
-    def __init__(self, loader, device, memory_format):
-        self.loader, self.dataset, self.device, self.memory_format = loader, loader.dataset, device, memory_format
-        # one for all epochs: CUDA's allocator keeps the blocks of each stream apart
-        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self):
-        arriving = self.loader.arriving()
-        if self.device.type != "cuda":
-            yield from (batch and self._finished(batch) for batch in arriving)
-            return
-        ahead = None
-        for batch in arriving:
-            now, ahead = ahead, None
-            if batch is not None:
-                with torch.cuda.stream(self.copies):
-                    ahead = self._moved(batch), self.copies.record_event()
-            if now is not None or batch is None:
-                yield now and self._copied(*now)
-        if ahead is not None:
-            yield self._copied(*ahead)
-
-    def _copied(self, moved, copied):
-        torch.cuda.current_stream().wait_event(copied)
-        return self._finished(moved)
-
-    def _moved(self, batch):
-        images, labels = batch
-        if isinstance(images, torch.Tensor):
-            images = images.to(self.device, non_blocking=True)
-        else:  # the parameters stay on the CPU, where what is to be done is read from them
-            images = images[0].to(self.device, non_blocking=True), images[1]
-        return images, labels.to(self.device, non_blocking=True)
-
-    def _finished(self, batch):
-        images, labels = batch
-        for x in (images if isinstance(images, torch.Tensor) else images[0], labels):
-            if x.is_cuda:
-                x.record_stream(torch.cuda.current_stream())  # its memory may not be used again before
-        if not isinstance(images, torch.Tensor):
-            return self.dataset.finish(*images, self.memory_format), labels
-        if images.ndim >= 4 and self.memory_format == torch.channels_last:
-            flat = images.flatten(0, -4).contiguous(memory_format=self.memory_format)
-            images = flat.unflatten(0, images.shape[:-3])
-        return images, labels
+    def __getitem__(self, indices: list[int]):
+        index = torch.tensor(indices)
+        if self.tensors[0].is_cuda:  # from pinned memory the host waits for no copy
+            index = index.pin_memory().to(self.tensors[0].device, non_blocking=True)
+        return tuple(x.index_select(0, index) for x in self.tensors)
 
 
 def share_loader(data, loading: Loading):

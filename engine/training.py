@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
 import util
-from engine import distributed, loading, watching
+from engine import distributed, loading
 from engine.optimisation import FiniteGuard, Stepper
 from util import InputError
 
@@ -148,9 +148,8 @@ def classification_epoch(run, loader, step: Callable, validation: Callable, step
 
     validation() -> top-1 and top-5 accuracy in percent.
     """
-    timed = watching.Timed(loader)
-    loss, (top1, top5), images_per_second = train_epoch(run, timed, step, stepper, epoch)
-    scalars = {"loss": loss, "learning_rate": stepper.optimizer.param_groups[0]["lr"], **timed.scalars()}
+    loss, (top1, top5), images_per_second = train_epoch(run, loader, step, stepper, epoch)
+    scalars = {"loss": loss, "learning_rate": stepper.optimizer.param_groups[0]["lr"], **loader.scalars()}
     if not isinstance(loader.dataset, TensorDataset):
         scalars |= loading.report_damage(run, loader.dataset.data, stepper.device)
     scalars |= {"train_top1": 100 * top1, "train_top5": 100 * top5}

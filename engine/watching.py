@@ -1,10 +1,8 @@
-"""What a contrastive run shows of itself: time spent waiting for data, how its embeddings lie, kNN accuracy, pictures.
+"""What a contrastive run shows of itself: advice on waiting for data, how its embeddings lie, kNN accuracy, pictures.
 
-Nothing here touches a training step: the waiting is timed on the host, all else is measured between epochs, in the main
-process, on the same few images every time.
+Nothing here touches a training step: all is measured between epochs, in the main process, on the same few images every
+time.
 """
-
-import time
 
 import numpy as np
 import torch
@@ -20,33 +18,6 @@ from engine.loading import Loader, Loading
 ADVISE_ABOVE, ADVISE_AFTER = 0.25, 60.0  # share of the time, seconds of training
 PAIRS = 128  # training images whose two views are measured
 PROJECTED = 512  # images in the projector
-
-
-class Timed:
-    """A loader whose user's waiting is timed: `scalars` gives seconds and the share spent in the loader."""
-
-    def __init__(self, loader):
-        self.loader, self.begin, self.waited = loader, 0.0, 0.0
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    @property
-    def dataset(self):
-        return self.loader.dataset
-
-    def __iter__(self):
-        self.begin, self.waited = time.perf_counter(), 0.0
-        asked = self.begin
-        for batch in self.loader:
-            self.waited += time.perf_counter() - asked
-            yield batch
-            asked = time.perf_counter()
-
-    def scalars(self) -> dict[str, float]:
-        """Of the epoch that has just ended."""
-        seconds = max(time.perf_counter() - self.begin, 1e-9)
-        return {"seconds": seconds, "waiting_for_data": self.waited / seconds}
 
 
 def advice(waiting: float, seconds: float, workers: int) -> str:

@@ -6,17 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+HELD = 2**24  # numbers of features that wait on the device to be copied at once: 64 MB
+
 
 @torch.no_grad()
 def extract(
     encoder: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
-    """Features [n, d] (float32, before the head, not normalised) and labels [n] of batches, on the CPU."""
+    """Features [n, d] (float32, before the head, not normalised) and labels [n] of batches, on the CPU.
+
+    The host waits for the device once in many batches, when HELD numbers lie there.
+    """
     encoder.eval()
-    features, labels = [], []
+    features, labels, held = [], [], []
     for images, y in batches:
-        features.append(encoder(images.to(device, non_blocking=True)).float().cpu())
+        held.append(encoder(images.to(device, non_blocking=True)).float())
         labels.append(y)
+        if sum(x.numel() for x in held) >= HELD:
+            features.append(torch.cat(held).cpu())
+            held.clear()
+    if held:
+        features.append(torch.cat(held).cpu())
     return torch.cat(features), torch.cat(labels)
 
 

@@ -1,42 +1,79 @@
-"""One thread a test process, since pytest runs two of them; what several files of tests begin with."""
+"""One thread a test process, since pytest runs several; what several files of tests begin with.
 
+The process that hands out the tests reads this file too, and waits for nothing: torch is imported where tests run.
+"""
+
+import fcntl
 import math
 import os
+import shutil
 import signal
 
 import pytest
-import torch
-from commands import run
 
-import losses
-from engine import checkpoint, watching
-from networks import resnet
+# Whole commands in processes of their own: begun first, so that no worker is left with them at the end.
+LONG = (
+    "test_survival", "test_evaluation_scripts", "test_documented_evaluations", "test_main_supcon", "test_prepare",
+    "test_processes", "test_evaluation_input", "test_reproduce",
+)  # fmt: skip
 
 os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
-watching.PAIRS, watching.PROJECTED = 16, 16  # what a run shows of itself took a third of the shortest ones
 # tests send these; a suite that a script starts in the background would have its processes ignore Ctrl-C
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, signal.SIG_DFL)
 
 
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_threads_and_pictures():
+    import torch
+
+    from engine import watching
+
+    torch.set_num_threads(1)
+    watching.PAIRS, watching.PROJECTED = 16, 16  # what a run shows of itself took a third of the shortest ones
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
-    """A cross-entropy model of the digits, the default recipe in fewer epochs, and an encoder with random weights."""
-    root = tmp_path_factory.mktemp("digits")
+    """A cross-entropy model of the digits, the default recipe in fewer epochs, and an encoder with random weights.
+
+    Trained once for all workers of pytest; each has a copy.
+    """
+    own = tmp_path_factory.getbasetemp()
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with open(common / "digits.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (common / "digits").exists():
+            _train_digits(common / "training")
+            (common / "training").rename(common / "digits")
+    return shutil.copytree(common / "digits", own / "digits_copied")
+
+
+def _train_digits(root):
+    import torch
+    from commands import run
+
+    from engine import checkpoint
+    from networks import resnet
+
+    root.mkdir()
     with pytest.MonkeyPatch.context() as monkeypatch:
         run(monkeypatch, root, "--exp_name ce --epochs 6 --save_freq 5", "main_ce")
     torch.manual_seed(0)
     random = {f"encoder.{k}": v for k, v in resnet.encoder("resnet20").state_dict().items()}
     (root / "random").mkdir()
     checkpoint.save(root / "random" / "last.pth", {"model": random, "options": {"model": "resnet20"}})
-    return root
 
 
 @pytest.fixture
 def use_head(monkeypatch):
     """Chooses the way through the loss, makes the other one an error, and gives the temperatures that go with it."""
+    import losses
 
     def choose(head):
         def wrong(*_):

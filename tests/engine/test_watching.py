@@ -13,34 +13,6 @@ from engine import runs, watching
 from losses import RINCELoss
 
 
-class Clock:
-    """time.perf_counter, and a loader of three batches of which each takes a second."""
-
-    now, dataset = 100.0, "data"
-
-    def perf_counter(self):
-        return self.now
-
-    def __len__(self):
-        return 3
-
-    def __iter__(self):
-        for i in range(3):
-            self.now += 1
-            yield i
-
-
-def test_time_in_the_loader_is_told_from_time_in_the_step_epoch_by_epoch(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(watching, "time", clock)
-    timed = watching.Timed(clock)
-    for in_step, share in ((0, 1.0), (3, 0.25)):
-        for _ in timed:
-            clock.now += in_step
-        assert timed.scalars() == {"seconds": 3 + 3 * in_step, "waiting_for_data": share}
-    assert (len(timed), timed.dataset) == (3, "data")
-
-
 def test_advice_is_given_for_much_waiting_on_a_training_of_some_length_alone():
     assert "give more --num_workers (now 2" in watching.advice(0.4, 300, 2)
     assert "40 % of the time" in watching.advice(0.4, 300, 2)

@@ -5,7 +5,7 @@ import reference
 import torch
 import torch.nn.functional as F
 
-from evaluation import alignment, knn_accuracy, uniformity
+from evaluation import alignment, features, knn_accuracy, uniformity
 
 
 def unit(seed, rows, dim=5):
@@ -39,3 +39,11 @@ def test_knn_accuracy_of_nothing_is_an_error():
     for queries, gallery in ((0, 3), (3, 0)):
         with pytest.raises(ValueError, match="needs queries and a gallery"):
             knn_accuracy(torch.ones(queries, 2), torch.zeros(queries), torch.ones(gallery, 2), torch.zeros(gallery))
+
+
+@pytest.mark.parametrize("held", [1, 50, 10**6])
+def test_features_come_in_order_however_many_wait_on_the_device(monkeypatch, held):
+    monkeypatch.setattr(features, "HELD", held)
+    batches = [(torch.full((n, 4), float(i)), torch.full((n,), i)) for i, n in enumerate((5, 5, 5, 2))]
+    x, y = features.extract(torch.nn.Identity(), batches, "cpu")
+    assert x[:, 0].tolist() == y.tolist() == [0.0] * 5 + [1] * 5 + [2] * 5 + [3] * 2
