@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import datasets
 from datasets import augmentation
-from engine import checkpoint, config, distributed, loading, options, results, runs, training
+from engine import checkpoint, config, distributed, loading, memory, options, results, runs, training
 from engine.launch import launch
 from engine.optimisation import in_force
 from networks.classifier import Classifier
@@ -67,8 +67,8 @@ def worker(args, device):
     model = Classifier(encoder, len(train.classes))
     model = training.prepared(model, device, how.memory_format, args.compile)
     wrapped = training.parallel(model)
-    validation = partial(training.validate, model, loading.share_loader(test, how), device)
     stepper = options.stepper(args, model, device)
+    validation = partial(training.validate, model, loading.share_loader(test, how), stepper)
     facts = {"classes": train.classes, "size": size, "mean": list(mean), "std": list(std)}
     run.begin(model, stepper, sampler, facts, train)
     run.say(f"cross-entropy: {len(train.classes)} classes, {len(train)} training and {len(test)} validation images")
@@ -78,8 +78,13 @@ def worker(args, device):
         share = training.share_of_batch(labels, args.batch_size)
         return share * F.cross_entropy(logits.float(), labels), share * training.accuracy(logits, labels)
 
-    for epoch in run.epochs():
-        training.classification_epoch(run, loader, step, validation, stepper, epoch)
+    def needs():
+        encoder = training.build_encoder(args.model, spec.small, "meta")
+        return memory.of_training(encoder, size, stepper.precision, args.batch_size)
+
+    with memory.within(device, needs):
+        for epoch in run.epochs():
+            training.classification_epoch(run, loader, step, validation, stepper, epoch)
     run.close()
     if distributed.is_main():
         metrics = {"best": run.best, "last": run.latest}

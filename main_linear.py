@@ -78,8 +78,8 @@ def worker(args, device):
     loader, sampler = loading.training_loader(train, how, args.seed)
     classifier = nn.Linear(net.encoder.dim, len(facts["classes"])).to(device)
     model, wrapped = nn.Sequential(encoder, classifier).eval(), training.parallel(classifier)
-    validation = partial(training.validate, model, loading.share_loader(test, how), device)
     stepper = options.stepper(args, classifier, device, warm_for_batch=False)
+    validation = partial(training.validate, model, loading.share_loader(test, how), stepper)
     run.begin(classifier, stepper, sampler, facts, train)
     run.say(f"linear probe, {kind}: {len(facts['classes'])} classes on {net.encoder.dim} dimensions of {net.name}")
 

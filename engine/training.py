@@ -15,12 +15,13 @@ from engine.optimisation import FiniteGuard, Stepper
 from util import InputError
 
 
-def build_encoder(name: str, small_images: bool):
-    """networks.resnet.encoder, whose error is the user's."""
+def build_encoder(name: str, small_images: bool, device: str = "cpu"):
+    """networks.resnet.encoder, whose error is the user's. device: "meta" for its shapes alone."""
     from networks import resnet  # and with it torchvision's models: not before a network is built
 
     try:
-        return resnet.encoder(name, small_images)
+        with torch.device(device):
+            return resnet.encoder(name, small_images)
     except ValueError as error:
         raise InputError(f"--model {error}") from None
 
@@ -77,14 +78,18 @@ def _hits(logits, labels):
 
 
 @torch.no_grad()
-def validate(model, loader, device):
-    """top-1 and top-5 accuracy in percent over the shares of all processes; the model's mode is put back."""
-    was_training = model.training
+def validate(model, loader, stepper: Stepper):
+    """top-1 and top-5 accuracy in percent over the shares of all processes; the model's mode is put back.
+
+    In the training's precision, and in its layout, which convolutions take from their weights.
+    """
+    was_training, device = model.training, stepper.device
     model.eval()
     distributed.broadcast_buffers(model)  # every process judges the model that is saved
     right = torch.zeros(3, dtype=torch.float64, device=device)
     for images, labels in loader:
-        logits = model(images.to(device, non_blocking=True))
+        with stepper.autocast():
+            logits = model(images.to(device, non_blocking=True))
         labels = labels.to(device, non_blocking=True)
         right[:2] += _hits(logits, labels)
         right[2] += len(labels)

@@ -63,12 +63,13 @@ class Watch:
     """Measures a contrastive model between epochs and draws for TensorBoard, in the main process.
 
     views: the training images as two views each; held_out: training and validation set as evaluation sees them, of
-    which kNN accuracy is measured every `knn_freq` epochs and after the last of `epochs`; None: it is not.
+    which kNN accuracy is measured every `knn_freq` epochs and after the last of `epochs`; None: it is not. autocast:
+    the context that training's encoders run in, and here those of kNN.
     """
 
-    def __init__(self, views: Views, held_out, knn_freq: int, epochs: int, loading: Loading):
+    def __init__(self, views: Views, held_out, knn_freq: int, epochs: int, loading: Loading, autocast):
         self.data, self.held_out, self.loading = views.data, held_out, loading
-        self.knn_freq, self.epochs = knn_freq, epochs
+        self.knn_freq, self.epochs, self.autocast = knn_freq, epochs, autocast
         self.seed, self.augmentation, self.pairs = views.seed, views.augmentation, None  # drawn when first needed
 
     def _drawn(self, indices: list[int]) -> Tensor:
@@ -103,7 +104,8 @@ class Watch:
     def _features(self, model, data, most: int = 5000):
         chosen = Subset(data, spread(len(data), most))
         loader = Loader(chosen, self.loading.batch_size, **self.loading.of_loader())
-        return evaluation.extract(model.encoder, loader, self.loading.device)
+        with self.autocast():
+            return evaluation.extract(model.encoder, loader, self.loading.device)
 
     def draw_pairs(self, writer) -> None:
         """The grid of augmented pairs: what the loss is told are two views of one image."""

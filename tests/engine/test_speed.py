@@ -8,7 +8,7 @@ from commands import result, run
 import datasets
 from datasets.augmentation import Augmentation
 from datasets.views import Views
-from engine import loading
+from engine import loading, training
 from engine.optimisation import Schedule, Stepper, allow_tf32, precision
 
 CPU = torch.device("cpu")
@@ -73,16 +73,42 @@ def test_batches_come_finished_in_the_layout_of_the_convolutions(layout, finishe
     assert torch.equal(labels, want_labels)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_the_device_finishes_views_as_the_cpu_does():
-    views = Views(datasets.build("digits"), Augmentation(8, (0.5,) * 3, (0.2,) * 3), 0, finished=False)
-    found = {}
-    for device in (CPU, torch.device("cuda")):
-        loader, sampler = loading.training_loader(views, loading.Loading(64, 2, device, channels_last=True), seed=0)
-        sampler.set_epoch(1)
-        found[device.type] = [(images.cpu(), labels.cpu()) for images, labels in loader]
-    torch.testing.assert_close(found["cpu"], found["cuda"], atol=1e-4, rtol=1e-4)
+class Seen(torch.nn.Linear):
+    """Two features to two classes; keeps the precision that it ran in."""
+
+    def forward(self, x):
+        out = super().forward(x)
+        self.ran_in = out.dtype
+        return out
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_validation_runs_in_the_trainings_precision(precision):
+    model = Seen(2, 2)
+    torch.nn.init.eye_(model.weight)
+    stepper = Stepper(torch.optim.SGD(model.parameters(), 0.1), Schedule(0.1, 1, False), precision, CPU)
+    batches = [(torch.tensor([[9.0, 0], [0, 9]]), torch.tensor([0, 0]))]
+    assert training.validate(model, batches, stepper) == (50, 100)
+    assert model.ran_in == precision
+    assert model.training
+
+
+@pytest.mark.parametrize("script", ["main_linear", "main_ce", "main_supcon"])
+def test_compile_compiles_the_encoder_that_a_script_runs(monkeypatch, digits, tmp_path, script):
+    """Each compiled module is called for every batch of training; in the probe, the frozen encoder."""
+    calls = []
+
+    def compiled(call, **_):
+        def counted(*inputs):
+            calls.append(len(inputs[0]))
+            return call(*inputs)
+
+        return counted
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    ckpt = f"--ckpt {digits / 'save/SupCon/digits_models/ce'}" if script == "main_linear" else "--model resnet8"
+    run(monkeypatch, tmp_path, f"{ckpt} --compile --epochs 1 --batch_size 512", script)
+    assert calls.count(512) >= (4 if script == "main_supcon" else 2)
 
 
 @pytest.mark.parametrize(("choice", "tf32"), [("float32", False), ("tf32", True), ("auto", False)])

@@ -1,0 +1,125 @@
+"""What a training takes of a GPU's memory, worked out before it starts; and what to do where that is too much."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from engine import distributed
+from util import InputError, reason
+
+GB = 1e9
+# Estimates, by what is usual: CUDA's context and its libraries' workspaces, and what the allocator keeps in pieces.
+CONTEXT, PIECES = 1.0e9, 1.05
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes of a training in one process: `fixed`, and for each image of its part of the batch by what they are for."""
+
+    fixed: float
+    per_image: dict[str, float]
+    batch_size: int  # of all processes
+
+    def total(self, images: int) -> float:
+        """Bytes with so many images in this process."""
+        return PIECES * (self.fixed + images * sum(self.per_image.values())) + CONTEXT
+
+    def fits(self, memory: float) -> int:
+        """Images that so many bytes hold, a multiple of 8, of 64 where it is more than 128; 0: not even 8."""
+        most = int(((memory - CONTEXT) / PIECES - self.fixed) / sum(self.per_image.values()))
+        step = 64 if most > 128 else 8
+        return max(0, most // step * step)
+
+    def way_out(self, memory: float) -> str:
+        """What to do on GPUs of so many bytes each that do not hold the batch."""
+        fits = self.fits(memory)
+        if not fits:
+            return "give a smaller --size or --model: these GPUs hold not even 8 images"
+        gpus = math.ceil(self.batch_size / fits)
+        return f"about --batch_size {fits * distributed.world_size()} would fit, or {gpus} GPUs hold {self.batch_size}"
+
+    def line(self, memory: float) -> str:
+        """For the start of a run on GPUs that have so many bytes free."""
+        images = max(distributed.shares(self.batch_size))
+        parts = {name: images * x for name, x in self.per_image.items() if x} | {"weights": self.fixed}
+        total = self.total(images)
+        parts["CUDA's own"] = total - sum(parts.values())
+        text = (
+            f"memory: about {total / GB:.1f} GB of the {memory / GB:.1f} GB that are free on each GPU, for {images} "
+            f"images ({', '.join(f'{name} {x / GB:.1f}' for name, x in parts.items())})"
+        )
+        return text if total <= memory else f"warning: {text}; {self.way_out(memory)}"
+
+    def lack(self, error: torch.OutOfMemoryError, memory: float) -> InputError:
+        """What a GPU of so many bytes says when it has run out of them."""
+        return InputError(f"--batch_size {self.batch_size}: {reason(error)}; {self.way_out(memory)}")
+
+
+@contextlib.contextmanager
+def within(device: torch.device, needs: Callable[[], Needs]):
+    """A training in the block, on a CUDA device: what it takes is said before, and lack of memory is an InputError that
+    says what would fit. Elsewhere nothing is worked out.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    needs, (free, whole) = needs(), torch.cuda.mem_get_info(device)
+    distributed.say(needs.line(free))
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise needs.lack(error, whole) from None
+
+
+def of_training(
+    encoder: nn.Module, size: int, precision: torch.dtype, batch_size: int, bank: tuple[int, int] | None = None
+) -> Needs:
+    """What a training takes of the memory of each process.
+
+    encoder: on the meta device; size: of images [3, size, size]; precision: of its activations; batch_size: images of
+    all processes; bank: keys and their dimensions, where two views are contrasted with them; None: a classifier. The
+    head after the encoder is small beside it.
+    """
+    kept, largest = activations(encoder, size, precision)
+    weights = sum(x.numel() for x in encoder.parameters())
+    keys, dim = bank or (0, 0)
+    pixels = (2 if bank else 1) * 3 * size**2
+    per_image = {
+        "activations": kept,
+        "their gradients": 2 * largest,  # of a layer's output and of its input; a key encoder takes less
+        "images": 5 * pixels,  # finished, in float32, and as they came
+        "loss": 5 * 4 * keys,  # the similarities and what is made of them, at one time
+    }
+    copies = 4 + 4 + 4 + (4 if bank else 0) + (precision.itemsize if precision != torch.float32 else 0)
+    # weights, gradients, momenta, the key encoder's, those of autocast; the bank and its copy for backward
+    return Needs(weights * copies + 2 * 4 * keys * dim, per_image, batch_size)
+
+
+def activations(encoder: nn.Module, size: int, precision: torch.dtype) -> tuple[float, float]:
+    """Bytes an image that autograd keeps of a forward pass in training, and those of the largest tensor among them.
+
+    encoder: on the meta device, where nothing is computed; in `precision` as a whole, since autocast runs convolutions
+    and products in it, and all between them follows. What does not grow with the batch is left out.
+    """
+    encoder = encoder.to(precision).train()
+    totals, largest = [], 0
+    for images in (2, 4):
+        found = {}
+        weights = {x.untyped_storage()._cdata for x in encoder.state_dict().values()}
+
+        def keep(x, found=found, weights=weights):
+            if x.untyped_storage()._cdata not in weights:
+                found[x.untyped_storage()._cdata] = x  # held, so that no other takes its number
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            out = encoder(torch.empty(images, 3, size, size, dtype=precision, device="meta"))
+        sizes = [x.untyped_storage().nbytes() for x in found.values()]
+        totals.append(sum(sizes))
+        largest = max(sizes) / images
+        del out
+    return (totals[1] - totals[0]) / 2, largest

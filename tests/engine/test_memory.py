@@ -1,0 +1,111 @@
+"""What a training takes of a GPU's memory: counted as by hand, in words that say what would fit."""
+
+import contextlib
+
+import pytest
+import torch
+from torch import nn
+
+from engine import distributed, memory
+from engine.memory import Needs
+from engine.training import build_encoder
+from util import InputError
+
+NEEDS = Needs(1e9, {"activations": 15e6, "their gradients": 5e6, "loss": 0}, 768)
+
+
+def on_meta(build):
+    with torch.device("meta"):
+        return build()
+
+
+def small():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5))
+
+
+@pytest.mark.parametrize(("precision", "width"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_what_autograd_keeps_is_counted_as_by_hand(precision, width):
+    """The convolution keeps its input, BatchNorm its own, ReLU its output, which the linear layer keeps too."""
+    kept, largest = memory.activations(on_meta(small), 4, precision)
+    assert kept == width * (3 * 4 * 4 + 8 * 4 * 4 + 8 * 4 * 4)
+    assert largest == width * 8 * 4 * 4
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "small_images", "size"), [("resnet20", True, 16), ("resnet18", False, 64)])
+def test_the_count_without_computing_is_that_of_a_real_step_under_autocast(name, small_images, size, precision):
+    encoder, images = build_encoder(name, small_images), (2, 3)
+    weights, totals = {x.data_ptr() for x in encoder.parameters()}, []
+    for n in images:
+        found = {}
+
+        def keep(x, found=found):
+            if x.data_ptr() not in weights:
+                found[x.untyped_storage().data_ptr()] = x
+            return x
+
+        how = torch.autocast("cpu", torch.bfloat16) if precision == torch.bfloat16 else contextlib.nullcontext()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), how:
+            out = encoder.train()(torch.randn(n, 3, size, size))
+        totals.append(sum(x.untyped_storage().nbytes() for x in found.values()))
+        del out
+    kept, _ = memory.activations(build_encoder(name, small_images, "meta"), size, precision)
+    assert kept == totals[1] - totals[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "small_images", "size", "want"),
+    [("resnet18", True, 32, 1.80), ("resnet18", False, 224, 9.13), ("resnet50", False, 224, 33.6)],
+)
+def test_the_published_batch_keeps_so_many_gigabytes(name, small_images, size, want):
+    kept, _ = memory.activations(build_encoder(name, small_images, "meta"), size, torch.bfloat16)
+    assert 768 * kept / 1e9 == pytest.approx(want, rel=0.005)
+
+
+def test_a_bank_takes_a_second_view_the_keys_weights_and_the_losses_similarities():
+    how = 4, torch.float32, 64
+    one, two = (memory.of_training(on_meta(small), *how, bank) for bank in (None, (1000, 16)))
+    weights = sum(x.numel() for x in small().parameters())
+    assert two.fixed - one.fixed == 4 * weights + 8 * 1000 * 16
+    assert two.per_image["images"] == 2 * one.per_image["images"] == 2 * 5 * 3 * 4 * 4
+    assert (one.per_image["loss"], two.per_image["loss"]) == (0, 20_000)
+
+
+def test_what_fits_is_the_most_that_does_in_whole_multiples():
+    for gigabytes in (3, 4, 8, 24, 80):
+        images = NEEDS.fits(gigabytes * 1e9)
+        step = 64 if images > 128 else 8
+        assert images % step == 0
+        assert NEEDS.total(images) <= gigabytes * 1e9 < NEEDS.total(images + step)
+    assert NEEDS.fits(2e9) == 0
+
+
+def test_a_run_that_fits_says_its_parts_and_they_add_up():
+    line = NEEDS.line(80e9)
+    assert line.startswith("memory: about 18.2 GB of the 80.0 GB that are free on each GPU, for 768 images (")
+    assert line.endswith("(activations 11.5, their gradients 3.8, weights 1.0, CUDA's own 1.8)")
+
+
+def test_one_that_does_not_says_which_batch_would_and_how_many_gpus_hold_this_one(monkeypatch):
+    line = NEEDS.line(8e9)
+    assert line.startswith("warning: memory: about 18.2 GB of the 8.0 GB")
+    assert line.endswith("; about --batch_size 256 would fit, or 3 GPUs hold 768")
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    assert "for 384 images" in NEEDS.line(8e9)
+    assert NEEDS.line(8e9).endswith("; about --batch_size 512 would fit, or 3 GPUs hold 768")
+    assert "hold not even 8 images" in NEEDS.line(1e9)
+
+
+def test_out_of_memory_is_the_users_line_and_other_errors_stay(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (7e9, 8e9))
+    cuda, said = torch.device("cuda", 0), []
+    monkeypatch.setattr(distributed, "say", said.append)
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has")
+    want = "--batch_size 768: CUDA out of memory. Tried to allocate 2 GiB.; about --batch_size 256 would fit"
+    with pytest.raises(InputError, match=want), memory.within(cuda, lambda: NEEDS):
+        raise error
+    assert said == [NEEDS.line(7e9)]
+    with pytest.raises(ZeroDivisionError), memory.within(cuda, lambda: NEEDS):
+        raise ZeroDivisionError
+    with memory.within(torch.device("cpu"), lambda: pytest.fail("worked out without a GPU")):
+        pass
