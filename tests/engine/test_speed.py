@@ -73,18 +73,6 @@ def test_batches_come_finished_in_the_layout_of_the_convolutions(layout, finishe
     assert torch.equal(labels, want_labels)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_the_device_finishes_views_as_the_cpu_does():
-    views = Views(datasets.build("digits"), Augmentation(8, (0.5,) * 3, (0.2,) * 3), 0, finished=False)
-    found = {}
-    for device in (CPU, torch.device("cuda")):
-        loader, sampler = loading.training_loader(views, loading.Loading(64, 2, device, channels_last=True), seed=0)
-        sampler.set_epoch(1)
-        found[device.type] = [(images.cpu(), labels.cpu()) for images, labels in loader]
-    torch.testing.assert_close(found["cpu"], found["cuda"], atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize(("choice", "tf32"), [("float32", False), ("tf32", True), ("auto", False)])
 def test_float32_is_tf32_where_that_is_asked_for_alone_and_a_run_says_so(monkeypatch, tmp_path, choice, tf32):
     allow_tf32(not tf32)
