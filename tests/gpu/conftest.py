@@ -1,5 +1,5 @@
-"""What the tests of a GPU machine begin with. `--gpu-device cpu` runs them on a CPU, to try the tests themselves: nothing
-about a GPU is shown by that, and what exists on CUDA alone is skipped at its end.
+"""What the tests of a GPU machine begin with. `--gpu-device cpu` runs them on a CPU, to try the tests themselves: that
+shows nothing about a GPU, and what exists on CUDA alone is skipped.
 """
 
 import types
@@ -60,12 +60,14 @@ def _float32_throughout():
 
 @pytest.fixture(scope="session")
 def cifar(device, tmp_path_factory):
-    """Made-up images of CIFAR's size, and the words of a command that trains on them: ResNet-18 at the published batch on
-    a GPU, ten steps an epoch; the smallest network on a CPU.
+    """Made-up images of CIFAR's size, and the words of a command that trains on them, ten steps an epoch: ResNet-18 at
+    the published batch on a GPU, the smallest network on a CPU.
     """
     large = device.type == "cuda"
     folder, images = tmp_path_factory.mktemp("cifar"), 5120 if large else 512
     make_cifar100(folder, images, 200)
     words = f"--dataset cifar100 --data_folder {folder} --use_supercategories True --mixed_out_in --nproc_per_node 1"
-    words += " --model resnet18 --batch_size 512 --memorybank_size 8192" if large else " --model resnet8 --batch_size 64"
+    words += (
+        " --model resnet18 --batch_size 512 --memorybank_size 8192" if large else " --model resnet8 --batch_size 64"
+    )
     return types.SimpleNamespace(words=f"{words} --num_workers 2 --print_freq 1000 --exp_name a", images=images)

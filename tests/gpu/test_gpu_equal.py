@@ -1,5 +1,6 @@
 """The device computes what the CPU does."""
 
+import types
 from copy import deepcopy
 
 import pytest
@@ -109,12 +110,31 @@ def test_a_loss_and_its_gradient_are_alike(device, name):
 # ---- steps -----------------------------------------------------------------------------------------------------------
 
 
+def patches(seed):
+    """Two views [128, 3, 32, 32] of smooth patches of colour, under a little noise, and labels [128]."""
+    g = drawn(seed)
+    smooth = 2 * F.interpolate(torch.randn(128, 3, 4, 4, generator=g), 32, mode="bilinear")
+    views = smooth + 0.3 * torch.randn(2, 128, 3, 32, 32, generator=g)
+    return views, torch.randint(CLASSES, (128,), generator=g)
+
+
+def joined(tensors):
+    return torch.cat([x.detach().flatten().float() for x in tensors]).cpu()
+
+
+def key_parameters(model):
+    return joined([*model.key_encoder.parameters(), *model.key_head.parameters()])
+
+
 def stepped(place, steps, precision=torch.float32):
-    """A ResNet-20 after so many steps of RINCE on noise, its momenta, and the first step's gradient in one vector."""
+    """What so many steps of RINCE make of a ResNet-20, each in one vector: the first step's gradient, momenta, how far
+    the key encoder's weights went, its BatchNorm statistics; and the bank.
+    """
     util.seed_everything(0)
     encoder = resnet.encoder("resnet20", small_images=True)
-    bank = MemoryBank(300, DIM)  # which the third batch of 128 overwrites from the start
+    bank = MemoryBank(300, DIM)  # whose end the third batch of 128 goes round
     model = ContrastiveModel(encoder, projection_head(encoder.dim), bank, RINCELoss(TABLE), 0.9)
+    start = key_parameters(model)
     model = training.prepared(model, place, torch.channels_last, compiled=False)
     stepper = Stepper(sgd(model, 0.05, 0.9, 1e-4), Schedule(0.05, 1, cosine=False), precision, place)
     guard, gradient = FiniteGuard(stepper.optimizer, place), None
@@ -124,41 +144,47 @@ def stepped(place, steps, precision=torch.float32):
         return terms.loss(), terms.per_rank()
 
     for i in range(steps):
-        views = torch.randn(2, 128, 3, 32, 32, generator=drawn(i))
-        labels = torch.randint(CLASSES, (128,), generator=drawn(i))
+        views, labels = patches(i)
         views = [v.to(place).contiguous(memory_format=torch.channels_last) for v in views]
         loss, _ = stepper.backward(step, views, labels.to(place))
         if gradient is None:
-            gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+            gradient = joined(p.grad for p in model.parameters() if p.requires_grad)
         guard.step(loss, i, stepper.scaler)
-    momenta = torch.cat([s["momentum_buffer"].flatten() for s in stepper.optimizer.state.values()])
-    return model, momenta, gradient
+    return types.SimpleNamespace(
+        gradient=gradient,
+        momenta=joined(s["momentum_buffer"] for s in stepper.optimizer.state.values()),
+        key_moved=key_parameters(model) - start,
+        key_statistics=joined(b for b in model.key_encoder.buffers() if b.ndim),
+        bank=bank,
+    )
 
 
 @pytest.fixture(scope="module")
-def three_steps_on_the_cpu():
+def on_the_cpu():
     return stepped(CPU, 3)
 
 
-def test_a_steps_gradient_is_alike(device, three_steps_on_the_cpu):
-    assert far(stepped(device, 1)[2], three_steps_on_the_cpu[2]) < 1e-2
+# On a CPU, float32 moves this gradient by 4e-3 against float64, and the momenta of three steps by more.
 
 
-def test_a_steps_gradient_points_the_same_way_in_bfloat16(device, three_steps_on_the_cpu):
-    found, wanted = stepped(device, 1, torch.bfloat16)[2].cpu(), three_steps_on_the_cpu[2]
-    assert F.cosine_similarity(found, wanted, dim=0) > 0.95
-    assert far(found, wanted) > 1e-4  # it is bfloat16
+def test_a_steps_gradient_is_alike(device, on_the_cpu):
+    assert far(stepped(device, 1).gradient, on_the_cpu.gradient) < 1e-2
 
 
-def test_key_encoder_bank_pointer_and_momenta_are_alike_after_three_steps(device, three_steps_on_the_cpu):
-    (found, momenta, _), (wanted, other, _) = stepped(device, 3), three_steps_on_the_cpu
-    assert int(found.bank.pointer) == int(wanted.bank.pointer) == 3 * 128 % 300
-    assert torch.equal(found.bank.labels.cpu(), wanted.bank.labels)
-    assert far(found.bank.keys, wanted.bank.keys) < 1e-2
-    assert far(momenta, other) < 2e-2
-    for part in ("key_encoder", "key_head"):
-        for name, value in getattr(wanted, part).state_dict().items():
-            assert far(getattr(found, part).state_dict()[name], value) < 1e-3, name
+def test_a_steps_gradient_points_the_same_way_in_bfloat16(device, on_the_cpu):
+    found = stepped(device, 1, torch.bfloat16).gradient
+    assert F.cosine_similarity(found, on_the_cpu.gradient, dim=0) > 0.95
+    assert far(found, on_the_cpu.gradient) > 2e-2  # so it is bfloat16
+
+
+def test_key_encoder_bank_pointer_and_momenta_are_alike_after_three_steps(device, on_the_cpu):
+    found = stepped(device, 3)
+    assert int(found.bank.pointer) == int(on_the_cpu.bank.pointer) == 3 * 128 % 300
+    assert torch.equal(found.bank.labels.cpu(), on_the_cpu.bank.labels)
+    assert far(found.bank.keys, on_the_cpu.bank.keys) < 1e-3
+    assert far(found.key_statistics, on_the_cpu.key_statistics) < 1e-3
+    assert far(found.key_moved, on_the_cpu.key_moved) < 0.1
+    assert far(found.momenta, on_the_cpu.momenta) < 0.1
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
