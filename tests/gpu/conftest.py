@@ -2,8 +2,6 @@
 shows nothing about a GPU, and what exists on CUDA alone is skipped.
 """
 
-import types
-
 import pytest
 import torch
 from made_data import make_cifar100
@@ -67,7 +65,5 @@ def cifar(device, tmp_path_factory):
     folder, images = tmp_path_factory.mktemp("cifar"), 5120 if large else 512
     make_cifar100(folder, images, 200)
     words = f"--dataset cifar100 --data_folder {folder} --use_supercategories True --mixed_out_in --nproc_per_node 1"
-    words += (
-        " --model resnet18 --batch_size 512 --memorybank_size 8192" if large else " --model resnet8 --batch_size 64"
-    )
-    return types.SimpleNamespace(words=f"{words} --num_workers 2 --print_freq 1000 --exp_name a", images=images)
+    size = "--model resnet18 --batch_size 512 --memorybank_size 8192" if large else "--model resnet8 --batch_size 51"
+    return f"{words} {size} --num_workers 2 --print_freq 1000 --exp_name a"

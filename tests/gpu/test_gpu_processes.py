@@ -1,4 +1,4 @@
-"""Process groups on the device: NCCL with one process as torchrun starts it, and gloo with two that share the device."""
+"""Process groups on the device: NCCL with one process as torchrun starts it, gloo with two that share the device."""
 
 import os
 import re

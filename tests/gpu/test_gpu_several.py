@@ -33,8 +33,7 @@ def assert_alike(compute, together, gpus, folder, device):
         assert found.keys() == wanted.keys()
         for name in wanted:
             for what, value in wanted[name].items():
-                close = {"rtol": 0, "atol": 1e-4 * float(value.abs().max())}
-                torch.testing.assert_close(found[name][what], value, msg=lambda m: f"{name}, {what}: {m}", **close)
+                assert (found[name][what] - value).abs().max() <= 1e-4 * value.abs().max(), f"{name}, {what}, {rank}"
 
 
 def test_losses_and_gradients_of_all_losses_are_those_of_one_process(together, gpus, tmp_path, device):
@@ -59,7 +58,8 @@ def test_a_failure_of_one_ends_all_within_a_minute_with_one_error(together, capf
     with pytest.raises(SystemExit) as stop:
         together(gpu_workers.fail)
     assert time.monotonic() - begin < 60
-    assert str(stop.value.code).count("Traceback") == str(stop.value.code).count("the first error") == 1
+    text = str(stop.value.code)
+    assert text.count("Traceback") == text.count("ZeroDivisionError: the first error") == 1
     assert "Traceback" not in capfd.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""A training neither waits for the device inside a step, nor races it, nor takes more of its memory from epoch to epoch."""
+"""A training neither waits for the device inside a step, nor races it, nor takes more of its memory by and by."""
 
 import warnings
 
@@ -52,7 +52,7 @@ def test_a_progress_line_waits_three_times_at_most(monkeypatch, tmp_path, device
 
 
 def test_losses_are_those_of_a_run_whose_every_launch_is_waited_for(tmp_path, device, cifar, cuda_alone):
-    words = f"{cifar.words} --epochs 2 --precision float32".split()
+    words = f"{cifar} --epochs 2 --precision float32".split()
     found = []
     for blocking in ("0", "1"):
         folder = tmp_path / blocking
@@ -79,7 +79,7 @@ def test_reserved_memory_is_the_same_after_epochs_2_3_and_10(monkeypatch, tmp_pa
     monkeypatch.setattr(runs.Run, "save", saved)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    run(monkeypatch, tmp_path, f"{cifar.words} --epochs 10")
+    run(monkeypatch, tmp_path, f"{cifar} --epochs 10")
     assert len(reserved) == 10
     assert reserved[1] == reserved[2] == reserved[9], reserved
     cuda_alone("a CPU reserves no memory")
