@@ -14,6 +14,7 @@ test: check
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m gpu -n 0 --gpu-device cpu --gpus 2
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
