@@ -1,8 +1,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
+DEVICE ?= cuda
+GPUS   ?= 1
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow check bench
+.PHONY: demo test test-slow check bench gpu
 
 demo: $(VENV)/.installed
 	$(BIN)/python reproduce.py recipes/digits.yaml
@@ -12,6 +14,7 @@ test: check
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m gpu -n 0 --gpu-device cpu --gpus 2
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -19,8 +22,16 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	set -e; for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py,$(wildcard benchmarks/*.py))); do \
+	set -e; for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py benchmarks/gpu%,$(wildcard benchmarks/*.py))); do \
 		echo "== python -m benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name; done
+
+# What the tests find goes into the page, which comes whether they hold or not; it ends with 1 where one does not.
+gpu: $(VENV)/.installed
+	@$(BIN)/python -m benchmarks.gpu --device $(DEVICE) --gpus $(GPUS) --check
+	@rm -f gpu-tests.xml
+	-$(BIN)/python -m pytest -m gpu -n 0 --gpu-device $(DEVICE) --gpus $(GPUS) --junit-xml gpu-tests.xml
+	@$(BIN)/python -m benchmarks.gpu --device $(DEVICE) $(if $(filter cpu,$(DEVICE)),--small) --gpus $(GPUS) \
+		--tests gpu-tests.xml --out gpu.json
 
 # The dependencies alone: an installed `rince` would be a copy of these files that no edit reaches. pip has had
 # --only-deps since 26.2. The stamp is newer than pyproject.toml once all is there: a second call reuses the environment.

@@ -19,15 +19,20 @@ def report(title: str, rows: list[dict], path: Path | None = None, device: str =
     )
     versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
     print(f"{title}; {machine}, " + ", ".join(f"{name} {version}" for name, version in versions.items()))
-    cells = [list(rows[0]), *([_cell(x) for x in row.values()] for row in rows)]
-    width = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        print(
-            "  ".join(f"{x:<{w}}" if i == 0 else f"{x:>{w}}" for i, (x, w) in enumerate(zip(line, width, strict=True)))
-        )
+    print("\n".join(table(rows)))
     if path:
         record = {"title": title, "machine": machine, "versions": versions, "rows": rows}
         util.write_file(path, json.dumps(record, indent=1).encode())
+
+
+def table(rows: list[dict]) -> list[str]:
+    """The lines of a table, the names of its columns first."""
+    cells = [list(rows[0]), *([_cell(x) for x in row.values()] for row in rows)]
+    width = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(f"{x:<{w}}" if i == 0 else f"{x:>{w}}" for i, (x, w) in enumerate(zip(line, width, strict=True)))
+        for line in cells
+    ]
 
 
 def _cell(x) -> str:

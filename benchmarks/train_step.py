@@ -69,6 +69,40 @@ def steps(args, device, plain: bool, channels_last=False, compiled=False, precis
         yield loss.detach()
 
 
+def compared(args, device, forms: dict[str, dict]) -> list[dict]:
+    """Rows of the forms (name -> arguments of `steps`), the first of which is the plain one: `args.steps` steps each,
+    in turn, so that a drift of the machine meets all, after two for warming up.
+    """
+    plain = next(iter(forms))
+    runs = {name: steps(args, device, **how) for name, how in forms.items()}
+    seconds, last, peak = {name: [] for name in runs}, {}, {}
+    for _ in range(args.steps + 2):
+        for name, run in runs.items():
+            next(run)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            last[name] = next(run)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+                peak[name] = torch.cuda.max_memory_allocated() / 1e9  # the models of all rows count in it
+            seconds[name].append(time.perf_counter() - start)
+    rows = []
+    for name, s in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(seconds[plain][2:], s[2:], strict=True))
+        difference = abs(float(last[name]) - float(last[plain]))
+        row = {
+            "form": name,
+            "ms": 1000 * statistics.median(s[2:]),
+            "images/s": args.batch_size / statistics.median(s[2:]),
+        }
+        rows.append(row | {"times as fast": ratio, "loss differs by": difference})
+        if peak:
+            rows[-1]["peak GB"] = peak[name]
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -90,34 +124,7 @@ def main():
     if args.compile:
         forms["+ compiled, float32"] = dict(plain=False, channels_last=True, compiled=True)
         forms["+ compiled, bfloat16"] = dict(plain=False, channels_last=True, precision="bfloat16", compiled=True)
-    runs = {name: steps(args, device, **how) for name, how in forms.items()}
-    seconds, last, peak = {name: [] for name in runs}, {}, {}
-    for _ in range(
-        args.steps + 2
-    ):  # in turn, so that a drift of the machine meets all; the first two are for warming up
-        for name, run in runs.items():
-            next(run)
-            if args.device == "cuda":
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-            start = time.perf_counter()
-            last[name] = next(run)
-            if args.device == "cuda":
-                torch.cuda.synchronize()
-                peak[name] = torch.cuda.max_memory_allocated() / 1e9  # the models of all rows count in it
-            seconds[name].append(time.perf_counter() - start)
-    rows = []
-    for name, s in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(seconds["plain"][2:], s[2:], strict=True))
-        difference = abs(float(last[name]) - float(last["plain"]))
-        row = {
-            "form": name,
-            "ms": 1000 * statistics.median(s[2:]),
-            "images/s": args.batch_size / statistics.median(s[2:]),
-        }
-        rows.append(row | {"times as fast": ratio, "loss differs by": difference})
-        if peak:
-            rows[-1]["peak GB"] = peak[name]
+    rows = compared(args, device, forms)
     title = f"{args.model}, batch {args.batch_size} of {args.size} x {args.size}, bank {args.bank}"
     report(title, rows, args.json, args.device)
 

@@ -24,6 +24,17 @@ for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, signal.SIG_DFL)
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("gpu", "tests of a GPU machine: -m gpu")
+    group.addoption("--gpu-device", choices=["cuda", "cpu"], default="cuda", help="cpu: to try the tests themselves")
+    group.addoption("--gpus", type=int, default=1, metavar="N", help="GPUs of the tests of several")
+
+
+def pytest_configure(config):
+    if config.getoption("gpu_device") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for what the tests start, too
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
