@@ -249,6 +249,19 @@ def is_on_cuda(device) -> bool:
     return device is not None and not isinstance(device, OnDevice) and torch.device(device).type == "cuda"
 
 
+class _Moved(torch.autograd.Function):
+    """A copy from one device to another, with a gradient."""
+
+    @staticmethod
+    def forward(ctx, x, device, dtype, non_blocking):
+        ctx.back = {"device": x.device, "dtype": x.dtype, "non_blocking": non_blocking}
+        return _current().moved(x, device, dtype, non_blocking)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _current().moved(grad, **ctx.back), None, None, None
+
+
 def destination(
     first=None, *flags, device=None, dtype=None, non_blocking=False, copy=False, other=None, memory_format=None
 ):
@@ -486,7 +499,7 @@ class Device:
         if device is None or is_on_cuda(device) == was_here or (was_here and asked_by_torch()):
             return Tensor.to(x, dtype=dtype, copy=copy, **form)
         if x.requires_grad and torch.is_grad_enabled():
-            raise NotImplementedError("a copy from one device to another that has a gradient")
+            return _Moved.apply(x, CUDA if not was_here else "cpu", dtype, non_blocking)
         operation = f"to {device}" + (", non_blocking" if non_blocking else "")
         if was_here:
             return self.fetched(Tensor.to(x, dtype=dtype, **form), operation, non_blocking)
