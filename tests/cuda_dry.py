@@ -6,8 +6,9 @@ cuda:0 in Python; C++ sees a CPU tensor, so that autograd and composite operatio
 code:
 
 * "two devices": an operation over a tensor of the device and one of the CPU that has dimensions;
-* "race": memory used on a stream that has not waited for who wrote it (or, to write, for who reads it), and
-  "no record_stream": memory made on one stream, used on another, and freed without word of it;
+* "race": memory used on a stream that has not waited for who wrote it (or, to write, for who reads it), or pinned
+  memory that the host changed before it was copied;
+* "no record_stream": memory made on one stream, used on another, and freed without word of it;
 * "pageable": a `non_blocking` copy from memory that is not pinned, of any size;
 * "host waits": an operation for which the host waits, inside a section that was marked so that none may.
 
@@ -19,7 +20,10 @@ takes several kernels, such as a sort, is one too. `dry.allocated` and `dry.peak
 Waiting is by vector clocks: each stream counts its work, an event holds what its stream had waited for. Time is
 simulated: the host takes `host` seconds to launch an operation, a stream `kernel` seconds to do it, streams side by
 side; `dry.now` is the host's time, `dry.works(seconds)` lets the host do something else. Copies to the host that it has
-not waited for hold NaN, or -1, until it has.
+not waited for hold NaN, or -1, until it has. More than `memory` bytes of tensors are torch.OutOfMemoryError.
+
+What it cannot show: what a device's own kernels round or choose (cuDNN, TF32, autocast's list of operations, which is
+the CPU's), torch.compile, several processes, and kernels inside an operation.
 """
 
 import contextlib
@@ -29,6 +33,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -51,8 +56,12 @@ class Fault:
     about: str = ""
     sections: tuple[str, ...] = ()
 
+    @property
+    def place(self) -> tuple[str, int, str]:
+        return self.where[0] if self.where else ("?", 0, "?")
+
     def __str__(self) -> str:
-        file, line, function = self.where[0] if self.where else ("?", 0, "?")
+        file, line, function = self.place
         return f"{file}:{line} ({function}) {self.kind}: {self.operation}{self.about and ', ' + self.about}"
 
     def inside(self, function: str) -> bool:
@@ -335,8 +344,8 @@ def _current() -> "Device":
 class Device:
     """The account of one device; as a context, torch.cuda says that it is there."""
 
-    def __init__(self, kernel: float = 10e-6, host: float = 5e-6):
-        self.kernel, self.host, self.now = kernel, host, 0.0
+    def __init__(self, kernel: float = 10e-6, host: float = 5e-6, memory: int = 80 * 2**30):
+        self.kernel, self.host, self.now, self.memory = kernel, host, 0.0, memory
         self.faults: list[Fault] = []
         self.waits: list[Fault] = []
         self.launches: Counter = Counter()
@@ -350,6 +359,7 @@ class Device:
         self.current = [self.default]
         self.pinned: dict[int, Tensor] = {}  # by address; kept, so that no other memory gets it
         self.coming: list[tuple[Counter, Tensor, Tensor]] = []  # copies to the host: after what, from, to
+        self.going: list[tuple[Counter, Tensor, Tensor, tuple]] = []  # from pinned memory: after what, from, as it was
         self.generator = torch.Generator()
         self.undo = contextlib.ExitStack()
 
@@ -369,6 +379,7 @@ class Device:
         return self
 
     def __exit__(self, *_):
+        self._check_pinned(self.going)
         self.open = False
         self.undo.close()
         _devices.pop()
@@ -422,10 +433,21 @@ class Device:
     def know(self, clock: Counter) -> None:
         """The host has waited for all of this."""
         self.known |= clock
-        ready = [copy for copy in self.coming if all(self.known[s] >= n for s, n in copy[0].items())]
-        self.coming = [copy for copy in self.coming if not any(copy is r for r in ready)]
-        for _, source, target in ready:
+        self.coming, come = self._split(self.coming)
+        for _, source, target in come:
             target.copy_(source)
+        self.going, gone = self._split(self.going)
+        self._check_pinned(gone)
+
+    def _split(self, copies: list) -> tuple[list, list]:
+        """Those that the host has not waited for, and those that it has."""
+        done = [all(self.known[s] >= n for s, n in copy[0].items()) for copy in copies]
+        return tuple([c for c, d in zip(copies, done, strict=True) if d is wanted] for wanted in (False, True))
+
+    def _check_pinned(self, copies) -> None:
+        for _, source, before, where in copies:
+            if not torch.equal(source.nan_to_num(), before.nan_to_num()):
+                self.fault("race", "to cuda:0, non_blocking", where, "from pinned memory that was changed meanwhile")
 
     def wait(self, operation: str, what: "Stream | Event | None" = None) -> None:
         """The host waits for a stream or an event, else for the current stream."""
@@ -473,7 +495,10 @@ class Device:
 
     def put(self, inner: Tensor) -> OnDevice:
         """A tensor's values, in memory of their own on the device."""
-        return OnDevice(inner, Memory(self, inner.untyped_storage().nbytes()))
+        size = inner.untyped_storage().nbytes()
+        if self.allocated + size > self.memory:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB.")
+        return OnDevice(inner, Memory(self, size))
 
     def on_host(self, operation: str, x: OnDevice) -> Tensor:
         """The values, once the host has waited for them."""
@@ -512,7 +537,9 @@ class Device:
         self.launch(operation, [], [made])
         if not non_blocking:
             self.wait(operation)
-        elif not self.is_pinned(x):
+        elif self.is_pinned(x):
+            self.going.append((Counter(self.stream.clock), x.detach(), x.detach().clone(), our_lines()))
+        else:
             self.fault("pageable", operation, about=f"of {x.numel() * x.element_size()} bytes")
 
     def fetched(self, x: OnDevice, operation: str, non_blocking: bool) -> Tensor:
@@ -674,6 +701,10 @@ def stand_ins(on: Device) -> Iterator[tuple[object, str, object]]:
         "stream": lambda stream: stream if stream is not None else contextlib.nullcontext(),
         "synchronize": on.synchronize,
         "empty_cache": lambda: None,
+        "mem_get_info": lambda _=None: (on.memory - on.allocated, on.memory),
+        "get_device_properties": lambda _=None: SimpleNamespace(name="a dry run", total_memory=on.memory),
+        "memory_reserved": lambda _=None: on.allocated,
+        "max_memory_reserved": lambda _=None: on.peak,
         "memory_allocated": lambda _=None: on.allocated,
         "max_memory_allocated": lambda _=None: on.peak,
         "reset_peak_memory_stats": lambda _=None: setattr(on, "peak", on.allocated),

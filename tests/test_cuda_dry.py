@@ -45,7 +45,7 @@ def dry_run(folder, command, script="main_supcon") -> Device:
 
 def new(faults) -> list[str]:
     """The faults that are not known of, in words."""
-    return [str(f) for f in faults if (f.kind, f.where[0][0], f.where[0][2]) not in KNOWN]
+    return [str(f) for f in faults if (f.kind, f.place[0], f.place[2]) not in KNOWN]
 
 
 def kinds(device) -> list[str]:
@@ -54,7 +54,7 @@ def kinds(device) -> list[str]:
 
 def here(fault, function) -> None:
     """Asserts that a fault names the line of this file where a function of this file made it."""
-    file, _, name = fault.where[0]
+    file, _, name = fault.place
     assert (file, name) == ("tests/test_cuda_dry.py", function)
 
 
@@ -183,7 +183,7 @@ WAITING = {
     "repeat_interleave": lambda x: x.repeat_interleave(x.long()),
     "bincount": lambda x: x.long().bincount(),
     "cholesky": lambda x: torch.linalg.cholesky(x.diag()),
-    "isin": lambda x: 1 in x,
+    "in": lambda x: 1 in x,
     "synchronize": lambda x: torch.cuda.synchronize(),
     "stream": lambda x: torch.cuda.current_stream().synchronize(),
     "event": lambda x: torch.cuda.current_stream().record_event().synchronize(),
@@ -327,6 +327,27 @@ def test_a_copy_to_the_host_is_not_there_before_the_host_has_waited(dry):
     assert [y.tolist() for y in copies] == [[0, 1, 2]] * 2
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_pinned_memory_that_is_changed_before_it_was_copied_is_reported(dry, waits):
+    pinned = torch.zeros(3).pin_memory()
+    pinned.to("cuda", non_blocking=True)
+    if waits:
+        torch.cuda.current_stream().record_event().synchronize()
+    pinned.fill_(1)
+    torch.cuda.synchronize()
+    assert kinds(dry) == ([] if waits else ["race"])
+
+
+def test_more_than_the_devices_memory_is_an_error_of_torchs():
+    with Device(memory=1000):
+        x = torch.zeros(200, device="cuda")
+        with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+            x + 1
+        del x
+        assert torch.cuda.mem_get_info() == (1000, 1000)
+        torch.zeros(250, device="cuda")
+
+
 def test_the_host_runs_ahead_of_the_device_and_events_tell_the_devices_time():
     with Device(kernel=0.25, host=0.0) as dry:
         x = torch.zeros(3, device="cuda")
@@ -399,7 +420,7 @@ def test_a_copy_stream_that_is_not_waited_for_is_reported(dry, monkeypatch):
     use(batches()[0])
     races = [f for f in dry.faults if f.kind == "race"]
     assert races
-    assert races[0].where[0][0] == "datasets/augmentation.py"
+    assert races[0].place[0] == "datasets/augmentation.py"
     assert "engine/loading.py" in str(races[0])  # where it was copied
 
 
@@ -408,15 +429,13 @@ def test_batches_whose_memory_is_not_marked_as_in_use_are_reported(dry, monkeypa
     use(batches()[0])
     freed = [f for f in dry.faults if f.kind == "no record_stream"]
     assert len(freed) >= 4
-    assert {f.where[0][0] for f in freed} == {"datasets/augmentation.py"}
+    assert {f.place[0] for f in freed} == {"datasets/augmentation.py"}
 
 
 def test_batches_that_are_not_pinned_are_reported(dry, monkeypatch):
     monkeypatch.setattr(loading.Loading, "of_loader", lambda self: {"generator": torch.Generator()})
     use(batches()[0])
-    assert {(f.where[0][0], f.where[0][2]) for f in dry.faults if f.kind == "pageable"} >= {
-        ("engine/loading.py", "_moved")
-    }
+    assert {(f.place[0], f.place[2]) for f in dry.faults if f.kind == "pageable"} >= {("engine/loading.py", "_moved")}
 
 
 @pytest.mark.xfail(
@@ -602,9 +621,9 @@ def test_faults_planted_in_a_step_are_reported_with_their_lines(monkeypatch, dry
     with dry.section("step", waits=False):
         loss, _ = stepper.backward(step, images, labels)
         guard.step(loss, 1)
-    found = {f: {fault.kind for fault in dry.faults if fault.where[0][2] == f.__name__} for f in PLANTED}
+    found = {f: {fault.kind for fault in dry.faults if fault.place[2] == f.__name__} for f in PLANTED}
     assert found == PLANTED
-    assert all(fault.where[0][0] == "tests/test_cuda_dry.py" and fault.inside("backward") for fault in dry.faults)
+    assert all(fault.place[0] == "tests/test_cuda_dry.py" and fault.inside("backward") for fault in dry.faults)
 
 
 # ---- every script ----------------------------------------------------------------------------------------------------
