@@ -23,7 +23,7 @@ side; `dry.now` is the host's time, `dry.works(seconds)` lets the host do someth
 not waited for hold NaN, or -1, until it has. More than `memory` bytes of tensors are torch.OutOfMemoryError.
 
 What it cannot show: what a device's own kernels round or choose (cuDNN, TF32, autocast's list of operations, which is
-the CPU's), torch.compile, several processes, and kernels inside an operation.
+the CPU's), torch.compile (what is compiled runs as it is written), several processes, and kernels inside an operation.
 """
 
 import contextlib
@@ -722,6 +722,7 @@ def stand_ins(on: Device) -> Iterator[tuple[object, str, object]]:
             ("set_device_index", lambda _: None),
         ):
             yield torch.accelerator, name, value
+    yield torch, "compile", lambda function, **_: function
     yield torch, "autocast", Autocast
     yield torch, "Generator", Generator
     yield Tensor, "pin_memory", lambda x, *_: on.pin(x)
