@@ -301,7 +301,6 @@ NO_LAUNCH = {
     "_reshape_alias", "_unsafe_view", "view", "is_same_size", "_local_scalar_dense", "_linalg_check_errors",
 }  # fmt: skip
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}  # by tensors, which may lie on the CPU
-STATISTICS = {"native_batch_norm", "cudnn_batch_norm", "_batch_norm_with_update"}  # written, though no schema says so
 
 
 def is_mask(x) -> bool:
@@ -324,7 +323,7 @@ def has_to_wait(name: str, args, kwargs) -> bool:
 
 def written_by(func, name: str, args, kwargs) -> Iterator[OnDevice]:
     """The tensors that an operation writes into, beside those that it makes."""
-    if name in STATISTICS:
+    if name == "native_batch_norm":  # its statistics, though its schema does not say so
         yield from (x for x in args[3:5] if isinstance(x, OnDevice))
     for i, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:

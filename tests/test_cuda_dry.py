@@ -136,6 +136,21 @@ def test_the_device_draws_from_a_generator_of_its_own_whose_state_can_be_set_bac
     assert [torch.rand(4, device="cuda").tolist(), torch.empty(4, device="cuda").uniform_().tolist()] == first
 
 
+def test_torch_is_as_it_was_afterwards():
+    def state():
+        cudnn, places = torch.backends.cudnn, (torch, torch.cuda, torch.Tensor, nn.utils)
+        names = [f"{name} {value!r}" for place in places for name, value in vars(place).items()]
+        return names, cudnn.benchmark, cudnn.allow_tf32, torch.__future__.get_swap_module_params_on_conversion()
+
+    with Device():
+        pass  # imports what it needs
+    before = state()
+    with Device():
+        assert torch.cuda.is_available()
+        torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = not torch.backends.cudnn.benchmark
+    assert state() == before
+
+
 # ---- faults that it finds --------------------------------------------------------------------------------------------
 
 
@@ -260,6 +275,17 @@ def test_writing_what_another_stream_may_still_read_is_reported(dry):
     assert kinds(dry) == ["race"]
 
 
+def test_batch_norms_statistics_are_written_by_it(dry):
+    norm, x, side = nn.BatchNorm1d(2).cuda(), torch.zeros(3, 2, device="cuda"), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        norm(x)
+    norm.running_mean + 1
+    assert kinds(dry) == ["race"]
+    for y in (x, *norm.state_dict().values()):
+        y.record_stream(side)
+
+
 @pytest.mark.parametrize("how", ["recorded", "waited for", "not at all"])
 def test_memory_of_another_stream_that_is_freed_while_it_may_be_in_use_is_reported(dry, how):
     side, main = torch.cuda.Stream(), torch.cuda.current_stream()
@@ -370,13 +396,13 @@ def test_streams_work_side_by_side_but_wait_for_events():
     with Device(kernel=0.25, host=0.0) as dry:
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
-            x = torch.zeros(3, device="cuda")
+            x = torch.zeros(3, device="cuda").exp()
         torch.zeros(3, device="cuda")
         torch.cuda.current_stream().wait_event(side.record_event())
         x.record_stream(torch.cuda.current_stream())
         x + 1
         torch.cuda.synchronize()
-        assert dry.now == 0.5
+        assert dry.now == 0.75
 
 
 # ---- our parts, alone ------------------------------------------------------------------------------------------------
