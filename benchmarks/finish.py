@@ -17,32 +17,11 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from benchmarks import report
+from benchmarks.gpu_parts import MEAN, STD, Traffic
 from datasets import augmentation, fused
 from datasets.augmentation import DRAWS, Augmentation
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class Counter(TorchDispatchMode):
-    """Counts operations on more than the parameters, and the bytes that they read and write; views cost nothing."""
-
-    def __init__(self, least: int):
-        super().__init__()
-        self.least, self.launches, self.bytes = least, 0, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func.is_view or func is torch.ops.aten.empty.memory_format:
-            return out
-        read, written = ([x for x in tree_leaves(part) if isinstance(x, torch.Tensor)] for part in (args, out))
-        if max((x.numel() for x in (*read, *written)), default=0) >= self.least:
-            self.launches += 1
-            self.bytes += sum(x.numel() * x.element_size() for x in (*read, *written))
-        return out
 
 
 def batch(count: int, size: int, device) -> tuple:
@@ -66,10 +45,10 @@ def seconds(run, device, rounds: int = 5) -> float:
 def one_by_one(views, look, device) -> dict:
     """Launches, traffic and time of `augmentation.finish` on a block of all views, and its time in blocks for a CPU."""
     with mock.patch.object(augmentation, "BLOCK", views.numel()):
-        with Counter(len(views)) as counted:
+        with Traffic() as counted:
             out = augmentation.finish(views, look, MEAN, STD)
         ms = 1000 * seconds(lambda: augmentation.finish(views, look, MEAN, STD), device)
-    return {"form": "one by one", "launches": counted.launches, "traffic": counted.bytes / out.nbytes, "ms": ms}
+    return {"form": "one by one", "launches": counted.operations, "traffic": counted.bytes / out.nbytes, "ms": ms}
 
 
 def compiled(views, look, device) -> dict:
