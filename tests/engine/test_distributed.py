@@ -9,7 +9,7 @@ import torch.distributed as dist
 from processes import together
 from torch.nn.parallel import DistributedDataParallel
 
-from engine import distributed
+from engine import distributed, launch
 from losses import RINCELoss
 from networks.contrastive import ContrastiveModel
 from networks.memory_bank import MemoryBank
@@ -56,3 +56,32 @@ def test_the_bank_takes_the_keys_of_all_processes_in_rank_order(runs):
     bank = runs[0]["model"]
     assert int(bank["bank.pointer"]) == 24 % 20
     assert torch.equal(bank["bank.labels"].roll(-4), want[-20:])
+
+
+@pytest.mark.parametrize(("backend", "device_id"), [("nccl", torch.device("cuda", 1)), ("gloo", None)])
+def test_nccl_connects_at_once_since_each_process_names_its_gpu(monkeypatch, backend, device_id):
+    """So that a broken fabric shows when processes meet; stand-ins for the meeting and for the GPUs."""
+    asked = []
+    monkeypatch.setenv("TORCH_NCCL_DESYNC_DEBUG", "1")  # the meeting sets it
+    monkeypatch.setattr(launch, "_device", lambda local_rank: torch.device("cuda", local_rank))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **how: asked.append((backend, how)))
+    launch._meet(1, launch.Meeting(backend, 30, "tcp://127.0.0.1:1", world=2))
+    ((found, how),) = asked
+    assert (found, how.get("device_id"), how["rank"], how["world_size"]) == (backend, device_id, 1, 2)
+
+
+def test_what_processes_tell_one_another_goes_by_way_of_the_host(monkeypatch):
+    """Objects sent over NCCL would be copied to a GPU and waited for there."""
+    groups = []
+    monkeypatch.setitem(distributed.groups, "host", "gloo on the host")
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda box, src, group: groups.append(group))
+    monkeypatch.setattr(dist, "all_gather_object", lambda values, value, group: groups.append(group))
+    monkeypatch.setattr(dist, "all_reduce", lambda x, op, group: groups.append(group))
+    monkeypatch.setattr(dist, "barrier", lambda group: groups.append(group))
+    with distributed.main_first():
+        pass
+    distributed.gather_objects(1)
+    distributed.vote([True])
+    distributed.barrier()
+    assert groups == ["gloo on the host"] * 4
