@@ -11,12 +11,6 @@ import signal
 
 import pytest
 
-# Whole commands in processes of their own: begun first, so that no worker is left with them at the end.
-LONG = (
-    "test_survival", "test_evaluation_scripts", "test_documented_evaluations", "test_main_supcon", "test_prepare",
-    "test_processes", "test_evaluation_input", "test_reproduce",
-)  # fmt: skip
-
 os.environ["OMP_NUM_THREADS"] = "1"
 # tests send these; a suite that a script starts in the background would have its processes ignore Ctrl-C
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,10 +27,6 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("gpu_device") == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for what the tests start, too
-
-
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session", autouse=True)
