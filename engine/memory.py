@@ -39,6 +39,8 @@ class Needs:
         fits = self.fits(memory)
         if not fits:
             return "give a smaller --size or --model: these GPUs hold not even 8 images"
+        if fits >= max(distributed.shares(self.batch_size)):
+            return "by the estimate it would fit: another program on the GPU? else give a smaller --batch_size"
         gpus = math.ceil(self.batch_size / fits)
         return f"about --batch_size {fits * distributed.world_size()} would fit, or {gpus} GPUs hold {self.batch_size}"
 

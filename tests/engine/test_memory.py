@@ -94,6 +94,7 @@ def test_one_that_does_not_says_which_batch_would_and_how_many_gpus_hold_this_on
     assert "for 384 images" in NEEDS.line(8e9)
     assert NEEDS.line(8e9).endswith("; about --batch_size 512 would fit, or 3 GPUs hold 768")
     assert "hold not even 8 images" in NEEDS.line(1e9)
+    assert NEEDS.way_out(80e9).startswith("by the estimate it would fit")
 
 
 def test_out_of_memory_is_the_users_line_and_other_errors_stay(monkeypatch):
