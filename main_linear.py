@@ -51,7 +51,7 @@ def worker(args, device):
         cache = options.features_cache(args)
         net = frozen.load(options.wanted(args), train)
         kind = "cached" if args.cache_features else "augmented"
-        detail = f"{kind}_lr{args.learning_rate:g}_seed{args.seed}"
+        detail = f"{kind}_lr{args.learning_rate:g}{options.images_in_name(args)}_seed{args.seed}"
         run = runs.Run(args, "linear", args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}")
     skip, how = options.skips_damage(args), options.loading(args, device, args.channels_last)
     train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)
@@ -95,7 +95,9 @@ def worker(args, device):
         metrics = {"best": run.best, "last": run.latest}
         title, folders = ("linear", args.exp_name or net.name, detail), {"images": args.data_folder}
         about = {"images": counts, "seconds": util.seconds_since(begin), "probe": kind}
-        about |= net.about() | in_force(stepper.precision)
+        of_classifier = in_force(stepper.precision)
+        about |= net.about() | ({} if args.cache_features else of_classifier)  # the encoder's: cached ones are float32
+        about["classifier_precision"] = of_classifier["precision"]
         path = results.write(options.plain(args), title, metrics, net.record, folders, about)
         results.show(f"probe ({kind})", metrics)
         print(f"saved {path}", flush=True)

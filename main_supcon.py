@@ -120,7 +120,8 @@ def worker(args, device):
 
 def default_name(args) -> str:
     """A run's name where the user gave none."""
-    return f"{args.loss_type or 'rince'}_{objective.variant(args)}_{args.model}_seed{args.seed}"
+    images = options.images_in_name(args)
+    return f"{args.loss_type or 'rince'}_{objective.variant(args)}_{args.model}{images}_seed{args.seed}"
 
 
 def main():

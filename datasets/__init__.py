@@ -99,12 +99,13 @@ def build(
     hold_out: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
     skip: str | Path | None = None,
+    per_class: int | None = None,
 ) -> ImageData:
     """A data set of the registry.
 
     name: one of NAMES; folder: where its files lie; split: "train" or "test" (the validation set);
     hold_out: names of classes to leave out; only: names of the classes to keep, if any; skip: file that lists images to
-    leave out, one path a line.
+    leave out, one path a line; per_class: images of each class to keep of what is left, see `subset`; None: all.
     Raises InputError where a file, folder or class is missing.
     """
     if name not in sources.SOURCES:
@@ -115,12 +116,15 @@ def build(
     kept = [c for c in data.classes if c not in hold_out and (not only or c in only)]
     if not kept:
         raise InputError(f"--hold_out: leaves no class of {name}")
-    return without(_keep(data, kept), skip)
+    return subset(without(_keep(data, kept), skip), per_class)
 
 
-def build_pair(name, folder="./data", hold_out=(), only=(), skip=None) -> tuple[ImageData, ImageData]:
-    """Training and validation set with the same numbers for the same classes; validation may lack some of them."""
-    train, test = build(name, folder, "train", hold_out, only, skip), build(name, folder, "test", skip=skip)
+def build_pair(name, folder="./data", hold_out=(), only=(), skip=None, per_class=None) -> tuple[ImageData, ImageData]:
+    """Training and validation set with the same numbers for the same classes; validation may lack some of them, and is
+    whole whatever `per_class`.
+    """
+    train = build(name, folder, "train", hold_out, only, skip, per_class)
+    test = build(name, folder, "test", skip=skip)
     known = (*train.classes, *hold_out)
     lacking = [c for c in test.classes if c not in known and (not only or c in only)]
     if lacking:
@@ -175,6 +179,21 @@ def without(data: ImageData, skip: str | Path | None) -> ImageData:
     if not kept:
         raise InputError(f"--skip_images {skip}: leaves no image of {data.images[0]} and its like")
     return data.chosen(kept)
+
+
+def subset(data: ImageData, per_class: int | None) -> ImageData:
+    """So many images of each class, evenly spread over them in their order: without randomness, and the same at every
+    call. None: all. Raises InputError where a class has fewer.
+    """
+    if per_class is None:
+        return data
+    chosen = torch.zeros(len(data), dtype=torch.bool)
+    for label, name in enumerate(data.classes):
+        places = (data.labels == label).nonzero()[:, 0]
+        if len(places) < per_class:
+            raise InputError(f"--images_per_class {per_class}: class {name} has only {len(places)} images")
+        chosen[places[torch.arange(per_class) * len(places) // per_class]] = True
+    return data.chosen(chosen.nonzero()[:, 0].tolist())
 
 
 def _read(read, folder, split, flag) -> ImageData:

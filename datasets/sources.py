@@ -91,9 +91,10 @@ def _cifar(name: str):
             existing_folder(folder, str(folder))
 
         class Readable(kind):
-            # torchvision compares MD5 sums; files in the same format, subsets for example, are welcome here
-            train_list = tuple((file, None) for file, _ in kind.train_list)
-            test_list = tuple((file, None) for file, _ in kind.test_list)
+            # torchvision compares MD5 sums; files in the same format, subsets for example, are welcome here, and one
+            # split without the other
+            train_list = tuple((file, None) for file, _ in kind.train_list if split == "train")
+            test_list = tuple((file, None) for file, _ in kind.test_list if split != "train")
             meta = {**kind.meta, "md5": None}  # noqa: RUF012
 
         try:

@@ -24,7 +24,7 @@ NAME = "config.yaml"
 # these say how a run was started, not what it is: a new run by the same file must not take them over
 STARTS = ("resume", "overwrite")
 # what a file left by another script, a training say, tells an evaluation: which images, and their views
-IMAGES = ("dataset", "data_folder", "size", "mean", "std", "hold_out", "skip_images")
+IMAGES = ("dataset", "data_folder", "size", "mean", "std", "hold_out", "skip_images", "images_per_class")
 # script -> a number that grows where the same command comes to give other figures, or more: a table takes no older ones
 PROTOCOL = {"main_linear": 2, "retrieval": 2, "out_of_dist_detection": 2}
 

@@ -12,8 +12,8 @@ from engine import distributed
 from util import InputError, reason
 
 GB = 1e9
-# Estimates, by what is usual: CUDA's context and its libraries' workspaces, and what the allocator keeps in pieces.
-CONTEXT, PIECES = 1.0e9, 1.05
+# Estimates, by what is usual: CUDA's context, its libraries' workspaces, and what the allocator keeps in pieces.
+CONTEXT, WORKSPACES, PIECES = 0.5e9, 0.5e9, 1.05
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Needs:
 
     def total(self, images: int) -> float:
         """Bytes with so many images in this process."""
-        return PIECES * (self.fixed + images * sum(self.per_image.values())) + CONTEXT
+        return PIECES * (self.fixed + images * sum(self.per_image.values())) + CONTEXT + WORKSPACES
 
     def fits(self, memory: float) -> int:
         """Images that so many bytes hold, a multiple of 8, of 64 where it is more than 128; 0: not even 8."""
-        most = int(((memory - CONTEXT) / PIECES - self.fixed) / sum(self.per_image.values()))
+        most = int(((memory - CONTEXT - WORKSPACES) / PIECES - self.fixed) / sum(self.per_image.values()))
         step = 64 if most > 128 else 8
         return max(0, most // step * step)
 
@@ -45,14 +45,14 @@ class Needs:
         return f"about --batch_size {fits * distributed.world_size()} would fit, or {gpus} GPUs hold {self.batch_size}"
 
     def line(self, memory: float) -> str:
-        """For the start of a run on GPUs that have so many bytes free."""
+        """For the start of a run on GPUs that have so many bytes for it."""
         images = max(distributed.shares(self.batch_size))
         parts = {name: images * x for name, x in self.per_image.items() if x} | {"weights": self.fixed}
         total = self.total(images)
         parts["CUDA's own"] = total - sum(parts.values())
         text = (
-            f"memory: about {total / GB:.1f} GB of the {memory / GB:.1f} GB that are free on each GPU, for {images} "
-            f"images ({', '.join(f'{name} {x / GB:.1f}' for name, x in parts.items())})"
+            f"memory: about {total / GB:.1f} GB of the {memory / GB:.1f} GB that each GPU has for this run, for "
+            f"{images} images ({', '.join(f'{name} {x / GB:.1f}' for name, x in parts.items())})"
         )
         return text if total <= memory else f"warning: {text}; {self.way_out(memory)}"
 
@@ -70,7 +70,8 @@ def within(device: torch.device, needs: Callable[[], Needs]):
         yield
         return
     needs, (free, whole) = needs(), torch.cuda.mem_get_info(device)
-    distributed.say(needs.line(free))
+    held = torch.cuda.memory_reserved(device) + CONTEXT  # by this process already, and counted in what it needs
+    distributed.say(needs.line(min(free + held, whole)))
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -84,7 +85,7 @@ def of_training(
 
     encoder: on the meta device; size: of images [3, size, size]; precision: of its activations; batch_size: images of
     all processes; bank: keys and their dimensions, where two views are contrasted with them; None: a classifier. The
-    head after the encoder is small beside it.
+    head after the encoder is small beside it, as are several processes' exchanged keys.
     """
     kept, largest = activations(encoder, size, precision)
     weights = sum(x.numel() for x in encoder.parameters())
@@ -96,9 +97,14 @@ def of_training(
         "images": 5 * pixels,  # finished, in float32, and as they came
         "loss": 5 * 4 * keys,  # the similarities and what is made of them, at one time
     }
-    copies = 4 + 4 + 4 + (4 if bank else 0) + (precision.itemsize if precision != torch.float32 else 0)
-    # weights, gradients, momenta, the key encoder's, those of autocast; the bank and its copy for backward
-    return Needs(weights * copies + 2 * 4 * keys * dim, per_image, batch_size)
+    copies = {
+        "weights, gradients, momenta": 3 * 4,
+        "key encoder": 4 if bank else 0,
+        "of autocast": precision.itemsize if precision != torch.float32 else 0,
+        "gradients as they are sent": 4 if distributed.world_size() > 1 else 0,  # DistributedDataParallel's buckets
+    }
+    of_bank = 2 * 4 * keys * dim  # and its copy for backward
+    return Needs(weights * sum(copies.values()) + of_bank, per_image, batch_size)
 
 
 def activations(encoder: nn.Module, size: int, precision: torch.dtype) -> tuple[float, float]:

@@ -60,9 +60,10 @@ def load_data(args):
         return data, None
     if args.dataset != "path":
         raise InputError(f"--instance_ranks {args.instance_ranks}: needs --dataset path")
-    for name in ("hold_out", "ranking", "similarity_ranking_imagenet", "use_supercategories", "thresholds", "ranks"):
+    of_classes = "hold_out", "images_per_class", "ranking", "similarity_ranking_imagenet", "use_supercategories"
+    for name in (*of_classes, "thresholds", "ranks"):
         if getattr(args, name):
-            raise InputError(f"--{name} has no use with --instance_ranks, which makes the ranks")
+            raise InputError(f"--{name} has no use with --instance_ranks, which makes the ranks, and has no classes")
     data, groups, levels = instances.build(args.data_folder, args.instance_ranks)
     unlisted, left_out = instances.unlisted(data, args.data_folder)
     distributed.say(left_out.text())

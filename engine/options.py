@@ -150,7 +150,9 @@ def add_data(p, names) -> None:
     g.add_argument("--std", type=three_positive, help="likewise")
     g.add_argument("--hold_out", nargs="+", default=[], metavar="CLASS", help="classes to leave out")
     g.add_argument("--skip_images", type=user_text, metavar="FILE", help="list of images to leave out, one path a line")
-    g.add_argument("--batch_size", type=positive_int, default=256, help="images a step, over all processes")
+    few = "train on so many of each class (None: all)"
+    g.add_argument("--images_per_class", type=positive_int, metavar="N", help=few)
+    g.add_argument("--batch_size", type=positive_int, default=256, help="images a step, all processes")
     workers = min(8, os.cpu_count() or 1)
     g.add_argument("--num_workers", type=count, default=workers, help="loader processes of each process")
 
@@ -235,7 +237,13 @@ def add_watching(p) -> None:
 
 def chosen_images(args) -> dict:
     """Which images of --dataset: arguments of datasets.build and build_pair."""
-    return {"folder": args.data_folder, "hold_out": tuple(args.hold_out), "skip": args.skip_images}
+    chosen = {"folder": args.data_folder, "hold_out": tuple(args.hold_out), "skip": args.skip_images}
+    return chosen | {"per_class": args.images_per_class}
+
+
+def images_in_name(args) -> str:
+    """What the name of a run says of --images_per_class; "" without."""
+    return f"_{args.images_per_class}_per_class" if args.images_per_class else ""
 
 
 def chosen_views(args) -> tuple:

@@ -31,6 +31,7 @@ def write(given: dict, title: tuple, metrics: dict, checkpoint: dict, data_folde
     folder = Path(given["save_folder"]) / "results"
     folder.mkdir(parents=True, exist_ok=True)
     dataset = given["dataset"] + ("_without_" + "-".join(given["hold_out"])[:40] if given["hold_out"] else "")
+    dataset += f"_{given['images_per_class']}_per_class" if given["images_per_class"] else ""
     meaning = {k: v for k, v in given.items() if k not in NO_MEANING}
     meaning |= {"checkpoint": checkpoint["sha256"], **{k: str(Path(v).resolve()) for k, v in data_folders.items()}}
     key = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:8]

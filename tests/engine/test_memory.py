@@ -71,6 +71,28 @@ def test_a_bank_takes_a_second_view_the_keys_weights_and_the_losses_similarities
     assert (one.per_image["loss"], two.per_image["loss"]) == (0, 20_000)
 
 
+@pytest.mark.parametrize(
+    ("precision", "processes", "bank", "bytes_a_weight"),
+    [
+        (torch.float32, 1, None, 4 + 4 + 4),  # weight, gradient, momentum
+        (torch.bfloat16, 1, None, 4 + 4 + 4 + 2),  # autocast's copy
+        (torch.float32, 2, None, 4 + 4 + 4 + 4),  # the buckets in which gradients are sent
+        (torch.float16, 8, (10, 3), 4 + 4 + 4 + 2 + 4 + 4),  # and the key encoder's
+    ],
+)
+def test_a_weight_takes_so_many_bytes(monkeypatch, precision, processes, bank, bytes_a_weight):
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    needs = memory.of_training(on_meta(small), 4, precision, 64, bank)
+    of_bank = 2 * 4 * 10 * 3 if bank else 0
+    assert needs.fixed == bytes_a_weight * sum(x.numel() for x in small().parameters()) + of_bank
+
+
+def test_an_images_gradients_are_those_of_the_largest_layers_input_and_output():
+    needs = memory.of_training(on_meta(small), 4, torch.float32, 64)
+    assert needs.per_image["their gradients"] == 2 * (4 * 8 * 4 * 4)
+    assert needs.per_image["activations"] == memory.activations(on_meta(small), 4, torch.float32)[0]
+
+
 def test_what_fits_is_the_most_that_does_in_whole_multiples():
     for gigabytes in (3, 4, 8, 24, 80):
         images = NEEDS.fits(gigabytes * 1e9)
@@ -82,7 +104,7 @@ def test_what_fits_is_the_most_that_does_in_whole_multiples():
 
 def test_a_run_that_fits_says_its_parts_and_they_add_up():
     line = NEEDS.line(80e9)
-    assert line.startswith("memory: about 18.2 GB of the 80.0 GB that are free on each GPU, for 768 images (")
+    assert line.startswith("memory: about 18.2 GB of the 80.0 GB that each GPU has for this run, for 768 images (")
     assert line.endswith("(activations 11.5, their gradients 3.8, weights 1.0, CUDA's own 1.8)")
 
 
@@ -98,14 +120,15 @@ def test_one_that_does_not_says_which_batch_would_and_how_many_gpus_hold_this_on
 
 
 def test_out_of_memory_is_the_users_line_and_other_errors_stay(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (7e9, 8e9))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (6e9, 8e9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0.3e9)
     cuda, said = torch.device("cuda", 0), []
     monkeypatch.setattr(distributed, "say", said.append)
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has")
     want = "--batch_size 768: CUDA out of memory. Tried to allocate 2 GiB.; about --batch_size 256 would fit"
     with pytest.raises(InputError, match=want), memory.within(cuda, lambda: NEEDS):
         raise error
-    assert said == [NEEDS.line(7e9)]
+    assert said == [NEEDS.line(6e9 + 0.3e9 + memory.CONTEXT)]  # what the run holds already is its own
     with pytest.raises(ZeroDivisionError), memory.within(cuda, lambda: NEEDS):
         raise ZeroDivisionError
     with memory.within(torch.device("cpu"), lambda: pytest.fail("worked out without a GPU")):

@@ -2,14 +2,21 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from commands import error_of, run
 from made_data import make_image_folders
+from torch import nn
 
+import datasets
 import util
+from datasets import augmentation
+from datasets.views import Views
 from engine import runs, watching
+from engine.loading import Loading
 from losses import RINCELoss
 
 
@@ -103,6 +110,29 @@ def test_watching_changes_nothing_of_the_training(watched):
     )
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_knn_accuracy_is_measured_in_the_trainings_precision():
+    """The encoder runs in the context that training's encoders run in; its features are float32 in the end."""
+
+    class Seen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.types = set()
+
+        def forward(self, x):
+            y = F.linear(x.flatten(1), torch.ones(10, 3 * 8 * 8))
+            self.types.add(y.dtype)
+            return y
+
+    data = datasets.build("digits", split="test")
+    data.transform = augmentation.evaluation(8, (0.5,) * 3, (0.5,) * 3, True)
+    views = Views(data, augmentation.Augmentation(8, (0.5,) * 3, (0.5,) * 3, (0.2, 1), False, False), 0, True)
+    how, model = Loading(64, 0, torch.device("cpu")), nn.Module()
+    model.encoder, model.head = Seen(), nn.Identity()
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16)
+    watching.Watch(views, (data, data), 1, 1, how, autocast).scalars(model, 1)
+    assert model.encoder.types == {torch.float32, torch.bfloat16}  # of the pairs that are drawn; of kNN
 
 
 def test_knn_without_validation_images_or_classes_is_refused_at_once(monkeypatch, capsys, tmp_path):
