@@ -7,6 +7,7 @@ import shutil
 import processes
 import pytest
 import torch
+import yaml
 from commands import CE, error_of, result, run
 from made_data import make_image_folders
 
@@ -214,6 +215,21 @@ def test_overwriting_a_run_starts_its_log_anew(monkeypatch, capsys, tmp_path):
     assert len(lines) == 1
     line = error_of(monkeypatch, capsys, tmp_path, f"{short} --overwrite --learning_rate 1e30", "main_ce")
     assert "last good checkpoint: none yet" in line
+
+
+def test_few_images_a_class_are_recorded_and_part_of_every_name(monkeypatch, digits):
+    few = "--hold_out 0 1 2 3 --images_per_class 12"
+    run(monkeypatch, digits, f"{few} --model resnet8 --batch_size 64 --memorybank_size 64 --epochs 1")
+    (folder,) = (digits / "save/SupCon/digits_models").glob("*_12_per_class_*")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["images_per_class"] == 12
+    run(monkeypatch, digits, f"--ckpt {folder} --config {folder}/config.yaml", "retrieval")
+    run(monkeypatch, digits, f"--ckpt {folder} {few} --cache_features --epochs 2", "main_linear")
+    names = "retrieval_digits_without_0-1-2-3_12_per_class_*.json", "linear_digits_without_0-1-2-3_12_per_class_*.json"
+    for name in names:
+        (path,) = (digits / "save/results").glob(name)
+        record = json.loads(path.read_text())
+        assert (record["images"]["train"], record["options"]["images_per_class"]) == (72, 12)
+    assert len(list((digits / "save/linear/digits_models").glob("*_12_per_class_*"))) == 1
 
 
 def test_a_probe_of_a_large_batch_begins_at_its_learning_rate(monkeypatch, digits):

@@ -1,6 +1,7 @@
 """Sources, folders, held-out classes and augmentation."""
 
 import gzip
+import math
 import struct
 from pathlib import Path
 
@@ -39,6 +40,28 @@ def test_held_out_classes_leave_images_and_close_the_gaps_in_the_labels():
 def test_an_unknown_held_out_class_is_named():
     with pytest.raises(InputError, match="--hold_out eleven"):
         datasets.build("digits", hold_out=("eleven",))
+
+
+@pytest.mark.parametrize("per_class", [1, 7, 138])
+def test_so_many_images_of_each_class_are_spread_evenly_over_its_images(per_class):
+    whole, part = datasets.build("digits"), datasets.build("digits", per_class=per_class)
+    assert part.classes == whole.classes
+    for label in range(10):
+        of_class = [i for i in range(len(whole)) if whole.labels[i] == label]
+        wanted = [of_class[math.floor(j * len(of_class) / per_class)] for j in range(per_class)]
+        assert np.array_equal(part.images[(part.labels == label).numpy()], whole.images[wanted])
+    assert len(part) == 10 * per_class
+
+
+def test_a_subset_is_of_the_classes_that_are_kept_and_leaves_validation_whole():
+    train, test = datasets.build_pair("digits", hold_out=("4", "8"), per_class=5)
+    assert torch.bincount(train.labels).tolist() == [5] * 8
+    assert len(test) == len(datasets.build("digits", split="test", hold_out=("4", "8")))
+
+
+def test_a_subset_larger_than_a_class_names_the_class_and_its_images():
+    with pytest.raises(InputError, match="--images_per_class 141: class 8 has only 140 images"):
+        datasets.build("digits", per_class=141)
 
 
 def test_an_unknown_data_set_lists_the_known_ones():
