@@ -62,7 +62,7 @@ def worker(args, device):
         encoder.compile()
     if args.cache_features:
         train, test = (
-            loading.Resident(*(x.to(device) for x in frozen.features(net, data, title, how, cache)))
+            loading.Resident.of(*frozen.features(net, data, title, how, cache), device)
             for data, title in ((train, "training"), (test, "validation"))
         )
         encoder = nn.Identity()
@@ -95,9 +95,7 @@ def worker(args, device):
         metrics = {"best": run.best, "last": run.latest}
         title, folders = ("linear", args.exp_name or net.name, detail), {"images": args.data_folder}
         about = {"images": counts, "seconds": util.seconds_since(begin), "probe": kind}
-        of_classifier = in_force(stepper.precision)
-        about |= net.about() | ({} if args.cache_features else of_classifier)  # the encoder's: cached ones are float32
-        about["classifier_precision"] = of_classifier["precision"]
+        about |= net.about() | ({} if args.cache_features else in_force(stepper.precision))  # cached: float32
         path = results.write(options.plain(args), title, metrics, net.record, folders, about)
         results.show(f"probe ({kind})", metrics)
         print(f"saved {path}", flush=True)

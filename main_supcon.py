@@ -8,6 +8,7 @@ python main_supcon.py --dataset path --data_folder MY_IMAGES --instance_ranks MY
 from functools import partial
 
 import datasets
+import losses
 import util
 from datasets import augmentation
 from engine import config, distributed, loading, memory, objective, options, runs, training, watching
@@ -93,7 +94,8 @@ def worker(args, device):
 
     def needs():
         encoder = training.build_encoder(args.model, spec.small, "meta")
-        bank = args.memorybank_size, args.feat_dim
+        in_blocks = nested is None and args.min_tau >= losses.FAST_MIN_TAU
+        bank = memory.Bank(args.memorybank_size, args.feat_dim, in_blocks)
         return memory.of_training(encoder, size, stepper.precision, args.batch_size, bank)
 
     with memory.within(device, needs):

@@ -88,7 +88,7 @@ def of_names(args) -> tuple[np.ndarray, list[str], str]:
 
 def of_features(args) -> tuple[np.ndarray, list[str], str]:
     """Cosines of the class means of a checkpoint's unit features of training images, by default about their mean."""
-    training_set = datasets.build(args.dataset, split="train", **options.chosen_images(args))
+    training_set = options.training_images(args)
     distributed.say(datasets.left_out(training_set))
     net = frozen.load(options.wanted(args), training_set)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -99,13 +99,12 @@ def build(
     hold_out: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
     skip: str | Path | None = None,
-    per_class: int | None = None,
 ) -> ImageData:
     """A data set of the registry.
 
     name: one of NAMES; folder: where its files lie; split: "train" or "test" (the validation set);
     hold_out: names of classes to leave out; only: names of the classes to keep, if any; skip: file that lists images to
-    leave out, one path a line; per_class: images of each class to keep of what is left, see `subset`; None: all.
+    leave out, one path a line.
     Raises InputError where a file, folder or class is missing.
     """
     if name not in sources.SOURCES:
@@ -116,15 +115,15 @@ def build(
     kept = [c for c in data.classes if c not in hold_out and (not only or c in only)]
     if not kept:
         raise InputError(f"--hold_out: leaves no class of {name}")
-    return subset(without(_keep(data, kept), skip), per_class)
+    return without(_keep(data, kept), skip)
 
 
 def build_pair(name, folder="./data", hold_out=(), only=(), skip=None, per_class=None) -> tuple[ImageData, ImageData]:
     """Training and validation set with the same numbers for the same classes; validation may lack some of them, and is
     whole whatever `per_class`.
     """
-    train = build(name, folder, "train", hold_out, only, skip, per_class)
-    test = build(name, folder, "test", skip=skip)
+    train, test = build(name, folder, "train", hold_out, only, skip), build(name, folder, "test", skip=skip)
+    train = subset(train, per_class)
     known = (*train.classes, *hold_out)
     lacking = [c for c in test.classes if c not in known and (not only or c in only)]
     if lacking:

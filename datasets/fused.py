@@ -26,12 +26,14 @@ class Finish:
     """
 
     def __init__(self, say: Callable[[str], None]):
-        self.say, self.compiled, self.ran = say, torch.compile(finish, dynamic=False), False
+        self.say, self.compiled, self.ran, self.compiles = say, None, False, True
 
     def __call__(self, views: Tensor, look: Tensor, mean, std, memory_format=torch.contiguous_format) -> Tensor:
-        if self.compiled is not None:
+        if self.compiles:
             begin = time.perf_counter()
             try:
+                if self.compiled is None:  # not before it is needed: where Python is too new for it, this alone fails
+                    self.compiled = torch.compile(finish, dynamic=False)
                 plans = augmentation.there(plan(look), views.device)
                 out = self.compiled(views, plans, mean, std, memory_format == torch.channels_last)
             except torch.OutOfMemoryError:
@@ -39,7 +41,7 @@ class Finish:
             except Exception as error:  # of dynamo, inductor, triton, a C compiler
                 if self.ran:
                     raise
-                self.compiled = None
+                self.compiles = False
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 self.say(
                     f"warning: the augmentation cannot be compiled here ({reason}); it runs operation by operation, in "

@@ -22,7 +22,6 @@ import util
 from datasets import folders, packed, sheets, sources, texts
 from datasets.decoding import find_damage, write_list
 from datasets.packing import pack
-from datasets.rankings import files
 from util import InputError
 
 # folder below --out: its class list
@@ -306,7 +305,7 @@ def main():
     if args.name == "pack":
         return pack(args.data_folder, args.out, args.side, args.format, args.skip_images, args.check)
     if args.name == "cifar" and args.from_sheets:
-        lines = sheets.convert(args.from_sheets, args.out, files.known_superclasses("cifar100"))
+        lines = sheets.convert(args.from_sheets, args.out)
         return print(*lines, f"CIFAR-100, and CIFAR-10's test images, are in {args.out}", sep="\n")
     if args.name == "cifar":
         for name in ("cifar10", "cifar100"):

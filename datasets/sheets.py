@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 import util
-from datasets import folders
+from datasets import folders, texts
 from datasets.decoding import read_pixels
 from util import InputError
 
 SIDE = 32
+SUPERCLASSES = Path(__file__).parent / "rankings/superclasses/cifar100.yaml"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # images a class, and the mean of each channel in [0, 1], of the published files
 PARTS = {
@@ -24,12 +25,13 @@ PARTS = {
 }
 
 
-def convert(source: Path, out: Path, superclasses: dict[str, list[str]]) -> list[str]:
+def convert(source: Path, out: Path) -> list[str]:
     """Write the published files from the sheets in `source` below `out`; returns a line for each part.
 
-    superclasses: of CIFAR-100, by name. All is read and checked before anything is written; InputError names the sheet
+    All is read and checked before anything is written; InputError names the sheet
     that is missing, damaged or of another size, and a file that is there already with another content.
     """
+    superclasses = texts.read_yaml(SUPERCLASSES, str(SUPERCLASSES))
     coarse = {name: group for group, names in superclasses.items() for name in names}
     found, lines = {}, []
     for part, (each, mean) in PARTS.items():

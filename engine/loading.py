@@ -210,13 +210,20 @@ def _timed_out(error: RuntimeError) -> bool:
 
 
 class Resident(TensorDataset):
-    """Features and labels that lie on the device, once for all epochs; a batch of them is taken there."""
+    """Features and labels in memory, once for all epochs; a batch of them is taken where they lie."""
 
     def __getitem__(self, indices: list[int]):
         index = torch.tensor(indices)
         if self.tensors[0].is_cuda:  # from pinned memory the host waits for no copy
             index = index.pin_memory().to(self.tensors[0].device, non_blocking=True)
         return tuple(x.index_select(0, index) for x in self.tensors)
+
+    @staticmethod
+    def of(features: torch.Tensor, labels: torch.Tensor, device: torch.device) -> "Resident":
+        """On the device where the features take at most half of what is free there, else where they are."""
+        if device.type == "cuda" and 2 * features.nbytes > torch.cuda.mem_get_info(device)[0]:
+            return Resident(features, labels)
+        return Resident(features.to(device), labels.to(device))
 
 
 def share_loader(data, loading: Loading):

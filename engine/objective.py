@@ -55,7 +55,7 @@ def variant(args) -> str:
 def load_data(args):
     """The training images, and with --instance_ranks the groups that their labels lie in, and the levels' names."""
     if not args.instance_ranks:
-        data = datasets.build(args.dataset, split="train", **options.chosen_images(args))
+        data = options.training_images(args)
         distributed.say(datasets.left_out(data))
         return data, None
     if args.dataset != "path":

@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+import datasets
 from engine import distributed
 from engine.frozen import Wanted
 from engine.launch import Processes
@@ -236,9 +237,16 @@ def add_watching(p) -> None:
 
 
 def chosen_images(args) -> dict:
-    """Which images of --dataset: arguments of datasets.build and build_pair."""
+    """Which images of --dataset: arguments of datasets.build_pair."""
     chosen = {"folder": args.data_folder, "hold_out": tuple(args.hold_out), "skip": args.skip_images}
     return chosen | {"per_class": args.images_per_class}
+
+
+def training_images(args) -> datasets.ImageData:
+    """The training images of --dataset alone."""
+    chosen = chosen_images(args)
+    per_class = chosen.pop("per_class")
+    return datasets.subset(datasets.build(args.dataset, split="train", **chosen), per_class)
 
 
 def images_in_name(args) -> str:

@@ -18,6 +18,7 @@ import util
 from datasets.views import Views
 from engine import checkpoint, loading, watching
 from engine.batches import Batches
+from engine.loading import Resident
 from engine.optimisation import FiniteGuard, Schedule, Stepper, sgd
 from networks.contrastive import ContrastiveModel
 from networks.memory_bank import MemoryBank
@@ -785,3 +786,12 @@ def assert_same_metrics(folder, pattern) -> None:
     assert found["machine"] != expected["machine"]
     for name, value in expected["metrics"].items():
         assert found["metrics"][name] == pytest.approx(value, abs=0.5)
+
+
+def test_features_lie_on_the_device_where_they_take_half_of_it_at_most():
+    features, labels = torch.zeros(100, 10), torch.zeros(100, dtype=torch.long)
+    for memory, place in ((9_000, "cuda"), (7_000, "cpu")):
+        with Device(memory=memory):
+            kept = Resident.of(features, labels, CUDA)
+            assert [x.device.type for x in kept.tensors] == [place, place]
+            assert [x.shape for x in kept[[3, 4]]] == [(2, 10), (2,)]

@@ -44,7 +44,7 @@ def test_an_unknown_held_out_class_is_named():
 
 @pytest.mark.parametrize("per_class", [1, 7, 138])
 def test_so_many_images_of_each_class_are_spread_evenly_over_its_images(per_class):
-    whole, part = datasets.build("digits"), datasets.build("digits", per_class=per_class)
+    whole, part = datasets.build("digits"), datasets.subset(datasets.build("digits"), per_class)
     assert part.classes == whole.classes
     for label in range(10):
         of_class = [i for i in range(len(whole)) if whole.labels[i] == label]
@@ -61,7 +61,7 @@ def test_a_subset_is_of_the_classes_that_are_kept_and_leaves_validation_whole():
 
 def test_a_subset_larger_than_a_class_names_the_class_and_its_images():
     with pytest.raises(InputError, match="--images_per_class 141: class 8 has only 140 images"):
-        datasets.build("digits", per_class=141)
+        datasets.subset(datasets.build("digits"), 141)
 
 
 def test_an_unknown_data_set_lists_the_known_ones():

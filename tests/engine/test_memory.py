@@ -1,17 +1,21 @@
 """What a training takes of a GPU's memory: counted as by hand, in words that say what would fit."""
 
 import contextlib
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+import losses
 from engine import distributed, memory
-from engine.memory import Needs
+from engine.memory import Bank, Needs
 from engine.training import build_encoder
 from util import InputError
 
-NEEDS = Needs(1e9, {"activations": 15e6, "their gradients": 5e6, "loss": 0}, 768)
+NEEDS = Needs(1e9, {"activations": 15e6, "passing": 5e6}, 768)
+BLOCKS = Needs(1e9, {"activations": 15e6, "passing": 5e6}, 768, (8e6, 2e9))
 
 
 def on_meta(build):
@@ -64,11 +68,35 @@ def test_the_published_batch_keeps_so_many_gigabytes(name, small_images, size, w
 
 def test_a_bank_takes_a_second_view_the_keys_weights_and_the_losses_similarities():
     how = 4, torch.float32, 64
-    one, two = (memory.of_training(on_meta(small), *how, bank) for bank in (None, (1000, 16)))
+    one, two = (memory.of_training(on_meta(small), *how, bank) for bank in (None, Bank(1000, 16, False)))
     weights = sum(x.numel() for x in small().parameters())
     assert two.fixed - one.fixed == 4 * weights + 8 * 1000 * 16
     assert two.per_image["images"] == 2 * one.per_image["images"] == 2 * 5 * 3 * 4 * 4
-    assert (one.per_image["loss"], two.per_image["loss"]) == (0, 20_000)
+    assert (one.loss[0], two.loss) == (0, (20_000, math.inf))
+
+
+def test_a_loss_in_blocks_takes_no_more_than_a_block_whatever_bank_and_batch():
+    needs = memory.of_training(on_meta(small), 4, torch.float32, 64, Bank(2**20, 16, True))
+    most = 20 * losses.BLOCK["cuda"]
+    assert needs.loss == (20 * 2**20, most)
+    without = replace(needs, loss=(0.0, math.inf))
+    for images in (1, 63, 64, 65, 10_000):
+        assert needs.total(images) - without.total(images) == pytest.approx(1.05 * min(images * 20 * 2**20, most))
+
+
+def test_what_passes_through_a_network_is_counted_as_by_hand():
+    """The images, which the caller holds, and two tensors of eight channels: what a module takes, and what it makes."""
+    found = memory.passing_through(on_meta(small), 4, torch.float32)
+    assert found == 4 * (3 * 4 * 4 + 2 * 8 * 4 * 4)
+
+
+def test_a_key_encoders_pass_counts_where_it_takes_more_than_gradients():
+    encoder = build_encoder("resnet18", True, "meta")
+    _, largest = memory.activations(encoder, 32, torch.bfloat16)
+    passing = memory.passing_through(encoder, 32, torch.bfloat16)
+    one, two = (memory.of_training(encoder, 32, torch.bfloat16, 64, bank) for bank in (None, Bank(64, 8, True)))
+    assert (one.per_image["passing"], two.per_image["passing"]) == (2 * largest, passing)
+    assert passing > 2 * largest
 
 
 @pytest.mark.parametrize(
@@ -77,7 +105,7 @@ def test_a_bank_takes_a_second_view_the_keys_weights_and_the_losses_similarities
         (torch.float32, 1, None, 4 + 4 + 4),  # weight, gradient, momentum
         (torch.bfloat16, 1, None, 4 + 4 + 4 + 2),  # autocast's copy
         (torch.float32, 2, None, 4 + 4 + 4 + 4),  # the buckets in which gradients are sent
-        (torch.float16, 8, (10, 3), 4 + 4 + 4 + 2 + 4 + 4),  # and the key encoder's
+        (torch.float16, 8, Bank(10, 3, True), 4 + 4 + 4 + 2 + 4 + 4),  # and the key encoder's
     ],
 )
 def test_a_weight_takes_so_many_bytes(monkeypatch, precision, processes, bank, bytes_a_weight):
@@ -89,23 +117,24 @@ def test_a_weight_takes_so_many_bytes(monkeypatch, precision, processes, bank, b
 
 def test_an_images_gradients_are_those_of_the_largest_layers_input_and_output():
     needs = memory.of_training(on_meta(small), 4, torch.float32, 64)
-    assert needs.per_image["their gradients"] == 2 * (4 * 8 * 4 * 4)
+    assert needs.per_image["passing"] == 2 * (4 * 8 * 4 * 4)
     assert needs.per_image["activations"] == memory.activations(on_meta(small), 4, torch.float32)[0]
 
 
-def test_what_fits_is_the_most_that_does_in_whole_multiples():
+@pytest.mark.parametrize("needs", [NEEDS, BLOCKS], ids=["plain", "a loss in blocks"])
+def test_what_fits_is_the_most_that_does_in_whole_multiples(needs):
     for gigabytes in (3, 4, 8, 24, 80):
-        images = NEEDS.fits(gigabytes * 1e9)
+        images = needs.fits(gigabytes * 1e9)
         step = 64 if images > 128 else 8
         assert images % step == 0
-        assert NEEDS.total(images) <= gigabytes * 1e9 < NEEDS.total(images + step)
+        assert needs.total(images) <= gigabytes * 1e9 < needs.total(images + step)
     assert NEEDS.fits(2e9) == 0
 
 
 def test_a_run_that_fits_says_its_parts_and_they_add_up():
     line = NEEDS.line(80e9)
     assert line.startswith("memory: about 18.2 GB of the 80.0 GB that each GPU has for this run, for 768 images (")
-    assert line.endswith("(activations 11.5, their gradients 3.8, weights 1.0, CUDA's own 1.8)")
+    assert line.endswith("(activations 11.5, passing 3.8, weights 1.0, CUDA's own 1.8)")
 
 
 def test_one_that_does_not_says_which_batch_would_and_how_many_gpus_hold_this_one(monkeypatch):
