@@ -9,7 +9,7 @@ from pathlib import Path
 import util
 from engine import checkpoint, config, published, resuming
 from engine.config import protocol
-from recipes import option, words
+from recipes.form import option, words
 from util import InputError
 
 
