@@ -26,7 +26,7 @@ class Scope:
 def read(path: Path) -> dict:
     """The recipe, with everything there that may be left out. Raises InputError naming file and key."""
     recipe = check_entry(config.read_yaml(path, str(path), as_written=True), "recipe", str(path))
-    recipe = {"about": "", "before": [], "after": [], "jobs": "1", "published": None, **recipe}
+    recipe = {"about": "", "before": [], "after": [], "jobs": "1", "published": None, "baseline": None, **recipe}
     recipe["jobs"] = int(recipe["jobs"])
     for kind, key in (("method", "methods"), ("evaluation", "evaluations")):
         for name, entry in recipe[key].items():
@@ -45,6 +45,7 @@ def read(path: Path) -> dict:
             check_entry(entry, kind, f"{path}: {kind} {number}")
     check_columns(recipe, path)
     check_published(recipe, path)
+    check_baseline(recipe, path)
     return recipe
 
 
@@ -94,6 +95,20 @@ def check_published(recipe: dict, path: Path) -> None:
         for column in figures:
             if column not in known:
                 raise InputError(f"{path}: published {name}: no column {column}{util.nearest(column, known)}")
+
+
+def check_baseline(recipe: dict, path: Path) -> None:
+    """Raise InputError unless the baseline, where there is one, is a method that is trained, and so has seeds."""
+    name = recipe["baseline"]
+    if name and name not in recipe["methods"]:
+        raise InputError(f"{path}: baseline: there is no method {name}{util.nearest(name, recipe['methods'])}")
+    if name and given(recipe, name):
+        raise InputError(f"{path}: baseline: {name} is a given checkpoint, which has no seeds to pair")
+
+
+def compared_with(recipe: dict, name: str) -> str | None:
+    """The method that the table subtracts from this one; None of the baseline itself."""
+    return None if name == recipe["baseline"] else recipe["baseline"]
 
 
 def columns(recipe: dict) -> list[str]:

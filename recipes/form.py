@@ -11,7 +11,7 @@ NUMBERS = "a number, or a list of numbers"
 FORMS = {
     "recipe": {
         "title*": "text", "methods*": "a mapping", "evaluations*": "a mapping", "about": "text",
-        "jobs": "a whole number", "before": "a list", "after": "a list", "published": "a mapping",
+        "jobs": "a whole number", "before": "a list", "after": "a list", "published": "a mapping", "baseline": "text",
     },
     "method": {
         "command": "a command", "checkpoint": "text", "title": "text", "scaled": "a mapping", "with": "a mapping",

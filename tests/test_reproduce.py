@@ -222,7 +222,7 @@ def reproduced(folder) -> str:
         contextlib.redirect_stdout(output),
         pytest.raises(SystemExit, match=r"^1$"),
     ):
-        patch.setattr(reproduce.subprocess, "Popen", Forked)
+        patch.setattr(subprocess, "Popen", Forked)
         run(patch, folder, "small.yaml", "reproduce")
     return output.getvalue()
 
@@ -256,7 +256,7 @@ def test_what_is_done_is_skipped_and_the_table_is_the_same(small):
 
 def test_a_method_that_is_not_wanted_is_shown_if_it_is_done_but_not_run(monkeypatch, capsys, small):
     folder, _ = small
-    monkeypatch.setattr(reproduce.subprocess, "Popen", Forked)
+    monkeypatch.setattr(subprocess, "Popen", Forked)
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, folder, "small.yaml --only bad --out other", "reproduce")
     assert stop.value.code == 1
