@@ -27,7 +27,7 @@ import util  # first: where packages are missing it says what to do
 # isort: split
 import recipes
 from engine import checkpoint
-from recipes import done, table
+from recipes import done, grid, table
 from recipes.running import Runner, say
 from util import InputError
 
@@ -36,7 +36,9 @@ def get_parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("recipe", type=util.user_path, help="YAML file, one of recipes/")
     p.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ... of each method (default: 1)")
-    p.add_argument("--only", nargs="+", default=[], metavar="NAME", help="run these methods; show the others if done")
+    p.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="run these methods or cells; show the rest if done"
+    )
     p.add_argument("--scale", type=float, default=1.0, help="share of the epochs, to try a recipe out (default: 1)")
     p.add_argument("--options", default="", help='for every script, as --options="--num_workers 4"; one that all have')
     p.add_argument(
@@ -200,15 +202,13 @@ def call_beside(runner: Runner, when: str, command: str) -> None:
 def main():
     args = get_parser().parse_args()
     recipe = recipes.read(args.recipe)
-    for name in args.only:
-        if name not in recipe["methods"]:
-            raise InputError(f"--only {name}: no method of {args.recipe}{util.nearest(name, recipe['methods'])}")
     if args.seeds < 1 or not 0 < args.scale <= 1 or (args.jobs or 0) < 0:
         raise InputError(
             f"--seeds {args.seeds} --scale {args.scale} --jobs {args.jobs}: seeds start at 1, jobs at 0, "
             "the scale lies in (0, 1]"
         )
-    names = args.only or list(recipe["methods"])
+    only = [method for name in args.only for method in grid.chosen(recipe, name, f"{args.recipe}: --only")]
+    names = list(dict.fromkeys(only)) or list(recipe["methods"])
     scope = recipes.Scope(args.seeds, args.scale, args.options)
     recipes.check_commands(recipe, names, scope, str(args.recipe))
     if args.dry_run:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import util
 from engine import config
+from recipes import grid
 from recipes.form import NUMBERS, check, check_entry, in_one_line, option, words
 from util import InputError
 
@@ -26,7 +27,16 @@ class Scope:
 def read(path: Path) -> dict:
     """The recipe, with everything there that may be left out. Raises InputError naming file and key."""
     recipe = check_entry(config.read_yaml(path, str(path), as_written=True), "recipe", str(path))
-    recipe = {"about": "", "before": [], "after": [], "jobs": "1", "published": None, "baseline": None, **recipe}
+    recipe = {
+        "about": "",
+        "before": [],
+        "after": [],
+        "jobs": "1",
+        "published": None,
+        "baseline": None,
+        "grid": {},
+        **recipe,
+    }
     recipe["jobs"] = int(recipe["jobs"])
     for kind, key in (("method", "methods"), ("evaluation", "evaluations")):
         for name, entry in recipe[key].items():
@@ -43,8 +53,12 @@ def read(path: Path) -> dict:
         recipe[kind] = [{"command": entry} if isinstance(entry, str) else entry for entry in recipe[kind]]
         for number, entry in enumerate(recipe[kind], 1):
             check_entry(entry, kind, f"{path}: {kind} {number}")
+    recipe["methods"] = grid.expand(recipe, str(path))
+    for name, entry in recipe["evaluations"].items():
+        where = f"{path}: evaluation {name}: for"
+        entry["for"] = [cell for method in entry.get("for") or () for cell in grid.chosen(recipe, method, where)]
     check_columns(recipe, path)
-    check_published(recipe, path)
+    recipe["published"] = published_figures(recipe, path)
     check_baseline(recipe, path)
     return recipe
 
@@ -63,15 +77,9 @@ def check_source(method: dict, where: str) -> None:
 
 
 def check_columns(recipe: dict, path: Path) -> None:
-    """Raise InputError where a method has two columns of one name, where a column is no path into a record's metrics,
-    or an evaluation is for a method that there is not.
-    """
+    """Raise InputError where a method has two columns of one name, or a column is no path into a record's metrics."""
     taken = {column: set(recipe["methods"]) for column in ("method", "seconds", "published")}  # the table's own
     for name, evaluation in recipe["evaluations"].items():
-        for method in evaluation.get("for") or ():
-            if method not in recipe["methods"]:
-                near = util.nearest(method, recipe["methods"])
-                raise InputError(f"{path}: evaluation {name}: for: there is no method {method}{near}")
         methods = {method for method in recipe["methods"] if is_for(evaluation, method)}
         for column, place in evaluation["columns"].items():
             check(f"{path}: evaluation {name}: columns: {column}", place, "text")
@@ -80,35 +88,32 @@ def check_columns(recipe: dict, path: Path) -> None:
             taken[column] |= methods
 
 
-def check_published(recipe: dict, path: Path) -> None:
-    """Raise InputError where `published` names no method or column, or no source of its figures."""
-    published = recipe["published"] or {}
+def published_figures(recipe: dict, path: Path) -> dict | None:
+    """What stands under `published`, that of a method for each of its cells that has no own. Raises InputError where it
+    names no method or column, or no source of its figures.
+    """
+    published = dict(recipe["published"] or {})
     if published and not published.get("source"):
         raise InputError(f"{path}: published: source is missing, the text that says where the figures are from")
-    known = columns(recipe)
+    known, found = columns(recipe), {key: text for key, text in published.items() if key == "source"}
     for name, figures in published.items():
         if name == "source":
             continue
-        if name not in recipe["methods"]:
-            raise InputError(f"{path}: published: there is no method {name}{util.nearest(name, recipe['methods'])}")
+        cells = grid.chosen(recipe, name, f"{path}: published")
         check(f"{path}: published: {name}", figures, "a mapping")
         for column in figures:
             if column not in known:
                 raise InputError(f"{path}: published {name}: no column {column}{util.nearest(column, known)}")
+        for cell in cells:
+            found[cell] = published.get(cell, figures)
+    return None if recipe["published"] is None else found
 
 
 def check_baseline(recipe: dict, path: Path) -> None:
     """Raise InputError unless the baseline, where there is one, is a method that is trained, and so has seeds."""
-    name = recipe["baseline"]
-    if name and name not in recipe["methods"]:
-        raise InputError(f"{path}: baseline: there is no method {name}{util.nearest(name, recipe['methods'])}")
-    if name and given(recipe, name):
-        raise InputError(f"{path}: baseline: {name} is a given checkpoint, which has no seeds to pair")
-
-
-def compared_with(recipe: dict, name: str) -> str | None:
-    """The method that the table subtracts from this one; None of the baseline itself."""
-    return None if name == recipe["baseline"] else recipe["baseline"]
+    for name in grid.chosen(recipe, recipe["baseline"], f"{path}: baseline") if recipe["baseline"] else ():
+        if given(recipe, name):
+            raise InputError(f"{path}: baseline: {name} is a given checkpoint, which has no seeds to pair")
 
 
 def columns(recipe: dict) -> list[str]:

@@ -12,9 +12,11 @@ FORMS = {
     "recipe": {
         "title*": "text", "methods*": "a mapping", "evaluations*": "a mapping", "about": "text",
         "jobs": "a whole number", "before": "a list", "after": "a list", "published": "a mapping", "baseline": "text",
+        "grid": "a mapping",
     },
     "method": {
         "command": "a command", "checkpoint": "text", "title": "text", "scaled": "a mapping", "with": "a mapping",
+        "grid": "a mapping",
     },
     "evaluation": {"command*": "a command", "columns*": "a mapping", "scaled": "a mapping", "for": "a list"},
     "before": {"command*": "a command", "makes": "text"},

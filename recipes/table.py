@@ -14,7 +14,7 @@ import util  # first: where packages are missing it says what to do
 import numpy as np
 
 from engine.results import read_table
-from recipes import Scope, columns, compared_with, given, seeds
+from recipes import Scope, columns, given, grid, seeds
 from recipes.statistics import paired_difference
 from util import InputError
 
@@ -119,7 +119,7 @@ def differences(recipe: dict, results: dict, scope: Scope) -> list[str]:
     names, body = columns(recipe), []
     of = {name: {run["seed"]: run["values"] for run in runs} for name, runs in results.items()}
     for name in results:
-        other = compared_with(recipe, name)
+        other = grid.compared_with(recipe, name)
         if other is None:
             continue
         row = [title(recipe, name)]
@@ -130,7 +130,7 @@ def differences(recipe: dict, results: dict, scope: Scope) -> list[str]:
     from scipy.stats import t
 
     times = t.ppf(0.975, scope.seeds - 1) / np.sqrt(scope.seeds)
-    head = f"Difference to {title(recipe, recipe['baseline'])}, paired by seed, with 95 % interval:"
+    head = f"Difference to {grid.title_of(recipe, recipe['baseline'])}, paired by seed, with 95 % interval:"
     how = (
         f"Interval: the mean ± t(0.975, n - 1) / √n standard deviations of the paired difference, Student's; with "
         f"{scope.seeds} seeds {times:.2f} of them. Bold: it excludes 0, as one in twenty does by chance alone."

@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import yaml
 from commands import ROOT, error_of, run
 from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet, original_checkpoint
-from processes import Forked
+from processes import Forked, InTurn
 
 import datasets
 import recipes
@@ -479,18 +478,6 @@ def test_a_dry_run_of_given_checkpoints_needs_no_file_and_names_the_one_to_evalu
 )
 def test_a_given_file_stands_for_a_runs_folder_and_its_last_pth(command, want):
     assert recipes.of_file(command, Path("folder/a.pth")) == want
-
-
-class InTurn(contextlib.nullcontext):
-    """An executor in this thread, where scripts may handle signals."""
-
-    def submit(self, task, *values):
-        future = Future()
-        future.set_result(task(*values))
-        return future
-
-    def __enter__(self):
-        return self
 
 
 @pytest.fixture(scope="module")

@@ -73,14 +73,14 @@ RECIPE = {
 }  # fmt: skip
 
 
-def results(name, *of_seeds):
-    return [{"seed": s, "values": values, "records": {}} for s, values in enumerate(of_seeds) if name]
+def results(*of_seeds):
+    return [{"seed": s, "values": values, "records": {}} for s, values in enumerate(of_seeds)]
 
 
 RESULTS = {
-    "scl": results("scl", {"R@1": 50.0, "mAP": 40.0, "seconds": 9.0}, {"R@1": 51.0, "mAP": 40.0, "seconds": 11.0}),
-    "rince": results("rince", {"R@1": 52.0}, {"R@1": 53.1, "mAP": 41.0}),
-    "given": results("given", {"R@1": 60.0, "mAP": 60.0}),
+    "scl": results({"R@1": 50.0, "mAP": 40.0, "seconds": 9.0}, {"R@1": 51.0, "mAP": 40.0, "seconds": 11.0}),
+    "rince": results({"R@1": 52.0}, {"R@1": 53.1, "mAP": 41.0}),
+    "given": results({"R@1": 60.0, "mAP": 60.0}),
 }
 
 
