@@ -28,15 +28,8 @@ def read(path: Path) -> dict:
     """The recipe, with everything there that may be left out. Raises InputError naming file and key."""
     recipe = check_entry(config.read_yaml(path, str(path), as_written=True), "recipe", str(path))
     recipe = {
-        "about": "",
-        "before": [],
-        "after": [],
-        "jobs": "1",
-        "published": None,
-        "baseline": None,
-        "grid": {},
-        **recipe,
-    }
+        "about": "", "before": [], "after": [], "jobs": "1", "published": None, "baseline": None, "grid": {}, **recipe,
+    }  # fmt: skip
     recipe["jobs"] = int(recipe["jobs"])
     for kind, key in (("method", "methods"), ("evaluation", "evaluations")):
         for name, entry in recipe[key].items():

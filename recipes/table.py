@@ -85,18 +85,13 @@ def figures_of(recipe: dict, results: dict, scope: Scope) -> str:
     body = []
     for name, runs in results.items():
         of = {c: [run["values"][c] for run in runs if c in run["values"]] for c in (*names, "seconds")}
-        row = [title(recipe, name)]
+        row = [grid.title_of(recipe, name)]
         row += [cell(of[c], len(seeds(recipe, name, scope))) for c in names]
         row.append(f"{np.mean(of['seconds']):.0f}" if of["seconds"] else "-")
         if published is not None:
             row.append(", ".join(f"{column} {figure}" for column, figure in published.get(name, {}).items()))
         body.append(row)
     return rows(["method", *names, "seconds", *(["published"] if published is not None else [])], body)
-
-
-def title(recipe: dict, name: str) -> str:
-    """What the table calls a method."""
-    return recipe["methods"][name].get("title", name)
 
 
 def difference_cell(a: dict[int, float], b: dict[int, float], wanted: int) -> str:
@@ -122,7 +117,7 @@ def differences(recipe: dict, results: dict, scope: Scope) -> list[str]:
         other = grid.compared_with(recipe, name)
         if other is None:
             continue
-        row = [title(recipe, name)]
+        row = [grid.title_of(recipe, name)]
         for c in names:
             a, b = ({seed: values[c] for seed, values in of[m].items() if c in values} for m in (name, other))
             row.append(difference_cell(a, b, scope.seeds))
