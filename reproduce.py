@@ -10,16 +10,14 @@ rest goes on. The table (Markdown, and JSON with the records behind each figure)
 """
 
 import argparse
-import json
+import contextlib
 import os
-import re
 import shlex
 import signal
-import subprocess
 import sys
 import threading
-import time
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,19 +27,18 @@ import util  # first: where packages are missing it says what to do
 # isort: split
 import recipes
 from engine import checkpoint
-from recipes import done, table
+from recipes import done, grid, table
+from recipes.running import Runner, say
 from util import InputError
-
-ROOT = Path(__file__).resolve().parent
-EPOCH = re.compile(r"epoch \d+/\d+  ")  # the line that ends one, not those of its steps
-SHOW_EVERY = 10  # seconds between such lines of a job beside others
 
 
 def get_parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("recipe", type=util.user_path, help="YAML file, one of recipes/")
     p.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ... of each method (default: 1)")
-    p.add_argument("--only", nargs="+", default=[], metavar="NAME", help="run these methods; show the others if done")
+    p.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="run these methods or cells; show the rest if done"
+    )
     p.add_argument("--scale", type=float, default=1.0, help="share of the epochs, to try a recipe out (default: 1)")
     p.add_argument("--options", default="", help='for every script, as --options="--num_workers 4"; one that all have')
     p.add_argument(
@@ -52,101 +49,6 @@ def get_parser():
     )
     p.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     return p
-
-
-class Runner:
-    """Calls commands, keeps what they print, and remembers which failed."""
-
-    def __init__(self, logs: Path, jobs: int):
-        self.logs, self.jobs, self.failures, self.stopped = logs, jobs, [], threading.Event()
-        self.running = set()
-
-    def stop(self) -> None:
-        """Start nothing more, and end what runs: a training saves first."""
-        self.stopped.set()
-        for process in list(self.running):
-            process.terminate()
-
-    def call(self, title: str, command: str, show: bool = False) -> bool:
-        """Run a command as a user would; whether it succeeded. Shown as it runs; of jobs side by side, without `show`,
-        the epochs only.
-        """
-        if self.stopped.is_set():
-            return False
-        words = shlex.split(command)
-        words = [sys.executable, str(ROOT / words[1]) if words[1].endswith(".py") else words[1], *words[2:]]
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)} | ({"OMP_NUM_THREADS": "1"} if self.jobs > 1 else {})
-        log = self.logs / f"{title.replace(', ', '_').replace(': ', '_').replace(' ', '_')}.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        say(f"== {title}" if self.jobs > 1 else f"\n== {title}\n{command}")
-        begin = shown = time.perf_counter()
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        with log.open("w") as file, subprocess.Popen(words, text=True, env=env, **pipes) as process:
-            self.running.add(process)
-            lines = []
-            try:
-                for line in process.stdout:
-                    file.write(line)
-                    file.flush()
-                    lines.append(line)
-                    if self.jobs == 1 or show:
-                        say(line.rstrip("\n"))
-                    elif EPOCH.match(line) and time.perf_counter() - shown > SHOW_EVERY:
-                        shown = time.perf_counter()
-                        say(f"   {title}: {line.strip()}")
-            except BaseException:  # Ctrl-C, or SIGTERM: Popen would wait for the script's own end
-                process.terminate()
-                raise
-            finally:
-                self.running.discard(process)
-        if process.returncode == 0:
-            say(f"== {title}: done in {time.perf_counter() - begin:.0f} s")
-            return True
-        say(f"== {title}: FAILED with exit code {process.returncode}; {log}\n{''.join(lines[-3:])}")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
-        self.fail(title, command, f"exit code {process.returncode}: {last}; {log}")
-        return False
-
-    def fail(self, title: str, command: str, why: str) -> None:
-        """Remember a failure for the end."""
-        self.failures.append({"what": title, "command": command, "why": why})
-
-    def train(self, title: str, command: str) -> Path | None:
-        """The folder of the finished training."""
-        folder = recipes.run_folder(command)
-        found = done.find_run([folder], command)
-        if found and done.epochs_left(folder) <= 0:
-            say(f"== {title}: is done, {folder}")
-            return folder
-        if found and checkpoint.history(folder):
-            command += f" --resume {shlex.quote(str(folder))}"
-        return folder if self.call(title, command) else None
-
-    def evaluate(self, title: str, command: str, sha256: str) -> dict | None:
-        """The record of the evaluation; a probe that was cut off goes on."""
-        record = done.find_record(command, sha256)
-        if record:
-            say(f"== {title}: is done, {record['file']}")
-            return record
-        root = Path(recipes.option(command, "--save_folder", "./save"))
-        names = [f"*{sha256[:8]}*", *filter(None, [recipes.option(command, "--exp_name")])]
-        folders = [place.parent for name in names for place in sorted((root / "linear").glob(f"*/{name}/last.pth"))]
-        probe = done.find_run(folders, command)
-        if probe:
-            command += f" --resume {shlex.quote(str(probe))}" if done.epochs_left(probe) > 0 else " --overwrite"
-        if not self.call(title, command):
-            return None
-        record = done.find_record(command, sha256)
-        if record is None:
-            self.fail(title, command, f"left no record of the checkpoint {sha256[:8]} in {root / 'results'}")
-        return record
-
-
-def say(text: str) -> None:
-    """One line, or several, whole: others print at the same time."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 def trained(title: str, command: str, runner: Runner | None) -> dict | None:
@@ -194,24 +96,14 @@ def run_method(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner:
             continue
         result["records"][step] = found["file"]
         for column, path in recipe["evaluations"][step]["columns"].items():
-            value = found["metrics"]
-            for key in path.split("."):
-                value = value.get(key) if isinstance(value, dict) else None
-            if isinstance(value, int | float):
+            value = done.figure(found["metrics"], path)
+            if value is not None:
                 result["values"][column] = value
             elif runner:
-                known = figures(found["metrics"])
+                known = done.figures(found["metrics"])
                 why = f"no figure {path} for column {column}{util.nearest(path, known)}; there are {', '.join(known)}"
                 runner.fail(f"{title}: {step}", command, f"{why}, in {found['file']}")
     return result | {"values": result["values"] | ({} if seconds is None else {"seconds": seconds})}
-
-
-def figures(metrics: dict, before: str = "") -> list[str]:
-    """The paths of a record's figures, as columns name them."""
-    paths = []
-    for key, value in metrics.items():
-        paths += figures(value, f"{before}{key}.") if isinstance(value, dict) else [before + key]
-    return paths
 
 
 def attempt(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Runner, wanted: bool) -> dict:
@@ -229,18 +121,45 @@ def attempt(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Ru
         return {"seed": seed, "values": {}, "records": {}}
 
 
-def run_methods(recipe: dict, names, scope: recipes.Scope, runner: Runner) -> dict[str, list[dict]]:
-    """The results of every method, a list over seeds; the methods `names` are run, of the others what is there."""
+def there_already(recipe: dict, name: str, seed: int, scope: recipes.Scope) -> dict:
+    """run_method of what is there; a fault is met again, and told of, when it is run."""
+    with contextlib.suppress(Exception):
+        return run_method(recipe, name, seed, scope, None)
+    return {"seed": seed, "values": {}, "records": {}}
+
+
+def run_methods(recipe: dict, names, scope: recipes.Scope, runner: Runner, save: Callable) -> dict[str, list[dict]]:
+    """The results of every method, a list over seeds; the methods `names` are run, of the others what is there.
+
+    save(results, number of runs still to come) is called after each of them.
+    """
     wanted = [(name, seed) for name in recipe["methods"] for seed in recipes.seeds(recipe, name, scope)]
+    found, to_come, lock = {of: there_already(recipe, *of, scope) for of in wanted}, set(wanted), threading.Lock()
+
+    def run(name, seed):
+        result = attempt(recipe, name, seed, scope, runner, name in names)
+        if runner.stopped.is_set():  # what comes after Ctrl-C was not run
+            return
+        with lock:
+            found[name, seed] = result
+            to_come.discard((name, seed))
+            save(by_method(recipe, found), len(to_come))
+
     with ThreadPoolExecutor(runner.jobs) as pool:
-        tasks = [pool.submit(attempt, recipe, n, s, scope, runner, n in names) for n, s in wanted]
+        tasks = [pool.submit(run, *of) for of in wanted]
         try:
-            results = [task.result() for task in tasks]
+            for task in tasks:
+                task.result()
         except BaseException:
             runner.stop()
             pool.shutdown(cancel_futures=True)
             raise
-    return {m: [run for (name, _), run in zip(wanted, results, strict=True) if name == m] for m in recipe["methods"]}
+    return by_method(recipe, found)
+
+
+def by_method(recipe: dict, found: dict[tuple[str, int], dict]) -> dict[str, list[dict]]:
+    """Results by (method, seed) as a list a method."""
+    return {method: [run for (name, _), run in found.items() if name == method] for method in recipe["methods"]}
 
 
 def run_recipe(recipe: dict, names, scope: recipes.Scope, args) -> list[dict]:
@@ -248,20 +167,30 @@ def run_recipe(recipe: dict, names, scope: recipes.Scope, args) -> list[dict]:
     util.check_folder(args.out, "--out")
     stem = args.recipe.stem + (f"_scale{args.scale:g}" if args.scale != 1 else "")
     jobs = recipe["jobs"] if args.jobs is None else args.jobs
-    runner = Runner(args.out / "logs" / stem, jobs or os.cpu_count() or 1)
+    runner, place = Runner(args.out / "logs" / stem, jobs or os.cpu_count() or 1), args.out / stem
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+    def save(results, to_come=0):
+        about = {"command": command, "failures": list(runner.failures), "unfinished": to_come}
+        return table.write(place, recipe, results, scope, about)
+
+    def save_meanwhile(results, to_come):
+        try:
+            save(results, to_come)
+        except InputError as error:  # the trainings go on: the last table is the one that counts
+            say(f"== {error}")
+
     for entry in recipe["before"]:
         if "makes" not in entry or not Path(entry["makes"]).exists():
             call_beside(runner, "before", recipes.in_one_line(entry["command"]))
-    results = run_methods(recipe, names, scope, runner)
-    content = {"recipe": recipe, "command": sys.argv, "seeds": args.seeds, "scale": args.scale, "results": results}
-    util.write_file(args.out / f"{stem}.json", json.dumps({**content, "failures": runner.failures}, indent=1).encode())
+    results = run_methods(recipe, names, scope, runner, save_meanwhile)
+    text = save(results)
     for entry in recipe["after"] if not args.only and args.scale == 1 else ():
         if not runner.failures:
-            place = shlex.quote(str(args.out / f"{stem}.json"))
-            call_beside(runner, "after", recipes.in_one_line(entry["command"]).replace("$table", place))
-    text = table.markdown(recipe, results, scope, runner.failures)
-    util.write_file(args.out / f"{stem}.md", text.encode())
-    say(f"\n{text}\nsaved {args.out / stem}.md and .json")
+            json_file = shlex.quote(f"{place}.json")
+            call_beside(runner, "after", recipes.in_one_line(entry["command"]).replace("$table", json_file))
+            text = save(results)
+    say(f"\n{text}\nsaved {place}.md and .json")
     return runner.failures
 
 
@@ -273,15 +202,13 @@ def call_beside(runner: Runner, when: str, command: str) -> None:
 def main():
     args = get_parser().parse_args()
     recipe = recipes.read(args.recipe)
-    for name in args.only:
-        if name not in recipe["methods"]:
-            raise InputError(f"--only {name}: no method of {args.recipe}{util.nearest(name, recipe['methods'])}")
     if args.seeds < 1 or not 0 < args.scale <= 1 or (args.jobs or 0) < 0:
         raise InputError(
             f"--seeds {args.seeds} --scale {args.scale} --jobs {args.jobs}: seeds start at 1, jobs at 0, "
             "the scale lies in (0, 1]"
         )
-    names = args.only or list(recipe["methods"])
+    only = [method for name in args.only for method in grid.chosen(recipe, name, f"{args.recipe}: --only")]
+    names = list(dict.fromkeys(only)) or list(recipe["methods"])
     scope = recipes.Scope(args.seeds, args.scale, args.options)
     recipes.check_commands(recipe, names, scope, str(args.recipe))
     if args.dry_run:

@@ -11,6 +11,7 @@ import torch
 
 import util
 from engine import config
+from util import InputError
 
 # options that change where and how fast a result is made, not what it is
 NO_MEANING = (
@@ -67,3 +68,16 @@ def show(title: str, rows: dict[str, dict[str, float]]) -> None:
     print(f"{title:<{width}}" + "".join(f"{c:>{wide[c]}}" for c in columns))
     for row, metrics in rows.items():
         print(f"{row:<{width}}" + "".join(f"{_cell(metrics[c]):>{wide[c]}}" for c in columns), flush=True)
+
+
+def read_table(path: Path) -> dict:
+    """The JSON of a recipe's table, as reproduce.py writes it. Raises InputError where it is none."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the JSON of a table, which reproduce.py writes to save/tables")
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(content, dict) or not content.keys() >= {"recipe", "seeds", "scale", "results", "failures"}:
+        raise InputError(f"{path}: is no table of reproduce.py, which has recipe, seeds, scale, results and failures")
+    return content

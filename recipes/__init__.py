@@ -1,7 +1,6 @@
 """Recipes: the commands of a table, from a YAML file of this folder or of the user's."""
 
 import importlib
-import math
 import re
 import shlex
 from dataclasses import dataclass
@@ -9,23 +8,11 @@ from pathlib import Path
 
 import util
 from engine import config
+from recipes import grid
+from recipes.form import NUMBERS, check, check_entry, in_one_line, option, words
 from util import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-NUMBERS = "a number, or a list of numbers"
-# kind of entry -> its keys, those that it must have marked with *, and what each must be
-FORMS = {
-    "recipe": {
-        "title*": "text", "methods*": "a mapping", "evaluations*": "a mapping", "about": "text",
-        "jobs": "a whole number", "before": "a list", "after": "a list", "published": "a mapping",
-    },
-    "method": {
-        "command": "a command", "checkpoint": "text", "title": "text", "scaled": "a mapping", "with": "a mapping",
-    },
-    "evaluation": {"command*": "a command", "columns*": "a mapping", "scaled": "a mapping", "for": "a list"},
-    "before": {"command*": "a command", "makes": "text"},
-    "after": {"command*": "a command"},
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,7 +27,9 @@ class Scope:
 def read(path: Path) -> dict:
     """The recipe, with everything there that may be left out. Raises InputError naming file and key."""
     recipe = check_entry(config.read_yaml(path, str(path), as_written=True), "recipe", str(path))
-    recipe = {"about": "", "before": [], "after": [], "jobs": "1", "published": None, **recipe}
+    recipe = {
+        "about": "", "before": [], "after": [], "jobs": "1", "published": None, "baseline": None, "grid": {}, **recipe,
+    }  # fmt: skip
     recipe["jobs"] = int(recipe["jobs"])
     for kind, key in (("method", "methods"), ("evaluation", "evaluations")):
         for name, entry in recipe[key].items():
@@ -57,24 +46,14 @@ def read(path: Path) -> dict:
         recipe[kind] = [{"command": entry} if isinstance(entry, str) else entry for entry in recipe[kind]]
         for number, entry in enumerate(recipe[kind], 1):
             check_entry(entry, kind, f"{path}: {kind} {number}")
+    recipe["methods"] = grid.expand(recipe, str(path))
+    for name, entry in recipe["evaluations"].items():
+        where = f"{path}: evaluation {name}: for"
+        entry["for"] = [cell for method in entry.get("for") or () for cell in grid.chosen(recipe, method, where)]
     check_columns(recipe, path)
-    check_published(recipe, path)
+    recipe["published"] = published_figures(recipe, path)
+    check_baseline(recipe, path)
     return recipe
-
-
-def check_entry(entry, kind: str, where: str) -> dict:
-    """The entry, a mapping in the form of its kind; else InputError that begins with `where`."""
-    check(where, entry, "a mapping")
-    forms = {key.rstrip("*"): form for key, form in FORMS[kind].items()}
-    for key in entry:
-        if key not in forms:
-            raise InputError(f"{where}: unknown key {key}{util.nearest(key, forms)}")
-    for key, form in forms.items():
-        if f"{key}*" in FORMS[kind] and not entry.get(key):
-            raise InputError(f"{where}: {key} is missing")
-        if entry.get(key) is not None:
-            check(f"{where}: {key}", entry[key], form)
-    return {key: value for key, value in entry.items() if value is not None}
 
 
 def check_source(method: dict, where: str) -> None:
@@ -90,48 +69,10 @@ def check_source(method: dict, where: str) -> None:
         raise InputError(f"{where}: its command must name the run with --exp_name")
 
 
-def check(where: str, value, form: str) -> None:
-    """Raise InputError, beginning with `where`, where a value is not of the form that is asked for."""
-    numbers = value if isinstance(value, list) else [value]
-    right = {
-        "text": isinstance(value, str),
-        "a mapping": isinstance(value, dict) and all(isinstance(key, str) for key in value),
-        "a list": isinstance(value, list),
-        "a whole number": isinstance(value, str) and value.isdecimal(),
-        NUMBERS: all(is_number(number) for number in numbers),
-        "a command": isinstance(value, str) and len(words(value)) > 1 and words(value)[0] == "python",
-    }
-    if not right[form]:
-        example = ", such as `python main_supcon.py --exp_name NAME`" if form == "a command" else ""
-        raise InputError(f"{where} must be {form}{example}, not {value!r}")
-
-
-def is_number(value) -> bool:
-    """Whether a text is a finite number."""
-    try:
-        return isinstance(value, str) and math.isfinite(float(value))
-    except ValueError:
-        return False
-
-
-def words(command: str) -> list[str]:
-    """A command line in words; [] where a quote is not closed."""
-    try:
-        return shlex.split(command)
-    except ValueError:
-        return []
-
-
 def check_columns(recipe: dict, path: Path) -> None:
-    """Raise InputError where a method has two columns of one name, where a column is no path into a record's metrics,
-    or an evaluation is for a method that there is not.
-    """
+    """Raise InputError where a method has two columns of one name, or a column is no path into a record's metrics."""
     taken = {column: set(recipe["methods"]) for column in ("method", "seconds", "published")}  # the table's own
     for name, evaluation in recipe["evaluations"].items():
-        for method in evaluation.get("for") or ():
-            if method not in recipe["methods"]:
-                near = util.nearest(method, recipe["methods"])
-                raise InputError(f"{path}: evaluation {name}: for: there is no method {method}{near}")
         methods = {method for method in recipe["methods"] if is_for(evaluation, method)}
         for column, place in evaluation["columns"].items():
             check(f"{path}: evaluation {name}: columns: {column}", place, "text")
@@ -140,21 +81,32 @@ def check_columns(recipe: dict, path: Path) -> None:
             taken[column] |= methods
 
 
-def check_published(recipe: dict, path: Path) -> None:
-    """Raise InputError where `published` names no method or column, or no source of its figures."""
-    published = recipe["published"] or {}
+def published_figures(recipe: dict, path: Path) -> dict | None:
+    """What stands under `published`, that of a method for each of its cells that has no own. Raises InputError where it
+    names no method or column, or no source of its figures.
+    """
+    published = dict(recipe["published"] or {})
     if published and not published.get("source"):
         raise InputError(f"{path}: published: source is missing, the text that says where the figures are from")
-    known = columns(recipe)
+    known, found = columns(recipe), {key: text for key, text in published.items() if key == "source"}
     for name, figures in published.items():
         if name == "source":
             continue
-        if name not in recipe["methods"]:
-            raise InputError(f"{path}: published: there is no method {name}{util.nearest(name, recipe['methods'])}")
+        cells = grid.chosen(recipe, name, f"{path}: published")
         check(f"{path}: published: {name}", figures, "a mapping")
         for column in figures:
             if column not in known:
                 raise InputError(f"{path}: published {name}: no column {column}{util.nearest(column, known)}")
+        for cell in cells:
+            found[cell] = published.get(cell, figures)
+    return None if recipe["published"] is None else found
+
+
+def check_baseline(recipe: dict, path: Path) -> None:
+    """Raise InputError unless the baseline, where there is one, is a method that is trained, and so has seeds."""
+    for name in grid.chosen(recipe, recipe["baseline"], f"{path}: baseline") if recipe["baseline"] else ():
+        if given(recipe, name):
+            raise InputError(f"{path}: baseline: {name} is a given checkpoint, which has no seeds to pair")
 
 
 def columns(recipe: dict) -> list[str]:
@@ -178,21 +130,9 @@ def seeds(recipe: dict, name: str, scope: Scope) -> range:
     return range(1 if given(recipe, name) else scope.seeds)
 
 
-def option(command: str, name: str, default=None):
-    """The value that a command line gives an option, the last one if several do; `~` is expanded, as scripts do."""
-    parts = [part for word in words(command) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
-    places = [i for i, part in enumerate(parts[:-1]) if part == name]
-    return util.user_text(parts[places[-1] + 1]) if places else default
-
-
 def title(recipe: dict, name: str, seed: int) -> str:
     """What a method with a seed is called while it runs."""
     return name if given(recipe, name) else f"{name}, seed {seed}"
-
-
-def in_one_line(command: str) -> str:
-    """A command of a recipe, which may be folded over lines."""
-    return " ".join(command.split())
 
 
 def scaled(entry: dict, scale: float) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import util
 from engine import checkpoint, config, published, resuming
 from engine.config import protocol
-from recipes import option, words
+from recipes.form import option, words
 from util import InputError
 
 
@@ -117,3 +117,19 @@ def find_record(command: str, sha256: str) -> dict | None:
         except (ValueError, TypeError, KeyError):  # not a record
             continue
     return None
+
+
+def figure(metrics: dict, path: str) -> float | None:
+    """The figure of a record that a column names, as `fine.mAP`; None where there is none."""
+    value = metrics
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, int | float) else None
+
+
+def figures(metrics: dict, before: str = "") -> list[str]:
+    """The paths of a record's figures, as columns name them."""
+    paths = []
+    for key, value in metrics.items():
+        paths += figures(value, f"{before}{key}.") if isinstance(value, dict) else [before + key]
+    return paths

@@ -1,8 +1,69 @@
-"""The table of a recipe, in Markdown."""
+"""The table of a recipe: the JSON that reproduce.py writes, and the Markdown, drawn from that alone.
 
+python -m recipes.table save/tables/digits.json --out save/tables/digits.md    (without --out: printed)
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import util  # first: where packages are missing it says what to do
+
+# isort: split
 import numpy as np
 
-from recipes import Scope, columns, given, seeds
+from engine.results import read_table
+from recipes import Scope, columns, given, grid, seeds
+from recipes.statistics import paired_difference
+from util import InputError
+
+# ---- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def portable(value, folder: Path):
+    """A JSON value in whose texts paths below `folder` are relative to it: a table may be read on another machine."""
+    if isinstance(value, dict):
+        return {key: portable(of, folder) for key, of in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(of, folder) for of in value]
+    if not isinstance(value, str) or folder == Path(folder.root):
+        return value
+    path = rf"(?<![\w./~-]){re.escape(str(folder))}"
+    return re.sub(rf"{path}(?![\w.-])", ".", re.sub(rf"{path}/+(?=[^\s/])", "", value))
+
+
+def write(place: Path, recipe: dict, results: dict, scope: Scope, about: dict) -> str:
+    """Write PLACE.json, and PLACE.md, which is drawn from it; returns the Markdown.
+
+    results: method -> what its runs gave, a list over seeds; about: what else is to stand there, with "failures", and
+    "unfinished", the runs still to come.
+    """
+    of_scope = {"seeds": scope.seeds, "scale": scope.scale, "options": scope.options}
+    content = portable({"recipe": recipe, **of_scope, **about, "results": results}, Path.cwd())
+    util.write_file(Path(f"{place}.json"), json.dumps(content, indent=1).encode())
+    text = markdown(content)
+    util.write_file(Path(f"{place}.md"), text.encode())
+    return text
+
+
+# ---- Markdown --------------------------------------------------------------------------------------------------------
+
+
+def markdown(content: dict) -> str:
+    """The table, the differences to a baseline, what both are made of, and what failed; `content` is the JSON's."""
+    recipe, results = content["recipe"], content["results"]
+    scope = Scope(content["seeds"], content["scale"], content.get("options", ""))
+    parts = [f"## {recipe['title']}", figures_of(recipe, results, scope)]
+    if scope.seeds > 1 and recipe.get("baseline"):
+        parts += differences(recipe, results, scope)
+    return "\n\n".join([*parts, *notes(content, scope)]) + "\n"
+
+
+def rows(head: list[str], body: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(row)} |" for row in (head, *body)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def cell(values: list[float], wanted: int, digits: int = 1) -> str:
@@ -10,36 +71,112 @@ def cell(values: list[float], wanted: int, digits: int = 1) -> str:
     if not values:
         return "-"
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}" + (f" ({len(values)} of {wanted})" if wanted > len(values) else "")
+    return f"{np.mean(values):.{digits}f}{spread}" + missing(len(values), wanted)
 
 
-def markdown(recipe: dict, results: dict, scope: Scope, failures: list[dict]) -> str:
-    """The table, what it is made of, and what failed."""
+def missing(there: int, wanted: int) -> str:
+    """How many seeds there are, where some are missing."""
+    return f" ({there} of {wanted})" if wanted > there else ""
+
+
+def figures_of(recipe: dict, results: dict, scope: Scope) -> str:
+    """The table of all methods and columns."""
     names, published = columns(recipe), recipe["published"]
-    head = ["method", *names, "seconds", *(["published"] if published is not None else [])]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    body = []
     for name, runs in results.items():
         of = {c: [run["values"][c] for run in runs if c in run["values"]] for c in (*names, "seconds")}
-        row = [recipe["methods"][name].get("title", name)]
+        row = [grid.title_of(recipe, name)]
         row += [cell(of[c], len(seeds(recipe, name, scope))) for c in names]
         row.append(f"{np.mean(of['seconds']):.0f}" if of["seconds"] else "-")
         if published is not None:
             row.append(", ".join(f"{column} {figure}" for column, figure in published.get(name, {}).items()))
-        lines.append(f"| {' | '.join(row)} |")
+        body.append(row)
+    return rows(["method", *names, "seconds", *(["published"] if published is not None else [])], body)
+
+
+def difference_cell(a: dict[int, float], b: dict[int, float], wanted: int) -> str:
+    """Mean of a - b (seed -> figure) over the seeds that both have, with its 95 % interval, in bold where that excludes
+    0; "-" for fewer than two seeds. An interval has as many digits as it takes to see on which side of 0 its ends lie.
+    """
+    both = sorted(a.keys() & b.keys())
+    if len(both) < 2:
+        return "-"
+    mean, half = paired_difference([a[s] for s in both], [b[s] for s in both])
+    ends = (mean - half, mean + half)
+    digits = next((d for d in range(1, 12) if all(end == 0 or float(f"{end:.{d}f}") for end in ends)), 12)
+    text = f"{mean:+.{digits}f} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
+    text = f"**{text}**" if ends[0] > 0 or ends[1] < 0 else text
+    return text + missing(len(both), wanted)
+
+
+def differences(recipe: dict, results: dict, scope: Scope) -> list[str]:
+    """The second table: what each method has over the baseline, before it its title, after it how it is made."""
+    names, body = columns(recipe), []
+    of = {name: {run["seed"]: run["values"] for run in runs} for name, runs in results.items()}
+    for name in results:
+        other = grid.compared_with(recipe, name)
+        if other is None:
+            continue
+        row = [grid.title_of(recipe, name)]
+        for c in names:
+            a, b = ({seed: values[c] for seed, values in of[m].items() if c in values} for m in (name, other))
+            row.append(difference_cell(a, b, scope.seeds))
+        body.append(row)
+    from scipy.stats import t
+
+    times = t.ppf(0.975, scope.seeds - 1) / np.sqrt(scope.seeds)
+    head = f"Difference to {grid.title_of(recipe, recipe['baseline'])}, paired by seed, with 95 % interval:"
+    how = (
+        f"Interval: the mean ± t(0.975, n - 1) / √n standard deviations of the paired difference, Student's; with "
+        f"{scope.seeds} seeds {times:.2f} of them. Bold: it excludes 0, as one in twenty does by chance alone."
+    )
+    return [head, rows(["method", *names], body), how]
+
+
+def notes(content: dict, scope: Scope) -> list[str]:
+    """What the table is made of, and what failed."""
+    recipe, results = content["recipe"], content["results"]
     files = [name for name in recipe["methods"] if given(recipe, name)]
     of_seeds = "seed 0" if scope.seeds == 1 else f"seeds 0 to {scope.seeds - 1}, mean ± standard deviation"
     of_runs = f", {of_seeds}; seconds of training" if len(files) < len(recipe["methods"]) else ""
-    notes = [f"In percent{of_runs}. {recipe['about']}".strip()]
+    found = [f"In percent{of_runs}. {recipe['about']}".strip()]
     if files and scope.seeds > 1:
-        notes.append("Given checkpoints are evaluated once: seeds are those of trainings.")
+        found.append("Given checkpoints are evaluated once: seeds are those of trainings.")
     if scope.scale != 1:
-        notes.append(
+        found.append(
             f"SCALED: {100 * scope.scale:g} % of the epochs. This shows that the recipe runs; it is no result."
         )
     if scope.options:
-        notes.append(f"With {scope.options} added to every command.")
-    if published:
-        notes.append(f"Published: {published['source']}")
-    notes += [f"WARNING: {run['warning']}" for runs in results.values() for run in runs if run.get("warning")]
-    notes += [f"FAILED: {f['what']} ({f['why']})" for f in failures]
-    return "\n\n".join([f"## {recipe['title']}", "\n".join(lines), *notes]) + "\n"
+        found.append(f"With {scope.options} added to every command.")
+    if recipe["published"]:
+        found.append(f"Published: {recipe['published']['source']}")
+    if content.get("unfinished"):
+        found.append(f"UNFINISHED: runs still to come when this was written: {content['unfinished']}.")
+    found += [f"WARNING: {run['warning']}" for runs in results.values() for run in runs if run.get("warning")]
+    return found + [f"FAILED: {f['what']} ({f['why']})" for f in content["failures"]]
+
+
+# ---- command line ----------------------------------------------------------------------------------------------------
+
+
+def get_parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("table", type=util.user_path, help="JSON that reproduce.py wrote")
+    p.add_argument("--out", type=util.user_path, help="Markdown file to write (default: none, it is printed)")
+    return p
+
+
+def main():
+    args = get_parser().parse_args()
+    if args.out and args.out.resolve() == args.table.resolve():
+        raise InputError(f"--out {args.out}: is the table itself; give another file, such as {args.out.stem}.md")
+    text = markdown(read_table(args.table))
+    if args.out is None:
+        print(text, end="")
+    else:
+        util.write_file(args.out, text.encode())
+        print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    util.run_command(main)

@@ -1,11 +1,13 @@
 """The scripts in processes of their own, forked from one that has imported torch: a start takes tenths of a second."""
 
+import contextlib
 import importlib
 import io
 import multiprocessing
 import os
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
@@ -65,6 +67,18 @@ class Forked:
 
     def __exit__(self, *_):
         self.process.join()
+
+
+class InTurn(contextlib.nullcontext):
+    """An executor in this thread, where scripts may handle signals."""
+
+    def submit(self, task, *values):
+        future = Future()
+        future.set_result(task(*values))
+        return future
+
+    def __enter__(self):
+        return self
 
 
 def together(worker, args: tuple, count: int) -> None:

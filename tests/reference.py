@@ -381,3 +381,21 @@ def knn_accuracy(features, labels, gallery, gallery_labels, k, tau):
             votes[c] = votes.get(c, 0.0) + math.exp(similarity / tau)
         right += max(votes, key=votes.get) == y
     return right / len(labels)
+
+
+T_975 = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+}  # Student's t at 0.975 by number of pairs, as tables have it
+
+
+def paired_difference(a, b):
+    """Mean of the differences of two lists, pair by pair, and the half width of its 95 % interval."""
+    n = len(a)
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    mean = math.fsum(differences) / n
+    variance = math.fsum((d - mean) ** 2 for d in differences) / (n - 1)
+    return mean, T_975[n] * math.sqrt(variance) / math.sqrt(n)

@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import yaml
 from commands import ROOT, error_of, run
 from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet, original_checkpoint
-from processes import Forked
+from processes import Forked, InTurn
 
 import datasets
 import recipes
@@ -222,7 +221,7 @@ def reproduced(folder) -> str:
         contextlib.redirect_stdout(output),
         pytest.raises(SystemExit, match=r"^1$"),
     ):
-        patch.setattr(reproduce.subprocess, "Popen", Forked)
+        patch.setattr(subprocess, "Popen", Forked)
         run(patch, folder, "small.yaml", "reproduce")
     return output.getvalue()
 
@@ -256,7 +255,7 @@ def test_what_is_done_is_skipped_and_the_table_is_the_same(small):
 
 def test_a_method_that_is_not_wanted_is_shown_if_it_is_done_but_not_run(monkeypatch, capsys, small):
     folder, _ = small
-    monkeypatch.setattr(reproduce.subprocess, "Popen", Forked)
+    monkeypatch.setattr(subprocess, "Popen", Forked)
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, folder, "small.yaml --only bad --out other", "reproduce")
     assert stop.value.code == 1
@@ -479,18 +478,6 @@ def test_a_dry_run_of_given_checkpoints_needs_no_file_and_names_the_one_to_evalu
 )
 def test_a_given_file_stands_for_a_runs_folder_and_its_last_pth(command, want):
     assert recipes.of_file(command, Path("folder/a.pth")) == want
-
-
-class InTurn(contextlib.nullcontext):
-    """An executor in this thread, where scripts may handle signals."""
-
-    def submit(self, task, *values):
-        future = Future()
-        future.set_result(task(*values))
-        return future
-
-    def __enter__(self):
-        return self
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,153 @@
+"""Draws figures of a recipe's table over an axis of its grid: a panel a column, a line a method.
+
+python -m figures.grid save/tables/TABLE.json --axis memorybank_size --columns "coarse mAP" "fine mAP" --out curve.png
+"""
+
+import argparse
+import itertools
+import math
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+import figures
+import util
+from engine.results import read_table
+from figures.curves import COLOURS
+from util import InputError
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
+WIDE = 8  # from this ratio of its largest value to its smallest on, an axis is logarithmic
+
+
+def lines(content: dict, axis: str) -> dict[str, dict[str | None, list[dict]]]:
+    """Line -> label on the axis -> values by column, a mapping a seed; label None of a method without this axis.
+
+    A line is a method with one value on each other axis.
+    """
+    found = {}
+    for name, runs in content["results"].items():
+        method = content["recipe"]["methods"][name]
+        cell = method.get("cell") or {"title": method.get("title", name), "axes": {}}
+        others = [f"{other} {label}" for other, label in cell["axes"].items() if other != axis]
+        line = found.setdefault(", ".join([cell["title"], *others]), {})
+        line[cell["axes"].get(axis)] = [run["values"] for run in runs]
+    return found
+
+
+def places(labels: list[str]) -> tuple[dict[str, float], bool]:
+    """Where labels lie on the axis, numbers at their value, others side by side; and whether it is logarithmic."""
+    try:
+        at = {label: float(label) for label in labels}
+    except ValueError:
+        at = {}
+    if not at or not all(map(math.isfinite, at.values())):
+        return {label: float(place) for place, label in enumerate(labels)}, False
+    low, high = min(at.values()), max(at.values())
+    return at, low > 0 and high / low > WIDE
+
+
+def known(content: dict) -> tuple[list[str], list[str]]:
+    """The axes and the columns of a table."""
+    recipe = content["recipe"]
+    axes = dict.fromkeys(a for method in recipe["methods"].values() for a in method.get("cell", {}).get("axes", {}))
+    columns = dict.fromkeys(column for entry in recipe["evaluations"].values() for column in entry["columns"])
+    return list(axes), [*columns, "seconds"]
+
+
+def draw_panel(ax, column: str, drawn: dict, at: dict[str, float]) -> None:
+    """One column: a line with bars of a standard deviation (n - 1) where there are several seeds, and across the panel
+    the mean of a method without the axis.
+    """
+    styles = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
+    for (title, line), (colour, marker) in zip(drawn.items(), styles, strict=False):
+        of = {label: [values[column] for values in seeds if column in values] for label, seeds in line.items()}
+        of = {label: values for label, values in of.items() if values}
+        if None in of:
+            ax.axhline(np.mean(of.pop(None)), color=colour, ls="--", lw=1.5, label=title)
+        if of:
+            labels = sorted(of, key=at.get)
+            means = [np.mean(of[label]) for label in labels]
+            spread = [np.std(of[label], ddof=1) if len(of[label]) > 1 else 0 for label in labels]
+            how = dict(color=colour, marker=marker, ms=5, lw=1.8, elinewidth=1.2, capsize=3, label=title)
+            ax.errorbar([at[label] for label in labels], means, yerr=spread if any(spread) else None, **how)
+
+
+def draw_grid(path: Path, content: dict, axis: str, columns: list[str]) -> None:
+    """Draw columns of a table, content of its JSON, over an axis of its grid."""
+    plt = figures.pyplot()
+    drawn = lines(content, axis)
+    at, wide = places(list(dict.fromkeys(label for line in drawn.values() for label in line if label is not None)))
+    across = min(3, len(columns))
+    down = -(-len(columns) // across)
+    size = 3.8 * across, 3.1 * down + 0.6
+    figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
+    slanted = sum(map(len, at)) > 24  # letters that lie below a panel
+    for ax, column in zip(axes.flat, columns, strict=False):
+        draw_panel(ax, column, drawn, at)
+        if wide:
+            ax.set_xscale("log")
+        ax.minorticks_off()
+        ax.set_xticks(list(at.values()), list(at), **(dict(rotation=25, ha="right") if slanted else {}))
+        ax.set(title=column, xlabel=axis, ylabel="seconds" if column == "seconds" else "%")
+        ax.grid(alpha=0.3)
+    for ax in axes.flat[len(columns) :]:
+        ax.axis("off")
+    draw_legend(figure, list(drawn))
+    counts = {sum(bool(run["values"]) for run in runs) for runs in content["results"].values()} - {0}
+    seeds = f"{'up to ' if len(counts) > 1 else ''}{max(counts)} seeds"
+    spread = f"mean ± standard deviation of {seeds}" if max(counts) > 1 else "one seed"
+    scaled = f", SCALED: {100 * content['scale']:g} % of the epochs" if content["scale"] != 1 else ""
+    title = [content["recipe"]["title"], spread + scaled]
+    figure.suptitle("\n".join(textwrap.fill(part, int(11 * size[0])) for part in title), fontsize=11)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_legend(figure, titles: list[str]) -> None:
+    """One legend of all panels below them, in the order of the table, in as many columns as there is room for."""
+    entries = {}
+    for ax in figure.axes:
+        handles, labels = ax.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    shown = [title for title in titles if title in entries]
+    ncols = min(len(shown), max(1, int(11 * figure.get_figwidth() / (max(map(len, shown)) + 8))))
+    how = dict(loc="outside lower center", ncols=ncols, frameon=False)
+    figure.legend([entries[title] for title in shown], shown, **how)
+
+
+# ---- command line ----------------------------------------------------------------------------------------------------
+
+
+def get_parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("table", type=util.user_path, help="JSON that reproduce.py wrote")
+    p.add_argument("--axis", required=True, help="option that the recipe's grid varies")
+    p.add_argument("--columns", nargs="+", metavar="COLUMN", help="(default: all that have figures, without seconds)")
+    p.add_argument("--out", type=util.user_path, default=Path("grid.png"), help="file to draw (default: grid.png)")
+    return p
+
+
+def main():
+    args = get_parser().parse_args()
+    content = read_table(args.table)
+    util.check_folder(args.out.absolute().parent, "--out")
+    axes, columns = known(content)
+    if args.axis not in axes:
+        there = f"its grid has {', '.join(axes)}" if axes else "its recipe has no grid"
+        raise InputError(f"--axis {args.axis}: no axis of {args.table}{util.nearest(args.axis, axes)}; {there}")
+    filled = {column for runs in content["results"].values() for run in runs for column in run["values"]}
+    chosen = args.columns or [column for column in columns[:-1] if column in filled] or columns[:1]
+    for column in chosen:
+        if column not in columns:
+            raise InputError(f"--columns {column}: no column of {args.table}{util.nearest(column, columns)}")
+        if column not in filled:
+            raise InputError(f"--columns {column}: {args.table} has no figure of it yet")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    draw_grid(args.out, content, args.axis, chosen)
+    print(f"drew {args.out}")
+
+
+if __name__ == "__main__":
+    util.run_command(main)

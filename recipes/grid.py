@@ -1,0 +1,130 @@
+"""The grid of a recipe: a method whose options take several values becomes one for each combination of them, a cell."""
+
+import itertools
+import re
+import shlex
+
+import util
+from recipes.form import NUMBERS, check, option, words
+from util import InputError
+
+NO_AXES = {"seed": "--seeds says which seeds there are", "exp_name": "a cell's name has its values"}
+
+
+def axes(grid: dict, where: str) -> dict[str, dict[str, str]]:
+    """Axis -> label -> value, as in a command. Raises InputError that begins with `where`."""
+    found = {}
+    for axis, values in grid.items():
+        if axis.startswith("-"):
+            raise InputError(f"{where}: {axis}: write the option without dashes, {axis.lstrip('-')}")
+        if axis in NO_AXES:
+            raise InputError(f"{where}: {axis} is no axis: {NO_AXES[axis]}")
+        if not isinstance(values, list | dict) or not values:
+            raise InputError(f"{where}: {axis} must be a list of values, or a mapping `label: value`, not {values!r}")
+        pairs = list(values.items()) if isinstance(values, dict) else [(value, value) for value in values]
+        for label, value in pairs:
+            check(f"{where}: {axis}: {label}", value, "text")
+            if not words(value):
+                raise InputError(f"{where}: {axis}: {value!r} is no value, as a command would have it")
+        names = [in_a_name(label) for label, _ in pairs]
+        twice = next((pair for pair, name in zip(pairs, names, strict=True) if names.count(name) > 1), None)
+        if twice:
+            raise InputError(
+                f"{where}: {axis}: two cells would be called {axis}{in_a_name(twice[0])}; give other labels"
+            )
+        found[axis] = dict(pairs)
+    return found
+
+
+def in_a_name(label: str) -> str:
+    """A label as a part of the name of a file."""
+    return re.sub(r"[^\w.+-]+", "_", label).strip("_")
+
+
+def expand(recipe: dict, source: str) -> dict[str, dict]:
+    """The methods, those with a grid, their own or the recipe's, as their cells. Raises InputError beginning with the
+    recipe's `source`.
+
+    A cell has "cell": {"method": the name of what it is a cell of, "title", "axes": {axis: label}}.
+    """
+    of_all, used, methods = axes(recipe["grid"], f"{source}: grid"), False, {}
+    for name, method in recipe["methods"].items():
+        where, own, trained = f"{source}: method {name}: grid", method.get("grid"), bool(method.get("command"))
+        if own and not trained:
+            raise InputError(f"{where}: a given checkpoint has no options that could take other values")
+        used |= trained and own is None
+        of_method = axes(own, where) if own is not None else of_all if trained else {}
+        for labels in itertools.product(*of_method.values()):
+            of = dict(zip(of_method, labels, strict=True))
+            values = {axis: of_method[axis][label] for axis, label in of.items()}
+            key, cell = cell_of(name, {k: v for k, v in method.items() if k != "grid"}, of, values, where)
+            if key in methods or (key != name and key in recipe["methods"]):
+                raise InputError(f"{where}: two methods would be called {key}; give other names or labels")
+            methods[key] = cell
+    if of_all and not used:
+        raise InputError(f"{source}: grid: there is no method that is trained and has no grid of its own")
+    return methods
+
+
+def cell_of(name: str, method: dict, labels: dict, values: dict, where: str) -> tuple[str, dict]:
+    """Name and method of the cell with these labels and values by axis; the method itself where there is no axis."""
+    if not labels:
+        return name, method
+    taken = next((axis for axis in values if axis in (method.get("with") or {})), None)
+    if taken:
+        raise InputError(f"{where}: {taken}: stands under `with`, too, which says what {{{taken}}} is in a command")
+    suffix = "".join(f"_{axis}{in_a_name(label)}" for axis, label in labels.items())
+    options = " ".join(f"--{axis} {value}" for axis, value in values.items())
+    run = shlex.quote(option(method["command"], "--exp_name") + suffix)
+    scaled = dict(method.get("scaled") or {})
+    for axis in scaled.keys() & values.keys():  # a share of the cell's own epochs
+        scaled[axis] = values[axis].split(",")
+        check(f"{where}: {axis}, which is scaled", scaled[axis], NUMBERS)
+    title = method.get("title", name)
+    return f"{name}{suffix}", {
+        **method,
+        "title": ", ".join([title, *(f"{axis} {label}" for axis, label in labels.items())]),
+        "command": f"{method['command']} {options} --exp_name {run}",
+        "with": {**(method.get("with") or {}), **values},
+        "scaled": scaled,
+        "cell": {"method": name, "title": title, "axes": labels},
+    }
+
+
+def chosen(recipe: dict, name: str, where: str) -> list[str]:
+    """What a name stands for in an expanded recipe: a method, a cell, or all cells of a method. Raises InputError,
+    beginning with `where`, where it is none of them.
+    """
+    check(where, name, "text")
+    method_of = {key: method.get("cell", {}).get("method", key) for key, method in recipe["methods"].items()}
+    found = [name] if name in method_of else [key for key, method in method_of.items() if method == name]
+    if not found:
+        known = dict.fromkeys([*method_of.values(), *method_of])
+        raise InputError(f"{where}: there is no method {name}{util.nearest(name, known)}")
+    return found
+
+
+def compared_with(recipe: dict, name: str) -> str | None:
+    """The method that the table subtracts from this one: the baseline, or that of its cells with the same values on the
+    axes of both. None of the baseline itself, and where there is not just one such cell.
+    """
+    methods, cells = recipe["methods"], chosen(recipe, recipe["baseline"], "baseline")
+    if name in cells:
+        return None
+    if len(cells) > 1:
+        own = axes_of(methods[name])
+        cells = [c for c in cells if all(own.get(axis, label) == label for axis, label in axes_of(methods[c]).items())]
+    return cells[0] if len(cells) == 1 else None
+
+
+def axes_of(method: dict) -> dict[str, str]:
+    """Axis -> label of a cell; none of a method without a grid."""
+    return method.get("cell", {}).get("axes", {})
+
+
+def title_of(recipe: dict, name: str) -> str:
+    """The title of a method, of a cell, or of what has several cells, of which each then stands for its like."""
+    first, *others = (recipe["methods"][key] for key in chosen(recipe, name, "title"))
+    if not others:
+        return first.get("title", name)
+    return f"{first['cell']['title']} of the same {' and '.join(first['cell']['axes'])}"

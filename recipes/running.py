@@ -1,0 +1,112 @@
+"""Runs the commands of a recipe as a user would."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from engine import checkpoint
+from recipes import ROOT, done, run_folder
+from recipes.form import option
+
+EPOCH = re.compile(r"epoch \d+/\d+  ")  # the line that ends one, not those of its steps
+SHOW_EVERY = 10  # seconds between such lines of a job beside others
+
+
+class Runner:
+    """Calls commands, keeps what they print, and remembers which failed."""
+
+    def __init__(self, logs: Path, jobs: int):
+        self.logs, self.jobs, self.failures, self.stopped = logs, jobs, [], threading.Event()
+        self.running = set()
+
+    def stop(self) -> None:
+        """Start nothing more, and end what runs: a training saves first."""
+        self.stopped.set()
+        for process in list(self.running):
+            process.terminate()
+
+    def call(self, title: str, command: str, show: bool = False) -> bool:
+        """Run a command as a user would; whether it succeeded. Shown as it runs; of jobs side by side, without `show`,
+        the epochs only.
+        """
+        if self.stopped.is_set():
+            return False
+        words = shlex.split(command)
+        words = [sys.executable, str(ROOT / words[1]) if words[1].endswith(".py") else words[1], *words[2:]]
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)} | ({"OMP_NUM_THREADS": "1"} if self.jobs > 1 else {})
+        log = self.logs / f"{title.replace(', ', '_').replace(': ', '_').replace(' ', '_')}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        say(f"== {title}" if self.jobs > 1 else f"\n== {title}\n{command}")
+        begin = shown = time.perf_counter()
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with log.open("w") as file, subprocess.Popen(words, text=True, env=env, **pipes) as process:
+            self.running.add(process)
+            lines = []
+            try:
+                for line in process.stdout:
+                    file.write(line)
+                    file.flush()
+                    lines.append(line)
+                    if self.jobs == 1 or show:
+                        say(line.rstrip("\n"))
+                    elif EPOCH.match(line) and time.perf_counter() - shown > SHOW_EVERY:
+                        shown = time.perf_counter()
+                        say(f"   {title}: {line.strip()}")
+            except BaseException:  # Ctrl-C, or SIGTERM: Popen would wait for the script's own end
+                process.terminate()
+                raise
+            finally:
+                self.running.discard(process)
+        if process.returncode == 0:
+            say(f"== {title}: done in {time.perf_counter() - begin:.0f} s")
+            return True
+        say(f"== {title}: FAILED with exit code {process.returncode}; {log}\n{''.join(lines[-3:])}")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+        self.fail(title, command, f"exit code {process.returncode}: {last}; {log}")
+        return False
+
+    def fail(self, title: str, command: str, why: str) -> None:
+        """Remember a failure for the end."""
+        self.failures.append({"what": title, "command": command, "why": why})
+
+    def train(self, title: str, command: str) -> Path | None:
+        """The folder of the finished training."""
+        folder = run_folder(command)
+        found = done.find_run([folder], command)
+        if found and done.epochs_left(folder) <= 0:
+            say(f"== {title}: is done, {folder}")
+            return folder
+        if found and checkpoint.history(folder):
+            command += f" --resume {shlex.quote(str(folder))}"
+        return folder if self.call(title, command) else None
+
+    def evaluate(self, title: str, command: str, sha256: str) -> dict | None:
+        """The record of the evaluation; a probe that was cut off goes on."""
+        record = done.find_record(command, sha256)
+        if record:
+            say(f"== {title}: is done, {record['file']}")
+            return record
+        root = Path(option(command, "--save_folder", "./save"))
+        names = [f"*{sha256[:8]}*", *filter(None, [option(command, "--exp_name")])]
+        folders = [place.parent for name in names for place in sorted((root / "linear").glob(f"*/{name}/last.pth"))]
+        probe = done.find_run(folders, command)
+        if probe:
+            command += f" --resume {shlex.quote(str(probe))}" if done.epochs_left(probe) > 0 else " --overwrite"
+        if not self.call(title, command):
+            return None
+        record = done.find_record(command, sha256)
+        if record is None:
+            self.fail(title, command, f"left no record of the checkpoint {sha256[:8]} in {root / 'results'}")
+        return record
+
+
+def say(text: str) -> None:
+    """One line, or several, whole: others print at the same time."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

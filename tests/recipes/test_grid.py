@@ -1,0 +1,237 @@
+"""The grid of a recipe: cells with names, titles and commands of their own, named alone or by their method."""
+
+import contextlib
+import json
+import shlex
+
+import pytest
+import yaml
+from commands import ROOT, error_of, run
+from processes import InTurn
+
+import main_supcon
+import recipes
+import reproduce
+from recipes import grid, table
+
+CE = "python main_ce.py --epochs 1 --exp_name ce"
+RETRIEVAL = {"command": "python retrieval.py --ckpt $path2chkpt", "columns": {"R@1": "fine.R@1", "mAP": "fine.mAP"}}
+
+
+def recipe_of(tmp_path, methods, **more):
+    content = {"title": "T", "methods": methods, "evaluations": {"retrieval": RETRIEVAL}, **more}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return recipes.read(tmp_path / "r.yaml")
+
+
+def trained(**more):
+    return {"command": CE, **more}
+
+
+def test_a_method_becomes_one_for_each_combination_of_its_values_in_order(tmp_path):
+    axes = {"batch_size": [64, 256], "data_folder": {"at home": "~/d", "b": "'a b'"}}
+    recipe = recipe_of(tmp_path, {"ce": trained(title="CE", grid=axes), "other": trained()})
+    assert list(recipe["methods"]) == [
+        "ce_batch_size64_data_folderat_home", "ce_batch_size64_data_folderb",
+        "ce_batch_size256_data_folderat_home", "ce_batch_size256_data_folderb", "other",
+    ]  # fmt: skip
+    assert recipe["methods"]["other"] == trained()
+    cell = recipe["methods"]["ce_batch_size256_data_folderat_home"]
+    assert cell["title"] == "CE, batch_size 256, data_folder at home"
+    assert cell["cell"] == {"method": "ce", "title": "CE", "axes": {"batch_size": "256", "data_folder": "at home"}}
+    assert recipes.commands(recipe, "ce_batch_size256_data_folderat_home", 0, recipes.Scope())["training"] == (
+        f"{CE} --batch_size 256 --data_folder ~/d --exp_name ce_batch_size256_data_folderat_home"
+    )
+
+
+def test_seeds_and_scale_are_of_each_cell_and_its_values_stand_in_every_command(tmp_path):
+    evaluation = {**RETRIEVAL, "command": "python retrieval.py --size {size} --model {net} --ckpt $path2chkpt"}
+    method = trained(grid={"size": [8, 16], "epochs": [40]}, scaled={"epochs": 10}, **{"with": {"net": "resnet8"}})
+    recipe = recipe_of(tmp_path, {"ce": method}, evaluations={"retrieval": evaluation})
+    assert recipes.commands(recipe, "ce_size16_epochs40", 2, recipes.Scope(3, 0.5)) == {
+        "training": f"{CE} --size 16 --epochs 40 --exp_name ce_size16_epochs40 --epochs 20 --seed 2"
+        " --exp_name ce_size16_epochs40_seed2_scale0.5",
+        "retrieval": "python retrieval.py --size 16 --model resnet8 --ckpt $path2chkpt",
+    }
+
+
+def test_the_recipes_grid_is_for_the_trained_methods_that_have_none_of_their_own(tmp_path):
+    methods = {"a": trained(), "b": trained(grid={"size": [8]}), "c": trained(grid={}), "d": {"checkpoint": "d.pth"}}
+    recipe = recipe_of(tmp_path, methods, grid={"batch_size": [64, 128]})
+    assert list(recipe["methods"]) == ["a_batch_size64", "a_batch_size128", "b_size8", "c", "d"]
+
+
+def test_an_evaluation_published_figures_and_only_take_a_method_or_a_cell(monkeypatch, capsys, tmp_path):
+    recipe = recipe_of(
+        tmp_path,
+        {"a": trained(grid={"size": [8, 16]}), "b": trained(grid={"size": [8, 16]})},
+        evaluations={"retrieval": {**RETRIEVAL, "for": ["a", "b_size16"]}},
+        published={"source": "s", "a_size8": {"mAP": 1}, "a": {"mAP": 2}, "b_size8": {"mAP": 3}},
+    )
+    has = [name for name in recipe["methods"] if "retrieval" in recipes.commands(recipe, name, 0, recipes.Scope())]
+    assert has == ["a_size8", "a_size16", "b_size16"]
+    of_a = {"a_size8": {"mAP": "1"}, "a_size16": {"mAP": "2"}}
+    assert recipe["published"] == {"source": "s", **of_a, "b_size8": {"mAP": "3"}}
+    for only, want in (("a", [8, 16]), ("a_size16 a", [16, 8]), ("a_size8", [8])):
+        run(monkeypatch, tmp_path, f"r.yaml --dry-run --only {only}", "reproduce")
+        out = capsys.readouterr().out
+        assert [line[2:] for line in out.splitlines() if line[:1] == "#"] == [f"a, size {s}, seed 0" for s in want]
+
+
+BASE = ("scl", "rince")
+
+
+@pytest.mark.parametrize(
+    ("baseline", "want"),
+    [
+        ("scl", {"rince_size8": "scl_size8", "rince_size16": "scl_size16", "alone": None, "given": None}),
+        ("scl_size8", dict.fromkeys(["scl_size16", "rince_size8", "rince_size16", "alone", "given"], "scl_size8")),
+        ("alone", dict.fromkeys(["scl_size8", "scl_size16", "rince_size8", "rince_size16", "given"], "alone")),
+    ],
+)
+def test_a_baseline_with_a_grid_is_compared_cell_by_cell_and_a_cell_with_all(tmp_path, baseline, want):
+    methods = {name: trained(grid={"size": [8, 16]}, title=name.upper()) for name in BASE}
+    methods |= {"alone": trained(), "given": {"checkpoint": "a.pth"}}
+    recipe = recipe_of(tmp_path, methods, baseline=baseline)
+    assert {name: grid.compared_with(recipe, name) for name in recipe["methods"]} == {
+        **dict.fromkeys(recipe["methods"]), **want,
+    }  # fmt: skip
+
+
+def test_the_table_of_differences_says_which_cells_are_compared(tmp_path):
+    methods = {name: trained(grid={"size": [8, 16]}, title=name.upper()) for name in BASE}
+    recipe = recipe_of(tmp_path, methods, baseline="scl")
+    figures = dict.fromkeys(recipe["methods"], (50.0, 52.0)) | {"rince_size16": (53.0, 55.2)}
+    found = {n: [{"seed": s, "values": {"R@1": x}} for s, x in enumerate(of)] for n, of in figures.items()}
+    text = table.markdown({"recipe": recipe, "seeds": 2, "scale": 1.0, "results": found, "failures": []})
+    assert "Difference to SCL of the same size, paired by seed" in text
+    assert "| RINCE, size 8 | +0.0 [0.0, 0.0] | - |\n| RINCE, size 16 | **+3.1 [1.8, 4.4]** | - |\n" in text
+
+
+@pytest.mark.parametrize(
+    ("methods", "reason"),
+    [
+        ({"a": trained(grid=["size"])}, "method a: grid must be a mapping"),
+        (
+            {"a": trained(grid={"size": []})},
+            "method a: grid: size must be a list of values, or a mapping `label: value`",
+        ),
+        ({"a": trained(grid={"size": {}})}, "method a: grid: size must be a list of values"),
+        ({"a": trained(grid={"size": 8})}, "method a: grid: size must be a list of values"),
+        ({"a": trained(grid={"size": [[8]]})}, "method a: grid: size: ['8'] must be text"),
+        ({"a": trained(grid={"size": {"small": None}})}, "method a: grid: size: small must be text, not None"),
+        ({"a": trained(grid={"size": ["'8"]})}, 'grid: size: "\'8" is no value'),
+        ({"a": trained(grid={"--size": [8]})}, "grid: --size: write the option without dashes, size"),
+        ({"a": trained(grid={"seed": [0, 1]})}, "method a: grid: seed is no axis: --seeds says which seeds there are"),
+        ({"a": trained(grid={"exp_name": ["b"]})}, "method a: grid: exp_name is no axis: a cell's name has its values"),
+        ({"a": trained(grid={"size": [8, 8]})}, "grid: size: two cells would be called size8; give other labels"),
+        ({"a": trained(grid={"size": {"8 %": 8, "8": 9}})}, "grid: size: two cells would be called size8"),
+        ({"a": trained(grid={"size": [8]}), "a_size8": trained()}, "two methods would be called a_size8"),
+        (
+            {"a": trained(grid={"size": [8]}), "a_size8": trained(grid={"epochs": [1]})},
+            "two methods would be called a_size8",
+        ),
+        (
+            {"a": trained(grid={"size": [8], "epochs": [1]}), "a_size8": trained(grid={"epochs": [1]})},
+            "two methods would be called a_size8_epochs1",
+        ),
+        ({"a": {"checkpoint": "a.pth", "grid": {"size": [8]}}}, "method a: grid: a given checkpoint has no options"),
+        ({"a": trained(grid={"size": [8]}, **{"with": {"size": "3"}})}, "grid: size: stands under `with`, too"),
+        ({"a": trained(grid={"epochs": ["x"]}, scaled={"epochs": 3})}, "epochs, which is scaled must be a number"),
+        (
+            {"a": trained(grid={"batch_sise": [8]})},
+            "a_batch_sise8: training: main_ce.py: unrecognized arguments: --batch",
+        ),
+        ({"a": trained(grid={"batch_sise": [8]})}, "did you mean --batch_size?"),
+        (
+            {"a": trained(grid={"batch_size": [64, "many"]})},
+            "a_batch_sizemany: training: main_ce.py: argument --batch_s",
+        ),
+    ],
+)
+def test_a_grid_that_is_none_is_one_line(monkeypatch, capsys, tmp_path, methods, reason):
+    with contextlib.suppress(recipes.InputError):
+        recipe_of(tmp_path, methods)
+    assert reason in error_of(monkeypatch, capsys, tmp_path, "r.yaml --dry-run", "reproduce")
+
+
+@pytest.mark.parametrize(
+    ("words", "more", "reason"),
+    [
+        ("--only a_size9", {}, "r.yaml: --only: there is no method a_size9; did you mean a_size8?"),
+        ("--only A", {}, "r.yaml: --only: there is no method A"),
+        ("", {"evaluations": {"e": {**RETRIEVAL, "for": ["a_siz"]}}}, "evaluation e: for: there is no method a_siz"),
+        ("", {"evaluations": {"e": {**RETRIEVAL, "for": [["a"]]}}}, "evaluation e: for must be text, not ['a']"),
+        ("", {"published": {"source": "s", "a_size": {"mAP": 3}}}, "published: there is no method a_size; did you"),
+        ("", {"baseline": "a_size9"}, "baseline: there is no method a_size9; did you mean a_size8?"),
+        (
+            "",
+            {"methods": {"a": {"checkpoint": "a.pth"}}, "grid": {"size": [8]}},
+            "r.yaml: grid: there is no method that",
+        ),
+    ],
+)
+def test_a_name_that_is_neither_method_nor_cell_is_one_line(monkeypatch, capsys, tmp_path, words, more, reason):
+    with contextlib.suppress(recipes.InputError):
+        recipe_of(tmp_path, **{"methods": {"a": trained(grid={"size": [8, 16]})}, **more})
+    assert reason in error_of(monkeypatch, capsys, tmp_path, f"r.yaml --dry-run {words}", "reproduce")
+
+
+def test_thresholds_and_noise_are_the_documented_command_but_for_their_ranking_and_name():
+    recipe, documented = (recipes.read(ROOT / f"recipes/{name}.yaml") for name in ("noise", "imagenet100"))
+    command = recipes.commands(documented, "rince_out_in", 0, recipes.Scope())["training"]
+    found = [recipes.commands(recipe, name, 0, recipes.Scope())["training"] for name in recipe["methods"]]
+    assert found[0] == command
+    parser = main_supcon.get_parser()
+    documented, *found = (vars(parser.parse_args(shlex.split(text)[2:])) for text in (command, *found[1:]))
+    changes = [{key: of[key] for key in of if of[key] != documented[key]} for of in found]
+    assert [change.pop("exp_name").startswith("rince_imagenet100_") for change in changes] == 6 * [True]
+    made = [recipes.option(entry["command"], "--out") for entry in recipe["before"]]
+    by_file = [
+        {"ranking": file, "similarity_ranking_imagenet": parser.get_default("similarity_ranking_imagenet")}
+        for file in made
+    ]
+    assert changes == [{"thresholds": t} for t in ([0.3], [0.5], [0.6])] + by_file
+
+
+def test_the_grid_in_the_docs_has_the_cells_that_they_say(monkeypatch, capsys, tmp_path):
+    page = (ROOT / "docs/recipes.md").read_text().partition("## A grid of values\n")[2]
+    recipe = recipe_of(tmp_path, yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])["methods"])
+    first, *others = recipe["methods"]
+    assert [name.partition("_")[0] for name in others] == 5 * ["rince"] + 2 * ["noisy"]
+    training = recipes.commands(recipe, first, 0, recipes.Scope())["training"]
+    for said in (first, recipe["methods"][first]["title"], training.partition("--exp_name rince ")[2]):
+        assert said in page.replace("\n", " ")
+    run(monkeypatch, tmp_path, "r.yaml --dry-run", "reproduce")  # every option is the script's own
+    assert capsys.readouterr().out.count("python main_supcon.py") == 8
+
+
+def test_a_grid_runs_whole_and_of_a_value_more_only_that_is_run(monkeypatch, tmp_path):
+    def call(self, title, command, show=False):
+        called.append(title)
+        with monkeypatch.context() as patch:
+            run(patch, tmp_path, command)
+        return True
+
+    monkeypatch.setattr(reproduce.Runner, "call", call)
+    monkeypatch.setattr(reproduce, "ThreadPoolExecutor", InTurn)
+    few = "--hold_out 3 4 5 6 7 8 9"
+    command = f"python main_ce.py --model resnet8 --epochs 1 --exp_name ce {few}"
+    evaluation = {**RETRIEVAL, "command": f"{RETRIEVAL['command']} {few}"}
+    for values, new in (([256], "ce_batch_size256"), ([256, 128], "ce_batch_size128")):
+        called = []
+        method = {"command": command, "title": "CE", "grid": {"batch_size": values}}
+        recipe_of(tmp_path, {"ce": method}, evaluations={"retrieval": evaluation})
+        run(monkeypatch, tmp_path, "r.yaml", "reproduce")
+        assert called == [f"{new}, seed 0: training", f"{new}, seed 0: retrieval"]
+    content = json.loads((tmp_path / "save/tables/r.json").read_text())
+    assert [m["cell"]["axes"] for m in content["recipe"]["methods"].values()] == [
+        {"batch_size": "256"},
+        {"batch_size": "128"},
+    ]
+    folders = [of[0]["folder"] for of in content["results"].values()]
+    assert folders == [f"save/SupCon/digits_models/ce_batch_size{size}" for size in (256, 128)]
+    text = (tmp_path / "save/tables/r.md").read_text()
+    first, second = (of[0]["values"]["R@1"] for of in content["results"].values())
+    assert f"| CE, batch_size 256 | {first:.1f} | " in text
+    assert f"| CE, batch_size 128 | {second:.1f} | " in text

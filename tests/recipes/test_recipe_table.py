@@ -1,0 +1,242 @@
+"""The table of a recipe: differences to a baseline with their intervals, JSON and Markdown that say the same."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from commands import error_of, run
+
+import recipes
+import reproduce
+from recipes import table
+from recipes.statistics import paired_difference
+
+
+def figures(seed, n):
+    return np.random.default_rng([seed, n]).normal(90, 3, (2, n)).tolist()
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_paired_difference_is_the_references(n, seed):
+    a, b = figures(seed, n)
+    assert paired_difference(a, b) == pytest.approx(reference.paired_difference(a, b), rel=2e-4)
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_a_difference_changes_its_sign_with_the_order_and_nothing_with_what_a_seed_adds_to_both(n):
+    a, b = figures(7, n)
+    mean, half = paired_difference(a, b)
+    assert paired_difference(b, a) == pytest.approx((-mean, half))
+    of_seed = 10.0 * np.arange(n) ** 2
+    assert paired_difference(a + of_seed, b + of_seed) == pytest.approx((mean, half))
+    assert paired_difference(a, a) == (0, 0)
+
+
+def by_seed(*values):
+    return dict(enumerate(values))
+
+
+@pytest.mark.parametrize(
+    ("differences", "want"),
+    [
+        ((2, 2.5, 1.5), "**+2.0 [0.8, 3.2]**"),
+        ((-2, -2.5, -1.5), "**-2.0 [-3.2, -0.8]**"),
+        ((2, 4, 0), "+2.0 [-3.0, 7.0]"),
+        ((0, 0, 0), "+0.0 [0.0, 0.0]"),
+        ((1.26, 0.74), "+1.0 [-2.3, 4.3]"),
+        ((2, 2.8, 1.19), "+1.997 [-0.003, 3.996]"),
+        ((2, 2.8, 1.2), "**+2.00 [0.01, 3.99]**"),
+        ((4, 0.5), "+2.2 [-20.0, 24.5]"),
+        ((1,), "-"),
+        ((), "-"),
+    ],
+)
+def test_an_interval_is_bold_where_it_excludes_0_and_shows_on_which_side_its_ends_lie(differences, want):
+    b = by_seed(*(50.0 + 10 * seed for seed in range(len(differences))))
+    a = {seed: of + differences[seed] for seed, of in b.items()}
+    assert table.difference_cell(a, b, len(differences)) == want
+
+
+def test_seeds_are_paired_by_number_and_those_that_only_one_has_are_left_out_and_counted():
+    a, b = {0: 3.0, 2: 5.0, 3: 90.0}, {2: 4.0, 0: 2.5, 1: -90.0}
+    assert table.difference_cell(a, b, 4) == "+0.8 [-2.4, 3.9] (2 of 4)"
+
+
+METHOD = {"command": "python main_ce.py --exp_name a"}
+RECIPE = {
+    "title": "T", "about": "", "published": None, "baseline": "scl",
+    "methods": {"scl": {**METHOD, "title": "SCL in"}, "rince": METHOD, "given": {"checkpoint": "a.pth"}},
+    "evaluations": {"e": {"columns": {"R@1": "x", "mAP": "y"}}},
+}  # fmt: skip
+
+
+def results(*of_seeds):
+    return [{"seed": s, "values": values, "records": {}} for s, values in enumerate(of_seeds)]
+
+
+RESULTS = {
+    "scl": results({"R@1": 50.0, "mAP": 40.0, "seconds": 9.0}, {"R@1": 51.0, "mAP": 40.0, "seconds": 11.0}),
+    "rince": results({"R@1": 52.0}, {"R@1": 53.1, "mAP": 41.0}),
+    "given": results({"R@1": 60.0, "mAP": 60.0}),
+}
+
+
+def content(recipe=RECIPE, **change):
+    return {"recipe": recipe, "seeds": 2, "scale": 1.0, "results": RESULTS, "failures": [], **change}
+
+
+def test_differences_to_the_baseline_stand_in_a_second_table_and_how_they_are_made_below_it():
+    text = table.markdown(content())
+    assert (
+        text
+        == """## T
+
+| method | R@1 | mAP | seconds |
+|---|---|---|---|
+| SCL in | 50.5 ± 0.7 | 40.0 ± 0.0 | 10 |
+| rince | 52.5 ± 0.8 | 41.0 (1 of 2) | - |
+| given | 60.0 | 60.0 | - |
+
+Difference to SCL in, paired by seed, with 95 % interval:
+
+| method | R@1 | mAP |
+|---|---|---|
+| rince | **+2.1 [1.4, 2.7]** | - |
+| given | - | - |
+
+Interval: the mean ± t(0.975, n - 1) / √n standard deviations of the paired difference, Student's; with 2 seeds 8.98 \
+of them. Bold: it excludes 0, as one in twenty does by chance alone.
+
+In percent, seeds 0 to 1, mean ± standard deviation; seconds of training.
+
+Given checkpoints are evaluated once: seeds are those of trainings.
+""".replace("\\\n", "")
+    )
+    assert "with 5 seeds 1.24 of them" in table.markdown(content(seeds=5))
+
+
+@pytest.mark.parametrize("without", [{"seeds": 1}, {"recipe": RECIPE | {"baseline": None}}])
+def test_without_a_baseline_or_with_one_seed_there_is_one_table(without):
+    assert "ifference" not in table.markdown(content(**without))
+
+
+@pytest.mark.parametrize(
+    ("baseline", "reason"),
+    [
+        ("rinse", "r.yaml: baseline: there is no method rinse; did you mean rince?"),
+        ("given", "r.yaml: baseline: given is a given checkpoint, which has no seeds to pair"),
+    ],
+)
+def test_a_baseline_that_is_none_is_one_line(baseline, reason):
+    with pytest.raises(recipes.InputError, match=f"^{reason}$".replace("?", "[?]")):
+        recipes.check_baseline(RECIPE | {"baseline": baseline}, Path("r.yaml"))
+
+
+# ---- the JSON --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("/home/me/work/save/results/a.json", "save/results/a.json"),
+        ("python main_ce.py --save_folder=/home/me/work/save --data_folder '/home/me/work//d'", None),
+        ("exit code 2: no such folder; /home/me/work/save/log.txt", "exit code 2: no such folder; save/log.txt"),
+        ("--data_folder /home/me/work --size 8", "--data_folder . --size 8"),
+        ("/home/me/work/", "./"),
+        ("/home/me/workshop/a", "/home/me/workshop/a"),
+        ("/data/home/me/work/a", "/data/home/me/work/a"),
+        ("/home/me/work.old", "/home/me/work.old"),
+        ("/data/a", "/data/a"),
+    ],
+)
+def test_paths_below_the_folder_are_relative_to_it(text, want):
+    want = want or "python main_ce.py --save_folder=save --data_folder 'd'"
+    assert table.portable({"a": [text, 3, None]}, Path("/home/me/work")) == {"a": [want, 3, None]}
+    assert table.portable(text, Path("/")) == text
+
+
+def test_what_is_written_is_drawn_from_what_is_written_and_names_no_folder_of_the_machine(
+    monkeypatch, capsys, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    runs = {**RESULTS, "rince": [{**RESULTS["rince"][0], "folder": str(tmp_path / "save/a"), "warning": str(tmp_path)}]}
+    about = {"command": ["reproduce.py"], "failures": [{"what": "a", "why": f"log {tmp_path}/a.txt"}], "unfinished": 3}
+    text = table.write(tmp_path / "tables/t", RECIPE, runs, recipes.Scope(2, 0.5, "--size 8"), about)
+    written = (tmp_path / "tables/t.json").read_text()
+    assert str(tmp_path) not in written + text
+    assert json.loads(written)["results"]["rince"][0]["folder"] == "save/a"
+    assert (tmp_path / "tables/t.md").read_text() == text
+    for part in ("UNFINISHED: runs still to come when this was written: 3.", "With --size 8", "FAILED: a (log a.txt)"):
+        assert part in text
+    run(monkeypatch, tmp_path, "tables/t.json", "recipes.table")
+    assert capsys.readouterr().out == text
+    run(monkeypatch, tmp_path, "tables/t.json --out other/t.md", "recipes.table")
+    assert (tmp_path / "other/t.md").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "reason"),
+    [
+        (None, "t.json", "t.json: no such file; give the JSON of a table"),
+        ("{", "t.json", "t.json: not readable as JSON"),
+        ('{"metrics": 3}', "t.json", "t.json: is no table of reproduce.py"),
+        (json.dumps(content()), "t.json --out ./t.json", "--out t.json: is the table itself; give another file"),
+    ],
+)
+def test_what_is_no_table_is_one_line(monkeypatch, capsys, tmp_path, file, words, reason):
+    if file:
+        (tmp_path / "t.json").write_text(file)
+    assert reason in error_of(monkeypatch, capsys, tmp_path, words, "recipes.table")
+    assert file is None or (tmp_path / "t.json").read_text() == file
+
+
+# ---- while it runs ---------------------------------------------------------------------------------------------------
+
+
+def test_a_table_that_is_broken_off_holds_what_there_is_what_was_there_before_too(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    of = {(name, run["seed"]): run for name, runs in RESULTS.items() for run in runs}
+    done = {("rince", 1)}
+
+    def run_method(recipe, name, seed, scope, runner):
+        if runner is None:
+            return of[name, seed] if (name, seed) in done else {"seed": seed, "values": {}, "records": {}}
+        if (name, seed) == ("rince", 0):
+            runner.stop()
+            raise KeyboardInterrupt
+        return of[name, seed]
+
+    monkeypatch.setattr(reproduce, "run_method", run_method)
+    recipe = {"before": [], "after": [], "jobs": 1, **RECIPE}
+    args = reproduce.get_parser().parse_args(["r.yaml", "--seeds", "2"])
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.run_recipe(recipe, list(RESULTS), recipes.Scope(2), args)
+    text = (tmp_path / "save/tables/r.md").read_text()
+    assert "| SCL in | 50.5 ± 0.7 | 40.0 ± 0.0 | 10 |\n| rince | 53.1 (1 of 2) | 41.0 (1 of 2) | - |\n" in text
+    assert "UNFINISHED: runs still to come when this was written: 3." in text
+    assert table.markdown(json.loads((tmp_path / "save/tables/r.json").read_text())) == text
+
+
+def test_a_table_that_cannot_be_written_meanwhile_ends_no_run(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    writes, write = [], table.write
+
+    def fail_first(*what):
+        writes.append(what)
+        if len(writes) == 1:
+            raise recipes.InputError("r.json: cannot be written (No space left on device)")
+        return write(*what)
+
+    monkeypatch.setattr(table, "write", fail_first)
+    monkeypatch.setattr(reproduce, "run_method", lambda recipe, name, seed, *_: RESULTS[name][seed])
+    args = reproduce.get_parser().parse_args(["r.yaml", "--seeds", "2"])
+    recipe = {"before": [], "after": [], "jobs": 1, **RECIPE}
+    assert reproduce.run_recipe(recipe, list(RESULTS), recipes.Scope(2), args) == []
+    out = capsys.readouterr().out
+    assert "== r.json: cannot be written (No space left on device)\n" in out
+    assert out.endswith((tmp_path / "save/tables/r.md").read_text() + "\nsaved save/tables/r.md and .json\n")
+    assert len(writes) == 5 + 1
+    assert "UNFINISHED" not in out
