@@ -19,7 +19,7 @@ from torchvision import transforms
 
 import datasets
 from benchmarks import report
-from datasets import decoding, packed, packing
+from datasets import augmentation, decoding, packed, packing
 from datasets.augmentation import Augmentation
 from datasets.views import Views
 from engine import config
@@ -174,8 +174,18 @@ def main():
     print()
     more = measure(paths, len(data), args.rounds)
     report("2,048 images of 32 x 32 in memory, two views of 32", more)
+    data.transform = augmentation.evaluation(32, MEAN, STD, small=True)
+    paths = {
+        "evaluation, one by one": lambda _: [data[i] for i in range(len(data))],
+        "evaluation, a batch of 256 at once": lambda _: [
+            data.__getitems__(range(i, i + 256)) for i in range(0, 2048, 256)
+        ],
+    }
+    print()
+    views = measure(paths, len(data), args.rounds)
+    report("the same images as evaluation sees them", views)
     if args.json:
-        report(title, [*rows, *more], args.json)
+        report(title, [*rows, *more, *views], args.json)
 
 
 if __name__ == "__main__":

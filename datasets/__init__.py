@@ -61,6 +61,14 @@ class ImageData(Dataset):
         index, image = self.readable(index, self.image)
         return self.transform(image) if self.transform else image, int(self.labels[index])
 
+    def __getitems__(self, indices: list[int]) -> list[tuple]:
+        """The items of these indices; where images in memory have the transform's size, all at once."""
+        if not isinstance(self.images, np.ndarray) or getattr(self.transform, "whole", None) != self.images.shape[1:3]:
+            return [self[i] for i in indices]
+        pixels = torch.from_numpy(self.images[indices])
+        pixels = pixels[:, None].expand(-1, 3, -1, -1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+        return list(zip(self.transform(pixels), self.labels[indices].tolist(), strict=True))
+
     def readable(self, index: int, read):
         """index and read(index); or of the next image that can be read, where damage is tolerated.
 

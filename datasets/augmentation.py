@@ -181,4 +181,7 @@ def evaluation(size: int, mean, std, small: bool):
     from torchvision.transforms import v2
 
     steps = [v2.Resize((size, size))] if small else [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
-    return v2.Compose([*steps, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+    made = v2.Compose([*steps, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+    # of images of this height and width nothing is resized: a batch of their pixels becomes what each of them does
+    made.whole = (size, size) if small else None
+    return made

@@ -53,6 +53,20 @@ def test_so_many_images_of_each_class_are_spread_evenly_over_its_images(per_clas
     assert len(part) == 10 * per_class
 
 
+@pytest.mark.parametrize("shape", [(5, 8, 8), (5, 8, 8, 3)], ids=["grey", "RGB"])
+@pytest.mark.parametrize("size", [8, 6])
+def test_images_in_memory_taken_at_once_are_those_taken_one_by_one_to_the_bit(shape, size):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    transform, seen = augmentation.evaluation(size, (0.3, 0.4, 0.5), (0.2, 0.3, 0.4), small=True), []
+    data = datasets.ImageData(pixels, torch.tensor([3, 1, 2, 0, 4]), list("abcde"), transform)
+    transform.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    together = data.__getitems__([4, 0, 4])
+    assert len(seen) == (1 if size == 8 else 3)  # one that is resized goes through PIL
+    for (view, label), i in zip(together, [4, 0, 4], strict=True):
+        assert torch.equal(view, data[i][0])
+        assert (label, type(label)) == (data[i][1], int)
+
+
 def test_a_subset_is_of_the_classes_that_are_kept_and_leaves_validation_whole():
     train, test = datasets.build_pair("digits", hold_out=("4", "8"), per_class=5)
     assert torch.bincount(train.labels).tolist() == [5] * 8

@@ -93,7 +93,7 @@ def check_that_kills_leave_no_trace(folder, words, kills):
         assert same(checkpoints[name], want_checkpoints[name]), name
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_killed_twice_ends_equal_to_the_bit_to_one_left_alone(tmp_path, workers):
     check_that_kills_leave_no_trace(tmp_path, f"{FEW_STEPS} --epochs 2 --num_workers {workers}", kills=2)
 
@@ -210,9 +210,8 @@ def torchrun(folder, where, words, *more):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "where", [pytest.param("step", marks=pytest.mark.slow), pytest.param("validation", marks=pytest.mark.slow), "save"]
-)
+@pytest.mark.slow  # without torchrun: the test of Ctrl-C below
+@pytest.mark.parametrize("where", ["step", "validation", "save"])
 def test_torchrun_asked_to_stop_during_a_step_a_validation_or_a_save_leaves_a_good_checkpoint(tmp_path, where):
     process = torchrun(tmp_path, where, f"{CLASSIFIER} --epochs 1000")
     sign = {"step": "last.pth", "validation": "validating", "save": "last.pth.*.tmp"}[where]
