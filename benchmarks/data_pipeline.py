@@ -175,11 +175,10 @@ def main():
     more = measure(paths, len(data), args.rounds)
     report("2,048 images of 32 x 32 in memory, two views of 32", more)
     data.transform = augmentation.evaluation(32, MEAN, STD, small=True)
+    batches = [list(range(i, i + 256)) for i in range(0, len(data), 256)]
     paths = {
         "evaluation, one by one": lambda _: [data[i] for i in range(len(data))],
-        "evaluation, a batch of 256 at once": lambda _: [
-            data.__getitems__(range(i, i + 256)) for i in range(0, 2048, 256)
-        ],
+        "evaluation, batches of 256": lambda _: [data.__getitems__(batch) for batch in batches],
     }
     print()
     views = measure(paths, len(data), args.rounds)
