@@ -340,6 +340,19 @@ def test_children_are_all_processes_that_one_has_started_but_for_those_that_comp
             process.wait()
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("echo Default; echo ' Exclusive_Process '", ["Default", "Exclusive_Process"]), ("echo no devices; exit 6", [])],
+)
+def test_what_nvidia_smi_says_of_each_gpu_is_taken_and_nothing_where_it_fails(monkeypatch, tmp_path, script, said):
+    (tmp_path / "nvidia-smi").write_text(f'#!/bin/sh\n[ "$1" = --query-gpu=compute_mode ] && {{ {script}; }}\n')
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu.asked("compute_mode") == said
+    monkeypatch.setenv("PATH", "")
+    assert gpu.asked("compute_mode") == []
+
+
 @pytest.mark.gpu
 def test_a_warning_of_torchs_own_fails_no_test_of_a_gpu_and_another_does():
     for module in ("torch.cuda", "triton.language"):
