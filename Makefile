@@ -25,7 +25,8 @@ bench: $(VENV)/.installed
 	set -e; for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py benchmarks/gpu%,$(wildcard benchmarks/*.py))); do \
 		echo "== python -m benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name; done
 
-# What the tests find goes into the page, which comes whether they hold or not; it ends with 1 where one does not.
+# What the tests find goes into the page, which comes whether they hold, fail or end halfway; it ends with 1 where one
+# does not hold, they ended without results, or something could not be measured. Eight minutes are meant for one GPU.
 gpu: $(VENV)/.installed
 	@$(BIN)/python -m benchmarks.gpu --device $(DEVICE) --gpus $(GPUS) --check
 	@rm -f gpu-tests.xml

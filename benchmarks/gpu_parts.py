@@ -1,8 +1,7 @@
-"""What benchmarks.gpu measures: the card's own rates, a training step part by part, the loss in three forms."""
+"""What benchmarks.gpu measures: the card's own rates, a training step part by part."""
 
 import contextlib
-import math
-import os
+import gc
 import statistics
 import time
 from collections import defaultdict
@@ -13,19 +12,17 @@ from unittest import mock
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import datasets
-import losses
 import util
 from datasets import fused
 from datasets.augmentation import Augmentation, finish
 from datasets.views import Views
-from engine import distributed, loading, memory, optimisation, training
+from engine import distributed, memory, optimisation, training
 from losses import RINCELoss
 from networks import resnet
 from networks.contrastive import ContrastiveModel, projection_head
@@ -37,6 +34,9 @@ TABLE = torch.eye(CLASSES).maximum(0.75 * (GROUP[:, None] == GROUP))
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PARTS = ("data", "finish", "encoders", "loss", "optimiser")
 LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaMemcpy", "cudaMemset")  # what CUDA calls the host's orders
+PRODUCTS = 20  # matrix products between two readings of the clock
+# DistributedDataParallel times its first ten steps, and waits for these times at the begin of the step after each
+WARM, WARM_OF_SEVERAL = 3, 11
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,14 @@ def wait(device) -> None:
         torch.cuda.synchronize()
 
 
+def free(device) -> None:
+    """Give back what no name holds any more of a GPU, so that other processes, and what comes next, have it."""
+    if device.type == "cuda":
+        gc.collect()
+        with contextlib.suppress(RuntimeError):  # after a fault of the device itself, this fails as all else does
+            torch.cuda.empty_cache()
+
+
 def seconds_of(run: Callable[[], object], device, repeats: int = 5) -> float:
     """The median of some repeats, after two that do not count."""
     times = []
@@ -75,19 +83,41 @@ def seconds_of(run: Callable[[], object], device, repeats: int = 5) -> float:
 # ---- the card --------------------------------------------------------------------------------------------------------
 
 
+def product_seconds(side: int, dtype: torch.dtype, device) -> float:
+    """Of one product of matrices [side, side]: the mean of many in a row, after two, by the device's own clock."""
+    a, b, out = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(3))
+    a.uniform_(-1, 1)
+    b.uniform_(-1, 1)
+    for _ in range(2):
+        torch.mm(a, b, out=out)
+    parts = timed(device)
+    wait(device)
+    with parts.part("products"):
+        for _ in range(PRODUCTS):
+            torch.mm(a, b, out=out)
+    wait(device)
+    return parts.totals()["products"] / 1000 / PRODUCTS
+
+
+def side_of(dtype: torch.dtype, device, small: bool) -> int:
+    """Of the matrices that show what a device can: products of 16 bits fill a data-centre GPU at 8,192 alone."""
+    if small:
+        return 256
+    return 8192 if device.type == "cuda" and dtype.itemsize == 2 else 4096
+
+
 def rates(device, small: bool) -> dict[str, float]:
     """What the device does of itself: TFLOP/s of matrix products, GB/s of copies (each byte read and written counts),
     GB/s from pinned memory of the host, microseconds of a launch.
     """
-    side, floats = (512, 2**22) if small else (4096, 2**28)
-    found = {}
+    floats, found = 2**22 if small else 2**28, {}
     for name, dtype, tf32 in (
         ("float32", torch.float32, False), ("tf32", torch.float32, True),
         ("float16", torch.float16, False), ("bfloat16", torch.bfloat16, False),
     ):  # fmt: skip
         optimisation.allow_tf32(tf32)
-        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        found[f"{name} TFLOP/s"] = 2 * side**3 / seconds_of(partial(torch.mm, a, b), device) / 1e12
+        side = side_of(dtype, device, small)
+        found[f"{name} TFLOP/s"] = 2 * side**3 / product_seconds(side, dtype, device) / 1e12
     optimisation.allow_tf32(False)
     source, target = (torch.zeros(floats, device=device) for _ in range(2))
     found["copy GB/s"] = 8 * floats / seconds_of(partial(target.copy_, source), device) / 1e9
@@ -161,7 +191,7 @@ class Traffic(TorchDispatchMode):
 class Setting:
     """All that makes the steps of a case, as main_supcon.py has it on a device: RINCE out-in over made-up images."""
 
-    def __init__(self, case: Case, device, precision: torch.dtype, images: int | None = None):
+    def __init__(self, case: Case, device, precision: torch.dtype):
         util.seed_everything(0)
         self.case, self.device = case, device
         encoder = resnet.encoder(case.model, small_images=case.size <= 64)
@@ -175,7 +205,7 @@ class Setting:
         self.stepper = optimisation.Stepper(optimizer, schedule, precision, device)
         self.guard, self.number = optimisation.FiniteGuard(optimizer, device), 0
         rng, side = np.random.default_rng(0), case.size if case.size <= 64 else case.size * 256 // 224
-        count = images or distributed.shares(case.batch_size)[distributed.rank()]
+        count = distributed.shares(case.batch_size)[distributed.rank()]
         pixels = rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
         data = datasets.ImageData(pixels, torch.arange(count) % CLASSES, [str(c) for c in range(CLASSES)])
         self.views = Views(data, Augmentation(case.size, MEAN, STD), 0, finished=False)
@@ -227,22 +257,21 @@ class Setting:
             self.guard.step(loss, self.number, self.stepper.scaler)
 
 
-def steps_timed(setting: Setting, batch) -> tuple[dict[str, float], float, float]:
-    """Of one step, the mean over a case's: milliseconds of each part, of the whole, of the host until it has given its
-    orders.
+def steps_timed(case: Case, device, step: Callable[[Parts], None]) -> tuple[dict[str, float], float, float]:
+    """Of step(parts), the mean over a case's: milliseconds of each part, of the whole, of the host until it has given
+    its orders.
     """
-    device, count = setting.device, setting.case.steps
-    for _ in range(3):
-        setting.step(batch, timed(device))
+    for _ in range(WARM if distributed.world_size() == 1 else WARM_OF_SEVERAL):
+        step(timed(device))
     parts, whole = timed(device), timed(device)
     wait(device)
     begin = time.perf_counter()
     with whole.part("step"):
-        for _ in range(count):
-            setting.step(batch, parts)
+        for _ in range(case.steps):
+            step(parts)
     ordered = time.perf_counter() - begin
     wait(device)
-    spent = parts.totals()
+    spent, count = parts.totals(), case.steps
     return {p: spent[p] / count for p in PARTS}, whole.totals()["step"] / count, 1000 * ordered / count
 
 
@@ -259,18 +288,21 @@ def work_of(setting: Setting, batch) -> dict[str, np.ndarray]:
     return parts.totals() | {"finish": np.array([0, 2 * crops.nbytes + 4 * crops.numel(), 1])}
 
 
-def launches_of(setting: Setting, batch) -> tuple[int, float] | None:
-    """Of one step on CUDA: launches and copies that the host orders, milliseconds in which the device works at them."""
+def launches_of(setting: Setting, batch) -> tuple[int | None, float | None]:
+    """Of one step on CUDA: launches and copies that the host orders, milliseconds in which the device works at them;
+    None where the profiler recorded none.
+    """
     if setting.device.type != "cuda":
-        return None
-    wait(setting.device)
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
-        setting.step(batch, timed(setting.device))
+        return None, None
+    for _ in range(2):  # what the profiler's own start costs or leaves out is in the first, which does not count
         wait(setting.device)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+            setting.step(batch, timed(setting.device))
+            wait(setting.device)
     orders = sum(e.count for e in trace.key_averages() if e.key.startswith(LAUNCHES))
     kernels = [e for e in trace.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     busy = sum(e.time_range.elapsed_us() for e in kernels if not getattr(e, "is_user_annotation", False))
-    return orders, busy / 1000
+    return orders or None, busy / 1000 or None
 
 
 def peak_of(setting: Setting, batch) -> float | None:
@@ -292,102 +324,11 @@ def computed_peak(case: Case, precision: torch.dtype) -> float:
     return (needs.fixed + max(distributed.shares(case.batch_size)) * sum(needs.per_image.values())) / 1e9
 
 
-def fed(case: Case, device, precision: torch.dtype) -> dict[str, float]:
-    """The same steps, fed by loader processes from images in memory, as from a raw pack.
+def allowed_ms(work: dict[str, np.ndarray], rates: dict, precision: torch.dtype) -> tuple[float, float]:
+    """Milliseconds that the card's own rates allow parts of a step: for their products, and for their bytes.
 
-    images/s; the share of the time that the host waits for a batch; loader processes; images/s that one core makes.
+    work: as of `work_of`, of these parts. The loss is float32 whatever the precision.
     """
-    workers = min(16, os.cpu_count() or 1)
-    setting = Setting(case, device, precision, images=case.batch_size * (case.steps + 2))
-    begin = time.perf_counter()
-    setting.views.__getitems__([(1, i) for i in range(case.batch_size)])
-    one_core = case.batch_size / (time.perf_counter() - begin)
-    how = loading.Loading(case.batch_size, workers, device, channels_last=True)
-    loader, sampler = loading.training_loader(setting.views, how, seed=0)
-    sampler.set_epoch(1)
-    parts, waited, asked, steps = timed(device), 0.0, 0.0, 0
-    for batch in loader:
-        if batch is None:  # it has not come yet
-            continue
-        if steps == 2:  # loader processes and the first steps have begun
-            wait(device)
-            begin, waited = time.perf_counter(), 0.0
-        elif steps:
-            waited += time.perf_counter() - asked
-        setting.take(*batch, parts)
-        steps, asked = steps + 1, time.perf_counter()
-    wait(device)
-    spent = time.perf_counter() - begin
-    made = case.batch_size * (steps - 2)
-    return {"images/s": made / spent, "waiting": waited / spent, "workers": workers, "images/s a core": one_core}
-
-
-def allowed_ms(work: np.ndarray, rates: dict, precision: torch.dtype) -> tuple[float, float]:
-    """Milliseconds that the card's own rates allow a part: for its products, and for its bytes."""
-    flops, moved, _ = work
-    name = str(precision).removeprefix("torch.")
-    return 1e3 * flops / (rates[f"{name} TFLOP/s"] * 1e12), 1e3 * moved / (rates["copy GB/s"] * 1e9)
-
-
-# ---- the loss --------------------------------------------------------------------------------------------------------
-
-
-def published_loss(query, key, labels, bank, bank_labels, criterion: RINCELoss):
-    """RINCE out-in in the published form: probabilities from exponentials, over masked [N, 1 + K] matrices.
-
-    query, key: [N, D]; labels: [N]; bank: [K, D]; bank_labels: [K]; criterion: whose ranks, temperatures and filter.
-    """
-    cosine = torch.cat([(query * key).sum(1, keepdim=True), query @ bank.T], 1)
-    rank = F.pad(criterion.ranks(labels, bank_labels), (1, 0))  # the own key's is 0
-    terms = []
-    for r, tau in enumerate(criterion.taus):
-        e = torch.exp(cosine / tau)
-        positive, s_negative = rank == r, (e * (rank > r)).sum(1, keepdim=True)
-        if r == 0:  # out: one term a pair
-            probability, kept = e / (e + s_negative), positive
-        else:  # in: one term an anchor
-            s_positive = (e * positive).sum(1, keepdim=True)
-            probability, kept = s_positive / (s_positive + s_negative), positive.any(1, keepdim=True)
-        kept = kept & (probability > criterion.min_probability)
-        # the inner choice keeps the logarithm of what is left out from turning the gradient into NaN
-        nll = torch.where(kept, -torch.log(torch.where(kept, probability, 1.0)), 0)
-        terms.append(nll.sum() / kept.sum().clamp(min=1))
-    return torch.stack(terms).mean()
-
-
-def loss_forms(case: Case, device) -> list[dict]:
-    """Milliseconds and extra MB of the loss, forward and backward, in three forms, and how far they lie apart."""
-    g, n, k = torch.Generator().manual_seed(0), case.batch_size, case.bank
-    query, key, bank = (F.normalize(torch.randn(m, 128, generator=g), dim=1).to(device) for m in (n, n, k))
-    labels, known = (torch.randint(CLASSES, (m,), generator=g).to(device) for m in (n, k))
-    criterion, found = RINCELoss(TABLE).to(device), {}
-    query.requires_grad_()
-
-    def ours():
-        return criterion.terms(query, key, labels, bank, known).loss()
-
-    def in_log_space():
-        with mock.patch.object(losses, "FAST_MIN_TAU", math.inf):
-            return ours()
-
-    def published():
-        return published_loss(query, key, labels, bank, known, criterion)
-
-    rows = []
-    for name, form in (("ours", ours), ("plain, in log space", in_log_space), ("published form", published)):
-
-        def run(name=name, form=form):
-            query.grad = None
-            found[name] = form()
-            found[name].backward()
-
-        row = {"loss": name, "ms": 1000 * seconds_of(run, device)}
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            run()
-            row["extra MB"] = (torch.cuda.max_memory_allocated() - before) / 1e6
-        rows.append(row | {"differs by": abs(float(found[name].detach()) - float(found["ours"].detach()))})
-    for row in rows:
-        row["times as slow"] = row["ms"] / rows[0]["ms"]
-    return rows
+    names = {part: "float32" if part == "loss" else str(precision).removeprefix("torch.") for part in work}
+    products = sum(amount[0] / (rates[f"{names[part]} TFLOP/s"] * 1e12) for part, amount in work.items())
+    return 1e3 * products, 1e3 * sum(amount[1] for amount in work.values()) / (rates["copy GB/s"] * 1e9)

@@ -37,13 +37,25 @@ def huge_pages() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
+def one_compiler() -> None:
+    """Let torch.compile, which makes a handful of kernels for the augmentation (datasets.fused), make them in this
+    process: torch would start up to 32 others, in each process of a run.
+
+    A setting of torch's own (TORCHINDUCTOR_COMPILE_THREADS), looked at when it first compiles; the user's stands.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+
 def parse(parser: argparse.ArgumentParser, recipes: dict) -> argparse.Namespace:
     """Parse --config files and the command line, with the defaults of the data set that they name."""
     huge_pages()
     words = command_line(parser, sys.argv[1:], Path(sys.argv[0]).stem)
     known, _ = parser.parse_known_args(words)
     parser.set_defaults(**recipes.get(known.dataset, {}))
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    if not getattr(args, "compile", False):  # encoders are many kernels
+        one_compiler()
+    return args
 
 
 def command_line(parser: argparse.ArgumentParser, words: list[str], script: str) -> list[str]:

@@ -104,7 +104,8 @@ def train_epoch(run, loader, step: Callable, stepper: Stepper, epoch: int):
 
     No process begins a step before all have their batches: while one lacks it, all can still stop and save. The device
     is waited for at progress lines and before a checkpoint only; there the run stops if loss or gradients have turned
-    NaN or infinite.
+    NaN or infinite. Torch itself waits besides: with several processes, DistributedDataParallel for the times that it
+    takes of steps 1 to 10 and of every 100th, at the begin of the step after each; --syncBN in every BatchNorm layer.
     """
     begin = time.perf_counter()
     loss_mean, parts_mean, guard = util.Mean(), util.Mean(), FiniteGuard(stepper.optimizer, stepper.device)

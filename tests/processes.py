@@ -86,6 +86,22 @@ def together(worker, args: tuple, count: int) -> None:
     torch.multiprocessing.start_processes(worker, args, nprocs=count, start_method="forkserver")
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that still run, but for those of torch's compiler, which it starts
+    beside those of its own work.
+    """
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = (folder / "stat").read_text().rpartition(") ")[2].split()[:2]
+            command = (folder / "cmdline").read_bytes()
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(parent) == pid and state != "Z" and b"compile_worker" not in command:
+            found.append(int(folder.name))
+    return found
+
+
 def _run(folder, words, script, slow_writes, env, to):
     os.chdir(folder)
     os.environ.update(env)

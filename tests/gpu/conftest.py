@@ -2,11 +2,23 @@
 shows nothing about a GPU, and what exists on CUDA alone is skipped.
 """
 
+import gc
+
 import pytest
 import torch
 from made_data import make_cifar100
 
+from benchmarks import gpu
 from engine.optimisation import allow_tf32
+
+# what torch, Triton and cuDNN warn of on CUDA alone is their own affair; what we call is an error still
+THEIR_WARNINGS = r"default::UserWarning:(torch|triton)(\.|$)"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.filterwarnings(THEIR_WARNINGS))
 
 
 @pytest.fixture(scope="session")
@@ -20,12 +32,30 @@ def device(pytestconfig):
 
 
 @pytest.fixture(scope="session")
-def gpus(pytestconfig, device):
+def shared_device(device):
+    """The same, for tests whose child processes compute there beside this one."""
+    modes = gpu.asked("compute_mode") if device.type == "cuda" else []
+    if not all(mode.startswith(("Default", "[")) for mode in modes):  # in brackets: a card that has no such modes
+        pytest.skip(f"one process alone may use a GPU of this machine: nvidia-smi says {', '.join(modes)}")
+    return device
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_goes_back():
+    """What a module's tests have left in the allocator is there for the processes of the next module's."""
+    yield
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture(scope="session")
+def gpus(pytestconfig, shared_device):
     """How many processes the tests of several GPUs have, each with a device of its own."""
     count = pytestconfig.getoption("gpus")
     if count < 2:
         pytest.skip("needs several GPUs: make gpu GPUS=N")
-    if device.type == "cuda" and count > torch.cuda.device_count():
+    if shared_device.type == "cuda" and count > torch.cuda.device_count():
         pytest.skip(f"needs {count} GPUs; this machine has {torch.cuda.device_count()}")
     return count
 

@@ -1,5 +1,6 @@
 """The device computes what the CPU does."""
 
+import contextlib
 import types
 from copy import deepcopy
 
@@ -67,7 +68,9 @@ def test_the_compiled_pass_finishes_views_alike(device, side):
     assert compiled.ran, said  # what it says where it cannot be compiled
     assert found.is_contiguous(memory_format=torch.channels_last)
     wanted = finish(pixels, look, recipe.mean, recipe.std, torch.channels_last)
-    torch.testing.assert_close(found.cpu(), wanted, atol=1e-5, rtol=0)
+    # inductor multiplies by reciprocals, and Triton divides to two units in the last place: 6.8e-6, where emulated; a
+    # wrong order of the operations, or a wrong mean, is more than 1e-3 away
+    torch.testing.assert_close(found.cpu(), wanted, atol=3e-5, rtol=0)
 
 
 def test_views_that_loader_processes_bring_are_finished_alike(device):
@@ -142,14 +145,25 @@ def key_parameters(model):
     return joined([*model.key_encoder.parameters(), *model.key_head.parameters()])
 
 
-def stepped(place, steps, precision=torch.float32):
+@contextlib.contextmanager
+def fixed_algorithms():
+    """cuDNN's deterministic algorithms, the same in every run: not those that are fastest on the day."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    yield
+    cudnn.deterministic, cudnn.benchmark = before
+
+
+def stepped(place, steps, precision=torch.float32, of_encoders=torch.float32):
     """What so many steps of RINCE make of a ResNet-20, each in one vector: the first step's gradient, momenta, how far
-    the key encoder's weights went, its BatchNorm statistics; and the bank.
+    the key encoder's weights went, its BatchNorm statistics; and the bank. of_encoders: the type of their weights.
     """
     util.seed_everything(0)
     encoder = resnet.encoder("resnet20", small_images=True)
+    head = projection_head(encoder.dim)
     bank = MemoryBank(300, DIM)  # whose end the third batch of 128 goes round
-    model = ContrastiveModel(encoder, projection_head(encoder.dim), bank, RINCELoss(TABLE), 0.9)
+    model = ContrastiveModel(encoder.to(of_encoders), head.to(of_encoders), bank, RINCELoss(TABLE), 0.9)
     start = key_parameters(model)
     model = training.prepared(model, place, torch.channels_last, compiled=False)
     stepper = Stepper(sgd(model, 0.05, 0.9, 1e-4), Schedule(0.05, 1, cosine=False), precision, place)
@@ -159,13 +173,14 @@ def stepped(place, steps, precision=torch.float32):
         terms = model(*views, labels)
         return terms.loss(), terms.per_rank()
 
-    for i in range(steps):
-        views, labels = patches(i)
-        views = [v.to(place).contiguous(memory_format=torch.channels_last) for v in views]
-        loss, _ = stepper.backward(step, views, labels.to(place))
-        if gradient is None:
-            gradient = joined(p.grad for p in model.parameters() if p.requires_grad)
-        guard.step(loss, i, stepper.scaler)
+    with fixed_algorithms():
+        for i in range(steps):
+            views, labels = patches(i)
+            views = [v.to(place, of_encoders).contiguous(memory_format=torch.channels_last) for v in views]
+            loss, _ = stepper.backward(step, views, labels.to(place))
+            if gradient is None:
+                gradient = joined(p.grad for p in model.parameters() if p.requires_grad)
+            guard.step(loss, i, stepper.scaler)
     return types.SimpleNamespace(
         gradient=gradient,
         momenta=joined(s["momentum_buffer"] for s in stepper.optimizer.state.values()),
@@ -180,11 +195,17 @@ def on_the_cpu():
     return stepped(CPU, 3)
 
 
-# On a CPU, float32 moves this gradient by 4e-3 against float64, and the momenta of three steps by more.
+# On a CPU, float32 moves this gradient by 4e-3 against float64, and the momenta of three steps by more; each of cuDNN's
+# algorithms rounds in its own way. With encoders in float64, what the loss rounds, always in float32, moves it by 1e-6.
 
 
 def test_a_steps_gradient_is_alike(device, on_the_cpu):
-    assert far(stepped(device, 1).gradient, on_the_cpu.gradient) < 1e-2
+    assert far(stepped(device, 1).gradient, on_the_cpu.gradient) < 3e-2
+
+
+def test_a_steps_gradient_is_the_same_to_the_losss_last_digits_where_encoders_are_float64(device):
+    found, wanted = (stepped(d, 1, of_encoders=torch.float64).gradient for d in (device, CPU))
+    assert far(found, wanted) < 1e-4
 
 
 def test_a_steps_gradient_points_the_same_way_in_bfloat16(device, on_the_cpu):
@@ -200,7 +221,7 @@ def test_key_encoder_bank_pointer_and_momenta_are_alike_after_three_steps(device
     assert far(found.bank.keys, on_the_cpu.bank.keys) < 1e-3
     assert far(found.key_statistics, on_the_cpu.key_statistics) < 1e-3
     assert far(found.key_moved, on_the_cpu.key_moved) < 0.1
-    assert far(found.momenta, on_the_cpu.momenta) < 0.1
+    assert far(found.momenta, on_the_cpu.momenta) < 0.2
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------

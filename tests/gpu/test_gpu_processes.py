@@ -8,13 +8,12 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import gpu_workers
 import pytest
 import torch
 from commands import ROOT
-from processes import start, together, wait_until
+from processes import children, start, together, wait_until
 
 import util
 from engine import checkpoint
@@ -38,7 +37,7 @@ def log_of(folder):
     return util.read_json_lines(folder / FOLDER / "log.jsonl")
 
 
-def test_a_run_of_torchrun_stops_with_75_at_a_signal_and_goes_on_by_itself(tmp_path, device):
+def test_a_run_of_torchrun_stops_with_75_at_a_signal_and_goes_on_by_itself(tmp_path, shared_device):
     with (tmp_path / "torchrun.txt").open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1",
@@ -62,20 +61,7 @@ def test_a_run_of_torchrun_stops_with_75_at_a_signal_and_goes_on_by_itself(tmp_p
     assert [record["epoch"] for record in log_of(tmp_path)] == [*range(1, done + 2)]
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started and that still run."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = file.read_text().rpartition(") ")[2].split()[:2]
-        except OSError:  # it has ended meanwhile
-            continue
-        if int(parent) == pid and state != "Z":
-            found.append(int(file.parent.name))
-    return found
-
-
-def test_a_fault_in_a_loader_ends_the_run_within_15_seconds_in_one_line_with_code_2(tmp_path, device):
+def test_a_fault_in_a_loader_ends_the_run_within_15_seconds_in_one_line_with_code_2(tmp_path, shared_device):
     process = start(tmp_path, f"{RUN} --epochs 100000".split(), env=environment())
     wait_until(lambda: log_of(tmp_path), process, 120)
     loaders = children(process.pid)
@@ -96,11 +82,11 @@ LOSSES = [*gpu_workers.criteria(), "shuffled", "in the batch"]
 
 
 @pytest.fixture(scope="module")
-def of_one_and_two(device, tmp_path_factory):
+def of_one_and_two(shared_device, tmp_path_factory):
     """What one process on the device computes, and what each of two does that share it."""
     folder, compute = tmp_path_factory.mktemp("gloo"), partial(gpu_workers.every_loss, TOTAL)
-    together(gpu_workers.on_one_device, (2, compute, folder, device), 2)
-    return compute(device), [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    together(gpu_workers.on_one_device, (2, compute, folder, shared_device), 2)
+    return compute(shared_device), [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.parametrize("name", LOSSES)

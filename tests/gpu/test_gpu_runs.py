@@ -53,7 +53,7 @@ def test_two_epochs_of_cifars_size_train_compiled(trained):
     assert state["model"].keys() == other["model"].keys()
 
 
-def test_a_run_goes_on_from_the_device_to_the_cpu_and_back(tmp_path, device):
+def test_a_run_goes_on_from_the_device_to_the_cpu_and_back(tmp_path, shared_device):
     words = "--model resnet8 --batch_size 256 --mixed_out_in --num_workers 1 --nproc_per_node 1 --exp_name a"
     places = [{}, {"CUDA_VISIBLE_DEVICES": ""}, {}]
     for epoch, env in enumerate(places, 1):
@@ -62,7 +62,7 @@ def test_a_run_goes_on_from_the_device_to_the_cpu_and_back(tmp_path, device):
         process.join(120)
         printed = (tmp_path / name).read_text()
         assert process.exitcode == 0, printed
-        assert ("no CUDA device" in printed) == (device.type == "cpu" or epoch == 2)
+        assert ("no CUDA device" in printed) == (shared_device.type == "cpu" or epoch == 2)
         assert epoch == 1 or f"after epoch {epoch - 1}" in printed
     log = util.read_json_lines(tmp_path / "save/SupCon/digits_models/a/log.jsonl")
     assert [record["epoch"] for record in log] == [1, 2, 3]

@@ -46,7 +46,7 @@ def test_synchronised_batchnorm_is_that_of_the_whole_batch(together, gpus, tmp_p
     assert_alike(partial(gpu_workers.whole_batch, 8 * gpus), together, gpus, tmp_path, device)
 
 
-def test_steps_3_to_9_wait_for_nothing_where_keys_are_shuffled_over_gpus(together, gpus, tmp_path, device, cuda_alone):
+def test_steps_12_to_18_wait_for_nothing_where_keys_are_shuffled_over_gpus(together, gpus, tmp_path, cuda_alone):
     words = f"--model resnet8 --batch_size {64 - 64 % gpus} --num_workers 1 --mixed_out_in --exp_name a --epochs 1"
     words += f" --shuffle_bn --print_freq 100 --save_folder {tmp_path}/save"
     together(partial(gpu_workers.train_without_waits, words.split()))
