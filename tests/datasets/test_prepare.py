@@ -103,7 +103,7 @@ def test_imagenet_becomes_the_documented_folders(monkeypatch, capsys, tmp_path, 
             assert [truth[n] for n in names] == [test.classes[y] for y in test.labels]
 
 
-@pytest.mark.slow  # each by itself, on folders like these: tests/test_main_supcon.py, tests/test_documented_evaluations.py
+@pytest.mark.slow  # each by itself is run in tests/test_main_supcon.py and tests/test_documented_evaluations.py
 def test_all_documented_imagenet_commands_run_on_prepared_folders(monkeypatch, capsys, tmp_path):
     """Every ImageNet command of the README, with fewer epochs, smaller images and a smaller encoder."""
     imagenet(tmp_path / "full", "devkit")
