@@ -113,9 +113,9 @@ def draw_classes(path: Path, title: str, features: dict, labels, classes: list[s
     points = maps_of(means)
     limits, side = limits_of(points), inches(len(classes))
     width, height = limits[1] - limits[0]
-    heights = side * height / width + 1.9, side + 0.9  # room for titles and legend
-    figure = plt.figure(figsize=(side * len(features) + 1.5, sum(heights) + 0.8), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    heights = 0.3 + 0.2 * len(title.splitlines()), side * height / width + 1.9, side + 0.9  # room for titles and legend
+    figure = plt.figure(figsize=(side * len(features) + 1.5, sum(heights)), layout="constrained")
+    head, above, below = figure.subfigures(3, 1, height_ratios=heights)  # a suptitle would overlap the titles
     maps = above.subplots(1, len(features), squeeze=False)[0]
     matrices = below.subplots(1, len(features), squeeze=False)[0]
     for ax, name, z, at in zip(maps, features, means, points, strict=True):
@@ -134,7 +134,7 @@ def draw_classes(path: Path, title: str, features: dict, labels, classes: list[s
     below.colorbar(image, ax=matrices, label="mean cosine between the images of two classes", shrink=0.8)
     marks = [plt.Line2D([], [], ls="", ms=7, label=word, **style_of(g)) for g, word in enumerate(words)]
     above.legend(handles=marks, loc="outside lower center", ncols=min(5, len(marks)), frameon=False, title="superclass")
-    figure.suptitle(title)
+    head.text(0.5, 0.5, title, ha="center", va="center", fontsize=12)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

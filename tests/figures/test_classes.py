@@ -52,7 +52,7 @@ def test_axes_hold_every_map_and_are_no_narrow_strip():
 def test_each_class_is_a_named_point_in_the_colour_of_its_superclass_on_the_same_axes(drawn):
     labels = made(0)[1]
     figure = drawn({"SCL": made(0)[0], "RINCE": made(1)[0]}, labels, NAMES, GROUPS)
-    left, right = figure.subfigs[0].axes
+    left, right = figure.subfigs[1].axes
     assert (left.get_xlim(), left.get_ylim()) == (right.get_xlim(), right.get_ylim())
     assert [ax.get_title().split(":")[0] for ax in (left, right)] == ["SCL", "RINCE"]
     for ax in (left, right):
@@ -62,14 +62,14 @@ def test_each_class_is_a_named_point_in_the_colour_of_its_superclass_on_the_same
         assert [len(dots.get_offsets()) for dots in ax.collections] == [2, 2, 1]  # superclass by superclass
         ends = np.concatenate([dots.get_offsets() for dots in ax.collections])
         assert np.array([line.get_xydata()[1] for line in ax.lines]) == pytest.approx(ends)
-    (legend,) = figure.subfigs[0].legends
+    (legend,) = figure.subfigs[1].legends
     assert [t.get_text() for t in legend.get_texts()] == ["small insects", "vehicles", "trees"]
 
 
 def test_matrices_have_one_scale_and_say_the_means_within_and_across(drawn):
     features, labels = {"SCL": made(0)[0], "RINCE": made(1)[0]}, made(0)[1]
     figure = drawn(features, labels, NAMES, GROUPS)
-    *matrices, _ = figure.subfigs[1].axes  # the last one is the colour bar
+    *matrices, _ = figure.subfigs[2].axes  # the last one is the colour bar
     assert len(matrices) == 2
     tables = [class_cosines(x, labels, 5) for x in features.values()]
     order = [0, 1, 2, 3, 4]
@@ -87,7 +87,7 @@ def test_of_many_classes_the_superclasses_are_named_and_none_looks_like_another(
     groups = {f"g{i}": names[i::16] for i in range(16)}
     features, labels = made(0, count=48, each=1)
     figure = drawn({"A": features}, labels, names, groups)
-    matrix = figure.subfigs[1].axes[0]
+    matrix = figure.subfigs[2].axes[0]
     assert [t.get_text() for t in matrix.get_yticklabels()] == list(groups)
     assert matrix.get_yticks().tolist() == [3 * g + 1 for g in range(16)]
     looks = {tuple(classes.style_of(g).values()) for g in range(70)}
