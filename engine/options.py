@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -197,11 +198,11 @@ def add_training(p, warm: str = "linear warm-up over 10 epochs; always above bat
     flag(g, "--overwrite", help="start anew in a folder that holds a run; its files are replaced")
 
 
-def add_evaluation(p) -> None:
-    """Whose features, and where results go."""
-    g = p.add_argument_group("frozen encoder")
-    ckpt = "checkpoint, ours or published, or a run's folder with last.pth"
-    g.add_argument("--ckpt", type=user_text, required=True, help=ckpt)
+def add_evaluation(p, several: bool = False) -> None:
+    """Whose features, and where results go. several: --ckpt takes any number, for `all_wanted`."""
+    g = p.add_argument_group("frozen encoders" if several else "frozen encoder")
+    ckpt = "checkpoint, ours or published, or a run's folder with last.pth" + ("; any number" if several else "")
+    g.add_argument("--ckpt", type=user_text, required=True, nargs="+" if several else None, help=ckpt)
     g.add_argument("--model", help="encoder (None: as the checkpoint says)")
     g.add_argument("--model_type", choices=["contrastive", "cross_entropy"], help="its training (None: as in the file)")
     g.add_argument("--features_cache", type=user_text, metavar="DIR", help="keep features here, and reuse them")
@@ -264,6 +265,11 @@ def chosen_views(args) -> tuple:
 def wanted(args) -> Wanted:
     """Which encoder of --ckpt, and what it is to see."""
     return Wanted(args.ckpt, args.model, args.model_type, args.dataset, chosen_views(args))
+
+
+def all_wanted(args) -> list[Wanted]:
+    """Likewise, of each of several checkpoints."""
+    return [replace(wanted(args), ckpt=ckpt) for ckpt in args.ckpt]
 
 
 def features_cache(args) -> Path | None:

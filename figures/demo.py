@@ -12,13 +12,15 @@ from pathlib import Path
 import util  # first: where packages are missing it says what to do
 
 # isort: split
-import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
+import figures
 from datasets import rankings
 from datasets.rankings import files
-from figures.embedding import class_cosines, draw
+from figures.cosines import class_cosines, draw_matrix, within_and_across
+from figures.maps import Drawn, draw_map, mds
 
 DRAWN = ("scl_in", "rince_in", "rince_out_in")
 OOD = "rince_in"
@@ -50,21 +52,40 @@ def draw_pictures(table: Path, folder: Path) -> None:
         features = json.loads(Path(records["retrieval"]).read_text())["features"]["queries"]["file"]
         embeddings[content["recipe"]["methods"][name]["title"]] = torch.load(features, weights_only=True)
     folder.mkdir(parents=True, exist_ok=True)
-    draw(embeddings, "digits", folder / "digits.png")
+    draw_embeddings(folder / "digits.png", embeddings)
     shutil.copy(Path(first[OOD]["near"]).with_suffix(".png"), folder / "digits_ood.png")
     print(f"drew {folder / 'digits.png'} and {folder / 'digits_ood.png'}")
     for title, e in embeddings.items():
-        near, far = mean_cosines(e["features"], e["labels"], e["classes"])
+        cosines = class_cosines(e["features"], e["labels"], len(e["classes"]))
+        group_of = rankings.superclass_labels(files.known_superclasses("digits"), e["classes"], "digits").tolist()
+        near, far = within_and_across(cosines, group_of)
         print(f"{title}: mean cosine of two digits of one superclass {near:.2f}, of two superclasses {far:.2f}")
 
 
-def mean_cosines(features, labels, classes: list[str]) -> tuple[float, float]:
-    """Mean cosine of two classes within a superclass of the digits, and across superclasses."""
-    cosines = class_cosines(features, labels, len(classes))
-    group = rankings.superclass_labels(files.known_superclasses("digits"), classes, "digits").numpy()
-    other = ~np.eye(len(classes), dtype=bool)
-    same = group[:, None] == group
-    return float(cosines[same & other].mean()), float(cosines[~same].mean())
+def draw_embeddings(path: Path, embeddings: dict) -> None:
+    """One column a method: MDS map of the test images above, mean cosine of each pair of classes below.
+
+    embeddings: method -> {"features" [n, d], "labels" [n], "classes"}; classes are ordered and shaped by superclass.
+    """
+    plt = figures.pyplot()
+    groups = files.known_superclasses("digits")
+    classes = next(iter(embeddings.values()))["classes"]
+    group_of = rankings.superclass_labels(groups, classes, "digits").tolist()
+    drawn = Drawn(classes, sorted(range(len(classes)), key=lambda c: group_of[c]), group_of)
+    figure, axes = plt.subplots(
+        2, len(embeddings), figsize=(4 * len(embeddings), 8.2), layout="constrained", squeeze=False
+    )
+    for column, (method, e) in enumerate(embeddings.items()):
+        points = mds(F.normalize(e["features"], dim=1).numpy())
+        draw_map(axes[0, column], points, e["labels"].numpy(), drawn, method)
+        axes[0, column].set(xlabel="MDS 1", ylabel="MDS 2")
+        cosines = class_cosines(e["features"], e["labels"], len(classes))
+        image = draw_matrix(axes[1, column], cosines, drawn, "", "class, ordered by superclass")
+    figure.colorbar(image, ax=axes[1, :], label="mean cosine of two classes", shrink=0.8)
+    shapes = "    ".join(f"{'●▲■◆▼✚★✖'[i % 8]} {g}" for i, g in enumerate(groups))
+    figure.suptitle(shapes, fontsize=13, family="DejaVu Sans")
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
 
 
 def main():

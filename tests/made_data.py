@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from datasets.rankings import files
@@ -121,3 +122,12 @@ def make_crops(root, each=20, training=14, side=40):
                     rows.append(f"{place},{name}{quarter},{name}")
     (root / "groups.csv").write_text("\n".join(["image,region,photograph", *rows]) + "\n")
     (root / "photographs.yaml").write_text("".join(f"{n}: [{', '.join(regions)}]\n" for n, regions in names.items()))
+
+
+def clouds(each=20, dim=8):
+    """Three clouds of unit vectors, the first two near one another."""
+    g = torch.Generator().manual_seed(0)
+    centres = torch.eye(3, dim)
+    centres[1] = centres[0] + 0.8 * centres[1]
+    labels = torch.arange(3).repeat_interleave(each)
+    return F.normalize(centres[labels] + 0.05 * torch.randn(3 * each, dim, generator=g), dim=1), labels

@@ -399,3 +399,67 @@ def paired_difference(a, b):
     mean = math.fsum(differences) / n
     variance = math.fsum((d - mean) ** 2 for d in differences) / (n - 1)
     return mean, T_975[n] * math.sqrt(variance) / math.sqrt(n)
+
+
+def _cosine(a, b):
+    dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(math.fsum(x * x for x in a) * math.fsum(x * x for x in b))
+
+
+def class_cosines(features, labels, classes):
+    """Mean cosine over all pairs of an image of one class and one of another, for each two classes."""
+    of = [[x for x, y in zip(features, labels, strict=True) if y == c] for c in range(classes)]
+    return [[math.fsum(_cosine(x, y) for x in a for y in b) / (len(a) * len(b)) for b in of] for a in of]
+
+
+def within_and_across(table, group_of):
+    """Mean of a table over the pairs of two classes of one group, and of two groups."""
+    within, across = [], []
+    for i, a in enumerate(group_of):
+        for j, b in enumerate(group_of):
+            if i != j:
+                (within if a == b else across).append(table[i][j])
+    return math.fsum(within) / len(within), math.fsum(across) / len(across)
+
+
+def nearest_in_group(vectors, group_of):
+    """How many vectors have the nearest other one in their group, of those that are not alone in it."""
+    near, of = 0, 0
+    for i, group in enumerate(group_of):
+        others = [j for j in range(len(vectors)) if j != i]
+        if group in [group_of[j] for j in others]:
+            of += 1
+            near += group_of[min(others, key=lambda j: math.dist(vectors[i], vectors[j]))] == group
+    return near, of
+
+
+def distance_error(vectors, points):
+    """Root of the squared differences of the distances of all pairs, over the root of the squared distances."""
+    off, size = 0.0, 0.0
+    for i in range(len(vectors)):
+        for j in range(i):
+            true = math.dist(vectors[i], vectors[j])
+            off += (math.dist(points[i], points[j]) - true) ** 2
+            size += true**2
+    return math.sqrt(off / size)
+
+
+def least_distance(points, onto, steps=3600):
+    """The least sum of squared distances of a map to another, over turns in small steps, mirrored or not."""
+
+    def about_its_middle(p):
+        middle = [math.fsum(axis) / len(p) for axis in zip(*p, strict=True)]
+        return [(x - middle[0], y - middle[1]) for x, y in p]
+
+    points, onto, found = about_its_middle(points), about_its_middle(onto), []
+    for step in range(steps):
+        c, s = math.cos(2 * math.pi * step / steps), math.sin(2 * math.pi * step / steps)
+        for sign in (1, -1):
+            turned = [(c * x - s * sign * y, s * x + c * sign * y) for x, y in points]
+            found.append(math.fsum(math.dist(a, b) ** 2 for a, b in zip(turned, onto, strict=True)))
+    return min(found)
+
+
+def nearest(queries, gallery, k):
+    """For each query the places in the gallery of the k largest cosines, the largest first."""
+    return [sorted(range(len(gallery)), key=lambda j: -_cosine(q, gallery[j]))[:k] for q in queries]

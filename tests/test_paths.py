@@ -33,7 +33,7 @@ def actions(parser):
         yield action
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "datasets.prepare"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "datasets.prepare", "figures.embedding"])
 def test_every_option_that_is_a_path_expands_the_home_folder(monkeypatch, script):
     monkeypatch.setenv("HOME", "/home/somebody")
     found = {a.dest: a for a in actions(importlib.import_module(script).get_parser()) if a.dest in PATHS}

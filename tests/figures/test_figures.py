@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import run
+from made_data import clouds
 from matplotlib.axes import Axes
 from PIL import Image
 
@@ -26,79 +27,6 @@ def opened(path) -> Image.Image:
     return picture
 
 
-def clouds(each=20, dim=8):
-    """Three clouds of unit vectors, the first two near one another."""
-    g = torch.Generator().manual_seed(0)
-    centres = torch.eye(3, dim)
-    centres[1] = centres[0] + 0.8 * centres[1]
-    labels = torch.arange(3).repeat_interleave(each)
-    return F.normalize(centres[labels] + 0.05 * torch.randn(3 * each, dim, generator=g), dim=1), labels
-
-
-@pytest.mark.parametrize("make", [embedding.tsne, embedding.mds])
-def test_a_map_keeps_the_classes_apart_and_is_the_same_every_time(make):
-    z, labels = clouds(each=60)
-    points = make(z.numpy())
-    assert points.shape == (180, 2)
-    assert np.array_equal(points, make(z.numpy()))
-    middle = np.stack([points[labels == c].mean(0) for c in range(3)])
-    spread = max(points[labels == c].std(0).max() for c in range(3))
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        assert np.linalg.norm(middle[a] - middle[b]) > 3 * spread
-
-
-def test_mds_keeps_near_classes_near():
-    z, labels = clouds()
-    points = embedding.mds(z.numpy())
-    a, b, c = (points[labels == k].mean(0) for k in range(3))
-    assert np.linalg.norm(a - b) < 0.8 * min(np.linalg.norm(a - c), np.linalg.norm(b - c))
-
-
-def test_cosines_of_classes_are_means_over_pairs_of_images():
-    z, labels = clouds(each=3)
-    want = [[float((z[labels == a] @ z[labels == b].T).mean()) for b in range(3)] for a in range(3)]
-    assert embedding.class_cosines(5 * z, labels, 3) == pytest.approx(np.array(want), abs=1e-6)
-
-
-def test_names_are_moved_apart_by_no_more_than_they_overlap():
-    places = np.array([[0, 0], [0.5, 0.1], [0.2, 0], [5, 0], [5, 3]], dtype=float)
-    moved = embedding.spread_apart(places, np.ones(5), 0.4)
-    assert np.array_equal(moved[:, 0], places[:, 0])
-    assert np.array_equal(moved[3:], places[3:])
-    heights = np.sort(moved[:3, 1])
-    assert np.diff(heights) == pytest.approx([0.4, 0.4], abs=0.02)
-    assert np.abs(moved - places).max() < 0.5
-
-
-class Drawn:
-    """Stands for the axes: remembers what a matrix panel shows."""
-
-    def imshow(self, table, **_):
-        self.table = table
-
-    def set(self, **_):
-        pass
-
-    def set_xticklabels(self, names, **_):
-        self.names = names
-
-    set_yticklabels = set_xticklabels
-
-    def axhline(self, place, **_):
-        self.lines = [*getattr(self, "lines", []), place]
-
-    def axvline(self, *_, **__):
-        pass
-
-
-def test_a_matrix_is_ordered_and_framed_by_group():
-    table, ax = np.arange(16).reshape(4, 4) / 16, Drawn()
-    embedding.draw_matrix(ax, table, embedding.Drawn(list("abcd"), [2, 0, 1, 3], [0, 1, 0, 1]), "t", "l")
-    assert ax.names == ["c", "a", "b", "d"]
-    assert ax.table[0].tolist() == [table[2, 2], table[2, 0], table[2, 1], table[2, 3]]
-    assert ax.lines == [1.5]
-
-
 @pytest.mark.parametrize(("superclasses", "ranked"), [(True, True), (False, False)])
 def test_a_run_is_drawn_with_and_without_superclasses_and_a_ranking(tmp_path, superclasses, ranked):
     z, labels = clouds()
@@ -109,23 +37,6 @@ def test_a_run_is_drawn_with_and_without_superclasses_and_a_ranking(tmp_path, su
     picture = opened(tmp_path / "e.png")
     assert picture.height == 80 * 5 * (3 if superclasses else 2)
     assert np.asarray(picture.convert("L")).std() > 10
-
-
-def test_pairs_of_images_are_told_apart_by_class_and_superclass():
-    kinds = embedding.pair_kinds(np.array([0, 0, 1, 2]), [0, 0, 1])
-    assert kinds.tolist() == [[0, 0, 1, 2], [0, 0, 1, 2], [1, 1, 0, 2], [2, 2, 2, 0]]
-
-
-def test_axes_reach_as_far_as_dots_and_names_and_no_farther(caplog):
-    points = np.random.default_rng(0).normal(size=(40, 2)) * [3, 1] + [100, 50]  # far from the origin
-    figure, ax = figures.pyplot().subplots(figsize=(4, 4))
-    embedding.draw_map(ax, points, np.arange(40) % 2, embedding.Drawn(["a", "b"], [0, 1], [0, 0]), "t")
-    figure.canvas.draw()
-    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-    assert left < points[:, 0].min() and points[:, 0].max() < right
-    assert bottom < points[:, 1].min() and points[:, 1].max() < top
-    assert right - left < 1.5 * np.ptp(points[:, 0])
-    assert caplog.records == []  # matplotlib says so where it sets limits aside
 
 
 def test_more_classes_than_colours_are_drawn(tmp_path):
