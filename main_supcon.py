@@ -8,7 +8,6 @@ python main_supcon.py --dataset path --data_folder MY_IMAGES --instance_ranks MY
 from functools import partial
 
 import datasets
-import losses
 import util
 from datasets import augmentation
 from engine import config, distributed, loading, memory, objective, options, runs, training, watching
@@ -94,8 +93,7 @@ def worker(args, device):
 
     def needs():
         encoder = training.build_encoder(args.model, spec.small, "meta")
-        in_blocks = nested is None and args.min_tau >= losses.FAST_MIN_TAU
-        bank = memory.Bank(args.memorybank_size, args.feat_dim, in_blocks)
+        bank = memory.Bank(args.memorybank_size, args.feat_dim, objective.in_blocks(args))
         return memory.of_training(encoder, size, stepper.precision, args.batch_size, bank)
 
     with memory.within(device, needs):

@@ -16,10 +16,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import datasets
-import losses
 import recipes
 from benchmarks import report
-from engine import config, memory, training
+from engine import config, memory, objective, training
 
 IMAGES = {"cifar100": 50_000, "imagenet": 126_000, "imagenet_100": 126_000}  # of training; ImageNet-100's about
 
@@ -46,7 +45,7 @@ def row(command: str, tflops: float) -> dict:
     encoder = training.build_encoder(args.model, spec.small, "meta")
     bank = None
     if contrastive:
-        bank = memory.Bank(args.memorybank_size, args.feat_dim, args.min_tau >= losses.FAST_MIN_TAU)
+        bank = memory.Bank(args.memorybank_size, args.feat_dim, objective.in_blocks(args))
     needs = memory.of_training(encoder, size, torch.bfloat16, args.batch_size, bank)
     return {
         "run": args.exp_name,
