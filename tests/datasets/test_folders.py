@@ -75,7 +75,8 @@ def test_what_was_left_out_is_one_line_with_its_number(cluttered, capsys):
     assert "\n" not in line
     kept = datasets.build("path", cluttered, hold_out=("dog",))
     assert datasets.left_out(kept) == datasets.left_out(train)
-    args = argparse.Namespace(dataset="path", data_folder=cluttered, hold_out=[], skip_images=None, instance_ranks=None)
+    images = {"data_folder": cluttered, "hold_out": [], "skip_images": None, "images_per_class": None}
+    args = argparse.Namespace(dataset="path", instance_ranks=None, **images)
     objective.load_data(args)
     assert capsys.readouterr().out == datasets.left_out(train) + "\n"
 
