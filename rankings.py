@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 import datasets
+import figures
 from datasets.rankings import Ranks, builders, files, to_similarity, wordnet
 from engine import distributed, frozen, options
 from figures.ranking import draw_ranking
@@ -141,6 +142,7 @@ def main():
     if args.out:
         util.check_folder(args.out.absolute().parent, "--out")
     if args.kind == "show":
+        figures.check_picture(args.out or args.ranking.with_suffix(".png"), "--out")
         return show(args)
     if args.out.exists():
         raise InputError(f"--out {args.out}: is there already; nothing is overwritten")

@@ -17,10 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import datasets
 import recipes
+import util
 from benchmarks import report
-from engine import config, memory, objective, training
+from engine import config, memory, objective, options, training
+from util import InputError
 
-IMAGES = {"cifar100": 50_000, "imagenet": 126_000, "imagenet_100": 126_000}  # of training; ImageNet-100's about
+IMAGES = {  # of training, and classes; ImageNet-100's about
+    "digits": (1_442, 10), "fashion_mnist": (60_000, 10), "cifar10": (50_000, 10), "cifar100": (50_000, 100),
+    "imagenet": (126_000, 100), "imagenet_100": (126_000, 100), "tiny_imagenet": (90_000, 180),
+}  # fmt: skip
 
 
 def operations(model: str, small: bool, size: int) -> float:
@@ -31,17 +36,28 @@ def operations(model: str, small: bool, size: int) -> float:
     return counter.get_total_flops() / 2
 
 
+def images(args, command: str) -> int:
+    """Training images of a command, as far as its options tell. Raises InputError for a data set of unknown size."""
+    if args.dataset not in IMAGES:
+        raise InputError(f"{command}: how many images --dataset {args.dataset} has is not known here")
+    whole, classes = IMAGES[args.dataset]
+    return (args.images_per_class or whole / classes) * (classes - len(args.hold_out))
+
+
 def row(command: str, tflops: float) -> dict:
     """Of a training command: epochs, batch, operations, hours at so many 10^12 operations a second, memory."""
     script = command.split()[1].removesuffix(".py")
-    parser = importlib.import_module(script).get_parser()
-    args = parser.parse_args(config.command_line(parser, recipes.words(command)[2:], script))
+    module = importlib.import_module(script)
+    parser = module.get_parser()
+    words = config.command_line(parser, recipes.words(command)[2:], script)
+    parser.set_defaults(**module.RECIPES.get(parser.parse_known_args(words)[0].dataset, {}))
+    args = parser.parse_args(words)
     spec = datasets.spec(args.dataset)
     size = args.size or spec.size
     contrastive = script == "main_supcon"
     forward = operations(args.model, spec.small, size)
     passes = 4 if contrastive else 3  # a backward pass is two forward ones; the key encoder has none
-    total = forward * passes * IMAGES[args.dataset] * args.epochs
+    total = forward * passes * images(args, command) * args.epochs
     encoder = training.build_encoder(args.model, spec.small, "meta")
     bank = None
     if contrastive:
@@ -63,16 +79,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [Path("recipes/cifar100.yaml"), Path("recipes/imagenet100.yaml")]
     parser.add_argument("recipes", type=Path, nargs="*", default=known)
-    parser.add_argument("--tflops", type=float, default=60.0)
+    parser.add_argument("--tflops", type=options.positive, default=60.0)
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
     rows = []
     for path in args.recipes:
         recipe = recipes.read(path)
-        first = (recipes.commands(recipe, name, 0, recipes.Scope())["training"] for name in recipe["methods"])
-        rows += [row(command, args.tflops) for command in first]
+        first = (recipes.commands(recipe, name, 0, recipes.Scope()).get("training") for name in recipe["methods"])
+        rows += [row(command, args.tflops) for command in first if command]  # a given checkpoint has no training
+    if not rows:
+        raise InputError(f"{', '.join(map(str, args.recipes))}: no method is trained")
     report(f"computed, at {args.tflops:g} TFLOP/s", rows, args.json)
 
 
 if __name__ == "__main__":
-    main()
+    util.run_command(main)

@@ -17,6 +17,16 @@ def pyplot() -> ModuleType:
     return plt
 
 
+FORMATS = (".png", ".pdf", ".svg", ".jpg")
+
+
+def check_picture(path: Path, flag: str) -> None:
+    """Raise InputError, before any work, where no picture could be written to `path`."""
+    util.check_folder(path.absolute().parent, flag)
+    if path.suffix.lower() not in FORMATS:
+        raise util.InputError(f"{flag} {path}: a picture's name ends in {', '.join(FORMATS)}")
+
+
 def shown(draw: Callable, path: Path, *what) -> str:
     """draw(path, *what) a picture of figures that are on the disk already; returns what to say of it: a picture that
     cannot be drawn ends no evaluation.

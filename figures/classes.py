@@ -154,7 +154,7 @@ def get_parser():
 
 def main():
     args = config.parse(get_parser(), options.SMALL_DATA)
-    util.check_folder(args.out.absolute().parent, "--out")
+    figures.check_picture(args.out, "--out")
     train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
     distributed.say(datasets.left_out(train, test))
     groups = encoders.compared_superclasses(args.superclasses, args.dataset, train.classes)

@@ -94,7 +94,7 @@ def get_parser():
 
 def main():
     args = config.parse(get_parser(), options.SMALL_DATA)
-    util.check_folder(args.out.absolute().parent, "--out")
+    figures.check_picture(args.out, "--out")
     train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
     chosen = np.unique(np.linspace(0, len(test) - 1, min(args.images, len(test))).astype(int)).tolist()
     distributed.say(datasets.left_out(train, test))

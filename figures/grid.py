@@ -131,8 +131,8 @@ def get_parser():
 
 def main():
     args = get_parser().parse_args()
+    figures.check_picture(args.out, "--out")
     content = read_table(args.table)
-    util.check_folder(args.out.absolute().parent, "--out")
     axes, columns = known(content)
     if args.axis not in axes:
         there = f"its grid has {', '.join(axes)}" if axes else "its recipe has no grid"

@@ -86,7 +86,7 @@ def main():
         "--out", type=util.user_path, default=Path("training.png"), help="file to draw (default: training.png)"
     )
     args = parser.parse_args()
-    util.check_folder(args.out.absolute().parent, "--out")
+    figures.check_picture(args.out, "--out")
     folders = [(run if run.is_dir() else run.parent).resolve() for run in args.runs]
     runs = {name: read_log(run) for name, run in zip(told_apart(folders), args.runs, strict=True)}
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -66,6 +66,9 @@ class Runner:
         if process.returncode == 0:
             say(f"== {title}: done in {time.perf_counter() - begin:.0f} s")
             return True
+        if self.stopped.is_set():
+            say(f"== {title}: stopped; {log}")
+            return False
         say(f"== {title}: FAILED with exit code {process.returncode}; {log}\n{''.join(lines[-3:])}")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
         self.fail(title, command, f"exit code {process.returncode}: {last}; {log}")

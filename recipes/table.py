@@ -122,6 +122,8 @@ def differences(recipe: dict, results: dict, scope: Scope) -> list[str]:
             a, b = ({seed: values[c] for seed, values in of[m].items() if c in values} for m in (name, other))
             row.append(difference_cell(a, b, scope.seeds))
         body.append(row)
+    if all(cell == "-" for row in body for cell in row[1:]):
+        return []  # not two seeds yet of both
     from scipy.stats import t
 
     times = t.ppf(0.975, scope.seeds - 1) / np.sqrt(scope.seeds)

@@ -151,3 +151,10 @@ def test_a_picture_that_cannot_be_drawn_is_said_and_ends_nothing(tmp_path):
 
     assert figures.shown(faulty, tmp_path / "p.png", "loud") == "; p.png cannot be drawn (loud is no colour)"
     assert figures.shown(lambda path: path.touch(), tmp_path / "p.png") == " and p.png"
+
+
+@pytest.mark.parametrize("command", ["figures.grid table.json --axis a", "figures.training run"])
+def test_a_picture_of_an_unknown_kind_is_refused_before_any_work(monkeypatch, capsys, tmp_path, command):
+    script, *words = command.split()
+    line = commands.error_of(monkeypatch, capsys, tmp_path, " ".join([*words, "--out x.xyz"]), script)
+    assert "--out x.xyz: a picture's name ends in .png, .pdf, .svg, .jpg" in line
