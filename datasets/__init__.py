@@ -1,5 +1,6 @@
 """Data sets by name: `build(...)` is the one way in; `sources.SOURCES` is the registry."""
 
+import itertools
 import os
 import sys
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ class ImageData(Dataset):
                 raise
             except InputError as error:
                 raise InputError(f"{error}; {WAY_ROUND}") from None
-        for i in (*range(index, len(self)), *range(index)):
+        for i in itertools.chain(range(index, len(self)), range(index)):
             if self.bad[i]:
                 continue
             try:

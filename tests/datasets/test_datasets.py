@@ -67,6 +67,17 @@ def test_images_in_memory_taken_at_once_are_those_taken_one_by_one_to_the_bit(sh
         assert (label, type(label)) == (data[i][1], int)
 
 
+def test_reading_an_image_takes_no_longer_in_a_large_data_set():
+    """Where damage is tolerated the others are candidates; a list of a million million of them would fit nowhere."""
+
+    class Large(datasets.ImageData):
+        def __len__(self):
+            return 10**12
+
+    data = Large(np.zeros((3, 8, 8), np.uint8), torch.tensor([0, 1, 0]), ["a", "b"], bad=torch.tensor([False] * 3))
+    assert data.readable(1, lambda i: i) == (1, 1)
+
+
 def test_a_subset_is_of_the_classes_that_are_kept_and_leaves_validation_whole():
     train, test = datasets.build_pair("digits", hold_out=("4", "8"), per_class=5)
     assert torch.bincount(train.labels).tolist() == [5] * 8
