@@ -100,7 +100,7 @@ def worker(args, device):
 
 def run_name(args) -> str:
     """--exp_name, or a name made of the options."""
-    return args.exp_name or f"cross_entropy_{args.model}{options.images_in_name(args)}_seed{args.seed}"
+    return args.exp_name or f"cross_entropy_{args.model}{options.images_in_name(args.images_per_class)}_seed{args.seed}"
 
 
 def main():

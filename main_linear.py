@@ -51,7 +51,7 @@ def worker(args, device):
         cache = options.features_cache(args)
         net = frozen.load(options.wanted(args), train)
         kind = "cached" if args.cache_features else "augmented"
-        detail = f"{kind}_lr{args.learning_rate:g}{options.images_in_name(args)}_seed{args.seed}"
+        detail = f"{kind}_lr{args.learning_rate:g}{options.images_in_name(args.images_per_class)}_seed{args.seed}"
         run = runs.Run(args, "linear", args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}")
     skip, how = options.skips_damage(args), options.loading(args, device, args.channels_last)
     train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)

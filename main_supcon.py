@@ -120,7 +120,7 @@ def worker(args, device):
 
 def default_name(args) -> str:
     """A run's name where the user gave none."""
-    images = options.images_in_name(args)
+    images = options.images_in_name(args.images_per_class)
     return f"{args.loss_type or 'rince'}_{objective.variant(args)}_{args.model}{images}_seed{args.seed}"
 
 

@@ -28,15 +28,15 @@ IMAGES = {  # of training, and classes; ImageNet-100's about
 }  # fmt: skip
 
 
-def operations(model: str, small: bool, size: int) -> float:
-    """Floating-point operations of a forward pass of one image."""
-    encoder = training.build_encoder(model, small, "meta").train()
+def operations(encoder, size: int) -> float:
+    """Floating-point operations of a forward pass of one image. encoder: on the meta device."""
+    encoder.train()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder(torch.empty(2, 3, size, size, device="meta"))
     return counter.get_total_flops() / 2
 
 
-def images(args, command: str) -> int:
+def images(args, command: str) -> float:
     """Training images of a command, as far as its options tell. Raises InputError for a data set of unknown size."""
     if args.dataset not in IMAGES:
         raise InputError(f"{command}: how many images --dataset {args.dataset} has is not known here")
@@ -48,17 +48,14 @@ def row(command: str, tflops: float) -> dict:
     """Of a training command: epochs, batch, operations, hours at so many 10^12 operations a second, memory."""
     script = command.split()[1].removesuffix(".py")
     module = importlib.import_module(script)
-    parser = module.get_parser()
-    words = config.command_line(parser, recipes.words(command)[2:], script)
-    parser.set_defaults(**module.RECIPES.get(parser.parse_known_args(words)[0].dataset, {}))
-    args = parser.parse_args(words)
+    args = config.parse_words(module.get_parser(), module.RECIPES, recipes.words(command)[2:], script)
     spec = datasets.spec(args.dataset)
     size = args.size or spec.size
     contrastive = script == "main_supcon"
-    forward = operations(args.model, spec.small, size)
+    encoder = training.build_encoder(args.model, spec.small, "meta")
+    forward = operations(encoder, size)
     passes = 4 if contrastive else 3  # a backward pass is two forward ones; the key encoder has none
     total = forward * passes * images(args, command) * args.epochs
-    encoder = training.build_encoder(args.model, spec.small, "meta")
     bank = None
     if contrastive:
         bank = memory.Bank(args.memorybank_size, args.feat_dim, objective.in_blocks(args))

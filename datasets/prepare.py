@@ -304,10 +304,10 @@ def main():
     util.check_folder(args.out, "--out")
     if args.name == "pack":
         return pack(args.data_folder, args.out, args.side, args.format, args.skip_images, args.check)
-    if args.name == "cifar" and args.from_sheets:
-        lines = sheets.convert(args.from_sheets, args.out)
-        return print(*lines, f"CIFAR-100, and CIFAR-10's test images, are in {args.out}", sep="\n")
     if args.name == "cifar":
+        if args.from_sheets:
+            lines = sheets.convert(args.from_sheets, args.out)
+            return print(*lines, f"CIFAR-100, and CIFAR-10's test images, are in {args.out}", sep="\n")
         for name in ("cifar10", "cifar100"):
             train, test = datasets.build_pair(name, args.out)
             print(f"{name}: {len(train):,} training and {len(test):,} test images in {args.out}")

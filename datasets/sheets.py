@@ -28,8 +28,8 @@ PARTS = {
 def convert(source: Path, out: Path) -> list[str]:
     """Write the published files from the sheets in `source` below `out`; returns a line for each part.
 
-    All is read and checked before anything is written; InputError names the sheet
-    that is missing, damaged or of another size, and a file that is there already with another content.
+    All is read and checked before anything is written; InputError names the sheet that is missing, damaged or of
+    another size, and a file that is there already with another content.
     """
     superclasses = texts.read_yaml(SUPERCLASSES, str(SUPERCLASSES))
     coarse = {name: group for group, names in superclasses.items() for name in names}

@@ -49,13 +49,18 @@ def one_compiler() -> None:
 def parse(parser: argparse.ArgumentParser, recipes: dict) -> argparse.Namespace:
     """Parse --config files and the command line, with the defaults of the data set that they name."""
     huge_pages()
-    words = command_line(parser, sys.argv[1:], Path(sys.argv[0]).stem)
-    known, _ = parser.parse_known_args(words)
-    parser.set_defaults(**recipes.get(known.dataset, {}))
-    args = parser.parse_args(words)
+    args = parse_words(parser, recipes, sys.argv[1:], Path(sys.argv[0]).stem)
     if not getattr(args, "compile", False):  # encoders are many kernels
         one_compiler()
     return args
+
+
+def parse_words(parser, recipes: dict, words: list[str], script: str) -> argparse.Namespace:
+    """What `parse` reads from these words for a script, whichever runs."""
+    words = command_line(parser, words, script)
+    known, _ = parser.parse_known_args(words)
+    parser.set_defaults(**recipes.get(known.dataset, {}))
+    return parser.parse_args(words)
 
 
 def command_line(parser: argparse.ArgumentParser, words: list[str], script: str) -> list[str]:

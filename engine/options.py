@@ -247,8 +247,8 @@ def add_watching(p) -> None:
 
 def chosen_images(args) -> dict:
     """Which images of --dataset: arguments of datasets.build_pair."""
-    chosen = {"folder": args.data_folder, "hold_out": tuple(args.hold_out), "skip": args.skip_images}
-    return chosen | {"per_class": args.images_per_class}
+    which = {"hold_out": tuple(args.hold_out), "skip": args.skip_images, "per_class": args.images_per_class}
+    return {"folder": args.data_folder, **which}
 
 
 def training_images(args) -> datasets.ImageData:
@@ -258,9 +258,9 @@ def training_images(args) -> datasets.ImageData:
     return datasets.subset(datasets.build(args.dataset, split="train", **chosen), per_class)
 
 
-def images_in_name(args) -> str:
-    """What the name of a run says of --images_per_class; "" without."""
-    return f"_{args.images_per_class}_per_class" if args.images_per_class else ""
+def images_in_name(per_class: int | None) -> str:
+    """What the name of a run or a result says of --images_per_class; "" without."""
+    return f"_{per_class}_per_class" if per_class else ""
 
 
 def chosen_views(args) -> tuple:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import util
-from engine import config
+from engine import config, options
 from util import InputError
 
 # options that change where and how fast a result is made, not what it is
@@ -32,7 +32,7 @@ def write(given: dict, title: tuple, metrics: dict, checkpoint: dict, data_folde
     folder = Path(given["save_folder"]) / "results"
     folder.mkdir(parents=True, exist_ok=True)
     dataset = given["dataset"] + ("_without_" + "-".join(given["hold_out"])[:40] if given["hold_out"] else "")
-    dataset += f"_{given['images_per_class']}_per_class" if given["images_per_class"] else ""
+    dataset += options.images_in_name(given["images_per_class"])
     meaning = {k: v for k, v in given.items() if k not in NO_MEANING}
     meaning |= {"checkpoint": checkpoint["sha256"], **{k: str(Path(v).resolve()) for k, v in data_folders.items()}}
     key = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:8]

@@ -143,10 +143,7 @@ def draw_classes(path: Path, title: str, features: dict, labels, classes: list[s
 
 
 def get_parser():
-    p = options.parser(__doc__)
-    options.add_data(p, datasets.NAMES)
-    options.add_evaluation(p, several=True)
-    encoders.add_comparison(p)
+    p = encoders.comparison_parser(__doc__)
     g = p.add_argument_group("picture")
     g.add_argument("--out", type=util.user_path, default=Path("classes.png"), help="file to draw")
     return p

@@ -4,16 +4,20 @@ import datasets
 import util
 from datasets import rankings
 from datasets.rankings import files
-from engine import frozen
+from engine import frozen, options
 from util import InputError
 
 
-def add_comparison(p) -> None:
-    """What several checkpoints are called, and which of their classes are alike."""
+def comparison_parser(description: str):
+    """The options of a picture of several checkpoints: data, encoders, their names, and which classes are alike."""
+    p = options.parser(description)
+    options.add_data(p, datasets.NAMES)
+    options.add_evaluation(p, several=True)
     g = p.add_argument_group("comparison")
     g.add_argument("--names", nargs="+", metavar="NAME", help="one a checkpoint (None: their runs' names)")
     superclasses = "YAML of superclasses (None: the data set's own)"
     g.add_argument("--superclasses", type=util.user_text, metavar="FILE", help=superclasses)
+    return p
 
 
 def superclasses_of(file: str | None, dataset: str, classes: list[str]) -> dict[str, list[str]] | None:

@@ -156,10 +156,7 @@ def _draw_image(ax, image: np.ndarray, corner: tuple[float, float], frame: str |
 
 
 def get_parser():
-    p = options.parser(__doc__)
-    options.add_data(p, datasets.NAMES)
-    options.add_evaluation(p, several=True)
-    encoders.add_comparison(p)
+    p = encoders.comparison_parser(__doc__)
     g = p.add_argument_group("picture")
     g.add_argument("--queries", type=options.positive_int, default=8, help="test images, each of another class")
     g.add_argument("--nearest", type=options.positive_int, default=10, help="training images shown for each")

@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.results import read_table
 from recipes import Scope, columns, given, grid, seeds
-from recipes.statistics import paired_difference
+from recipes.statistics import paired_difference, spreads
 from util import InputError
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------
@@ -124,13 +124,11 @@ def differences(recipe: dict, results: dict, scope: Scope) -> list[str]:
         body.append(row)
     if all(cell == "-" for row in body for cell in row[1:]):
         return []  # not two seeds yet of both
-    from scipy.stats import t
-
-    times = t.ppf(0.975, scope.seeds - 1) / np.sqrt(scope.seeds)
     head = f"Difference to {grid.title_of(recipe, recipe['baseline'])}, paired by seed, with 95 % interval:"
     how = (
         f"Interval: the mean ± t(0.975, n - 1) / √n standard deviations of the paired difference, Student's; with "
-        f"{scope.seeds} seeds {times:.2f} of them. Bold: it excludes 0, as one in twenty does by chance alone."
+        f"{scope.seeds} seeds {spreads(scope.seeds):.2f} of them. Bold: it excludes "
+        "0, as one in twenty does by chance alone."
     )
     return [head, rows(["method", *names], body), how]
 
