@@ -56,6 +56,16 @@ def known(content: dict) -> tuple[list[str], list[str]]:
     return list(axes), [*columns, "seconds"]
 
 
+def seeds_of(counts: set[int]) -> str:
+    """How many seeds what is drawn has, in words."""
+    return f"{'up to ' if len(counts) > 1 else ''}{max(counts)} seeds"
+
+
+def scaled(content: dict) -> str:
+    """What to say of a table whose trainings were shortened."""
+    return f", SCALED: {100 * content['scale']:g} % of the epochs" if content["scale"] != 1 else ""
+
+
 def draw_panel(ax, column: str, drawn: dict, at: dict[str, float]) -> None:
     """One column: a line with bars of a standard deviation (n - 1) where there are several seeds, and across the panel
     the mean of a method without the axis.
@@ -96,10 +106,8 @@ def draw_grid(path: Path, content: dict, axis: str, columns: list[str]) -> None:
         ax.axis("off")
     draw_legend(figure, list(drawn))
     counts = {sum(bool(run["values"]) for run in runs) for runs in content["results"].values()} - {0}
-    seeds = f"{'up to ' if len(counts) > 1 else ''}{max(counts)} seeds"
-    spread = f"mean ± standard deviation of {seeds}" if max(counts) > 1 else "one seed"
-    scaled = f", SCALED: {100 * content['scale']:g} % of the epochs" if content["scale"] != 1 else ""
-    title = [content["recipe"]["title"], spread + scaled]
+    spread = f"mean ± standard deviation of {seeds_of(counts)}" if max(counts) > 1 else "one seed"
+    title = [content["recipe"]["title"], spread + scaled(content)]
     figure.suptitle("\n".join(textwrap.fill(part, int(11 * size[0])) for part in title), fontsize=11)
     figure.savefig(path, dpi=110)
     plt.close(figure)

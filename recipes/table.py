@@ -40,11 +40,42 @@ def write(place: Path, recipe: dict, results: dict, scope: Scope, about: dict) -
     "unfinished", the runs still to come.
     """
     of_scope = {"seeds": scope.seeds, "scale": scope.scale, "options": scope.options}
-    content = portable({"recipe": recipe, **of_scope, **about, "results": results}, Path.cwd())
+    found = {"results": results, "differences": differences_of(recipe, results)}
+    content = portable({"recipe": recipe, **of_scope, **about, **found}, Path.cwd())
     util.write_file(Path(f"{place}.json"), json.dumps(content, indent=1).encode())
     text = markdown(content)
     util.write_file(Path(f"{place}.md"), text.encode())
     return text
+
+
+def difference(a: dict[int, float], b: dict[int, float]) -> dict:
+    """What a has over b (seed -> figure) by the seeds that both have: {"seeds": seed -> difference}, and of two seeds
+    or more its "mean" and "half", half the width of its 95 % interval.
+    """
+    both = sorted(a.keys() & b.keys())
+    found = {"seeds": {str(s): a[s] - b[s] for s in both}}
+    if len(both) > 1:
+        found["mean"], found["half"] = paired_difference([a[s] for s in both], [b[s] for s in both])
+    return found
+
+
+def differences_of(recipe: dict, results: dict) -> dict:
+    """What methods have over the baseline: {"to": its title, "methods": {method: {"title": its, "columns": {column: its
+    difference}}}}, without methods that are compared with none. Empty for a recipe without a baseline.
+    """
+    if not recipe.get("baseline"):
+        return {}
+    found = {"to": grid.title_of(recipe, recipe["baseline"]), "methods": {}}
+    for name in results:
+        other = grid.compared_with(recipe, name)
+        if other is not None:
+            runs = [{run["seed"]: run["values"] for run in results[method]} for method in (name, other)]
+            of = {
+                c: difference(*({seed: values[c] for seed, values in of.items() if c in values} for of in runs))
+                for c in columns(recipe)
+            }
+            found["methods"][name] = {"title": grid.title_of(recipe, name), "columns": of}
+    return found
 
 
 # ---- Markdown --------------------------------------------------------------------------------------------------------
@@ -55,7 +86,7 @@ def markdown(content: dict) -> str:
     recipe, results = content["recipe"], content["results"]
     scope = Scope(content["seeds"], content["scale"], content.get("options", ""))
     parts = [f"## {recipe['title']}", figures_of(recipe, results, scope)]
-    if scope.seeds > 1 and recipe.get("baseline"):
+    if scope.seeds > 1:
         parts += differences(recipe, results, scope)
     return "\n\n".join([*parts, *notes(content, scope)]) + "\n"
 
@@ -94,43 +125,36 @@ def figures_of(recipe: dict, results: dict, scope: Scope) -> str:
     return rows(["method", *names, "seconds", *(["published"] if published is not None else [])], body)
 
 
-def difference_cell(a: dict[int, float], b: dict[int, float], wanted: int) -> str:
-    """Mean of a - b (seed -> figure) over the seeds that both have, with its 95 % interval, in bold where that excludes
-    0; "-" for fewer than two seeds. An interval has as many digits as it takes to see on which side of 0 its ends lie.
+def difference_cell(difference: dict, wanted: int) -> str:
+    """A difference with its 95 % interval, in bold where that excludes 0; "-" for fewer than two
+    seeds. An interval has as many digits as it takes to see on which side of 0 its ends lie.
     """
-    both = sorted(a.keys() & b.keys())
-    if len(both) < 2:
+    if "mean" not in difference:
         return "-"
-    mean, half = paired_difference([a[s] for s in both], [b[s] for s in both])
+    mean, half = difference["mean"], difference["half"]
     ends = (mean - half, mean + half)
     digits = next((d for d in range(1, 12) if all(end == 0 or float(f"{end:.{d}f}") for end in ends)), 12)
     text = f"{mean:+.{digits}f} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
     text = f"**{text}**" if ends[0] > 0 or ends[1] < 0 else text
-    return text + missing(len(both), wanted)
+    return text + missing(len(difference["seeds"]), wanted)
 
 
 def differences(recipe: dict, results: dict, scope: Scope) -> list[str]:
     """The second table: what each method has over the baseline, before it its title, after it how it is made."""
-    names, body = columns(recipe), []
-    of = {name: {run["seed"]: run["values"] for run in runs} for name, runs in results.items()}
-    for name in results:
-        other = grid.compared_with(recipe, name)
-        if other is None:
-            continue
-        row = [grid.title_of(recipe, name)]
-        for c in names:
-            a, b = ({seed: values[c] for seed, values in of[m].items() if c in values} for m in (name, other))
-            row.append(difference_cell(a, b, scope.seeds))
-        body.append(row)
+    found = differences_of(recipe, results)
+    body = [
+        [of["title"], *(difference_cell(cell, scope.seeds) for cell in of["columns"].values())]
+        for of in found.get("methods", {}).values()
+    ]
     if all(cell == "-" for row in body for cell in row[1:]):
         return []  # not two seeds yet of both
-    head = f"Difference to {grid.title_of(recipe, recipe['baseline'])}, paired by seed, with 95 % interval:"
+    head = f"Difference to {found['to']}, paired by seed, with 95 % interval:"
     how = (
         f"Interval: the mean ± t(0.975, n - 1) / √n standard deviations of the paired difference, Student's; with "
         f"{scope.seeds} seeds {spreads(scope.seeds):.2f} of them. Bold: it excludes "
         "0, as one in twenty does by chance alone."
     )
-    return [head, rows(["method", *names], body), how]
+    return [head, rows(["method", *columns(recipe)], body), how]
 
 
 def notes(content: dict, scope: Scope) -> list[str]:

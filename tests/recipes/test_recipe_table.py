@@ -57,12 +57,12 @@ def by_seed(*values):
 def test_an_interval_is_bold_where_it_excludes_0_and_shows_on_which_side_its_ends_lie(differences, want):
     b = by_seed(*(50.0 + 10 * seed for seed in range(len(differences))))
     a = {seed: of + differences[seed] for seed, of in b.items()}
-    assert table.difference_cell(a, b, len(differences)) == want
+    assert table.difference_cell(table.difference(a, b), len(differences)) == want
 
 
 def test_seeds_are_paired_by_number_and_those_that_only_one_has_are_left_out_and_counted():
     a, b = {0: 3.0, 2: 5.0, 3: 90.0}, {2: 4.0, 0: 2.5, 1: -90.0}
-    assert table.difference_cell(a, b, 4) == "+0.8 [-2.4, 3.9] (2 of 4)"
+    assert table.difference_cell(table.difference(a, b), 4) == "+0.8 [-2.4, 3.9] (2 of 4)"
 
 
 METHOD = {"command": "python main_ce.py --exp_name a"}

@@ -1,0 +1,92 @@
+"""Draws what methods of a recipe's table have over its baseline: a panel a column, every seed and the 95 % interval.
+
+python -m figures.differences save/tables/TABLE.json --columns "coarse mAP" "fine mAP" --out differences.png
+"""
+
+import argparse
+import textwrap
+from pathlib import Path
+
+import figures
+import util
+from engine.results import read_table
+from figures.curves import GREY, INLIER, OUTLIER
+from figures.grid import scaled, seeds_of
+from util import InputError
+
+
+def draw_panel(ax, column: str, methods: list[dict]) -> None:
+    """One column, a row a method: seeds as rings, mean and interval as a dot with a bar; blue where the interval
+    lies above 0, orange below, grey where 0 is in it.
+    """
+    ax.axvline(0, color="black", lw=1)
+    for place, found in enumerate(method["columns"][column] for method in methods):
+        seeds = list(found["seeds"].values())
+        ax.plot(seeds, [place + 0.22] * len(seeds), "o", ms=4, mfc="none", mec=GREY, mew=0.9)
+        if "mean" in found:
+            mean, half = found["mean"], found["half"]
+            colour = INLIER if mean - half > 0 else OUTLIER if mean + half < 0 else GREY
+            ax.errorbar(mean, place, xerr=half, color=colour, marker="D", ms=5, lw=2, elinewidth=2, capsize=4)
+    ax.set(title=column, xlabel="points", ylim=(len(methods) - 0.5, -0.6))
+    ax.set_yticks(range(len(methods)), [method["title"] for method in methods])
+    ax.grid(axis="x", alpha=0.3)
+
+
+def draw_differences(path: Path, content: dict, columns: list[str]) -> None:
+    """Draw columns of a table's differences, `content` being its JSON."""
+    plt = figures.pyplot()
+    methods = list(content["differences"]["methods"].values())
+    across = min(3, len(columns))
+    down = -(-len(columns) // across)
+    size = 1.2 + 3.2 * across, 1.0 + (0.9 + 0.5 * len(methods)) * down
+    figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False, sharey=True)
+    for ax, column in zip(axes.flat, columns, strict=False):
+        draw_panel(ax, column, methods)
+    for ax in axes.flat[len(columns) :]:
+        ax.axis("off")
+    counts = {len(method["columns"][column]["seeds"]) for method in methods for column in columns} - {0}
+    what = f"difference to {content['differences']['to']} in points, paired by seed"
+    how = f"rings: {seeds_of(counts)}; bar: 95 % interval of the mean, in colour where it excludes 0"
+    lines = [f"{content['recipe']['title']}: {what}", how + scaled(content)]
+    figure.suptitle("\n".join(textwrap.fill(line, int(11 * size[0])) for line in lines), fontsize=11)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+# ---- command line ----------------------------------------------------------------------------------------------------
+
+
+def get_parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("table", type=util.user_path, help="JSON that reproduce.py wrote, of a recipe with a baseline")
+    p.add_argument("--columns", nargs="+", metavar="COLUMN", help="(default: all of which there are differences)")
+    p.add_argument(
+        "--out", type=util.user_path, default=Path("differences.png"), help="file to draw (default: differences.png)"
+    )
+    return p
+
+
+def main():
+    args = get_parser().parse_args()
+    figures.check_picture(args.out, "--out")
+    content = read_table(args.table)
+    methods = (content.get("differences") or {"methods": {}})["methods"].values()
+    there = dict.fromkeys(c for method in methods for c, found in method["columns"].items() if "mean" in found)
+    if not there:
+        raise InputError(
+            f"{args.table}: has no differences to draw, which want a recipe with a baseline, and two seeds of it and "
+            "of another method; in a table of an older version they stand once reproduce.py has run again"
+        )
+    for column in args.columns or []:
+        if column not in there:
+            raise InputError(
+                f"--columns {column}: {args.table} has no difference of it{util.nearest(column, list(there))}; it has "
+                f"{', '.join(there)}"
+            )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    draw_differences(args.out, content, args.columns or list(there))
+    print(f"drew {args.out}")
+
+
+if __name__ == "__main__":
+    util.run_command(main)
