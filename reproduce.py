@@ -146,7 +146,8 @@ def run_methods(recipe: dict, names, scope: recipes.Scope, runner: Runner, save:
             save(by_method(recipe, found), len(to_come))
 
     with ThreadPoolExecutor(runner.jobs) as pool:
-        tasks = [pool.submit(run, *of) for of in wanted]
+        # seed by seed: a table that is broken off has pairs to compare
+        tasks = [pool.submit(run, *of) for of in sorted(wanted, key=lambda of: of[1])]
         try:
             for task in tasks:
                 task.result()

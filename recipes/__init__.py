@@ -63,8 +63,11 @@ def check_source(method: dict, where: str) -> None:
         raise InputError(f"{where}: command is missing, or checkpoint, a file that needs no training")
     if command and given:
         raise InputError(f"{where}: command or checkpoint: give one of them")
-    if given and method.get("scaled"):
-        raise InputError(f"{where}: scaled has no use without a command")
+    for key in ("scaled", "seeds"):
+        if given and method.get(key):
+            raise InputError(f"{where}: {key} has no use without a command")
+    if method.get("seeds") == "0":
+        raise InputError(f"{where}: seeds must be at least 1")
     if command and not option(command, "--exp_name"):
         raise InputError(f"{where}: its command must name the run with --exp_name")
 
@@ -126,8 +129,9 @@ def given(recipe: dict, name: str) -> Path | None:
 
 
 def seeds(recipe: dict, name: str, scope: Scope) -> range:
-    """The seeds that a method is run with: a given checkpoint is what it is."""
-    return range(1 if given(recipe, name) else scope.seeds)
+    """The seeds that a method is run with, at most its own number of them: a given checkpoint is what it is."""
+    own = recipe["methods"][name].get("seeds")
+    return range(1 if given(recipe, name) else min(scope.seeds, int(own or scope.seeds)))
 
 
 def title(recipe: dict, name: str, seed: int) -> str:

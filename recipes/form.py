@@ -16,7 +16,7 @@ FORMS = {
     },
     "method": {
         "command": "a command", "checkpoint": "text", "title": "text", "scaled": "a mapping", "with": "a mapping",
-        "grid": "a mapping",
+        "grid": "a mapping", "seeds": "a whole number",
     },
     "evaluation": {"command*": "a command", "columns*": "a mapping", "scaled": "a mapping", "for": "a list"},
     "before": {"command*": "a command", "makes": "text"},

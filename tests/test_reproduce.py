@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -155,6 +157,9 @@ def test_a_wrong_option_is_one_line(monkeypatch, capsys, tmp_path, words, reason
         ({"methods": {"a": {"title": "t"}}}, "command is missing, or checkpoint, a file that needs no training"),
         ({"methods": {"a": {"command": GOOD, "checkpoint": "a.pth"}}}, "a: command or checkpoint: give one of them"),
         ({"methods": {"a": {"checkpoint": "a.pth", "scaled": {"epochs": 3}}}}, "method a: scaled has no use without"),
+        ({"methods": {"a": {"checkpoint": "a.pth", "seeds": 1}}}, "method a: seeds has no use without"),
+        ({"methods": {"a": {"command": GOOD, "seeds": 0}}}, "method a: seeds must be at least 1"),
+        ({"methods": {"a": {"command": GOOD, "seeds": -1}}}, "method a: seeds must be a whole number"),
         ({"methods": {"a": {"checkpoint": ["a.pth"]}}}, "method a: checkpoint must be text"),
         ({"evaluations": {"e": {**RETRIEVAL, "for": "good"}}}, "evaluation e: for must be a list"),
         ({"evaluations": {"e": {**RETRIEVAL, "for": ["goof"]}}}, "for: there is no method goof; did you mean good?"),
@@ -580,6 +585,23 @@ def test_when_it_is_ended_the_script_that_runs_is_ended_too(tmp_path):
     size = log.stat().st_size
     time.sleep(1)
     assert log.stat().st_size == size
+
+
+def test_runs_are_made_seed_by_seed_and_a_method_has_no_more_than_its_own_number_of_them(monkeypatch):
+    made = []
+
+    def attempt(recipe, name, seed, scope, runner, run):
+        made.append((name, seed))
+        return {"seed": seed, "values": {}, "records": {}}
+
+    monkeypatch.setattr(reproduce, "attempt", attempt)
+    recipe = {"methods": {"once": {"command": GOOD, "seeds": "1"}, "a": {"command": GOOD}, "b": {"command": GOOD}}}
+    runner = types.SimpleNamespace(jobs=1, stopped=threading.Event())
+    found = reproduce.run_methods(recipe, list(recipe["methods"]), recipes.Scope(seeds=3), runner, lambda *of: None)
+    assert made == [("once", 0), ("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert {name: [run["seed"] for run in runs] for name, runs in found.items()} == {
+        "once": [0], "a": [0, 1, 2], "b": [0, 1, 2],
+    }  # fmt: skip
 
 
 def test_mean_and_spread_are_over_the_seeds_that_there_are():
