@@ -2,10 +2,13 @@
 
 from .features import alignment, extract, knn_accuracy, uniformity
 from .ood import energy_scores, gaussian_scores, knn_scores, mahalanobis_scores, msp_scores, ood_metrics
+from .ranks import Levels, class_correlation, rank_metrics
 from .retrieval import retrieval_curve, retrieval_metrics
 
 __all__ = [
+    "Levels",
     "alignment",
+    "class_correlation",
     "energy_scores",
     "extract",
     "gaussian_scores",
@@ -14,6 +17,7 @@ __all__ = [
     "mahalanobis_scores",
     "msp_scores",
     "ood_metrics",
+    "rank_metrics",
     "retrieval_curve",
     "retrieval_metrics",
     "uniformity",

@@ -222,6 +222,75 @@ def retrieval(features, labels, gallery, gallery_labels, topk):
     return {**result, "AP": area, "AP-published": rectangles, "mAP": mean_ap}
 
 
+def rank_order(scores, ranks, values):
+    """The measures of evaluation.rank_metrics for one query, each as its definition has it; those defined for it.
+
+    scores, ranks: of each entry; values: similarity of each rank.
+    """
+    n, found = len(scores), {}
+    for r in range(len(values) - 1):
+        pairs = [(a, b) for a in range(n) for b in range(n) if ranks[a] == r and ranks[b] == r + 1]
+        if pairs:
+            right = [1.0 if scores[a] > scores[b] else 0.5 if scores[a] == scores[b] else 0.0 for a, b in pairs]
+            found[f"AUROC {r}>{r + 1}"] = math.fsum(right) / len(pairs)
+    gains = [values[r] for r in ranks]
+    above = [sum(s > x for s in scores) for x in scores]  # entries before the ties of each
+    equal = [sum(s == x for s in scores) for x in scores]
+    discount = [1 / math.log2(k + 2) for k in range(n)]
+    if sum(gains) > 0:
+        gained = sum(g * sum(discount[a : a + e]) / e for g, a, e in zip(gains, above, equal, strict=True))
+        best = sum(g * d for g, d in zip(sorted(gains, reverse=True), discount, strict=True))
+        found["NDCG"] = gained / best
+        total = 0.0
+        for k in range(n):
+            nearer = [j for j in range(n) if scores[j] >= scores[k]]
+            total += sum(min(gains[j], gains[k]) for j in nearer) / len(nearer)
+        found["H-AP"] = total / sum(gains)
+        related = sum(g > 0 for g in gains)
+        ideal = sorted(ranks)
+        overlap = 0.0
+        for k in range(1, related + 1):
+            both = 0.0
+            for r, value in enumerate(values):
+                if value > 0:  # an entry lies among the first k for certain, or with its share of the ties' places
+                    inside = sum(min(1.0, max(0.0, (k - above[j]) / equal[j])) for j in range(n) if ranks[j] == r)
+                    both += min(inside, sum(x == r for x in ideal[:k]))
+            overlap += both / k
+        found["ASI"] = overlap / related
+    others = [j for j in range(n) if ranks[j] > 0]
+    if others:
+        top = max(scores[j] for j in others)
+        tied = [ranks[j] for j in others if scores[j] == top]
+        found["nearest other"] = sum(tied) / len(tied)
+    return found
+
+
+def rank_metrics(features, labels, gallery, gallery_labels, similarity, own=None):
+    """Means over the queries of rank_order, by lists of vectors and a table of similarities of the labels."""
+    values = sorted({x for row in similarity for x in row}, reverse=True)
+    of_queries = []
+    for i, (q, y) in enumerate(zip(features, labels, strict=True)):
+        entries = [j for j in range(len(gallery)) if own is None or j != own[i]]
+        # single precision decides which similarities are equal; 1e-6 stands for that here
+        scores = [
+            round(
+                math.fsum(a * b for a, b in zip(q, gallery[j], strict=True))
+                / math.sqrt(math.fsum(a * a for a in q) * math.fsum(b * b for b in gallery[j])),
+                6,
+            )
+            for j in entries
+        ]
+        ranks = [values.index(similarity[y][gallery_labels[j]]) for j in entries]
+        of_queries.append(rank_order(scores, ranks, values))
+    names = {name for of in of_queries for name in of}
+    means = {}
+    for name in names:
+        known = [of[name] for of in of_queries if name in of]
+        means[name] = math.fsum(known) / len(known)
+    pairs = [x for name, x in means.items() if name.startswith("AUROC ")]
+    return {"AUROC": math.fsum(pairs) / len(pairs), **means}
+
+
 def ood_metrics(inlier, outlier):
     """AUROC, FPR95, AUPR-in and AUPR-out of two lists of scores, by counting; larger = more inlier-like."""
     pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in inlier for b in outlier]

@@ -1,0 +1,214 @@
+"""Was the order of the ranks learnt? Measures of a whole ranking, from own class to unrelated, by cosine."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .retrieval import by_similarity, ends_of_ties, precision_at_hits
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Which rank one label has for another.
+
+    values: [R] similarities of the ranks, falling from 1; the last one is 0 where some labels are unrelated. Ranks
+    come either from table, [C, C] the rank of each pair of classes, or from groups, [C, L] the nested groups that each
+    label lies in, finest first: then rank r is the first level that two labels share.
+    """
+
+    values: Tensor
+    table: Tensor | None = None
+    groups: Tensor | None = None
+
+    @classmethod
+    def of_table(cls, similarity: Tensor) -> "Levels":
+        """Ranks are the distinct values of a table [C, C] in [0, 1], 1 on the diagonal.
+
+        Raises ValueError for another table, or one with more than 255 values.
+        """
+        s = torch.as_tensor(similarity).double()
+        if s.ndim != 2 or s.shape[0] != s.shape[1] or not ((s >= 0) & (s <= 1)).all() or not (s.diagonal() == 1).all():
+            raise ValueError(f"similarity {tuple(s.shape)} must be [C, C] in [0, 1], and 1 on the diagonal")
+        values, rank = s.unique(return_inverse=True)
+        if len(values) > 255:
+            raise ValueError(f"similarity has {len(values)} distinct values; at most 255 ranks are possible")
+        return cls(values.flip(0), table=(len(values) - 1 - rank).to(torch.uint8))
+
+    @classmethod
+    def of_groups(cls, groups: Tensor) -> "Levels":
+        """Nested groups [C, L]: rank r of L has similarity 1 - r / L, the share of the levels that two labels share."""
+        levels = groups.shape[1]
+        return cls(1 - torch.arange(levels + 1, dtype=torch.float64) / levels, groups=groups)
+
+    def between(self, labels: Tensor, others: Tensor) -> Tensor:
+        """[Q, G] the rank that each of others [Q, G] has for labels [Q]."""
+        if self.table is not None:
+            return self.table.to(labels.device)[labels].gather(1, others)
+        groups = self.groups.to(labels.device)
+        rank = torch.zeros(others.shape, dtype=torch.uint8, device=labels.device)
+        for group in groups.T:
+            rank += group[labels][:, None] != group[others]
+        return rank
+
+
+@torch.no_grad()
+def rank_metrics(
+    features: Tensor,
+    labels: Tensor,
+    gallery: Tensor,
+    gallery_labels: Tensor,
+    levels: Levels,
+    chunk: int = 32,
+    own: Tensor | None = None,
+) -> dict[str, float]:
+    """How far the gallery [G, d], in falling cosine with each query [Q, d], is in the order of the ranks.
+
+    All are means over the queries that they are defined for, in [0, 1] but for the last; entries of equal cosine are
+    one step, in whose inside the order is as good as random; exact, in chunks of queries: about 100 * chunk * G bytes.
+    AUROC r>s, s = r + 1: probability that an entry of rank r is nearer than one of the next rank; a half by chance.
+    AUROC: the mean of these over the ranks.
+    NDCG: the entries' similarity as gain, discounted by log2(1 + place), over the whole gallery; 1 if all are in order,
+        and by chance not 0.
+    H-AP: hierarchical average precision (Ramzi et al. 2022, eq. 3) with the similarity as relevance.
+    ASI: average set intersection (Sun et al. 2021): the share of the first k that the first k in perfect order also
+        hold, rank by rank, averaged over k up to the number of related entries.
+    nearest other: mean rank of the nearest entry that is not of rank 0, the own class: 1 is best.
+    own: [Q] where each query itself lies in the gallery, which it must not find. Raises ValueError as
+    retrieval_metrics, and where no query has entries of two ranks next to each other.
+    """
+    means = _Means()
+    for rows, similarity, order in by_similarity(features, gallery, chunk, own):
+        rank = levels.between(labels[rows], gallery_labels[order])
+        ends = ends_of_ties(similarity)
+        found = _Found(rank, ends, levels.values.to(rank.device))
+        for metric in (_auroc, _ndcg, _hierarchical_ap, _set_intersection, _nearest_other):
+            metric(found, means)
+    scores = means.result()
+    pairs = [score for name, score in scores.items() if name.startswith("AUROC ")]
+    if not pairs:
+        raise ValueError("no query has entries of two ranks next to each other: there is no order to measure")
+    return {"AUROC": sum(pairs) / len(pairs), **scores}
+
+
+class _Means:
+    """Means by name over the queries for which something is defined."""
+
+    def __init__(self):
+        self.total, self.count = {}, {}
+
+    def add(self, name: str, values: Tensor, defined: Tensor) -> None:
+        """values [Q], of which those count where `defined` [Q] is true."""
+        values = torch.where(defined, values.double(), 0.0)
+        self.total[name] = self.total.get(name, 0) + values.sum()
+        self.count[name] = self.count.get(name, 0) + defined.sum()
+
+    def result(self) -> dict[str, float]:
+        return {name: float(self.total[name] / n) for name, n in self.count.items() if n}
+
+
+class _Found:
+    """What the measures share of one chunk: rank [Q, G] uint8 in falling cosine, ends [Q, G] of the ties, values [R].
+
+    totals: [R, Q] entries of each rank; before: [Q, G] how many entries lie before the group of ties.
+    """
+
+    def __init__(self, rank: Tensor, ends: Tensor, values: Tensor):
+        self.rank, self.ends, self.values = rank, ends, values
+        self.totals = torch.stack([(rank == r).sum(1) for r in range(len(values))])
+        self.size = rank.shape[1]
+        place = torch.arange(self.size, device=rank.device)
+        first = torch.ones_like(rank, dtype=torch.bool)
+        first[:, 1:] = ends[:, 1:] != ends[:, :-1]
+        self.before = torch.where(first, place, 0).cummax(1).values
+
+    def so_far(self, of: Tensor) -> tuple[Tensor, Tensor]:
+        """Of entries [Q, G], how many there are up to the end of each one's ties, and how many before these: [Q, G]."""
+        count = of.cumsum(1, dtype=torch.int32)
+        until = count.gather(1, self.ends)
+        before = F.pad(count, (1, 0)).gather(1, self.before)
+        return until, before
+
+
+def _auroc(found: _Found, means: _Means) -> None:
+    for r in range(len(found.values) - 1):
+        pairs = found.totals[r] * found.totals[r + 1]
+        if pairs.any():
+            until, before = found.so_far(found.rank == r + 1)
+            wrong = ((until + before) * (found.rank == r)).sum(1, dtype=torch.float64) / 2
+            means.add(f"AUROC {r}>{r + 1}", 1 - wrong / pairs.clamp_min(1), pairs > 0)
+
+
+def _ndcg(found: _Found, means: _Means) -> None:
+    place = torch.arange(1, found.size + 1, device=found.rank.device, dtype=torch.float64)
+    discount = F.pad((1 / torch.log2(1 + place)).cumsum(0), (1, 0))  # of the first k together
+    of_ties = (discount[found.ends + 1] - discount[found.before]) / (found.ends + 1 - found.before)
+    gained = (found.values[found.rank.long()] * of_ties).sum(1)
+    upto = F.pad(found.totals.cumsum(0), (0, 0, 1, 0))
+    best = (found.values[:, None] * (discount[upto[1:]] - discount[upto[:-1]])).sum(0)
+    means.add("NDCG", gained / best, best > 0)
+
+
+def _hierarchical_ap(found: _Found, means: _Means) -> None:
+    """With min(a, b) as a sum of steps, it is a mean of the AP at each level, own class, and those above as positives:
+    weighted by the step of similarity at this level times the number of positives.
+    """
+    steps = found.values - F.pad(found.values[1:], (0, 1))  # [R] from each value to the next
+    gained = torch.zeros(len(found.rank), dtype=torch.float64, device=found.rank.device)
+    relevance = torch.zeros_like(gained)
+    for r, step in enumerate(steps.tolist()):
+        if step > 0:
+            hit = found.rank <= r
+            count = hit.cumsum(1, dtype=torch.int32)
+            gained += step * precision_at_hits(hit, count, found.ends)
+            relevance += step * count[:, -1]
+    means.add("H-AP", gained / relevance, relevance > 0)
+
+
+def _set_intersection(found: _Found, means: _Means) -> None:
+    """Inside a group of ties an entry of each rank is as likely anywhere: their numbers grow in proportion."""
+    related = found.totals[found.values > 0].sum(0)  # [Q]
+    place = torch.arange(1, found.size + 1, device=found.rank.device)
+    share = (place - found.before) / (found.ends + 1 - found.before)
+    shared, closer = torch.zeros_like(share), torch.zeros_like(related)
+    for r, value in enumerate(found.values.tolist()):
+        if value > 0:
+            until, before = found.so_far(found.rank == r)
+            ideal = (place - closer[:, None]).clamp_min(0).minimum(found.totals[r][:, None])
+            shared += torch.minimum(before + share * (until - before), ideal)
+            closer = closer + found.totals[r]
+    upto = place <= related[:, None]
+    means.add("ASI", (shared / place * upto).sum(1, dtype=torch.float64) / related.clamp_min(1), related > 0)
+
+
+def _nearest_other(found: _Found, means: _Means) -> None:
+    other = found.rank > 0
+    nearest = other.to(torch.uint8).argmax(1, keepdim=True)  # the first one; its ties share the place
+    tied = other & (found.ends == found.ends.gather(1, nearest))
+    mean = (found.rank * tied).sum(1, dtype=torch.float64) / tied.sum(1).clamp_min(1)
+    means.add("nearest other", mean, other.any(1))
+
+
+def class_correlation(features: Tensor, labels: Tensor, similarity: Tensor) -> dict[str, float]:
+    """Spearman's rho and Kendall's tau-b, in [-1, 1], over the pairs of classes, between the cosine of their means and
+    their similarity.
+
+    features: [n, d], whose unit vectors the means are of; labels: [n]; similarity: [C, C]; classes without an image are
+    left out. Nothing, where fewer than three classes have images or all pairs are equally similar.
+    """
+    from scipy.stats import kendalltau, spearmanr
+
+    z = F.normalize(features.double(), dim=1)
+    means = torch.zeros(len(similarity), z.shape[1], dtype=z.dtype).index_add_(0, labels, z)
+    there = torch.bincount(labels, minlength=len(similarity)) > 0
+    means = F.normalize(means[there], dim=1)
+    pairs = torch.triu_indices(len(means), len(means), 1)
+    cosines = (means @ means.T)[pairs[0], pairs[1]].numpy()
+    similar = torch.as_tensor(similarity)[there][:, there][pairs[0], pairs[1]].double().numpy()
+    if len(means) < 3 or (similar == similar[0]).all():
+        return {}
+    return {
+        "Spearman": float(spearmanr(cosines, similar).statistic),
+        "Kendall": float(kendalltau(cosines, similar).statistic),
+    }
