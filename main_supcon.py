@@ -69,8 +69,8 @@ def worker(args, device):
         data, nested = objective.load_data(args)
         spec = datasets.spec(args.dataset)
         size, mean, std = datasets.view_settings(args.dataset, options.chosen_views(args), data)
-        criterion, summary = objective.build(args, data, nested)
-        held_out = objective.held_out(args, augmentation.evaluation(size, mean, std, spec.small))
+        criterion, summary, ranking = objective.build(args, data, nested)
+        held_out = objective.held_out(args, augmentation.evaluation(size, mean, std, spec.small), nested)
         run = runs.Run(args, "SupCon", args.exp_name or default_name(args))
     skip, how = options.skips_damage(args), options.loading(args, device, args.channels_last)
     (data,) = loading.check_images(run, device, args.check_data, skip, training=data)
@@ -83,7 +83,7 @@ def worker(args, device):
     wrapped = training.parallel(model)
     stepper = options.stepper(args, model, device)
     watch = watching.Watch(views, held_out, args.knn_freq, args.epochs, how, stepper.autocast)
-    facts = {"classes": data.classes, "size": size, "mean": list(mean), "std": list(std)}
+    facts = {"classes": data.classes, "size": size, "mean": list(mean), "std": list(std), "ranking": ranking}
     run.begin(model, stepper, sampler, facts, data)
     run.say(summary)
 

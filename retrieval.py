@@ -1,6 +1,8 @@
 """Retrieval with a trained encoder: test images look for their class, or superclass, among the training images.
 
 python retrieval.py --dataset cifar100 --data_folder ./data --labelset coarse --ckpt save/SupCon/cifar100_models/NAME
+python retrieval.py --dataset cifar100 --data_folder ./data --ranking superclass --ckpt ...   # was its order learnt?
+python retrieval.py --dataset path --data_folder my_images --instance_ranks my_groups.csv --ckpt ...   # no classes
 """
 
 import time
@@ -16,8 +18,9 @@ import evaluation
 import figures
 from datasets import rankings
 from datasets.rankings import files
-from engine import config, distributed, frozen, options, results
+from engine import config, distributed, frozen, objective, options, ordering, results
 from engine.launch import launch
+from engine.ordering import Asked
 from figures.curves import draw_precision_recall
 from util import InputError
 
@@ -30,6 +33,12 @@ def get_parser():
     g.add_argument("--labelset", default="fine", choices=["fine", "coarse", "both"], help="classes or superclasses")
     superclasses = "YAML file for --labelset coarse (None: the data set's own)"
     g.add_argument("--superclasses", type=util.user_text, help=superclasses)
+    groups = "no classes: CSV of nested groups, as in training; each image looks for the others"
+    g.add_argument("--instance_ranks", type=util.user_text, metavar="FILE", help=groups)
+    g = p.add_argument_group("order of the ranks (None: it is not measured)")
+    ranking = "checkpoint, as it was trained on, or what --ranking is in training"
+    g.add_argument("--ranking", type=util.user_text, help=ranking)
+    options.add_ranks(g)
     options.add_output(p)
     options.add_distributed(p)
     return p
@@ -54,32 +63,67 @@ def label_sets(args, classes) -> dict[str, torch.Tensor]:
     return sets
 
 
+def asked_of_classes(args, net, classes) -> Asked:
+    """Classes or superclasses, and with --ranking its order."""
+    if not args.ranking:
+        if args.thresholds or args.ranks:
+            raise InputError("--thresholds and --ranks: have no use without --ranking")
+        return Asked(label_sets(args, classes))
+    ranks = rankings.Ranks(args.thresholds, args.ranks)
+    similarity = ordering.similarity(args.ranking, ranks, net, args.dataset, classes)
+    levels = evaluation.Levels.of_table(similarity)
+    if len(levels.values) < 2:
+        raise InputError(f"--ranking {args.ranking}: has a single rank, and no order to measure")
+    return Asked(label_sets(args, classes), levels, similarity)
+
+
+def asked_of_groups(args, groups, names) -> Asked:
+    """Every level of nested groups, and their order."""
+    if args.labelset != "fine" or args.superclasses:
+        raise InputError("--instance_ranks: has no classes for --labelset or --superclasses; every level is measured")
+    return Asked(dict(zip(names, groups.T, strict=True)), evaluation.Levels.of_groups(groups))
+
+
+def show(args, asked: Asked, metrics: dict) -> None:
+    """The tables of label sets and of the order of the ranks."""
+    results.show("labels", {name: of for name, of in metrics.items() if name != "ranks"})
+    if asked.levels is not None:
+        ranks = ", ".join(f"{r}: {value:.3g}" for r, value in enumerate(asked.levels.values.tolist()))
+        print(f"ranks by similarity: {ranks}")
+        many = len(asked.levels.values) > 5
+        shown = {k: v for k, v in metrics["ranks"].items() if not (many and k.startswith("AUROC "))}
+        results.show("order of", {args.ranking or args.instance_ranks: shown})
+
+
 def worker(args, device):
     """One process: data, features, metrics, result."""
     begin = time.perf_counter()
     with distributed.main_first():
         util.check_folder(args.save_folder, "--save_folder")
-        train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
-        distributed.say(datasets.left_out(train, test))
+        if args.instance_ranks:
+            train, (groups, names) = objective.load_data(args)
+            test, net = train, frozen.load(options.wanted(args), train)
+            asked = asked_of_groups(args, groups, names)
+        else:
+            train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
+            distributed.say(datasets.left_out(train, test))
+            net = frozen.load(options.wanted(args), train)
+            asked = asked_of_classes(args, net, train.classes)
         loading, cache = options.loading(args, device), options.features_cache(args)
-        net = frozen.load(options.wanted(args), train)
-        groups = label_sets(args, train.classes)
-    gallery, gallery_labels = frozen.features(net, train, "gallery", loading, cache)
-    features, labels = frozen.features(net, test, "queries", loading, cache)
+    gallery = None if test is train else frozen.features(net, train, "gallery", loading, cache)
+    queries = frozen.features(net, test, "queries", loading, cache)
     if not distributed.is_main():
         return
-    metrics, curves = {}, {}
-    for labelset, group in groups.items():
-        scores, precision, recall = evaluation.retrieval_curve(
-            features.to(device), group[labels].to(device), gallery.to(device), group[gallery_labels].to(device)
-        )
-        metrics[labelset] = {k: 100 * v for k, v in scores.items()}
-        curves[labelset] = (precision.cpu(), recall.cpu(), scores["AP"])
+    metrics, curves, counts = ordering.measured(asked, queries, gallery, device)
     title, folders = ("retrieval", net.name, args.labelset), {"images": args.data_folder}
-    about = {"images": {"train": len(gallery), "test": len(features)}, "seconds": util.seconds_since(begin)}
+    about = {"images": {"train": len(train), "test": len(test)}, "seconds": util.seconds_since(begin)}
+    if gallery is None:
+        about["queries"] = counts  # by level, that have another image to find
+    if asked.levels is not None:
+        about["similarity_of_ranks"] = asked.levels.values.tolist()
     path = results.write(options.plain(args), title, metrics, net.record, folders, about | net.about())
     data = datasets.title(args.dataset, args.data_folder)
-    results.show("labels", metrics)
+    show(args, asked, metrics)
     picture = path.with_suffix(".png"), curves, f"retrieval on {data}, {net.name}"
     print(f"saved {path}{figures.shown(draw_precision_recall, *picture)}", flush=True)
 

@@ -26,8 +26,9 @@ class Frozen:
 
     record: path, sha256, model, epoch, dataset and classes of the checkpoint, and published: the name of the published
     weights that it is, else None; name: of its run; classifier: {weight [C, d], bias [C]} of a cross-entropy model,
-    else {}; transform: evaluation's, from a PIL image; size, mean, std: of a view; extracted: by title, the file that
-    keeps features, if any, and whether they were read from it.
+    else {}; transform: evaluation's, from a PIL image; size, mean, std: of a view; ranking: what it was trained on, as
+    objective.build has it, None where the file has none; extracted: by title, the file that keeps features, if any, and
+    whether they were read from it.
     """
 
     encoder: nn.Module
@@ -38,6 +39,7 @@ class Frozen:
     size: int
     mean: tuple
     std: tuple
+    ranking: dict | None = None
     extracted: dict = field(default_factory=dict)
 
     def about(self) -> dict:
@@ -94,7 +96,8 @@ def load(wanted: Wanted, train: datasets.ImageData) -> Frozen:
         print(f"{source}: these are the published weights {known.name}", flush=True)
     _warn_of_other_classes(wanted.dataset, record, train.classes)
     transform = augmentation.evaluation(size, mean, std, spec.small)
-    return Frozen(encoder.eval().requires_grad_(False), record, name, classifier, transform, size, mean, std)
+    encoder = encoder.eval().requires_grad_(False)
+    return Frozen(encoder, record, name, classifier, transform, size, mean, std, state.get("ranking"))
 
 
 def _warn_of_other_classes(dataset: str, record: dict, classes: list[str]) -> None:

@@ -6,7 +6,7 @@ import torch
 import datasets
 from datasets import rankings
 from datasets.rankings import instances
-from engine import distributed, options
+from engine import distributed, options, watching
 from losses import FAST_MIN_TAU, REDUCTIONS, VARIANTS, NestedRINCELoss, RINCELoss
 from util import InputError, user_text
 
@@ -36,8 +36,7 @@ def add_options(p) -> None:
     options.flag(g, "--use_supercategories", help="published spelling of --ranking superclass")
     published = "published spelling of --ranking for ImageNet-100"
     g.add_argument("--similarity_ranking_imagenet", type=user_text, help=published)
-    g.add_argument("--thresholds", "--roberta_float_threshold", type=float, nargs="+", help="falling, one a rank")
-    options.flag(g, "--ranks", help="a rank for every distinct value of the ranking, instead of --thresholds")
+    options.add_ranks(g)
     g.add_argument("--hierarchy_k", type=int, default=3, help="largest distance that counts as similar")
     g.add_argument("--similarity_threshold", type=float, default=0.0, help="smaller similarities become 0")
     g.add_argument("--n_sim_classes", type=options.positive_int, help="most similar classes to keep, the own included")
@@ -67,7 +66,7 @@ def load_data(args):
         raise InputError(f"--instance_ranks {args.instance_ranks}: needs --dataset path")
     of_classes = "hold_out", "images_per_class", "ranking", "similarity_ranking_imagenet", "use_supercategories"
     for name in (*of_classes, "thresholds", "ranks"):
-        if getattr(args, name):
+        if getattr(args, name, None):  # an evaluation has some of them only
             raise InputError(f"--{name} has no use with --instance_ranks, which makes the ranks, and has no classes")
     data, groups, levels = instances.build(args.data_folder, args.instance_ranks)
     unlisted, left_out = instances.unlisted(data, args.data_folder)
@@ -77,25 +76,34 @@ def load_data(args):
     return datasets.without(data, args.skip_images), (groups, levels)
 
 
-def held_out(args, transform):
-    """Training and validation set as evaluation sees them, for --knn_freq; None without. Raises InputError."""
+def held_out(args, transform, nested=None) -> watching.OfClasses | watching.OfGroups | None:
+    """The images whose neighbours --knn_freq looks at, as evaluation sees them; None without. Raises InputError.
+
+    nested: what load_data has of --instance_ranks.
+    """
     if not args.knn_freq:
         return None
-    if args.instance_ranks:
-        raise InputError("--knn_freq: asks for classes, and --instance_ranks has none")
-    try:
-        pair = datasets.build_pair(args.dataset, **options.chosen_images(args))
-    except InputError as error:
-        raise InputError(f"--knn_freq needs validation images: {error}") from None
-    distributed.say(datasets.left_out(pair[1]))
-    for part in pair:
+    if nested:
+        data, _, _ = instances.build(args.data_folder, args.instance_ranks)
+        held = watching.OfGroups(datasets.without(data, args.skip_images), *nested)
+        parts = [held.images]
+    else:
+        try:
+            parts = datasets.build_pair(args.dataset, **options.chosen_images(args))
+        except InputError as error:
+            raise InputError(f"--knn_freq needs validation images: {error}") from None
+        distributed.say(datasets.left_out(parts[1]))
+        held = watching.OfClasses(*parts)
+    for part in parts:
         part.tolerate_damage()  # a picture of the run is not worth ending it
         part.transform = transform
-    return pair
+    return held
 
 
 def build(args, data, nested=None):
-    """The loss over the ranking that the options name, and the lines that say what a run trains on."""
+    """The loss over the ranking that the options name, the lines that say what a run trains on, and that ranking as its
+    checkpoints keep it: tables of classes, names of levels and their groups, or None of SCL over classes.
+    """
     max_tau = args.max_tau if args.use_dynamic_tau else args.min_tau
     supcon = args.loss_type == "supcon" or (args.loss_type is None and args.n_sim_classes == 1)
     cumulative = args.use_same_and_similar_class
@@ -105,11 +113,13 @@ def build(args, data, nested=None):
             groups, levels = (nested[0][:, :1], nested[1][:1]) if supcon else nested
             criterion = NestedRINCELoss(groups, *how)
             lines = instances.summary(groups, levels, criterion.taus, data.labels)
+            kept = {"groups": nested[0], "levels": nested[1]}
         else:
             raw, table = class_ranking(args, data.classes, supcon)
             criterion = RINCELoss(table, *how)
             images = torch.bincount(data.labels, minlength=len(data.classes))
             lines = rankings.summary(table, criterion.taus, raw, data.classes, images)
+            kept = None if supcon else {"similarity": table, "source": torch.as_tensor(raw)}
             if not supcon and len(criterion.taus) == 1:
                 lines.append("warning: no class has a similar class in this ranking; one rank alone is SCL")
     except InputError:
@@ -125,7 +135,7 @@ def build(args, data, nested=None):
     kind = "groups" if nested else "classes"
     form = variant(args) + (", pairs averaged within anchors" if args.reduction == "anchors" else "")
     title = f"{'SCL' if supcon else 'RINCE'} {form}: {len(data)} images, {len(data.classes)} {kind}"
-    return criterion, "\n".join([title, *lines])
+    return criterion, "\n".join([title, *lines]), kept
 
 
 def class_ranking(args, classes, supcon: bool):

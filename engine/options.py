@@ -167,6 +167,12 @@ def add_data(p, names) -> None:
     g.add_argument("--num_workers", type=count, default=workers, help="loader processes of each process")
 
 
+def add_ranks(g) -> None:
+    """How a ranking's values become ranks."""
+    g.add_argument("--thresholds", "--roberta_float_threshold", type=float, nargs="+", help="falling, one a rank")
+    flag(g, "--ranks", help="a rank for every distinct value of the ranking, instead of --thresholds")
+
+
 def add_training(p, warm: str = "linear warm-up over 10 epochs; always above batch size 256") -> None:
     """Optimisation and what a run leaves behind. warm: the help of --warm."""
     g = p.add_argument_group("optimisation")

@@ -32,6 +32,13 @@ def changed_options(before: dict, now: dict, flag: str) -> list[str]:
     return [f"--{n} {now[n]} (was {before[n]})" for n in changed if n not in FREE]
 
 
+def differs(saved, now) -> bool:
+    """Whether a checkpoint's ranking is another than the run's (objective.build): other entries, or other numbers."""
+    if not isinstance(saved, dict) or now is None or saved.keys() != now.keys():
+        return True
+    return any(not torch.equal(saved[k], now[k]) if isinstance(now[k], Tensor) else saved[k] != now[k] for k in now)
+
+
 def check(state: dict, model: nn.Module, optimizer: torch.optim.SGD, counts: tuple, flag: str) -> None:
     """Raise InputError, one line that begins with `flag`, where a checkpoint's content is not what a run of this model
     and optimiser saves; nothing is changed.

@@ -135,6 +135,8 @@ class Run:
             raise InputError(f"{flag}: was trained on other classes than --data_folder holds")
         if state.get("encoder") != self.facts.get("encoder"):
             raise InputError(f"{flag}: was trained on the features of another --ckpt")
+        if state.get("ranking") and resuming.differs(state["ranking"], self.facts.get("ranking")):
+            self.say("the ranking is another than the checkpoint was trained on: other ranks from here on")
         steps = len(self.sampler) if state.get("order") == self._order() else None
         resuming.check(state, self.model, self.optimizer, (len(self.facts["classes"]), steps), flag)
         checkpoint.load_strictly(self.model, state["model"], flag)

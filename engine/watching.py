@@ -4,6 +4,10 @@ Nothing here touches a training step: all is measured between epochs, in the mai
 time.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 import evaluation
+from datasets import ImageData
 from datasets.views import Views
 from engine import distributed
 from engine.loading import Loader, Loading
@@ -18,6 +23,7 @@ from engine.loading import Loader, Loading
 ADVISE_ABOVE, ADVISE_AFTER = 0.25, 60.0  # share of the time, seconds of training
 PAIRS = 128  # training images whose two views are measured
 PROJECTED = 512  # images in the projector
+NEIGHBOURS = 5000  # images of each part that neighbours are looked for among
 
 
 def advice(waiting: float, seconds: float, workers: int) -> str:
@@ -32,7 +38,7 @@ def advice(waiting: float, seconds: float, workers: int) -> str:
 
 def epoch_line(scalars: dict, images_per_second: float | None) -> str:
     """What a run's line shows of an epoch: loss, validation, learning rate, speed."""
-    shown = "".join(f"  {k} {v:.2f}" for k, v in scalars.items() if k.startswith("val_"))
+    shown = "".join(f"  {k} {v:.2f}" for k, v in scalars.items() if k.startswith(("val_", "nn_")))
     speed = "no step was left"
     if images_per_second is not None:
         waiting = 100 * scalars["waiting_for_data"]
@@ -59,15 +65,57 @@ def spread(count: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()
 
 
+@dataclass
+class OfClasses:
+    """Training and validation images as evaluation sees them: kNN accuracy in percent, by the classes."""
+
+    train: ImageData
+    images: ImageData
+
+    def scalars(self, features: Callable) -> dict[str, float]:
+        """features(data, indices) -> features and labels of these images."""
+        parts = [features(data, spread(len(data), NEIGHBOURS)) for data in (self.images, self.train)]
+        return {"val_knn": 100 * evaluation.knn_accuracy(*parts[0], *parts[1])}
+
+
+@dataclass
+class OfGroups:
+    """Training images as evaluation sees them, their labels in nested groups [C, L]: by level, the share of the images
+    in percent whose nearest other one is of the same group. Groups of the finest level are taken whole.
+    """
+
+    images: ImageData
+    groups: Tensor
+    levels: list[str]
+
+    def scalars(self, features: Callable) -> dict[str, float]:
+        """As OfClasses."""
+        labels = self.images.labels
+        share = min(1.0, NEIGHBOURS / len(labels))
+        kept = spread(len(self.groups), max(1, int(share * len(self.groups))))
+        chosen = torch.isin(labels, torch.tensor(kept)).nonzero()[:, 0].tolist()
+        x, y = features(self.images, chosen)
+        found = evaluation.neighbour_accuracy(x, self.groups[y])
+        return {f"nn_{level}": 100 * a for level, a in zip(self.levels, found, strict=True) if a is not None}
+
+
 class Watch:
     """Measures a contrastive model between epochs and draws for TensorBoard, in the main process.
 
-    views: the training images as two views each; held_out: training and validation set as evaluation sees them, of
-    which kNN accuracy is measured every `knn_freq` epochs and after the last of `epochs`; None: it is not. autocast:
-    the context that training's encoders run in, and here those of kNN.
+    views: the training images as two views each; held_out: images whose neighbours are looked at every `knn_freq`
+    epochs and after the last of `epochs`; None: they are not. autocast: the context that training's encoders run in,
+    and here those of kNN.
     """
 
-    def __init__(self, views: Views, held_out, knn_freq: int, epochs: int, loading: Loading, autocast):
+    def __init__(
+        self,
+        views: Views,
+        held_out: OfClasses | OfGroups | None,
+        knn_freq: int,
+        epochs: int,
+        loading: Loading,
+        autocast,
+    ):
         self.data, self.held_out, self.loading = views.data, held_out, loading
         self.knn_freq, self.epochs, self.autocast = knn_freq, epochs, autocast
         self.seed, self.augmentation, self.pairs = views.seed, views.augmentation, None  # drawn when first needed
@@ -96,14 +144,12 @@ class Watch:
         if len(x) > 1:
             found["uniformity"] = float(evaluation.uniformity(x))
         if self.held_out and (epoch % self.knn_freq == 0 or epoch == self.epochs):
-            (gallery, known), (features, labels) = (self._features(model, part) for part in self.held_out)
-            found["val_knn"] = 100 * evaluation.knn_accuracy(features, labels, gallery, known)
+            found |= self.held_out.scalars(partial(self._features, model))
         model.train(was_training)
         return found
 
-    def _features(self, model, data, most: int = 5000):
-        chosen = Subset(data, spread(len(data), most))
-        loader = Loader(chosen, self.loading.batch_size, **self.loading.of_loader())
+    def _features(self, model, data, indices: list[int]):
+        loader = Loader(Subset(data, indices), self.loading.batch_size, **self.loading.of_loader())
         with self.autocast():
             return evaluation.extract(model.encoder, loader, self.loading.device)
 
@@ -119,7 +165,7 @@ class Watch:
         """TensorBoard's embedding projector: features of held-out images, else of training images."""
         was_training = model.training
         model.eval()
-        data = self.held_out[1] if self.held_out else self.data
+        data = self.held_out.images if self.held_out else self.data
         chosen = spread(len(data), PROJECTED)
         views = torch.stack([data[i][0] for i in chosen]) if self.held_out else self._drawn(chosen)[0]
         parts = [

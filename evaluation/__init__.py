@@ -1,6 +1,6 @@
 """Scores of a frozen encoder: pure functions of features and labels."""
 
-from .features import alignment, extract, knn_accuracy, uniformity
+from .features import alignment, extract, knn_accuracy, neighbour_accuracy, uniformity
 from .ood import energy_scores, gaussian_scores, knn_scores, mahalanobis_scores, msp_scores, ood_metrics
 from .ranks import Levels, class_correlation, rank_metrics
 from .retrieval import retrieval_curve, retrieval_metrics
@@ -16,6 +16,7 @@ __all__ = [
     "knn_scores",
     "mahalanobis_scores",
     "msp_scores",
+    "neighbour_accuracy",
     "ood_metrics",
     "rank_metrics",
     "retrieval_curve",

@@ -57,3 +57,22 @@ def knn_accuracy(
         votes.scatter_add_(1, gallery_labels[nearest], ((cosine - 1) / tau).exp())
         right += int((votes.argmax(1) == y).sum())
     return right / len(q)
+
+
+def neighbour_accuracy(features: Tensor, groups: Tensor) -> list[float | None]:
+    """At each level of groups [n, L]: the share of the images whose nearest other one, by cosine of features [n, d], is
+    of their group; of those that are not alone in it, None where all are.
+    """
+    x = F.normalize(features.float(), dim=1)
+    nearest = []
+    for begin in range(0, len(x), 256):
+        cosine = x[begin : begin + 256] @ x.T
+        cosine[torch.arange(len(cosine)), torch.arange(begin, begin + len(cosine))] = -torch.inf  # the image itself
+        nearest.append(cosine.argmax(1))
+    hit = groups[torch.cat(nearest)] == groups
+    found = []
+    for group, right in zip(groups.T, hit.T, strict=True):
+        finds = group.unique(return_inverse=True, return_counts=True)
+        finds = finds[2][finds[1]] > 1
+        found.append(float(right[finds].double().mean()) if finds.any() else None)
+    return found

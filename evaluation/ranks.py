@@ -57,11 +57,10 @@ class Levels:
 def rank_metrics(
     features: Tensor,
     labels: Tensor,
-    gallery: Tensor,
-    gallery_labels: Tensor,
+    gallery: Tensor | None,
+    gallery_labels: Tensor | None,
     levels: Levels,
     chunk: int = 32,
-    own: Tensor | None = None,
 ) -> dict[str, float]:
     """How far the gallery [G, d], in falling cosine with each query [Q, d], is in the order of the ranks.
 
@@ -75,10 +74,13 @@ def rank_metrics(
     ASI: average set intersection (Sun et al. 2021): the share of the first k that the first k in perfect order also
         hold, rank by rank, averaged over k up to the number of related entries.
     nearest other: mean rank of the nearest entry that is not of rank 0, the own class: 1 is best.
-    own: [Q] where each query itself lies in the gallery, which it must not find. Raises ValueError as
-    retrieval_metrics, and where no query has entries of two ranks next to each other.
+    gallery and gallery_labels None: the queries look for one another, and none finds itself.
+    Raises ValueError for empty input, for features that are no numbers, and where no query has entries of two ranks
+    next to each other.
     """
-    means = _Means()
+    means, own = _Means(), None
+    if gallery is None:
+        gallery, gallery_labels, own = features, labels, torch.arange(len(features), device=features.device)
     for rows, similarity, order in by_similarity(features, gallery, chunk, own):
         rank = levels.between(labels[rows], gallery_labels[order])
         ends = ends_of_ties(similarity)

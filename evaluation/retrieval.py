@@ -10,11 +10,10 @@ from torch import Tensor
 def retrieval_metrics(
     features: Tensor,
     labels: Tensor,
-    gallery: Tensor,
-    gallery_labels: Tensor,
+    gallery: Tensor | None,
+    gallery_labels: Tensor | None,
     topk: tuple[int, ...] = (1, 5, 10, 20),
     chunk: int = 64,
-    own: Tensor | None = None,
 ) -> dict[str, float]:
     """Retrieval by cosine: for each query [Q, d] the gallery [G, d] in falling order of similarity.
 
@@ -23,30 +22,31 @@ def retrieval_metrics(
     all cut-offs 1 to G (trapezoids; it starts at recall 0 with the first precision). AP-published: the same area as the
     published code has it, by right-hand rectangles from the second cut-off on. All in [0, 1]; exact, in chunks of
     queries: about 60 * chunk * G bytes. Similarities are float32; equal ones stand in the order of the gallery.
-    own: [Q] where each query itself lies in the gallery, which it must not find; None: nowhere.
-    Raises ValueError for empty input, for features that are no numbers, or where a query's label is not in the gallery,
-    the query itself left out.
+    gallery and gallery_labels None: the queries look for one another, none finds itself, and those that are alone with
+    their label are no queries.
+    Raises ValueError for empty input, for features that are no numbers, or where a query's label is not in the gallery.
     """
-    return retrieval_curve(features, labels, gallery, gallery_labels, topk, chunk, own)[0]
+    return retrieval_curve(features, labels, gallery, gallery_labels, topk, chunk)[0]
 
 
 @torch.no_grad()
 def retrieval_curve(
     features: Tensor,
     labels: Tensor,
-    gallery: Tensor,
-    gallery_labels: Tensor,
+    gallery: Tensor | None,
+    gallery_labels: Tensor | None,
     topk: tuple[int, ...] = (1, 5, 10, 20),
     chunk: int = 64,
-    own: Tensor | None = None,
 ) -> tuple[dict[str, float], Tensor, Tensor]:
-    """As retrieval_metrics, with the curve: metrics, and the queries' mean precision [G] and recall [G] a cut-off; of
-    one entry less where each query itself lies in the gallery.
+    """As retrieval_metrics, with the curve: metrics, and the queries' mean precision [G] and recall [G] a cut-off, of
+    which there is one less without a gallery.
     """
-    if own is None:
-        absent = labels[~torch.isin(labels, gallery_labels)]
-    else:
-        absent = labels[torch.bincount(gallery_labels)[labels] < 2]
+    own = None
+    if gallery is None:
+        gallery, gallery_labels = features, labels
+        own = (torch.bincount(labels)[labels] > 1).nonzero()[:, 0]
+        features, labels = features[own], labels[own]
+    absent = labels[~torch.isin(labels, gallery_labels)]
     if len(absent):
         raise ValueError(f"label {int(absent[0])} of a query is not in the gallery: it has nothing to find")
     size = len(gallery) - (own is not None)

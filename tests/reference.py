@@ -222,6 +222,24 @@ def retrieval(features, labels, gallery, gallery_labels, topk):
     return {**result, "AP": area, "AP-published": rectangles, "mAP": mean_ap}
 
 
+def neighbour_accuracy(features, groups):
+    """By level of groups (a list an image): share of the images, not alone there, whose nearest other is of theirs."""
+    found = []
+    for level in range(len(groups[0])):
+        own = [g[level] for g in groups]
+        right = []
+        for i, x in enumerate(features):
+            if own.count(own[i]) > 1:
+                cosines = [
+                    math.fsum(a * b for a, b in zip(x, y, strict=True)) / math.sqrt(math.fsum(b * b for b in y))
+                    for y in features
+                ]
+                nearest = max((j for j in range(len(features)) if j != i), key=lambda j: cosines[j])
+                right.append(own[nearest] == own[i])
+        found.append(sum(right) / len(right) if right else None)
+    return found
+
+
 def rank_order(scores, ranks, values):
     """The measures of evaluation.rank_metrics for one query, each as its definition has it; those defined for it.
 

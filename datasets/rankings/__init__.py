@@ -1,7 +1,9 @@
 """Which classes are similar: one table [C, C] from superclasses, class names, WordNet, features or a file."""
 
 from datasets.rankings.table import (
+    ALL,
     Ranks,
+    chosen,
     class_similarity,
     source_table,
     summary,
@@ -11,7 +13,9 @@ from datasets.rankings.table import (
 )
 
 __all__ = [
+    "ALL",
     "Ranks",
+    "chosen",
     "class_similarity",
     "source_table",
     "summary",

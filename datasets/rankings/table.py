@@ -59,10 +59,15 @@ def source_table(ranking: str, classes: list[str], superclasses: str | None = No
 
 def _from_file(path: Path, classes: list[str], source: str) -> np.ndarray:
     table, names = files.read_table(path)
+    of = chosen(names, classes, source)
+    return table[np.ix_(of, of)]
+
+
+def chosen(names: list[str], classes: list[str], source: str) -> list[int]:
+    """The rows of a table of `names` that `classes` have; InputError, beginning with `source`, where it lacks one."""
     where = {name: i for i, name in enumerate(names)}
     _check_has(classes, where, source)
-    chosen = [where[c] for c in classes]
-    return table[np.ix_(chosen, chosen)]
+    return [where[c] for c in classes]
 
 
 def identity(classes: list[str], superclasses: str | None) -> np.ndarray:

@@ -131,19 +131,36 @@ def test_knn_accuracy_is_measured_in_the_trainings_precision():
     how, model = Loading(64, 0, torch.device("cpu")), nn.Module()
     model.encoder, model.head = Seen(), nn.Identity()
     autocast = partial(torch.autocast, "cpu", torch.bfloat16)
-    watching.Watch(views, (data, data), 1, 1, how, autocast).scalars(model, 1)
+    watching.Watch(views, watching.OfClasses(data, data), 1, 1, how, autocast).scalars(model, 1)
     assert model.encoder.types == {torch.float32, torch.bfloat16}  # of the pairs that are drawn; of kNN
 
 
-def test_knn_without_validation_images_or_classes_is_refused_at_once(monkeypatch, capsys, tmp_path):
+def test_knn_without_validation_images_is_refused_at_once(monkeypatch, capsys, tmp_path):
     make_image_folders(tmp_path / "mine", ["cat", "dog"], each=8)
     own = "--dataset path --data_folder mine --size 32 --batch_size 8 --num_workers 0 --model resnet8 --knn_freq 1"
     error = error_of(monkeypatch, capsys, tmp_path, f"{own} --ranking identity")
     assert "--knn_freq needs validation images: --data_folder mine" in error
-    (tmp_path / "g.csv").write_text("image,a,b\ncat/cat_0.JPEG,x,y\ncat/cat_1.JPEG,z,y\n")
-    error = error_of(monkeypatch, capsys, tmp_path, f"{own.replace('size 8', 'size 2')} --instance_ranks g.csv")
-    assert "--knn_freq: asks for classes" in error
     assert not (tmp_path / "save").exists()
+
+
+def test_neighbours_of_groups_are_looked_for_among_whole_groups(monkeypatch):
+    monkeypatch.setattr(watching, "NEIGHBOURS", 6)
+    labels = torch.tensor([0, 0, 1, 1, 1, 2, 3, 3, 4, 4, 4, 4])
+    images = torch.zeros(12, 8, 8, 3, dtype=torch.uint8).numpy()
+    held = watching.OfGroups(
+        datasets.ImageData(images, labels, list("abcde")),
+        torch.tensor([[g, g // 2] for g in range(5)]),
+        ["shot", "film"],
+    )
+    asked = []
+
+    def features(data, indices):
+        asked.append(indices)
+        return torch.tensor([[1.0, 0], [1, 0.1], [1, 0.2], [0, 1], [0.1, 1], [0.2, 1]]), labels[indices]
+
+    # groups 0 and 4 of 5: the images 0, 1 and 8 to 11, in films of their own; 1 and 8 are each other's nearest
+    assert held.scalars(features) == {"nn_shot": pytest.approx(400 / 6), "nn_film": pytest.approx(400 / 6)}
+    assert asked == [[0, 1, 8, 9, 10, 11]]
 
 
 def test_a_run_that_was_stopped_at_an_epochs_last_step_shows_no_speed_for_it(monkeypatch, capsys, tmp_path):

@@ -5,7 +5,7 @@ import reference
 import torch
 import torch.nn.functional as F
 
-from evaluation import alignment, features, knn_accuracy, uniformity
+from evaluation import alignment, features, knn_accuracy, neighbour_accuracy, uniformity
 
 
 def unit(seed, rows, dim=5):
@@ -47,3 +47,12 @@ def test_features_come_in_order_however_many_wait_on_the_device(monkeypatch, hel
     batches = [(torch.full((n, 4), float(i)), torch.full((n,), i)) for i, n in enumerate((5, 5, 5, 2))]
     x, y = features.extract(torch.nn.Identity(), batches, "cpu")
     assert x[:, 0].tolist() == y.tolist() == [0.0] * 5 + [1] * 5 + [2] * 5 + [3] * 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_accuracy_of_the_nearest_neighbour_equals_the_loop_reference(seed):
+    g = torch.Generator().manual_seed(seed)
+    x, groups = torch.randn(300, 4, generator=g), torch.randint(0, 40, (300, 1), generator=g)
+    groups = torch.cat([torch.arange(300)[:, None], groups, groups // 7], 1)
+    want = reference.neighbour_accuracy(x.tolist(), groups.tolist())
+    assert want[0] is None and neighbour_accuracy(x, groups) == [None, *map(pytest.approx, want[1:])]

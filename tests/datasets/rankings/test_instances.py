@@ -1,5 +1,6 @@
 """Ranks from nested groups of images instead of classes."""
 
+import json
 from functools import partial
 
 import commands
@@ -10,6 +11,7 @@ from commands import result, run
 from made_data import make_crops, make_image_folders
 
 from datasets.rankings import instances
+from engine import training
 
 error_of = partial(commands.error_of, script="main_supcon")
 TINY = "--dataset path --data_folder . --size 32 --num_workers 0 --batch_size 4 --model resnet8 --epochs 1 "
@@ -48,13 +50,43 @@ def test_a_row_is_an_image_labelled_by_its_finest_group(tmp_path):
 
 def test_a_run_prints_its_levels_and_what_the_table_leaves_out(monkeypatch, capsys, tmp_path):
     made(tmp_path)
-    run(monkeypatch, tmp_path, TINY + "--instance_ranks groups.csv --mixed_out_in --exp_name a")
+    run(monkeypatch, tmp_path, TINY + "--instance_ranks groups.csv --mixed_out_in --knn_freq 1 --exp_name a")
     printed = capsys.readouterr().out
     assert "--instance_ranks does not name 1 images of .: they are left out" in printed
     assert "RINCE out_in: 5 images, 4 groups" in printed
     assert "rank 2: same video, 2 of them, tau 0.35; an image has 0/1/3 images" in printed
     state = torch.load(tmp_path / "save/SupCon/path_models/a/last.pth", weights_only=True)
     assert state["classes"] == ["f1", "f2", "f3", "f4"]
+    assert state["ranking"]["levels"] == ["frame", "shot", "video"]
+    assert state["ranking"]["groups"].tolist() == [[0, 0, 0], [1, 0, 0], [2, 1, 0], [3, 2, 1]]
+    log = (tmp_path / "save/SupCon/path_models/a/log.jsonl").read_text().splitlines()
+    assert {"nn_frame", "nn_shot", "nn_video"} <= json.loads(log[-1]).keys()
+
+
+def test_images_of_nested_groups_look_for_one_another_at_every_level(monkeypatch, capsys, tmp_path):
+    made(tmp_path)
+    torch.manual_seed(0)
+    trained = {
+        "model": training.build_encoder("resnet8", small_images=True).state_dict(),
+        "options": {"model": "resnet8"},
+    }
+    torch.save(trained, tmp_path / "a.pth")
+    evaluate = "--dataset path --data_folder . --size 32 --num_workers 0 --instance_ranks groups.csv --ckpt a.pth"
+    run(monkeypatch, tmp_path, evaluate, "retrieval")
+    printed = capsys.readouterr().out
+    record = result(tmp_path, "retrieval_path_*")
+    assert list(record["metrics"]) == ["frame", "shot", "video", "ranks"]
+    # a_0 and a_1 share a frame, a_2 their shot, b_0 their video; b_1 is alone everywhere
+    assert record["queries"] == {"frame": 2, "shot": 3, "video": 4}
+    assert record["images"] == {"train": 5, "test": 5}
+    assert record["similarity_of_ranks"] == pytest.approx([1, 2 / 3, 1 / 3, 0])
+    assert {"AUROC 0>1", "AUROC 1>2", "AUROC 2>3", "NDCG", "H-AP", "ASI"} <= record["metrics"]["ranks"].keys()
+    assert record["metrics"]["video"]["R@5"] == 100  # all others are among the first four
+    assert "ranks by similarity: 0: 1, 1: 0.667, 2: 0.333, 3: 0" in printed
+    refused = error_of(monkeypatch, capsys, tmp_path, f"{evaluate} --labelset coarse", script="retrieval")
+    assert "--instance_ranks: has no classes for --labelset" in refused
+    refused = error_of(monkeypatch, capsys, tmp_path, f"{evaluate} --ranking superclass", script="retrieval")
+    assert "--ranking has no use with --instance_ranks" in refused
 
 
 OWN = "--dataset path --data_folder mine --size 32 --num_workers 0"

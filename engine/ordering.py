@@ -1,0 +1,82 @@
+"""What retrieval looks for, and how far what it finds is in the order of a ranking: that of a checkpoint, or a file."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import datasets
+import evaluation
+from datasets import rankings
+from engine.frozen import Frozen
+from util import InputError
+
+
+@dataclass
+class Asked:
+    """What is looked for: by name of a label set, [C] the label of each class or group; levels: the ranks whose order
+    is measured, if any; similarity: [C, C] of classes, what class means are held against.
+    """
+
+    sets: dict[str, Tensor]
+    levels: evaluation.Levels | None = None
+    similarity: Tensor | None = None
+
+
+def similarity(ranking: str, ranks: rankings.Ranks, net: Frozen, dataset: str, classes: list[str]) -> Tensor:
+    """[C, C] in [0, 1] the similarities of the classes, whose distinct values are the ranks.
+
+    ranking: "checkpoint", as the encoder was trained on, or anything that --ranking is in training; ranks: how its
+    values become ranks, of "checkpoint" only where they say more than nothing: else it is as trained. Raises InputError
+    where the ranking lacks a class, or the checkpoint has none.
+    """
+    flag = f"--ranking {ranking}"
+    if ranking != "checkpoint":
+        return rankings.to_similarity(
+            rankings.source_table(ranking, classes, datasets.spec(dataset).superclasses), ranks, flag
+        )
+    table, names = _kept(net, flag, "similarity" if ranks == rankings.ALL else "source")
+    chosen = rankings.chosen(names, classes, f"{flag}: {net.record['path']}")
+    table = table[chosen][:, chosen]
+    return table if ranks == rankings.ALL else rankings.to_similarity(table.numpy(), ranks, flag)
+
+
+def _kept(net: Frozen, flag: str, entry: str) -> tuple[Tensor, list[str]]:
+    """A table of the checkpoint, and the names of its classes; InputError, beginning with `flag`, where it has none."""
+    path, kept, names = net.record["path"], net.ranking, net.record["classes"]
+    if kept is None:
+        raise InputError(
+            f"{flag}: {path} holds no ranking: it is of an older version, or was trained without one, as SCL and "
+            "cross-entropy are; give --ranking superclass, or the ranking's file"
+        )
+    if "groups" in kept:
+        raise InputError(f"{flag}: {path} was trained on groups without classes; give --instance_ranks")
+    table = kept.get(entry) if isinstance(kept, dict) else None
+    if not isinstance(table, Tensor) or table.shape != (len(names or ()),) * 2 or not torch.isfinite(table).all():
+        raise InputError(f"{flag}: {path} holds no table of its {len(names or ())} classes: it was changed")
+    return table, names
+
+
+def measured(asked: Asked, queries, gallery, device) -> tuple[dict, dict, dict]:
+    """Metrics and precision-recall curve by label set, the order of the ranks under "ranks", and how many queries have
+    something to find.
+
+    queries, gallery: features and labels; gallery None: the queries look for one another.
+    """
+    alone = gallery is None
+    x, y = (part.to(device) for part in queries)
+    g, b = (None, None) if alone else (part.to(device) for part in gallery)
+    metrics, curves, counts = {}, {}, {}
+    for name, group in asked.sets.items():
+        label, there = group.to(device)[y], None if alone else group.to(device)[b]
+        counts[name] = int((torch.bincount(label)[label] > 1).sum()) if alone else len(label)
+        if counts[name]:
+            scores, precision, recall = evaluation.retrieval_curve(x, label, g, there)
+            metrics[name] = {k: 100 * v for k, v in scores.items()}
+            curves[name] = (precision.cpu(), recall.cpu(), scores["AP"])
+    if asked.levels is not None:
+        scores = evaluation.rank_metrics(x, y, g, b, asked.levels)
+        metrics["ranks"] = {k: v if k == "nearest other" else 100 * v for k, v in scores.items()}
+        if asked.similarity is not None:
+            metrics["ranks"] |= evaluation.class_correlation(*queries, asked.similarity)
+    return metrics, curves, counts

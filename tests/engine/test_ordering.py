@@ -1,0 +1,146 @@
+"""The ranking that a checkpoint carries: what retrieval measures the order of."""
+
+import types
+
+import pytest
+import torch
+from commands import error_of, result, run
+
+import datasets
+import util
+from datasets import rankings
+from engine import checkpoint, ordering, resuming
+
+OWN = "save/SupCon/digits_models/own"
+FILE = "class,zero,one,two\nzero,1,0.6,0.1\none,0.6,1,0.4\ntwo,0.1,0.4,1\n"
+
+
+def net(ranking, classes=("zero", "one", "two")):
+    return types.SimpleNamespace(ranking=ranking, record={"path": "a.pth", "classes": list(classes)})
+
+
+TRAINED = torch.tensor([[1, 0.75, 0], [0.75, 1, 0], [0, 0, 1]])
+SOURCE = torch.tensor([[1, 0.6, 0.1], [0.6, 1, 0.4], [0.1, 0.4, 1]], dtype=torch.float64)
+
+
+def test_a_checkpoints_ranking_is_the_one_it_was_trained_on_in_the_order_of_the_classes_that_are_evaluated():
+    kept = net({"similarity": TRAINED, "source": SOURCE})
+    table = ordering.similarity("checkpoint", rankings.ALL, kept, "path", ["two", "zero", "one"])
+    assert torch.equal(table, torch.tensor([[1, 0, 0], [0, 1, 0.75], [0, 0.75, 1]]))
+    some = ordering.similarity("checkpoint", rankings.ALL, kept, "path", ["one", "zero"])
+    assert torch.equal(some, TRAINED[:2, :2])
+
+
+def test_with_thresholds_or_a_rank_a_value_its_ranks_are_made_anew_of_the_similarities_behind_it():
+    kept, classes = net({"similarity": TRAINED, "source": SOURCE}), ["zero", "one", "two"]
+    both = ordering.similarity("checkpoint", rankings.Ranks(thresholds=[0.5, 0.3]), kept, "path", classes)
+    assert torch.equal(both, torch.tensor([[1, 0.75, 0], [0.75, 1, 0.5], [0, 0.5, 1]]))
+    each = ordering.similarity("checkpoint", rankings.Ranks(every_value=True), kept, "path", classes)
+    assert torch.allclose(each, SOURCE.float())
+
+
+def test_any_other_ranking_is_read_as_in_training(tmp_path):
+    (tmp_path / "r.csv").write_text(FILE)
+    found = ordering.similarity(f"{tmp_path}/r.csv", rankings.ALL, net(None), "path", ["two", "one"])
+    assert torch.allclose(found, torch.tensor([[1, 0.4], [0.4, 1]]))
+    digits = datasets.build("digits", split="test").classes
+    own = ordering.similarity("superclass", rankings.ALL, net(None), "digits", digits)
+    assert torch.equal(own, rankings.class_similarity("superclass", digits, superclasses="digits")[0])
+
+
+@pytest.mark.parametrize(
+    ("kept", "reason"),
+    [
+        (None, "--ranking checkpoint: a.pth holds no ranking: it is of an older version, or was trained without one"),
+        (
+            {"groups": torch.zeros(3, 1), "levels": ["a"]},
+            "a.pth was trained on groups without classes; give --instance_",
+        ),
+        ({"source": SOURCE}, "a.pth holds no table of its 3 classes: it was changed"),
+        ({"similarity": TRAINED[:2], "source": SOURCE}, "a.pth holds no table of its 3 classes: it was changed"),
+        ({"similarity": TRAINED / 0, "source": SOURCE}, "a.pth holds no table of its 3 classes: it was changed"),
+        ([TRAINED], "a.pth holds no table of its 3 classes: it was changed"),
+    ],
+)
+def test_a_checkpoint_without_a_table_of_its_classes_is_one_line(kept, reason):
+    with pytest.raises(util.InputError, match=reason):
+        ordering.similarity("checkpoint", rankings.ALL, net(kept), "path", ["zero", "one"])
+
+
+def test_a_class_that_the_ranking_lacks_is_named():
+    with pytest.raises(util.InputError, match="lacks the class three of the data set"):
+        ordering.similarity("checkpoint", rankings.ALL, net({"similarity": TRAINED}), "path", ["zero", "three"])
+
+
+@pytest.mark.parametrize(
+    ("now", "want"),
+    [
+        ({"similarity": TRAINED, "source": SOURCE}, False),
+        ({"similarity": TRAINED, "source": SOURCE / 2}, True),
+        ({"groups": torch.zeros(3, 1), "levels": ["a"]}, True),
+        (None, True),
+    ],
+)
+def test_another_ranking_than_the_checkpoints_is_noticed(now, want):
+    assert resuming.differs({"similarity": TRAINED.clone(), "source": SOURCE.clone()}, now) == want
+    assert resuming.differs([1], now)
+    groups = {"groups": torch.zeros(3, 1), "levels": ["a"]}
+    assert resuming.differs(groups, {**groups, "levels": ["b"]})
+
+
+# ---- whole commands --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a run of one epoch on the digits' superclasses."""
+    root = tmp_path_factory.mktemp("ordering")
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, root, "--epochs 1 --model resnet8 --batch_size 256 --hold_out 4 --exp_name own")
+    return root
+
+
+def test_the_order_is_measured_by_the_checkpoints_own_ranking_as_by_its_source(monkeypatch, capsys, trained):
+    kept = checkpoint.load(trained / OWN)["ranking"]
+    assert torch.equal(kept["similarity"].double(), kept["source"])
+    evaluate = f"--hold_out 4 --ckpt {OWN} --labelset both"
+    for name, options in (("a", "--ranking checkpoint"), ("b", "--ranking superclass"), ("c", "")):
+        run(monkeypatch, trained, f"{evaluate} {options} --save_folder {name}/save", "retrieval")
+    printed = capsys.readouterr().out
+    a, b, c = (result(trained / name, "retrieval_*")["metrics"] for name in "abc")
+    assert a == b and a.keys() - c.keys() == {"ranks"} and a["fine"] == c["fine"]
+    assert list(a["ranks"]) == [
+        "AUROC", "AUROC 0>1", "AUROC 1>2", "NDCG", "H-AP", "ASI", "nearest other", "Spearman", "Kendall",
+    ]  # fmt: skip
+    assert a["ranks"]["AUROC 0>1"] > 60 and 1 <= a["ranks"]["nearest other"] <= 2
+    assert "ranks by similarity: 0: 1, 1: 0.75, 2: 0" in printed and "order of" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--thresholds 0.5", "--thresholds and --ranks: have no use without --ranking"),
+        ("--ranking lacking.csv", "--ranking lacking.csv: lacks the class 0 of the data set"),
+        ("--ranking one.yaml --thresholds 0.5 0.7", "--thresholds 0.5 0.7: must fall"),
+        ("--ranking alike.csv", "--ranking alike.csv: has a single rank, and no order to measure"),
+    ],
+)
+def test_a_ranking_that_does_not_fit_is_one_line_before_features_are_extracted(
+    monkeypatch, capsys, trained, options, reason
+):
+    digits = [str(d) for d in range(10)]
+    (trained / "lacking.csv").write_text(FILE)
+    (trained / "one.yaml").write_text("a: [" + ", ".join(f'"{d}"' for d in digits) + "]\n")
+    rows = [f"{d}," + ",".join("1" * 10) for d in digits]
+    (trained / "alike.csv").write_text("\n".join(["class," + ",".join(digits), *rows]) + "\n")
+    monkeypatch.setattr("engine.frozen.features", None)
+    assert reason in error_of(monkeypatch, capsys, trained, f"--hold_out 4 --ckpt {OWN} {options}", "retrieval")
+
+
+def test_a_resumed_run_says_that_its_ranking_is_another(monkeypatch, capsys, trained):
+    (trained / "other.yaml").write_text('a: ["0", "1", "2", "3", "5"]\nb: ["6", "7", "8", "9"]\n')
+    again = f"--model resnet8 --batch_size 256 --hold_out 4 --resume {OWN} --exp_name two --epochs 2"
+    run(monkeypatch, trained, f"{again} --ranking other.yaml")
+    assert "the ranking is another than the checkpoint was trained on" in capsys.readouterr().out
+    run(monkeypatch, trained, again.replace("two", "three"))
+    assert "the ranking is another" not in capsys.readouterr().out
