@@ -16,25 +16,15 @@ import util  # first: where packages are missing it says what to do
 
 # isort: split
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 import datasets
 import evaluation
 import figures
-from engine import config, distributed, frozen, options, results
+from engine import config, detectors, distributed, frozen, options, ordering, results
+from engine.detectors import DETECTORS, ON_LOGITS
 from engine.launch import launch
-from figures.curves import draw_ood
+from figures.curves import draw_nearness, draw_ood
 from util import InputError
-
-DETECTORS = {
-    "gaussian": "largest class log-density",
-    "knn": "minus the distance to the k-th neighbour",
-    "mahalanobis": "minus the squared Mahalanobis distance",
-    "msp": "log of the largest softmax probability",
-    "energy": "minus the energy",
-}
-ON_LOGITS = ("msp", "energy")
 
 
 def get_parser():
@@ -48,28 +38,11 @@ def get_parser():
     g.add_argument("--outlier_split", choices=["test", "train", "all"], default="test", help="a folder without: whole")
     g.add_argument("--detector", choices=DETECTORS, default="gaussian", help="msp, energy: cross-entropy models only")
     g.add_argument("--knn_k", type=options.positive_int, default=50, help="neighbour of --detector knn")
+    nearness = "of training and outlier classes, as in training: AUROC of each outlier class by its nearness"
+    g.add_argument("--ranking", type=util.user_text, help=nearness)
     options.add_output(p)
     options.add_distributed(p)
     return p
-
-
-def detect(args, device, train, parts):
-    """Scores of each part, a list of features [m, d] or logits [m, C]; larger = more like the training data."""
-    if args.detector in ON_LOGITS:
-        score = evaluation.msp_scores if args.detector == "msp" else evaluation.energy_scores
-        return [score(x) for x in parts]
-    gallery, labels = F.normalize(train[0], dim=1).to(device), train[1].to(device)
-    joined = torch.cat(parts).to(device)  # so that the training set is looked at, or Gaussians are fitted, once
-    try:
-        if args.detector == "knn":
-            scores = evaluation.knn_scores(gallery, joined, args.knn_k)
-        elif args.detector == "gaussian":
-            scores = evaluation.gaussian_scores(gallery, labels, F.normalize(joined, dim=1))
-        else:
-            scores = evaluation.mahalanobis_scores(gallery, labels, F.normalize(joined, dim=1))
-        return scores.cpu().split([len(x) for x in parts])
-    except ValueError as error:
-        raise InputError(f"--detector {args.detector}: {error}") from None
 
 
 def load_data(args):
@@ -102,6 +75,7 @@ def worker(args, device):
         if args.detector in ON_LOGITS and not net.classifier:
             raise InputError(f"--detector {args.detector} needs a classifier; {args.ckpt} holds a contrastive model")
         outputs = frozen.class_outputs(net, args.dataset, train.classes) if args.detector in ON_LOGITS else 0
+        near = ordering.nearness(args.ranking, args.dataset, train.classes, outliers.classes) if args.ranking else None
         seen = [c for c in outliers.classes if c in (net.record["classes"] or ())]
         if (
             distributed.is_main()
@@ -119,12 +93,17 @@ def worker(args, device):
     parts, said = [found["inliers"][0], found["outliers"][0]], {}
     if args.detector in ON_LOGITS:
         parts, said = frozen.logits(net, outputs, parts)
-    scores = detect(args, device, found.get("train"), parts)
+    scores = detectors.scores(args.detector, args.knn_k, device, found.get("train"), parts)
     try:
         metrics = evaluation.ood_metrics(*scores)
     except ValueError as error:
         raise InputError(f"--dataset_outliers {args.dataset_outliers}: {error}") from None
     metrics = {name: 100 * value for name, value in metrics.items()}
+    if near is not None:
+        by_class = 100 * evaluation.auroc_by_class(*scores, found["outliers"][1], len(outliers.classes))
+        said["nearness"] = ordering.beside(near, by_class, outliers.classes)
+        if said["nearness"]["Spearman"] is not None:
+            metrics["nearness"] = said["nearness"]["Spearman"]
     label, inliers = outliers_label(args, ", "), datasets.title(args.dataset, args.data_folder)
     detector = args.detector + (str(args.knn_k) if args.detector == "knn" else "")
     title = "ood", net.name, f"{outliers_label(args, '-').replace(' ', '_')}_{detector}"
@@ -135,7 +114,11 @@ def worker(args, device):
     results.show(f"{inliers} against", {label: {k: v for k, v in metrics.items() if k != "AUPR"}})
     texts = f"{net.name}: {inliers} against {label}", f"{detector}: {DETECTORS[args.detector]}"
     picture = path.with_suffix(".png"), *scores, metrics, *texts
-    print(f"saved {path}{figures.shown(draw_ood, *picture)}", flush=True)
+    drawn = figures.shown(draw_ood, *picture)
+    if near is not None:
+        picture = path.with_name(f"{path.stem}_nearness.png"), near, by_class, said["nearness"], args.ranking, texts[0]
+        drawn += figures.shown(draw_nearness, *picture)
+    print(f"saved {path}{drawn}", flush=True)
 
 
 def outliers_label(args, comma: str) -> str:

@@ -1,4 +1,4 @@
-"""What retrieval looks for, and how far what it finds is in the order of a ranking: that of a checkpoint, or a file."""
+"""What evaluations ask of a ranking: what retrieval is to find and in which order, and how near outliers lie."""
 
 from dataclasses import dataclass
 
@@ -80,3 +80,37 @@ def measured(asked: Asked, queries, gallery, device) -> tuple[dict, dict, dict]:
         if asked.similarity is not None:
             metrics["ranks"] |= evaluation.class_correlation(*queries, asked.similarity)
     return metrics, curves, counts
+
+
+# ---- outliers --------------------------------------------------------------------------------------------------------
+
+
+def nearness(ranking: str, dataset: str, classes: list[str], outliers: list[str]) -> Tensor:
+    """[O] the largest similarity of each outlier class to a training class, on the ranking's own scale.
+
+    ranking: what --ranking is in training, of both kinds of classes. Raises InputError where it lacks one.
+    """
+    if ranking == "checkpoint":
+        raise InputError("--ranking checkpoint: knows the classes that were trained on alone; give a ranking of both")
+    both = list(dict.fromkeys([*classes, *outliers]))
+    table = torch.as_tensor(rankings.source_table(ranking, both, datasets.spec(dataset).superclasses))
+    place = {name: i for i, name in enumerate(both)}
+    rows, columns = ([place[name] for name in names] for names in (outliers, classes))
+    return table[rows][:, columns].amax(1)
+
+
+def beside(near: Tensor, auroc: Tensor, classes: list[str]) -> dict:
+    """What a record says of outlier classes by nearness: Spearman's rho over the classes with images, with its p-value
+    (both None below three of them, or where all are equally near), and each class's own figures.
+
+    near, auroc: [O] similarity, and AUROC in percent, NaN of a class without images.
+    """
+    from scipy.stats import spearmanr
+
+    there = ~auroc.isnan()
+    x, y = near[there].numpy(), auroc[there].numpy()
+    known = len(x) > 2 and len(set(x)) > 1 and len(set(y)) > 1
+    rho, p = map(float, spearmanr(x, y)) if known else (None, None)
+    rows = zip(classes, near.tolist(), auroc.tolist(), strict=True)
+    of = {name: {"similarity": s, "AUROC": a} for name, s, a in rows if a == a}
+    return {"Spearman": rho, "p": p, "classes": of}

@@ -1,13 +1,22 @@
 """Scores of a frozen encoder: pure functions of features and labels."""
 
 from .features import alignment, extract, knn_accuracy, neighbour_accuracy, uniformity
-from .ood import energy_scores, gaussian_scores, knn_scores, mahalanobis_scores, msp_scores, ood_metrics
+from .ood import (
+    auroc_by_class,
+    energy_scores,
+    gaussian_scores,
+    knn_scores,
+    mahalanobis_scores,
+    msp_scores,
+    ood_metrics,
+)
 from .ranks import Levels, class_correlation, rank_metrics
 from .retrieval import retrieval_curve, retrieval_metrics
 
 __all__ = [
     "Levels",
     "alignment",
+    "auroc_by_class",
     "class_correlation",
     "energy_scores",
     "extract",

@@ -40,6 +40,18 @@ def ood_metrics(inlier_scores: Tensor | Sequence[float], outlier_scores: Tensor 
     }
 
 
+def auroc_by_class(inlier_scores: Tensor, outlier_scores: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """[classes] AUROC in [0, 1] of all inliers [n] against the outliers [m] of one class at a time, ties as a half.
+
+    labels: [m] of the outliers; NaN of a class that has none.
+    """
+    inlier, outlier = inlier_scores.double().sort().values, outlier_scores.double()
+    below, upto = (torch.searchsorted(inlier, outlier, right=right) for right in (False, True))
+    beaten = 1 - (below + upto) / (2 * len(inlier))  # the share of the inliers above each outlier
+    total = torch.zeros(classes, dtype=torch.float64).index_add_(0, labels, beaten.double())
+    return total / torch.bincount(labels, minlength=classes)
+
+
 @torch.no_grad()
 def gaussian_scores(
     train_features: Tensor, train_labels: Tensor, features: Tensor, ridge: float = 1e-6, chunk: int = 1024

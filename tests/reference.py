@@ -309,6 +309,16 @@ def rank_metrics(features, labels, gallery, gallery_labels, similarity, own=None
     return {"AUROC": math.fsum(pairs) / len(pairs), **means}
 
 
+def auroc_by_class(inlier, outlier, labels, classes):
+    """AUROC of all inliers against the outliers of each class, by counting; None of a class without outliers."""
+    found = []
+    for c in range(classes):
+        of_class = [x for x, label in zip(outlier, labels, strict=True) if label == c]
+        pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in inlier for b in of_class]
+        found.append(sum(pairs) / len(pairs) if pairs else None)
+    return found
+
+
 def ood_metrics(inlier, outlier):
     """AUROC, FPR95, AUPR-in and AUPR-out of two lists of scores, by counting; larger = more inlier-like."""
     pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in inlier for b in outlier]

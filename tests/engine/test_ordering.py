@@ -88,6 +88,27 @@ def test_another_ranking_than_the_checkpoints_is_noticed(now, want):
     assert resuming.differs(groups, {**groups, "levels": ["b"]})
 
 
+# ---- outliers --------------------------------------------------------------------------------------------------------
+
+
+def test_an_outlier_class_is_as_near_as_its_most_similar_training_class(tmp_path):
+    (tmp_path / "r.csv").write_text(FILE)
+    found = ordering.nearness(f"{tmp_path}/r.csv", "path", ["zero", "two"], ["one"])
+    assert found.tolist() == [0.6]
+    digits = ordering.nearness("superclass", "digits", [str(d) for d in range(10) if d not in (4, 8)], ["8", "4"])
+    assert digits.tolist() == [0.75, 0.75]
+
+
+def test_nearness_and_auroc_stand_side_by_side_with_their_rank_correlation():
+    near, nan = torch.tensor([0.1, 0.2, 0.3, 0.9]), float("nan")
+    found = ordering.beside(near, torch.tensor([90.0, 80, 70, nan]), ["a", "b", "c", "without images"])
+    assert found["Spearman"] == pytest.approx(-1) and found["p"] < 0.01
+    assert found["classes"]["b"] == {"similarity": pytest.approx(0.2), "AUROC": 80} and len(found["classes"]) == 3
+    for unknown in ([90.0, 80, nan, nan], [90.0, 90, 90, 90]):
+        found = ordering.beside(near, torch.tensor(unknown), list("abcd"))
+        assert found["Spearman"] is None and found["p"] is None
+
+
 # ---- whole commands --------------------------------------------------------------------------------------------------
 
 
@@ -144,3 +165,18 @@ def test_a_resumed_run_says_that_its_ranking_is_another(monkeypatch, capsys, tra
     assert "the ranking is another than the checkpoint was trained on" in capsys.readouterr().out
     run(monkeypatch, trained, again.replace("two", "three"))
     assert "the ranking is another" not in capsys.readouterr().out
+
+
+def test_outlier_classes_are_drawn_by_their_nearness(monkeypatch, capsys, trained):
+    command = f"--hold_out 4 --ckpt {OWN} --dataset_outliers digits --outlier_classes 4 --detector knn"
+    run(monkeypatch, trained, f"{command} --ranking superclass", "out_of_dist_detection")
+    record = result(trained, "ood_digits_*")
+    assert record["nearness"]["classes"] == {
+        "4": {"similarity": 0.75, "AUROC": pytest.approx(record["metrics"]["AUROC"])}
+    }
+    assert "nearness" not in record["metrics"]  # one class has no rank correlation
+    assert len(list((trained / "save/results").glob("ood_digits_*_nearness.png"))) == 1
+    error = error_of(monkeypatch, capsys, trained, f"{command} --ranking lacking.csv", "out_of_dist_detection")
+    assert "--ranking lacking.csv: lacks the class 0" in error
+    error = error_of(monkeypatch, capsys, trained, f"{command} --ranking checkpoint", "out_of_dist_detection")
+    assert "knows the classes that were trained on alone" in error

@@ -10,7 +10,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.mixture import GaussianMixture
 
 import evaluation
-from evaluation import energy_scores, gaussian_scores, knn_scores, mahalanobis_scores, msp_scores, ood_metrics
+from evaluation import (
+    auroc_by_class,
+    energy_scores,
+    gaussian_scores,
+    knn_scores,
+    mahalanobis_scores,
+    msp_scores,
+    ood_metrics,
+)
 
 
 def made(classes, each, dim, tests, seed=0, spread=0.3):
@@ -225,3 +233,15 @@ def test_features_that_are_not_finite_are_an_error_that_says_so():
 def test_an_image_that_is_in_the_training_set_lies_at_distance_zero():
     x = F.normalize(torch.randn(300, 512, generator=torch.Generator().manual_seed(0)), dim=1)
     assert knn_scores(x, x, 1).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_auroc_of_each_class_of_outliers_equals_counting(seed):
+    g = torch.Generator().manual_seed(seed)
+    inlier, outlier = torch.randint(9, (40,), generator=g), torch.randint(9, (30,), generator=g)  # many ties
+    labels = torch.randint(4, (30,), generator=g)
+    labels[labels == 2] = 3
+    want = reference.auroc_by_class(inlier.tolist(), outlier.tolist(), labels.tolist(), 4)
+    found = auroc_by_class(inlier, outlier, labels, 4).tolist()
+    assert math.isnan(found[2]) and want[2] is None
+    assert [found[c] for c in (0, 1, 3)] == pytest.approx([want[c] for c in (0, 1, 3)])
