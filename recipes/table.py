@@ -81,13 +81,17 @@ def differences_of(recipe: dict, results: dict) -> dict:
 # ---- Markdown --------------------------------------------------------------------------------------------------------
 
 
-def markdown(content: dict) -> str:
-    """The table, the differences to a baseline, what both are made of, and what failed; `content` is the JSON's."""
+def markdown(content: dict, chosen: list[str] | None = None) -> str:
+    """The table, the differences to a baseline, what both are made of, and what failed; `content` is the JSON's.
+
+    chosen: its columns, by default all.
+    """
     recipe, results = content["recipe"], content["results"]
     scope = Scope(content["seeds"], content["scale"], content.get("options", ""))
-    parts = [f"## {recipe['title']}", figures_of(recipe, results, scope)]
+    names = chosen or columns(recipe)
+    parts = [f"## {recipe['title']}", figures_of(recipe, results, scope, names)]
     if scope.seeds > 1:
-        parts += differences(recipe, results, scope)
+        parts += differences(recipe, results, scope, names)
     return "\n\n".join([*parts, *notes(content, scope)]) + "\n"
 
 
@@ -110,10 +114,9 @@ def missing(there: int, wanted: int) -> str:
     return f" ({there} of {wanted})" if wanted > there else ""
 
 
-def figures_of(recipe: dict, results: dict, scope: Scope) -> str:
-    """The table of all methods and columns."""
-    names, published = columns(recipe), recipe["published"]
-    body = []
+def figures_of(recipe: dict, results: dict, scope: Scope, names: list[str]) -> str:
+    """The table of all methods and these columns."""
+    published, body = recipe["published"], []
     for name, runs in results.items():
         of = {c: [run["values"][c] for run in runs if c in run["values"]] for c in (*names, "seconds")}
         row = [grid.title_of(recipe, name)]
@@ -139,11 +142,11 @@ def difference_cell(difference: dict, wanted: int) -> str:
     return text + missing(len(difference["seeds"]), wanted)
 
 
-def differences(recipe: dict, results: dict, scope: Scope) -> list[str]:
+def differences(recipe: dict, results: dict, scope: Scope, names: list[str]) -> list[str]:
     """The second table: what each method has over the baseline, before it its title, after it how it is made."""
     found = differences_of(recipe, results)
     body = [
-        [of["title"], *(difference_cell(cell, scope.seeds) for cell in of["columns"].values())]
+        [of["title"], *(difference_cell(of["columns"][name], scope.seeds) for name in names)]
         for of in found.get("methods", {}).values()
     ]
     if all(cell == "-" for row in body for cell in row[1:]):
@@ -154,7 +157,7 @@ def differences(recipe: dict, results: dict, scope: Scope) -> list[str]:
         f"{scope.seeds} seeds {spreads(scope.seeds):.2f} of them. Bold: it excludes "
         "0, as one in twenty does by chance alone."
     )
-    return [head, rows(["method", *columns(recipe)], body), how]
+    return [head, rows(["method", *names], body), how]
 
 
 def notes(content: dict, scope: Scope) -> list[str]:
@@ -186,6 +189,7 @@ def notes(content: dict, scope: Scope) -> list[str]:
 def get_parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("table", type=util.user_path, help="JSON that reproduce.py wrote")
+    p.add_argument("--columns", nargs="+", metavar="COLUMN", help="(default: all)")
     p.add_argument("--out", type=util.user_path, help="Markdown file to write (default: none, it is printed)")
     return p
 
@@ -194,7 +198,12 @@ def main():
     args = get_parser().parse_args()
     if args.out and args.out.resolve() == args.table.resolve():
         raise InputError(f"--out {args.out}: is the table itself; give another file, such as {args.out.stem}.md")
-    text = markdown(read_table(args.table))
+    content = read_table(args.table)
+    known = columns(content["recipe"])
+    for column in args.columns or ():
+        if column not in known:
+            raise InputError(f"--columns {column}: no column of {args.table}{util.nearest(column, known)}")
+    text = markdown(content, args.columns)
     if args.out is None:
         print(text, end="")
     else:

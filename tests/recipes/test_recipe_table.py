@@ -118,6 +118,16 @@ Given checkpoints are evaluated once: seeds are those of trainings.
     assert "with 5 seeds 1.24 of them" in table.markdown(content(seeds=5))
 
 
+def test_columns_that_are_asked_for_are_drawn_alone(monkeypatch, capsys, tmp_path):
+    (tmp_path / "t.json").write_text(json.dumps(content()))
+    run(monkeypatch, tmp_path, "t.json --columns mAP", "recipes.table")
+    printed = capsys.readouterr().out
+    assert "| method | mAP | seconds |\n|---|---|---|\n| SCL in | 40.0 ± 0.0 | 10 |" in printed
+    assert "R@1" not in printed
+    error = error_of(monkeypatch, capsys, tmp_path, "t.json --columns R@2", "recipes.table")
+    assert "--columns R@2: no column of t.json; did you mean R@1?" in error
+
+
 @pytest.mark.parametrize("without", [{"seeds": 1}, {"recipe": RECIPE | {"baseline": None}}])
 def test_without_a_baseline_or_with_one_seed_there_is_one_table(without):
     assert "ifference" not in table.markdown(content(**without))
@@ -215,8 +225,8 @@ def test_a_table_that_is_broken_off_holds_what_there_is_what_was_there_before_to
     with pytest.raises(KeyboardInterrupt):
         reproduce.run_recipe(recipe, list(RESULTS), recipes.Scope(2), args)
     text = (tmp_path / "save/tables/r.md").read_text()
-    assert "| SCL in | 50.5 ± 0.7 | 40.0 ± 0.0 | 10 |\n| rince | 53.1 (1 of 2) | 41.0 (1 of 2) | - |\n" in text
-    assert "UNFINISHED: runs still to come when this was written: 3." in text
+    assert "| SCL in | 50.0 (1 of 2) | 40.0 (1 of 2) | 9 |\n| rince | 53.1 (1 of 2) | 41.0 (1 of 2) | - |\n" in text
+    assert "UNFINISHED: runs still to come when this was written: 4." in text
     assert table.markdown(json.loads((tmp_path / "save/tables/r.json").read_text())) == text
 
 
