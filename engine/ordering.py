@@ -61,21 +61,29 @@ def measured(asked: Asked, queries, gallery, device) -> tuple[dict, dict, dict]:
     """Metrics and precision-recall curve by label set, the order of the ranks under "ranks", and how many queries have
     something to find.
 
-    queries, gallery: features and labels; gallery None: the queries look for one another.
+    queries, gallery: features and labels; gallery None: the queries look for one another. Raises InputError where no
+    query has anything to find.
     """
     alone = gallery is None
     x, y = (part.to(device) for part in queries)
     g, b = (None, None) if alone else (part.to(device) for part in gallery)
-    metrics, curves, counts = {}, {}, {}
-    for name, group in asked.sets.items():
-        label, there = group.to(device)[y], None if alone else group.to(device)[b]
-        counts[name] = int((torch.bincount(label)[label] > 1).sum()) if alone else len(label)
-        if counts[name]:
-            scores, precision, recall = evaluation.retrieval_curve(x, label, g, there)
-            metrics[name] = {k: 100 * v for k, v in scores.items()}
-            curves[name] = (precision.cpu(), recall.cpu(), scores["AP"])
-    if asked.levels is not None:
-        scores = evaluation.rank_metrics(x, y, g, b, asked.levels)
+    within = {name: group.to(device) for name, group in asked.sets.items()}
+    counts = {name: int((torch.bincount(of[y])[of[y]] > 1).sum()) if alone else len(y) for name, of in within.items()}
+    found = {name: evaluation.Curve(of[y], None if alone else of[b]) for name, of in within.items() if counts[name]}
+    if not found:
+        raise InputError("--instance_ranks: no two images share a group at any level: there is nothing to find")
+    order = evaluation.Order(y, b, asked.levels) if asked.levels is not None else None
+    evaluation.look_up(x, g, [*found.values(), *filter(None, [order])])
+    metrics, curves = {}, {}
+    for name, curve in found.items():
+        scores, precision, recall = curve.result()
+        metrics[name] = {k: 100 * v for k, v in scores.items()}
+        curves[name] = (precision.cpu(), recall.cpu(), scores["AP"])
+    if order:
+        try:
+            scores = order.result()
+        except ValueError as error:
+            raise InputError(f"the order of the ranks: {error}") from None
         metrics["ranks"] = {k: v if k == "nearest other" else 100 * v for k, v in scores.items()}
         if asked.similarity is not None:
             metrics["ranks"] |= evaluation.class_correlation(*queries, asked.similarity)

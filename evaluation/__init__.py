@@ -10,11 +10,13 @@ from .ood import (
     msp_scores,
     ood_metrics,
 )
-from .ranks import Levels, class_correlation, rank_metrics
-from .retrieval import retrieval_curve, retrieval_metrics
+from .ranks import Levels, Order, class_correlation, rank_metrics
+from .retrieval import Curve, look_up, retrieval_curve, retrieval_metrics
 
 __all__ = [
+    "Curve",
     "Levels",
+    "Order",
     "alignment",
     "auroc_by_class",
     "class_correlation",
@@ -23,6 +25,7 @@ __all__ = [
     "gaussian_scores",
     "knn_accuracy",
     "knn_scores",
+    "look_up",
     "mahalanobis_scores",
     "msp_scores",
     "neighbour_accuracy",

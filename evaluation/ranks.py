@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .retrieval import by_similarity, ends_of_ties, precision_at_hits
+from .retrieval import look_up, precision_at_hits
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,6 @@ class Levels:
         return rank
 
 
-@torch.no_grad()
 def rank_metrics(
     features: Tensor,
     labels: Tensor,
@@ -78,20 +77,32 @@ def rank_metrics(
     Raises ValueError for empty input, for features that are no numbers, and where no query has entries of two ranks
     next to each other.
     """
-    means, own = _Means(), None
-    if gallery is None:
-        gallery, gallery_labels, own = features, labels, torch.arange(len(features), device=features.device)
-    for rows, similarity, order in by_similarity(features, gallery, chunk, own):
-        rank = levels.between(labels[rows], gallery_labels[order])
-        ends = ends_of_ties(similarity)
-        found = _Found(rank, ends, levels.values.to(rank.device))
+    order = Order(labels, gallery_labels, levels)
+    look_up(features, gallery, [order], chunk)
+    return order.result()
+
+
+class Order:
+    """What rank_metrics sums over chunks of queries, for `look_up`; labels [Q], gallery_labels [G], levels as there."""
+
+    def __init__(self, labels: Tensor, gallery_labels: Tensor | None, levels: Levels):
+        self.labels, self.levels, self.means = labels, levels, _Means()
+        self.gallery_labels = labels if gallery_labels is None else gallery_labels
+
+    def add(self, rows: slice, order: Tensor, ends: Tensor) -> None:
+        """The chunk of these rows: the gallery's order [chunk, G] and, as `ends_of_ties` has them, its ties."""
+        rank = self.levels.between(self.labels[rows], self.gallery_labels[order])
+        found = _Found(rank, ends, self.levels.values.to(rank.device))
         for metric in (_auroc, _ndcg, _hierarchical_ap, _set_intersection, _nearest_other):
-            metric(found, means)
-    scores = means.result()
-    pairs = [score for name, score in scores.items() if name.startswith("AUROC ")]
-    if not pairs:
-        raise ValueError("no query has entries of two ranks next to each other: there is no order to measure")
-    return {"AUROC": sum(pairs) / len(pairs), **scores}
+            metric(found, self.means)
+
+    def result(self) -> dict[str, float]:
+        """As rank_metrics."""
+        scores = self.means.result()
+        pairs = [score for name, score in scores.items() if name.startswith("AUROC ")]
+        if not pairs:
+            raise ValueError("no query has entries of two ranks next to each other: there is no order to measure")
+        return {"AUROC": sum(pairs) / len(pairs), **scores}
 
 
 class _Means:

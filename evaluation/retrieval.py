@@ -1,6 +1,6 @@
 """Retrieval by cosine: does a query find its class first?"""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,6 @@ def retrieval_metrics(
     return retrieval_curve(features, labels, gallery, gallery_labels, topk, chunk)[0]
 
 
-@torch.no_grad()
 def retrieval_curve(
     features: Tensor,
     labels: Tensor,
@@ -41,47 +40,67 @@ def retrieval_curve(
     """As retrieval_metrics, with the curve: metrics, and the queries' mean precision [G] and recall [G] a cut-off, of
     which there is one less without a gallery.
     """
-    own = None
-    if gallery is None:
-        gallery, gallery_labels = features, labels
-        own = (torch.bincount(labels)[labels] > 1).nonzero()[:, 0]
-        features, labels = features[own], labels[own]
-    absent = labels[~torch.isin(labels, gallery_labels)]
-    if len(absent):
-        raise ValueError(f"label {int(absent[0])} of a query is not in the gallery: it has nothing to find")
-    size = len(gallery) - (own is not None)
-    place = torch.arange(1, size + 1, device=gallery.device, dtype=torch.float32)
-    hits_at = torch.zeros(len(topk), device=gallery.device)
-    precision_sum = torch.zeros(size, dtype=torch.float64, device=gallery.device)
-    recall_sum = torch.zeros_like(precision_sum)
-    ap_sum = torch.zeros((), dtype=torch.float64, device=gallery.device)
-    for rows, similarity, order in by_similarity(features, gallery, chunk, own):
-        hit = gallery_labels[order] == labels[rows, None]  # [chunk, G]
+    curve = Curve(labels, gallery_labels, topk)
+    look_up(features, gallery, [curve], chunk)
+    return curve.result()
+
+
+class Curve:
+    """What retrieval_curve sums over chunks of queries, for `look_up`.
+
+    labels [Q], gallery_labels [G] and topk as there. Raises ValueError where a query's label is not in the gallery.
+    """
+
+    def __init__(self, labels: Tensor, gallery_labels: Tensor | None, topk: tuple[int, ...] = (1, 5, 10, 20)):
+        self.labels, self.topk, self.uses = labels, topk, torch.ones_like(labels, dtype=torch.bool)
+        self.gallery_labels = labels if gallery_labels is None else gallery_labels
+        if gallery_labels is None:
+            self.uses = torch.bincount(labels)[labels] > 1
+        absent = labels[~torch.isin(labels, self.gallery_labels)]
+        if len(absent):
+            raise ValueError(f"label {int(absent[0])} of a query is not in the gallery: it has nothing to find")
+        size, device = len(self.gallery_labels) - (gallery_labels is None), labels.device
+        self.place = torch.arange(1, size + 1, device=device, dtype=torch.float32)
+        self.hits_at = torch.zeros(len(topk), device=device)
+        self.precision = torch.zeros(size, dtype=torch.float64, device=device)
+        self.recall = torch.zeros_like(self.precision)
+        self.ap = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, rows: slice, order: Tensor, ends: Tensor) -> None:
+        """The chunk of these rows: the gallery's order [chunk, G] and, as `ends_of_ties` has them, its ties."""
+        uses = self.uses[rows]
+        if not uses.all():
+            order, ends = order[uses], ends[uses]
+        hit = self.gallery_labels[order] == self.labels[rows][uses, None]  # [chunk, G]
         found = hit.cumsum(1, dtype=torch.int32)
         relevant = found[:, -1:]
-        for i, k in enumerate(topk):
-            hits_at[i] += (found[:, min(k, size) - 1] > 0).sum()
-        precision_sum += (found / place).sum(0)
-        recall_sum += (found / relevant).sum(0)
-        ap_sum += (precision_at_hits(hit, found, ends_of_ties(similarity)) / relevant[:, 0]).double().sum()
-    n = len(features)
-    precision, recall = precision_sum / n, recall_sum / n
-    first = torch.zeros(1, dtype=recall.dtype, device=recall.device)
-    published = ((recall[1:] - recall[:-1]) * precision[1:]).sum()
-    area = torch.trapezoid(torch.cat([precision[:1], precision]), torch.cat([first, recall]))
-    scores = {f"R@{k}": float(h) / n for k, h in zip(topk, hits_at, strict=True)}
-    return {**scores, "AP": float(area), "AP-published": float(published), "mAP": float(ap_sum / n)}, precision, recall
+        for i, k in enumerate(self.topk):
+            self.hits_at[i] += (found[:, min(k, found.shape[1]) - 1] > 0).sum()
+        self.precision += (found / self.place).sum(0)
+        self.recall += (found / relevant).sum(0)
+        self.ap += (precision_at_hits(hit, found, ends) / relevant[:, 0]).double().sum()
+
+    def result(self) -> tuple[dict[str, float], Tensor, Tensor]:
+        """As retrieval_curve."""
+        n = int(self.uses.sum())
+        precision, recall = self.precision / n, self.recall / n
+        first = torch.zeros(1, dtype=recall.dtype, device=recall.device)
+        published = ((recall[1:] - recall[:-1]) * precision[1:]).sum()
+        area = torch.trapezoid(torch.cat([precision[:1], precision]), torch.cat([first, recall]))
+        scores = {f"R@{k}": float(h) / n for k, h in zip(self.topk, self.hits_at, strict=True)}
+        scores |= {"AP": float(area), "AP-published": float(published), "mAP": float(self.ap / n)}
+        return scores, precision, recall
 
 
-def by_similarity(
-    features: Tensor, gallery: Tensor, chunk: int, own: Tensor | None = None
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """For `chunk` queries [Q, d] at a time: their rows, and of the gallery [G, d] the cosines [chunk, G], falling, and
-    the order [chunk, G]; without the query itself, so of G - 1, where `own` [Q] says its place in the gallery.
+@torch.no_grad()
+def look_up(features: Tensor, gallery: Tensor | None, scorers: Sequence, chunk: int = 64) -> None:
+    """Let queries [Q, d] look in a gallery [G, d], or, where it is None, for one another: each of the scorers, such as
+    Curve and Order, gets every chunk of them, so that several sort the gallery once.
 
     Raises ValueError for empty input, or features that are no numbers.
     """
-    if len(features) == 0 or len(gallery) - (own is not None) < 1:
+    own, gallery = gallery is None, features if gallery is None else gallery
+    if len(features) == 0 or len(gallery) - own < 1:
         raise ValueError("retrieval needs at least one query and one gallery image")
     if not features.isfinite().all() or not gallery.isfinite().all():
         raise ValueError("some features are NaN or infinite")
@@ -89,12 +108,14 @@ def by_similarity(
     for begin in range(0, len(q), chunk):
         rows = slice(begin, begin + chunk)
         similarity = q[rows] @ g.T
-        if own is not None:
-            similarity.scatter_(1, own[rows, None], -torch.inf)
+        if own:
+            similarity.diagonal(begin).fill_(-torch.inf)  # the queries themselves, which come last and go
         similarity, order = similarity.sort(dim=1, descending=True, stable=True)
-        if own is not None:
+        if own:
             similarity, order = similarity[:, :-1], order[:, :-1]
-        yield rows, similarity, order
+        ends = ends_of_ties(similarity)
+        for scorer in scorers:
+            scorer.add(rows, order, ends)
 
 
 def ends_of_ties(similarity: Tensor) -> Tensor:

@@ -83,6 +83,9 @@ def test_images_of_nested_groups_look_for_one_another_at_every_level(monkeypatch
     assert {"AUROC 0>1", "AUROC 1>2", "AUROC 2>3", "NDCG", "H-AP", "ASI"} <= record["metrics"]["ranks"].keys()
     assert record["metrics"]["video"]["R@5"] == 100  # all others are among the first four
     assert "ranks by similarity: 0: 1, 1: 0.667, 2: 0.333, 3: 0" in printed
+    (tmp_path / "alone.csv").write_text("image,frame\na/a_0.JPEG,f1\na/a_1.JPEG,f2\n")
+    refused = error_of(monkeypatch, capsys, tmp_path, evaluate.replace("groups", "alone"), script="retrieval")
+    assert "no two images share a group at any level" in refused
     refused = error_of(monkeypatch, capsys, tmp_path, f"{evaluate} --labelset coarse", script="retrieval")
     assert "--instance_ranks: has no classes for --labelset" in refused
     refused = error_of(monkeypatch, capsys, tmp_path, f"{evaluate} --ranking superclass", script="retrieval")
