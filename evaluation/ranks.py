@@ -14,13 +14,13 @@ class Levels:
     """Which rank one label has for another.
 
     values: [R] similarities of the ranks, falling from 1; the last one is 0 where some labels are unrelated. Ranks
-    come either from table, [C, C] the rank of each pair of classes, or from groups, [C, L] the nested groups that each
-    label lies in, finest first: then rank r is the first level that two labels share.
+    come from `of`: [C, C] the rank of each pair of classes, or, if it is nested, [C, L] the groups that each label lies
+    in, finest first: then rank r is the first level that two labels share.
     """
 
     values: Tensor
-    table: Tensor | None = None
-    groups: Tensor | None = None
+    of: Tensor
+    nested: bool = False
 
     @classmethod
     def of_table(cls, similarity: Tensor) -> "Levels":
@@ -34,21 +34,21 @@ class Levels:
         values, rank = s.unique(return_inverse=True)
         if len(values) > 255:
             raise ValueError(f"similarity has {len(values)} distinct values; at most 255 ranks are possible")
-        return cls(values.flip(0), table=(len(values) - 1 - rank).to(torch.uint8))
+        return cls(values.flip(0), (len(values) - 1 - rank).to(torch.uint8))
 
     @classmethod
     def of_groups(cls, groups: Tensor) -> "Levels":
         """Nested groups [C, L]: rank r of L has similarity 1 - r / L, the share of the levels that two labels share."""
         levels = groups.shape[1]
-        return cls(1 - torch.arange(levels + 1, dtype=torch.float64) / levels, groups=groups)
+        return cls(1 - torch.arange(levels + 1, dtype=torch.float64) / levels, groups, nested=True)
 
     def between(self, labels: Tensor, others: Tensor) -> Tensor:
         """[Q, G] the rank that each of others [Q, G] has for labels [Q]."""
-        if self.table is not None:
-            return self.table.to(labels.device)[labels].gather(1, others)
-        groups = self.groups.to(labels.device)
+        of = self.of.to(labels.device)
+        if not self.nested:
+            return of[labels].gather(1, others)
         rank = torch.zeros(others.shape, dtype=torch.uint8, device=labels.device)
-        for group in groups.T:
+        for group in of.T:
             rank += group[labels][:, None] != group[others]
         return rank
 
@@ -108,14 +108,15 @@ class Order:
 class _Means:
     """Means by name over the queries for which something is defined."""
 
-    def __init__(self):
-        self.total, self.count = {}, {}
+    def __init__(self) -> None:
+        self.total: dict[str, Tensor] = {}
+        self.count: dict[str, Tensor] = {}
 
     def add(self, name: str, values: Tensor, defined: Tensor) -> None:
         """values [Q], of which those count where `defined` [Q] is true."""
         values = torch.where(defined, values.double(), 0.0)
-        self.total[name] = self.total.get(name, 0) + values.sum()
-        self.count[name] = self.count.get(name, 0) + defined.sum()
+        self.total[name] = self.total.get(name, torch.zeros_like(values[0])) + values.sum()
+        self.count[name] = self.count.get(name, torch.zeros_like(defined.sum())) + defined.sum()
 
     def result(self) -> dict[str, float]:
         return {name: float(self.total[name] / n) for name, n in self.count.items() if n}
