@@ -7,11 +7,12 @@ python rankings.py superclass --from my_superclasses.yaml --out ranking.csv
 python rankings.py features --dataset cifar100 --ckpt FOLDER --out ranking.csv  # what a network finds similar
 python rankings.py noise --from ranking.csv --share 0.3 --seed 0 --out noisy.csv
 python rankings.py show ranking.csv --thresholds 0.6 0.4 --out ranking.png
+python rankings.py compare my_superclasses.yaml ranking.csv --thresholds 0.6 --bank 4096 --out compare.png
 """
 
 import argparse
 import itertools
-import re
+from pathlib import Path
 
 import util  # first: where packages are missing it says what to do
 
@@ -21,10 +22,13 @@ import torch
 
 import datasets
 import figures
-from datasets.rankings import Ranks, builders, files, to_similarity, wordnet
+from datasets.rankings import Ranks, builders, comparison, files, to_similarity, wordnet
 from engine import distributed, frozen, options
+from figures.comparison import draw_comparison
 from figures.ranking import draw_ranking
 from util import InputError
+
+DRAWN = ("show", "compare")  # kinds whose --out is a picture
 
 
 def get_parser():
@@ -60,8 +64,14 @@ def get_parser():
     k.add_argument("ranking", type=util.user_path)
     k.add_argument("--thresholds", type=float, nargs="+", help="falling, one a rank")
     options.flag(k, "--ranks", help="one rank a distinct value")
+    k = kinds.add_parser("compare", help="what rankings share, and what training would find in each of them")
+    k.add_argument("tables", nargs="+", type=util.user_text, help=f"ranking files, or superclasses of {known}")
+    options.add_ranks(k)
+    k.add_argument("--k", type=options.positive_int, default=5, help="most similar classes to compare (default: 5)")
+    k.add_argument("--bank", type=options.positive_int, default=4096, help="keys in the bank (default: 4096)")
+    k.add_argument("--permutations", type=options.positive_int, default=999, help="of the test (default: 999)")
     for name, k in {id(k): (name, k) for name, k in kinds.choices.items()}.values():  # an alias is the same parser
-        k.add_argument("--out", type=util.user_path, required=name != "show", help="file to write: .csv or .npz")
+        k.add_argument("--out", type=util.user_path, required=name not in DRAWN, help="file to write: .csv, .npz")
     return p
 
 
@@ -70,21 +80,6 @@ def _add_classes(k) -> None:
     k.add_argument(
         "--data_folder", type=util.user_path, help="folder of class folders; with --names, their names are there"
     )
-
-
-def of_names(args) -> tuple[np.ndarray, list[str], str]:
-    """Cosines of the embeddings of class names."""
-    names = builders.read_classes(args.names, args.data_folder)
-    if args.template.count("{}") != 1:
-        raise InputError(f"--template {args.template!r}: must hold {{}} once, for the name")
-    nameless = [c for c, name in names.items() if re.fullmatch(r"n\d{8}", name)]
-    if nameless:
-        raise InputError(
-            f"the name of the wnid {nameless[0]} is not known here ({len(nameless)} such); give --names with lines "
-            "of wnid,name"
-        )
-    table, about = builders.cosines(names, args.model, args.template)
-    return table, list(names), about
 
 
 def of_features(args) -> tuple[np.ndarray, list[str], str]:
@@ -104,7 +99,7 @@ def of_features(args) -> tuple[np.ndarray, list[str], str]:
 def build(args) -> tuple[np.ndarray, list[str], str]:
     """Table, classes, and what they are, in words."""
     if args.kind == "roberta":
-        return of_names(args)
+        return builders.of_names(builders.read_classes(args.names, args.data_folder), args.model, args.template)
     if args.kind == "wordnet":
         names = builders.read_classes(args.names, args.data_folder)
         table = wordnet.similarities(list(names), wordnet.read_parents(args.is_a), args.measure)
@@ -113,15 +108,10 @@ def build(args) -> tuple[np.ndarray, list[str], str]:
         return *builders.superclass_table(builders.read_superclasses(args.source)), f"superclasses of {args.source}"
     if args.kind == "features":
         return of_features(args)
-    if not 0 <= args.share <= 1:
-        raise InputError(f"--share {args.share}: must lie in [0, 1]")
-    table, classes = files.read_table(args.source, "--from")
-    noisy, pairs = builders.with_noise(table, args.share, args.seed), np.triu_indices(len(table), k=1)
-    changed = f"{int((noisy != table)[pairs].sum())} of {len(pairs[0])} pairs have another value"
-    return noisy, classes, f"noise {args.share:g} on {args.source}, seed {args.seed}, {changed}"
+    return builders.of_noise(args.source, args.share, args.seed)
 
 
-def show(args) -> None:
+def show(args, out: Path) -> None:
     """Print a ranking's strongest pairs and the ranks of training, and draw both."""
     if args.ranking.suffix in (".yaml", ".yml"):
         table, classes = builders.superclass_table(files.read_superclasses(args.ranking, "show"))
@@ -132,8 +122,15 @@ def show(args) -> None:
     words = files.in_words(classes)
     for a, b in pairs[:10]:
         print(f"{words[classes[a]]} - {words[classes[b]]}: {table[a, b]:.4g}, in training {float(ranks[a, b]):g}")
-    out = args.out or args.ranking.with_suffix(".png")
     draw_ranking(out, table, ranks.numpy(), list(words.values()), str(args.ranking))
+    print(f"drew {out}")
+
+
+def compare(args, out: Path) -> None:
+    """Print what rankings share and what training would find in each, and draw them."""
+    found = comparison.diagnosis(args.tables, Ranks(args.thresholds, args.ranks), args.bank, args.k, args.permutations)
+    print(*found.lines, sep="\n")
+    draw_comparison(out, found.tables, found.classes, found.rho)
     print(f"drew {out}")
 
 
@@ -141,9 +138,11 @@ def main():
     args = get_parser().parse_args()
     if args.out:
         util.check_folder(args.out.absolute().parent, "--out")
-    if args.kind == "show":
-        figures.check_picture(args.out or args.ranking.with_suffix(".png"), "--out")
-        return show(args)
+    if args.kind in DRAWN:
+        picture = args.out or (args.ranking.with_suffix(".png") if args.kind == "show" else Path("compare.png"))
+        figures.check_picture(picture, "--out")
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        return show(args, picture) if args.kind == "show" else compare(args, picture)
     if args.out.exists():
         raise InputError(f"--out {args.out}: is there already; nothing is overwritten")
     table, classes, about = build(args)

@@ -1,5 +1,6 @@
 """Slow and obvious: the objective and the queue with for loops, `math` and Python numbers, to test the fast code by."""
 
+import itertools
 import math
 
 
@@ -220,6 +221,42 @@ def retrieval(features, labels, gallery, gallery_labels, topk):
         area += (r - before_recall) * (p + before_precision) / 2
         before_recall, before_precision = r, p
     return {**result, "AP": area, "AP-published": rectangles, "mAP": mean_ap}
+
+
+def spearman(x, y):
+    """Spearman's rho of two lists, ties by their mean rank."""
+
+    def ranks(values):
+        return [sum(v < x for v in values) + (1 + sum(v == x for v in values)) / 2 for x in values]
+
+    a, b = ranks(x), ranks(y)
+    ma, mb = sum(a) / len(a), sum(b) / len(b)
+    above = math.fsum((p - ma) * (q - mb) for p, q in zip(a, b, strict=True))
+    return above / math.sqrt(math.fsum((p - ma) ** 2 for p in a) * math.fsum((q - mb) ** 2 for q in b))
+
+
+def mantel_exact(a, b, orders):
+    """Rho over the pairs of two tables; the share of these orders of b's classes with one at least as far from 0."""
+    pairs = [(i, j) for i in range(len(a)) for j in range(i)]
+    first = [a[i][j] for i, j in pairs]
+    rho = spearman(first, [b[i][j] for i, j in pairs])
+    of_orders = [spearman(first, [b[o[i]][o[j]] for i, j in pairs]) for o in orders]
+    return rho, sum(abs(r) >= abs(rho) - 1e-9 for r in of_orders) / len(orders)
+
+
+def overlap(a, b, k):
+    """Mean share of the k most similar classes that two tables share, over every way to break the ties of each."""
+
+    def ways(row, i):
+        others = [c for c in range(len(row)) if c != i]
+        sets = [s for s in itertools.combinations(others, k)]
+        return [s for s in sets if min(row[c] for c in s) >= max((row[c] for c in others if c not in s), default=-9)]
+
+    shares = []
+    for i in range(len(a)):
+        pairs = [len(set(x) & set(y)) / k for x in ways(a[i], i) for y in ways(b[i], i)]
+        shares.append(sum(pairs) / len(pairs))
+    return sum(shares) / len(shares)
 
 
 def neighbour_accuracy(features, groups):

@@ -1,6 +1,7 @@
 """Makes tables of class similarity: from class names, superclasses, features, and noise."""
 
 import pickle
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -115,6 +116,33 @@ def cosine_matrix(x: np.ndarray) -> np.ndarray:
     table = (table + table.T) / 2
     np.fill_diagonal(table, 1.0)
     return table
+
+
+def of_names(names: dict[str, str], model: str, template: str) -> tuple[np.ndarray, list[str], str]:
+    """Cosines [C, C] of the embeddings of class names, the classes, and what they are, in words.
+
+    names: class -> name; model: hub name or folder; template: text that holds {} once, for the name. Raises InputError.
+    """
+    if template.count("{}") != 1:
+        raise InputError(f"--template {template!r}: must hold {{}} once, for the name")
+    nameless = [c for c, name in names.items() if re.fullmatch(r"n\d{8}", name)]
+    if nameless:
+        raise InputError(
+            f"the name of the wnid {nameless[0]} is not known here ({len(nameless)} such); give --names with lines "
+            "of wnid,name"
+        )
+    table, about = cosines(names, model, template)
+    return table, list(names), about
+
+
+def of_noise(source: Path, share: float, seed: int) -> tuple[np.ndarray, list[str], str]:
+    """A ranking file with a share of its pairs dealt anew, its classes, and what that is, in words."""
+    if not 0 <= share <= 1:
+        raise InputError(f"--share {share}: must lie in [0, 1]")
+    table, classes = files.read_table(source, "--from")
+    noisy, pairs = with_noise(table, share, seed), np.triu_indices(len(table), k=1)
+    changed = f"{int((noisy != table)[pairs].sum())} of {len(pairs[0])} pairs have another value"
+    return noisy, classes, f"noise {share:g} on {source}, seed {seed}, {changed}"
 
 
 def with_noise(table: np.ndarray, share: float, seed: int) -> np.ndarray:
