@@ -22,7 +22,7 @@ import torch
 
 import datasets
 import figures
-from datasets.rankings import Ranks, builders, comparison, files, to_similarity, wordnet
+from datasets.rankings import Ranks, builders, comparison, files, taxonomy, to_similarity, wordnet
 from engine import distributed, frozen, options
 from figures.comparison import draw_comparison
 from figures.ranking import draw_ranking
@@ -44,11 +44,11 @@ def get_parser():
         "--is_a", type=util.user_path, help="ImageNet's wordnet.is_a.txt or WordNet's data.noun (default: NLTK's)"
     )
     k.add_argument("--measure", choices=wordnet.MEASURES, default="path", help="path or Wu-Palmer (default: path)")
-    k = kinds.add_parser("superclass", help="0.75 inside a superclass")
+    k = kinds.add_parser("superclass", help="0.75 inside a superclass, or a step a level of a taxonomy")
     known = ", ".join(files.shipped())
     k.add_argument(
         "--from", dest="source", required=True, type=util.user_text,
-        help=f"YAML file, folder superclass/class/, folder cifar-100-python, or one of {known}",
+        help=f"YAML file, CSV class,genus,family, folder superclass/class/, folder cifar-100-python, or one of {known}",
     )  # fmt: skip
     k = kinds.add_parser(
         "features", formatter_class=options.Help, help="cosines of a checkpoint's mean features of the classes"
@@ -105,7 +105,7 @@ def build(args) -> tuple[np.ndarray, list[str], str]:
         table = wordnet.similarities(list(names), wordnet.read_parents(args.is_a), args.measure)
         return table, list(names), f"{args.measure} similarity of wnids, {args.is_a or 'WordNet of NLTK'}"
     if args.kind == "superclass":
-        return *builders.superclass_table(builders.read_superclasses(args.source)), f"superclasses of {args.source}"
+        return *builders.of_levels(args.source), f"superclasses of {args.source}"
     if args.kind == "features":
         return of_features(args)
     return builders.of_noise(args.source, args.share, args.seed)
@@ -113,8 +113,8 @@ def build(args) -> tuple[np.ndarray, list[str], str]:
 
 def show(args, out: Path) -> None:
     """Print a ranking's strongest pairs and the ranks of training, and draw both."""
-    if args.ranking.suffix in (".yaml", ".yml"):
-        table, classes = builders.superclass_table(files.read_superclasses(args.ranking, "show"))
+    if args.ranking.suffix in (".yaml", ".yml") or taxonomy.read(str(args.ranking), "show"):
+        table, classes = builders.of_levels(str(args.ranking), "show")
     else:
         table, classes = files.read_table(args.ranking, "show")
     ranks = to_similarity(table, Ranks(args.thresholds, args.ranks), f"show {args.ranking}")

@@ -17,7 +17,7 @@ import datasets
 import evaluation
 import figures
 from datasets import rankings
-from datasets.rankings import files
+from datasets.rankings import files, taxonomy
 from engine import config, distributed, frozen, objective, options, ordering, results
 from engine.launch import launch
 from engine.ordering import Asked
@@ -30,8 +30,9 @@ def get_parser():
     options.add_data(p, datasets.NAMES)
     options.add_evaluation(p)
     g = p.add_argument_group("labels")
-    g.add_argument("--labelset", default="fine", choices=["fine", "coarse", "both"], help="classes or superclasses")
-    superclasses = "YAML file for --labelset coarse (None: the data set's own)"
+    labelsets = "classes, superclasses, or every level of a taxonomy"
+    g.add_argument("--labelset", default="fine", choices=["fine", "coarse", "both", "levels"], help=labelsets)
+    superclasses = "YAML file for coarse (None: the data set's own); for levels a taxonomy's file, or inaturalist"
     g.add_argument("--superclasses", type=util.user_text, help=superclasses)
     groups = "no classes: CSV of nested groups, as in training; each image looks for the others"
     g.add_argument("--instance_ranks", type=util.user_text, metavar="FILE", help=groups)
@@ -55,12 +56,26 @@ def label_sets(args, classes) -> dict[str, torch.Tensor]:
             hint = "has no superclasses of its own; give --superclasses FILE.yaml"
             raise InputError(f"--labelset {args.labelset}: {args.dataset} {hint}")
         sets["coarse"] = rankings.superclass_labels(groups, classes, source)
+    elif args.labelset == "levels":
+        sets = {"class": torch.arange(len(classes)), **levels_of(args.superclasses, classes)}
     elif args.superclasses:
         raise InputError(f"--superclasses {args.superclasses}: has no use with --labelset fine")
     for name, labels in sets.items():
-        if len(labels.unique()) < 2:
+        if len(labels.unique()) < 2 and args.labelset != "levels":  # a kingdom of its own is a level all the same
             raise InputError(f"--labelset {name}: there is a single class, so that every image is a hit")
     return sets
+
+
+def levels_of(file: str | None, classes) -> dict[str, torch.Tensor]:
+    """By level of a taxonomy: [C] the number of each class's group."""
+    flag = f"--superclasses {file}"
+    if file == "inaturalist":
+        levels = taxonomy.of_inaturalist(classes, flag)
+    else:
+        levels = taxonomy.read(file, "--superclasses") if file else None
+    if levels is None:
+        raise InputError("--labelset levels: give --superclasses a taxonomy: nested YAML, class,genus,family as CSV")
+    return taxonomy.labels(levels, classes, flag)
 
 
 def asked_of_classes(args, net, classes) -> Asked:

@@ -13,7 +13,7 @@ import torch
 import datasets
 from datasets import folders, rankings
 from datasets.folders import existing_folder
-from datasets.rankings import files, pooling
+from datasets.rankings import files, pooling, taxonomy
 from util import InputError, reason
 
 ENCODER = "sentence-transformers/all-distilroberta-v1"
@@ -187,16 +187,25 @@ def read_classes(names_file: Path | None, folder: Path | None) -> dict[str, str]
     return {c: names[c] for c in classes}
 
 
-def read_superclasses(source: str) -> dict[str, list[str]]:
+def of_levels(source: str, flag: str = "--from") -> tuple[np.ndarray, list[str]]:
+    """A table of superclasses, as `read_superclasses` has them, or of a taxonomy's levels, and its classes."""
+    levels = taxonomy.read(source, flag) if Path(source).is_file() else None
+    if levels is None:
+        return superclass_table(read_superclasses(source, flag))
+    classes = list(levels.groups)
+    return taxonomy.similarity(levels, classes, f"{flag} {source}"), classes
+
+
+def read_superclasses(source: str, flag: str = "--from") -> dict[str, list[str]]:
     """superclass -> classes: a data set's own by its name, a YAML file, a folder superclass/class/, or CIFAR-100's."""
     path = Path(source)
     if not path.exists() and source in files.shipped():
         return files.known_superclasses(source)
     if not path.exists():
         known = ", ".join(files.shipped())
-        raise InputError(f"--from {source}: no such file or folder, and none of {known}")
+        raise InputError(f"{flag} {source}: no such file or folder, and none of {known}")
     if path.is_file():
-        return files.read_superclasses(path, "--from")
+        return files.read_superclasses(path, flag)
     for folder in (path, path / "cifar-100-python"):
         if (folder / "meta").is_file() and (folder / "train").is_file():
             return _coarse_labels(folder)

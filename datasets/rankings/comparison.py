@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.rankings import builders, files, table
+from datasets.rankings import builders, files, table, taxonomy
 from util import InputError
 
 LOW_P = 0.05  # below it, agreement or its lack is called so
@@ -161,8 +161,8 @@ def read(names: list[str]) -> tuple[dict[str, np.ndarray], list[str], str]:
             raise InputError(f"compare {name}: of which data set? give one of {', '.join(files.shipped())}, or a file")
         if name == "roberta_threshold":
             found[name] = files.read_table(files.HERE / "imagenet100_roberta_cosine.csv")
-        elif name in files.shipped() or name.endswith((".yaml", ".yml")):
-            found[name] = builders.superclass_table(builders.read_superclasses(name))
+        elif name in files.shipped() or name.endswith((".yaml", ".yml")) or taxonomy.read(name, "compare"):
+            found[name] = builders.of_levels(name, "compare")
         else:
             found[name] = files.read_table(Path(name), "compare")
     first, *others = found.values()

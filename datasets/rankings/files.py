@@ -9,7 +9,7 @@ import numpy as np
 
 import util
 from datasets import texts
-from util import InputError
+from util import InputError, closest
 
 HERE = Path(__file__).parent
 
@@ -49,6 +49,17 @@ def chosen_superclasses(file: str | None, known: str | None) -> tuple[dict[str, 
     if file:
         return read_superclasses(Path(file), "--superclasses"), f"--superclasses {file}"
     return (known_superclasses(known), known) if known else (None, "")
+
+
+def check_has(classes, names, source: str) -> None:
+    """Raise InputError, beginning with `source`, where `names` lack one of the classes."""
+    missing = [c for c in classes if c not in names]
+    if missing:
+        count = f"{len(missing)} in all" if len(missing) > 1 else "it alone"
+        unused = [name for name in names if name not in classes]  # of these, one may be a wrong spelling
+        near = closest(missing[0], unused)
+        instead = f"; it has {near}, which is no class: did you mean {missing[0]}?" if near else ""
+        raise InputError(f"{source}: lacks the class {missing[0]} of the data set ({count}){instead}")
 
 
 # ---- matrices --------------------------------------------------------------------------------------------------------

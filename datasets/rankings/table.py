@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.rankings import files
-from datasets.rankings.files import HERE, known_superclasses, read_superclasses
-from util import InputError, closest
+from datasets.rankings import files, taxonomy
+from datasets.rankings.files import HERE, check_has, known_superclasses, read_superclasses
+from util import InputError
 
 STEP = 0.25  # of similarity, a rank of distance
 MOST_RANKS = 126  # that a loss can hold
@@ -17,7 +17,7 @@ MOST_RANKS = 126  # that a loss can hold
 def superclass_labels(groups: dict[str, list[str]], classes: list[str], source: str) -> torch.Tensor:
     """[C] the number of each class's superclass."""
     where = {c: i for i, members in enumerate(groups.values()) for c in members}
-    _check_has(classes, where, source)
+    check_has(classes, where, source)
     return torch.tensor([where[c] for c in classes])
 
 
@@ -44,12 +44,16 @@ def source_table(ranking: str, classes: list[str], superclasses: str | None = No
     """[C, C] similarities of `classes` as their source has them: cosines, say, that are no ranks yet.
 
     ranking: "identity" (no two classes are similar), "superclass" (0.75 inside a superclass of the data set's, named by
-        `superclasses`), "roberta_threshold" (published cosines of ImageNet-100's class names), or a file: CSV or npz
-        matrix, or YAML of superclasses. It may hold more classes. Raises InputError on anything that does not fit.
+        `superclasses`), "roberta_threshold" (published cosines of ImageNet-100's class names), "inaturalist" (what its
+        folders' names say), or a file: CSV or npz matrix, YAML of superclasses, YAML or CSV of a taxonomy. It may hold
+        more classes. Raises InputError on anything that does not fit.
     """
     source = f"--ranking {ranking}"
     if ranking in NAMED:
         return NAMED[ranking](classes, superclasses)
+    levels = taxonomy.read(ranking, "--ranking")
+    if levels:
+        return taxonomy.similarity(levels, classes, source)
     if ranking.endswith((".yaml", ".yml")):
         return superclass_table(read_superclasses(Path(ranking)), classes, source)
     if not files.is_matrix(ranking):
@@ -66,7 +70,7 @@ def _from_file(path: Path, classes: list[str], source: str) -> np.ndarray:
 def chosen(names: list[str], classes: list[str], source: str) -> list[int]:
     """The rows of a table of `names` that `classes` have; InputError, beginning with `source`, where it lacks one."""
     where = {name: i for i, name in enumerate(names)}
-    _check_has(classes, where, source)
+    check_has(classes, where, source)
     return [where[c] for c in classes]
 
 
@@ -87,8 +91,19 @@ def roberta_threshold(classes: list[str], superclasses: str | None) -> np.ndarra
     return _from_file(HERE / "imagenet100_roberta_cosine.csv", classes, "--ranking roberta_threshold")
 
 
+def inaturalist(classes: list[str], superclasses: str | None) -> np.ndarray:
+    """A rank a level, from the species to the kingdom, by the names of iNaturalist's folders."""
+    source = "--ranking inaturalist"
+    return taxonomy.similarity(taxonomy.of_inaturalist(classes, source), classes, source)
+
+
 # --ranking NAME: classes, name of the data set's superclasses -> [C, C] similarities
-NAMED = {"identity": identity, "superclass": of_superclasses, "roberta_threshold": roberta_threshold}
+NAMED = {
+    "identity": identity,
+    "superclass": of_superclasses,
+    "roberta_threshold": roberta_threshold,
+    "inaturalist": inaturalist,
+}
 
 
 @dataclass(frozen=True)
@@ -158,16 +173,6 @@ def _most_similar(table: np.ndarray, n: int) -> np.ndarray:
     kept = np.zeros_like(table, dtype=bool)
     np.put_along_axis(kept, order, True, axis=1)
     return np.where(kept, table, 0.0)
-
-
-def _check_has(classes, names, source) -> None:
-    missing = [c for c in classes if c not in names]
-    if missing:
-        count = f"{len(missing)} in all" if len(missing) > 1 else "it alone"
-        unused = [name for name in names if name not in classes]  # of these, one may be a wrong spelling
-        near = closest(missing[0], unused)
-        instead = f"; it has {near}, which is no class: did you mean {missing[0]}?" if near else ""
-        raise InputError(f"{source}: lacks the class {missing[0]} of the data set ({count}){instead}")
 
 
 # ---- what a run prints before it trains ------------------------------------------------------------------------------

@@ -1,0 +1,170 @@
+"""Taxonomies: classes in genera in families, at any number of levels, as a ranking and for evaluation level by level.
+
+A taxonomy is a nested YAML file, a table `class,genus,family`, or what iNaturalist's folder names say of themselves.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets import texts
+from datasets.rankings.files import check_has
+from util import InputError
+
+# of iNaturalist 2021's folders, 00000_Animalia_Annelida_Clitellata_Haplotaxida_Lumbricidae_Lumbricus_terrestris, the
+# finest first; the species is the class itself
+INATURALIST = ("genus", "family", "order", "class", "phylum", "kingdom")
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """levels: names, the finest first; groups: class -> its group at each level, one lying in one of the next.
+
+    A group is named by its whole path, so that two of one name under different groups are two.
+    """
+
+    levels: tuple[str, ...]
+    groups: dict[str, tuple[tuple[str, ...], ...]]
+
+
+def labels(taxonomy: Taxonomy, classes: list[str], source: str) -> dict[str, torch.Tensor]:
+    """By level, the finest first: [C] the number of each class's group. InputError where the taxonomy lacks a class."""
+    check_has(classes, taxonomy.groups, source)
+    found = {}
+    for at, level in enumerate(taxonomy.levels):
+        names = [taxonomy.groups[c][at] for c in classes]
+        number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        found[level] = torch.tensor([number[name] for name in names])
+    return found
+
+
+def similarity(taxonomy: Taxonomy, classes: list[str], source: str) -> np.ndarray:
+    """[C, C] 1 on the diagonal, less by one step a level, 0 for classes that share no group.
+
+    With L levels above the class a step is min(0.25, 1 / (L + 1)): a rank of distance as everywhere, 0.75 inside a
+    superclass, and small enough that the farthest level is above 0. As NestedRINCELoss has it for L + 1 levels.
+    """
+    step = min(0.25, 1 / (len(taxonomy.levels) + 1))
+    found = np.zeros((len(classes),) * 2)
+    for distance, group in reversed(list(enumerate(labels(taxonomy, classes, source).values(), 1))):
+        group = group.numpy()
+        found = np.where(group[:, None] == group, 1 - distance * step, found)
+    np.fill_diagonal(found, 1.0)
+    return found
+
+
+# ---- readers ---------------------------------------------------------------------------------------------------------
+
+
+def of_yaml(content: dict, source: str) -> Taxonomy:
+    """What a file holds: mappings in mappings, down to lists of classes, all at one depth. `source` begins errors."""
+    found: dict[str, tuple[str, ...]] = {}
+    _leaves(content, (), found, source)
+    at = {len(path): name for name, path in found.items()}
+    if len(at) > 1:
+        raise InputError(
+            f"{source}: {at[min(at)]} lies {min(at)} deep, {at[max(at)]} {max(at)}; all classes must lie at one depth"
+        )
+    levels = tuple(f"level {number}" for number in range(1, max(at) + 1))
+    return Taxonomy(levels, {name: _nested(path) for name, path in found.items()})
+
+
+def _leaves(content, above: tuple[str, ...], found: dict, source: str) -> None:
+    """Adds class -> the names above it, the coarsest first."""
+    where = " / ".join(above) or "the file"
+    if isinstance(content, list) and above:
+        for name in content:
+            if not isinstance(name, str) or not name:
+                raise InputError(f"{source}: {where}: an empty name, or something else than one; quote such names")
+            if name in found:
+                raise InputError(f"{source}: class {name} stands in it twice")
+            found[name] = above
+        if not content:
+            raise InputError(f"{source}: {where} holds no class")
+    elif isinstance(content, dict) and content:
+        for name, inner in content.items():
+            if not isinstance(name, str) or not name:
+                raise InputError(f"{source}: {where}: an empty name, or something else than one; quote such names")
+            _leaves(inner, (*above, name), found, source)
+    else:
+        raise InputError(f"{source}: {where} must hold lines of `name: [class, class, ...]`, or names of names of them")
+
+
+def _nested(path: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """The groups of a class, the finest first, from its path, the coarsest first."""
+    return tuple(path[:end] for end in range(len(path), 0, -1))
+
+
+def is_table(rows: list[tuple[int, list[str]]]) -> bool:
+    """Whether a CSV is a taxonomy, `class,genus,family`, and no matrix of similarities: no class heads a column, and
+    not all cells are numbers.
+    """
+    if len(rows) < 2:
+        return False
+    (_, head), *body = rows
+    if {name for name in head[1:]} & {row[0] for _, row in body}:
+        return False
+    return not all(_is_number(cell) for _, row in body for cell in row[1:])
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        texts.number(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def of_rows(rows: list[tuple[int, list[str]]], source: str) -> Taxonomy:
+    """A table of texts.read_rows: the header `class,<finest level>,...,<coarsest>`, then a row a class."""
+    (_, head), *body = rows
+    if len(set(head)) < len(head) or len(head) < 2:
+        raise InputError(f"{source}: the first line must be `class,<finest level>,...,<coarsest>`, each name once")
+    found: dict[str, tuple[tuple[str, ...], ...]] = {}
+    parents: dict[tuple[int, str], str] = {}
+    for line, row in body:
+        if len(row) != len(head) or not all(row):
+            raise InputError(f"{source}, line {line}: must have {len(head)} entries, as the first line has")
+        name, *groups = row
+        if name in found:
+            raise InputError(f"{source}, line {line}: class {name} stands in it twice")
+        for at in range(len(groups) - 1):
+            if parents.setdefault((at, groups[at]), groups[at + 1]) != groups[at + 1]:
+                raise InputError(
+                    f"{source}, line {line}: {head[at + 1]} {groups[at]} lies in {head[at + 2]} {groups[at + 1]} and "
+                    f"in {parents[at, groups[at]]}; groups must be nested, the finest column first"
+                )
+        found[name] = _nested(tuple(reversed(groups)))
+    return Taxonomy(tuple(head[1:]), found)
+
+
+def of_inaturalist(classes: list[str], source: str) -> Taxonomy:
+    """What the names of iNaturalist's folders, number_kingdom_phylum_class_order_family_genus_species, say."""
+    found = {}
+    for name in classes:
+        parts = name.split("_")
+        if len(parts) < 8 or not parts[0].isdecimal():
+            raise InputError(
+                f"{source}: the class {name} is no folder of iNaturalist 2021, which are called "
+                "number_kingdom_phylum_class_order_family_genus_species"
+            )
+        found[name] = _nested(tuple(parts[1:7]))
+    return Taxonomy(INATURALIST, found)
+
+
+def read(name: str, flag: str) -> Taxonomy | None:
+    """The taxonomy of a YAML or CSV file; None of superclasses alone, of a matrix, and of anything else.
+
+    Raises InputError, naming `flag`, for a taxonomy that is none.
+    """
+    source = f"{flag} {name}"
+    if name.endswith((".yaml", ".yml")):
+        content = texts.read_yaml(Path(name), source, as_written=True)
+        deep = isinstance(content, dict) and any(isinstance(inner, dict) for inner in content.values())
+        return of_yaml(content, source) if deep else None
+    if name.endswith(".csv"):
+        rows = texts.read_rows(Path(name), source)
+        return of_rows(rows, source) if is_table(rows) else None
+    return None

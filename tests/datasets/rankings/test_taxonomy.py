@@ -1,0 +1,175 @@
+"""Taxonomies of several levels: what a file or a name says, the ranks they make, and evaluation level by level."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from commands import error_of, result, run
+
+from datasets import rankings, texts
+from datasets.rankings import builders, files, taxonomy
+from engine import training
+from losses import NestedRINCELoss
+from util import InputError
+
+NESTED = """animals:
+  cats:
+    big: [lion, tiger]
+    small: [tabby]
+  dogs:
+    hounds: [beagle]
+plants:
+  trees:
+    big: [oak, elm]
+"""
+ROWS = """class,genus,family,order
+lion,big,cats,animals
+tiger,big,cats,animals
+tabby,small,cats,animals
+beagle,hounds,dogs,animals
+oak,tall,trees,plants
+elm,tall,trees,plants
+"""
+CLASSES = ["lion", "tiger", "tabby", "beagle", "oak", "elm"]
+WANT = np.array([
+    [1, 0.75, 0.5, 0.25, 0, 0],
+    [0.75, 1, 0.5, 0.25, 0, 0],
+    [0.5, 0.5, 1, 0.25, 0, 0],
+    [0.25, 0.25, 0.25, 1, 0, 0],
+    [0, 0, 0, 0, 1, 0.75],
+    [0, 0, 0, 0, 0.75, 1],
+])  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text"), [("t.yaml", NESTED), ("t.csv", ROWS)])
+def test_a_ranking_has_a_rank_for_each_level_that_two_classes_share(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    found = rankings.source_table(f"{tmp_path}/{name}", CLASSES)
+    assert np.allclose(found, WANT)
+    some = rankings.source_table(f"{tmp_path}/{name}", ["elm", "lion", "oak"])
+    assert np.allclose(some, WANT[[5, 0, 4]][:, [5, 0, 4]])
+
+
+def test_groups_of_one_name_in_different_groups_are_two(tmp_path):
+    (tmp_path / "t.yaml").write_text(NESTED)
+    found = taxonomy.labels(taxonomy.read(f"{tmp_path}/t.yaml", "--ranking"), CLASSES, "t")
+    assert {name: of.tolist() for name, of in found.items()} == {
+        "level 1": [0, 0, 1, 2, 3, 3], "level 2": [0, 0, 0, 1, 2, 2], "level 3": [0, 0, 0, 0, 1, 1],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 6, 20])
+def test_the_steps_are_those_of_nested_groups_and_the_farthest_level_is_above_0(levels):
+    names = tuple(f"l{i}" for i in range(levels))
+    classes = [str(i) for i in range(levels + 2)]  # class i shares all but the first i - 1 levels with class 0
+    paths = {c: tuple(f"{c if at < i - 1 else 0}.{at}" for at in range(levels)) for i, c in enumerate(classes)}
+    groups = {c: tuple((g,) for g in of) for c, of in paths.items()}
+    first = taxonomy.similarity(taxonomy.Taxonomy(names, groups), classes, "t")[0]
+    step = min(0.25, 1 / (levels + 1))
+    assert first.tolist() == pytest.approx([1, *(1 - step * r for r in range(1, levels + 1)), 0])
+    nested = NestedRINCELoss(torch.arange(levels + 1).expand(3, -1), 0.1, 0.6)
+    assert nested.taus == pytest.approx([0.1 + 0.5 * (1 - s) for s in first[:-1]])
+
+
+def test_one_level_is_the_superclasses_as_they_were_to_the_bit(tmp_path):
+    (tmp_path / "s.yaml").write_text("a: [lion, tiger]\nb: [oak]\n")
+    (tmp_path / "s.csv").write_text("class,kind\nlion,a\ntiger,a\noak,b\n")
+    old = rankings.superclass_table(files.read_superclasses(tmp_path / "s.yaml"), ["oak", "lion", "tiger"], "s")
+    for name in ("s.yaml", "s.csv"):
+        assert np.array_equal(rankings.source_table(f"{tmp_path}/{name}", ["oak", "lion", "tiger"]), old)
+
+
+INAT = [
+    "00000_Animalia_Chordata_Aves_Piciformes_Picidae_Picus_viridis",
+    "00001_Animalia_Chordata_Aves_Piciformes_Picidae_Picus_canus_griseus",
+    "00002_Animalia_Chordata_Mammalia_Carnivora_Felidae_Felis_catus",
+    "00003_Plantae_Tracheophyta_Magnoliopsida_Fagales_Fagaceae_Quercus_robur",
+]
+
+
+def test_the_names_of_inaturalists_folders_say_their_levels():
+    found = rankings.source_table("inaturalist", INAT)
+    assert found[0].tolist() == pytest.approx([1, 6 / 7, 2 / 7, 0])  # of one genus; of one phylum; of nothing
+    levels = taxonomy.labels(taxonomy.of_inaturalist(INAT, "i"), INAT, "i")
+    assert list(levels) == ["genus", "family", "order", "class", "phylum", "kingdom"]
+    assert levels["phylum"].tolist() == [0, 0, 0, 1]
+    with pytest.raises(InputError, match="the class oak is no folder of iNaturalist 2021"):
+        rankings.source_table("inaturalist", [*INAT, "oak"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "want"),
+    [
+        ("class,genus\na,x\nb,x\n", True),
+        ("class,1,2\na,7,8\nb,7,9\n", False),  # numbers alone: a matrix whose header is wrong
+        ("class,a,b\na,1,0.5\nb,0.5,1\n", False),
+        ("class,a,b\na,1,x\nb,0.5,1\n", False),  # a matrix with a fault in it
+        ("class;a;b\na;1;0,5\nb;0,5;1\n", False),
+        ("class,genus\n", False),
+    ],
+)
+def test_a_matrix_is_told_from_a_taxonomy(tmp_path, rows, want):
+    (tmp_path / "r.csv").write_text(rows)
+    assert taxonomy.is_table(texts.read_rows(tmp_path / "r.csv", "")) == want
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("t.yaml", "a:\n  b: [x]\nc: [y]\n", "y lies 1 deep, x 2; all classes must lie at one depth"),
+        ("t.yaml", "a:\n  b: [x]\n  c: [x]\n", "class x stands in it twice"),
+        ("t.yaml", "a:\n  b: []\n", "a / b holds no class"),
+        ("t.yaml", "a:\n  b: 3\n", "a / b must hold lines of"),
+        ("t.yaml", "a:\n  b: [x, [y]]\n", "a / b: an empty name, or something else than one"),
+        ("t.csv", "class,genus,genus\nx,a,b\n", "the first line must be `class,<finest level>"),
+        ("t.csv", "class,genus,family\nx,a,f\ny,a\n", "line 3: must have 3 entries"),
+        ("t.csv", "class,genus,family\nx,a,f\nx,b,f\n", "line 3: class x stands in it twice"),
+        (
+            "t.csv",
+            "class,genus,family\nx,a,f\ny,a,g\n",
+            "line 3: genus a lies in family g and in f; groups must be nested, the finest column first",
+        ),
+        ("t.csv", "class,genus\nx,a\n", "lacks the class y of the data set"),
+    ],
+)
+def test_a_taxonomy_that_does_not_fit_is_one_line_with_its_place(tmp_path, name, text, reason):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError) as error:
+        rankings.source_table(f"{tmp_path}/{name}", ["x", "y"])
+    assert reason in str(error.value) and str(error.value).startswith(f"--ranking {tmp_path}/{name}")
+
+
+# ---- whole commands --------------------------------------------------------------------------------------------------
+
+
+def test_a_taxonomy_is_made_a_matrix_shown_and_compared(monkeypatch, capsys, tmp_path):
+    (tmp_path / "t.csv").write_text(ROWS)
+    run(monkeypatch, tmp_path, "superclass --from t.csv --out m.csv", "rankings")
+    table, classes = files.read_table(tmp_path / "m.csv")
+    assert np.allclose(table, builders.of_levels(f"{tmp_path}/t.csv")[0]) and classes == CLASSES
+    run(monkeypatch, tmp_path, "show t.csv --out t.png", "rankings")
+    run(monkeypatch, tmp_path, "compare t.csv m.csv", "rankings")
+    printed = capsys.readouterr().out
+    assert "lion - tiger: 0.75, in training 0.75" in printed and "t.csv and m.csv: Spearman 1.00" in printed
+
+
+def test_retrieval_looks_at_every_level(monkeypatch, capsys, tmp_path):
+    digits = [str(d) for d in range(10)]
+    rows = [f"{d},{'odd' if int(d) % 2 else 'even'},{'all'}" for d in digits]
+    (tmp_path / "t.csv").write_text("class,parity,everything\n" + "\n".join(rows) + "\n")
+    torch.manual_seed(0)
+    encoder = training.build_encoder("resnet8", small_images=True).state_dict()
+    torch.save({"model": encoder, "options": {"model": "resnet8"}}, tmp_path / "a.pth")
+    run(monkeypatch, tmp_path, "--ckpt a.pth --labelset levels --superclasses t.csv", "retrieval")
+    metrics = result(tmp_path, "retrieval_*")["metrics"]
+    assert list(metrics) == ["class", "parity", "everything"]
+    assert metrics["class"]["mAP"] < metrics["parity"]["mAP"] < metrics["everything"]["mAP"] == pytest.approx(100)
+    for words, reason in (
+        ("", "--labelset levels: give --superclasses a taxonomy"),
+        ("--superclasses none.csv", "--superclasses none.csv: no such file"),
+        ("--superclasses inaturalist", "--superclasses inaturalist: the class 0 is no folder of iNaturalist"),
+    ):
+        command = f"--ckpt a.pth --labelset levels {words}"
+        assert reason in error_of(monkeypatch, capsys, tmp_path, command, "retrieval")
+    assert json.dumps(metrics)
