@@ -38,9 +38,11 @@ class Levels:
 
     @classmethod
     def of_groups(cls, groups: Tensor) -> "Levels":
-        """Nested groups [C, L]: rank r of L has similarity 1 - r / L, the share of the levels that two labels share."""
+        """Nested groups [C, L]: rank r has similarity 1 - r min(0.25, 1 / L), as in training (NestedRINCELoss)."""
         levels = groups.shape[1]
-        return cls(1 - torch.arange(levels + 1, dtype=torch.float64) / levels, groups, nested=True)
+        values = 1 - torch.arange(levels + 1, dtype=torch.float64) * min(0.25, 1 / levels)
+        values[-1] = 0  # unrelated
+        return cls(values, groups, nested=True)
 
     def between(self, labels: Tensor, others: Tensor) -> Tensor:
         """[Q, G] the rank that each of others [Q, G] has for labels [Q]."""

@@ -119,11 +119,13 @@ def test_chunks_change_nothing():
 
 def test_nested_groups_are_the_table_of_the_levels_that_labels_share():
     groups = torch.tensor([[0, 0, 0], [1, 0, 0], [2, 1, 0], [3, 2, 1]])
-    table = [[sum(a == b for a, b in zip(x, y, strict=True)) / 3 for y in groups.tolist()] for x in groups.tolist()]
+    shared = [[sum(a == b for a, b in zip(x, y, strict=True)) for y in groups.tolist()] for x in groups.tolist()]
+    table = [[{3: 1, 2: 0.75, 1: 0.5, 0: 0}[n] for n in row] for row in shared]
     data = made(2, ties=True)
     of_groups = rank_metrics(*data, Levels.of_groups(groups))
     assert of_groups == pytest.approx(rank_metrics(*data, Levels.of_table(torch.tensor(table).double())))
-    assert Levels.of_groups(groups).values.tolist() == pytest.approx([1, 2 / 3, 1 / 3, 0])
+    assert Levels.of_groups(groups).values.tolist() == [1, 0.75, 0.5, 0]
+    assert Levels.of_groups(groups[:, [0] * 10]).values.tolist() == pytest.approx([1 - r / 10 for r in range(11)])
 
 
 @pytest.mark.parametrize(

@@ -79,10 +79,10 @@ def test_images_of_nested_groups_look_for_one_another_at_every_level(monkeypatch
     # a_0 and a_1 share a frame, a_2 their shot, b_0 their video; b_1 is alone everywhere
     assert record["queries"] == {"frame": 2, "shot": 3, "video": 4}
     assert record["images"] == {"train": 5, "test": 5}
-    assert record["similarity_of_ranks"] == pytest.approx([1, 2 / 3, 1 / 3, 0])
+    assert record["similarity_of_ranks"] == pytest.approx([1, 0.75, 0.5, 0])
     assert {"AUROC 0>1", "AUROC 1>2", "AUROC 2>3", "NDCG", "H-AP", "ASI"} <= record["metrics"]["ranks"].keys()
     assert record["metrics"]["video"]["R@5"] == 100  # all others are among the first four
-    assert "ranks by similarity: 0: 1, 1: 0.667, 2: 0.333, 3: 0" in printed
+    assert "ranks by similarity: 0: 1, 1: 0.75, 2: 0.5, 3: 0" in printed
     (tmp_path / "alone.csv").write_text("image,frame\na/a_0.JPEG,f1\na/a_1.JPEG,f2\n")
     refused = error_of(monkeypatch, capsys, tmp_path, evaluate.replace("groups", "alone"), script="retrieval")
     assert "no two images share a group at any level" in refused
