@@ -55,7 +55,11 @@ def load_data(args):
     wnids = [c for c in shared if re.fullmatch(r"n\d{8}", c)]  # the same in every folder
     if (same and shared) or wnids:
         raise InputError(f"--outlier_classes: class {shared[0]} is an inlier too; leave it out of one with --hold_out")
-    folders = [{os.path.realpath(os.path.dirname(f)) for f in x.images if isinstance(f, str)} for x in (test, outliers)]
+    lists = ".csv" in (Path(args.data_folder).suffix, Path(args.data_folder_outliers).suffix)  # one folder may hold all
+    folders = [
+        {os.path.realpath(f if lists else os.path.dirname(f)) for f in x.images if isinstance(f, str)}
+        for x in (test, outliers)
+    ]
     if folders[0] & folders[1]:
         raise InputError(
             f"--data_folder_outliers {args.data_folder_outliers}: holds inliers, {min(folders[0] & folders[1])}"

@@ -14,7 +14,7 @@ from PIL import Image
 
 import datasets
 import util
-from datasets import decoding, packed, sources, texts
+from datasets import decoding, lists, packed, sources, texts
 from datasets.decoding import find_damage, write_list
 from datasets.packed import MAGIC, TAIL
 from util import InputError
@@ -27,17 +27,13 @@ class DamagedImage(InputError):
 
 
 def pack(folder: Path, out: Path, side: int, format: str, skip: str | None, check: bool) -> None:
-    """train.pack, and val.pack where there is a validation folder, of a folder of class folders, in the folder `out`.
+    """train.pack, and val.pack where there are validation images, of a folder of class folders or an image list, in the
+    folder `out`.
 
     side, format: as `write` takes them; skip: file that lists images to leave out; check: verify every image of the
     packs.
     """
-    try:
-        found = {"train": sources.split_folder(folder, "train")}
-    except InputError as error:
-        raise InputError(f"--data_folder {error}") from None
-    with contextlib.suppress(InputError):
-        found["val"] = sources.split_folder(folder, "test")
+    found = _roots(folder)
     for split, root in found.items():
         if root.suffix == ".pack":
             raise InputError(f"--data_folder {folder}: {root} is a pack already")
@@ -65,6 +61,23 @@ def pack(folder: Path, out: Path, side: int, format: str, skip: str | None, chec
                     f"--check: {len(damaged)} of {len(images)} images are damaged, as {min(damaged.items())[1]}"
                 )
         print("checked: every image is as it was written")
+
+
+def _roots(folder: Path) -> dict[str, Path]:
+    """By split, "train" and where there is one "val": the folder that its images lie in."""
+    if lists.is_list(folder):
+        found = {"train": folder.parent}
+        with contextlib.suppress(InputError):
+            lists.read(folder, "test")
+            found["val"] = folder.parent
+        return found
+    try:
+        found = {"train": sources.split_folder(folder, "train")}
+    except InputError as error:
+        raise InputError(f"--data_folder {error}") from None
+    with contextlib.suppress(InputError):
+        found["val"] = sources.split_folder(folder, "test")
+    return found
 
 
 def _all_damaged(first: InputError, folder: Path, splits, out: Path, skip: str | None) -> InputError:

@@ -285,7 +285,7 @@ def get_parser():
         type=util.user_path,
         required=True,
         metavar="DIR",
-        help="folder of class folders, as training takes it",
+        help="folder of class folders or image list, as training takes it",
     )
     k.add_argument(
         "--out", type=util.user_path, required=True, metavar="DIR", help="folder of the packs: the new --data_folder"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import packed, texts
+from datasets import lists, packed, texts
 from datasets.folders import LeftOut, existing_folder, holds_classes, images_below, subfolders
 from util import InputError
 
@@ -142,10 +142,13 @@ def split_folder(folder: Path, split: str) -> Path:
 
 
 def image_folder(folder: Path, split: str):
-    """A folder of class folders, with or without train/ and val/; classes in sorted order, images at any depth.
+    """A folder of class folders, with or without train/ and val/; classes in sorted order, images at any depth. Or an
+    image list.
 
     Beside images, labels and classes: what was left out.
     """
+    if lists.is_list(folder):
+        return lists.read(folder, split)
     folder = split_folder(folder, split)
     if folder.suffix == ".pack":
         return packed.read(folder)
@@ -171,9 +174,12 @@ def _with(left_out: LeftOut, text: str) -> str:
 
 def any_images(folder: Path, split: str):
     """The images of a folder's train/ or val/ where it has one, else (and for "all") of the whole folder, at any depth.
+    Or those of an image list.
 
     The folder that an image lies in is its class. Beside images, labels and classes: what was left out.
     """
+    if lists.is_list(folder):
+        return lists.read_outliers(folder, split)
     existing_folder(folder, str(folder))
     names = {"train": ("train",), "test": ("val", "test")}.get(split, ())
     for name in names:

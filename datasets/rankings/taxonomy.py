@@ -1,6 +1,7 @@
 """Taxonomies: classes in genera in families, at any number of levels, as a ranking and for evaluation level by level.
 
-A taxonomy is a nested YAML file, a table `class,genus,family`, or what iNaturalist's folder names say of themselves.
+A taxonomy is a nested YAML file, a table `class,genus,family`, the further columns of an image list, or what
+iNaturalist's names of folders say.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets import texts
+from datasets import lists, texts
 from datasets.rankings.files import check_has
 from util import InputError
 
@@ -155,7 +156,7 @@ def of_inaturalist(classes: list[str], source: str) -> Taxonomy:
 
 
 def read(name: str, flag: str) -> Taxonomy | None:
-    """The taxonomy of a YAML or CSV file; None of superclasses alone, of a matrix, and of anything else.
+    """The taxonomy of a YAML or CSV file, or of an image list; None of superclasses alone, a matrix, or anything else.
 
     Raises InputError, naming `flag`, for a taxonomy that is none.
     """
@@ -166,5 +167,6 @@ def read(name: str, flag: str) -> Taxonomy | None:
         return of_yaml(content, source) if deep else None
     if name.endswith(".csv"):
         rows = texts.read_rows(Path(name), source)
+        rows = lists.levels(rows, source) or rows
         return of_rows(rows, source) if is_table(rows) else None
     return None

@@ -1,0 +1,90 @@
+"""Image lists: a CSV `path,label,split` instead of folders, for images that lie as they lie. Further columns are levels
+of a taxonomy of the labels, which datasets.rankings reads from the same file.
+"""
+
+import os
+from pathlib import Path
+
+from datasets import texts
+from util import InputError
+
+SPLITS = {"train": ("train",), "test": ("val", "test"), "all": ("train", "val", "test")}
+
+
+def is_list(path: Path) -> bool:
+    """Whether a --data_folder is an image list, existing or not."""
+    return path.suffix.lower() == ".csv"
+
+
+def read(path: Path, split: str) -> tuple[list[str], list[int], list[str]]:
+    """Images, labels and sorted classes of a split of a list: "train", "test" (rows of val or test), or "all".
+
+    Paths are relative to the list's own folder. The whole list is looked at, whichever split is asked for. Raises
+    InputError, naming file and line, for a file that is not there or there twice, an unknown split, or a label of test
+    images that no training image has.
+    """
+    rows, columns = _rows(path)
+    seen: dict[str, int] = {}
+    images, of_split = [], columns.get("split")
+    for line, row in rows:
+        image = os.path.join(path.parent, row[0])
+        if not os.path.isfile(image):
+            raise InputError(f"{path}, line {line}: there is no image {image}; paths are relative to the list's folder")
+        if seen.setdefault(image, line) != line:
+            raise InputError(f"{path}, line {line}: the image {row[0]} stands in line {seen[image]} too")
+        part = row[of_split] if of_split is not None else "train"
+        if part not in SPLITS["all"]:
+            raise InputError(f"{path}, line {line}: split {part} is none of train, val and test")
+        images.append((image, row[1], part, line))
+    known = {label for _, label, part, _ in images if part == "train"}
+    for _, label, part, line in images:
+        if part != "train" and label not in known and known:
+            raise InputError(f"{path}, line {line}: no training image has the label {label}")
+    chosen = [(image, label) for image, label, part, _ in images if part in SPLITS[split]]
+    if not chosen:
+        hint = "" if of_split is not None else "; it has no column split, so that all are training images"
+        raise InputError(f"{path}: has no row of the split {' or '.join(SPLITS[split])}{hint}")
+    classes = sorted({label for _, label in chosen})
+    number = {name: i for i, name in enumerate(classes)}
+    return [image for image, _ in chosen], [number[label] for _, label in chosen], classes
+
+
+def read_outliers(path: Path, split: str) -> tuple[list[str], list[int], list[str]]:
+    """As `read`; a list without splits is taken whole, as a folder without them is."""
+    return read(path, split if "split" in _rows(path)[1] else "all")
+
+
+def _rows(path: Path) -> tuple[list[tuple[int, list[str]]], dict[str, int]]:
+    """The rows of a list with their lines, and the place of each column."""
+    found = texts.read_rows(path, str(path))
+    head = found[0][1] if found else []
+    if head[:2] != ["path", "label"] or len(set(head)) < len(head):
+        raise InputError(f"{path}: the first line of an image list must be `path,label`, or `path,label,split`")
+    if len(found) < 2:
+        raise InputError(f"{path}: names no image")
+    for line, row in found[1:]:
+        if len(row) != len(head) or not all(row):
+            raise InputError(f"{path}, line {line}: must have {len(head)} entries, as the first line has")
+    return found[1:], {name: place for place, name in enumerate(head)}
+
+
+def levels(rows: list[tuple[int, list[str]]], source: str) -> list[tuple[int, list[str]]] | None:
+    """The columns of a list beyond path, label and split as rows `label,<finest level>,...` of a taxonomy, one a label,
+    the header first; None of a table that is no list. Raises InputError where a label has two groups, or there is no
+    such column.
+    """
+    head = rows[0][1] if rows else []
+    if head[:2] != ["path", "label"]:
+        return None
+    places = [at for at, name in enumerate(head) if name not in ("path", "split")]
+    if len(places) < 2:
+        raise InputError(f"{source}: an image list without levels beside path, label and split is no ranking")
+    found: dict[str, tuple[int, list[str]]] = {}
+    for line, row in rows[1:]:
+        if len(row) != len(head):
+            raise InputError(f"{source}, line {line}: must have {len(head)} entries, as the first line has")
+        label, *groups = (row[at] for at in places)
+        if found.setdefault(label, (line, groups))[1] != groups:
+            raise InputError(f"{source}, line {line}: {label} lies in other groups than in line {found[label][0]}")
+    body = [(line, [label, *groups]) for label, (line, groups) in found.items()]
+    return [(rows[0][0], ["class", *(head[at] for at in places[1:])]), *body]

@@ -1,0 +1,120 @@
+"""Image lists in the place of folders: what they name, faults by their line, whole commands, packs, levels."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from commands import error_of, result, run
+from made_data import make_image_folders
+
+import datasets
+from datasets import rankings
+from util import InputError
+
+HEAD = "path,label,split,genus,family\n"
+OF = {"lion": "Panthera,Felidae", "tiger": "Panthera,Felidae", "wolf": "Canis,Canidae"}
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """Images in one folder, and a list of them beside it: six a class for training, two for validation."""
+    make_image_folders(tmp_path / "made", list(OF), each=8)
+    (tmp_path / "flat").mkdir()
+    rows = []
+    for name, groups in OF.items():
+        for i, file in enumerate(sorted((tmp_path / "made" / name).iterdir())):
+            shutil.move(file, tmp_path / "flat" / file.name)
+            rows.append(f"flat/{file.name},{name},{'val' if i > 5 else 'train'},{groups}")
+    (tmp_path / "list.csv").write_text(HEAD + "\n".join(rows[::-1]) + "\n")
+    return tmp_path
+
+
+def test_a_list_names_images_labels_and_splits(listed):
+    train, test = datasets.build_pair("path", listed / "list.csv")
+    assert train.classes == test.classes == ["lion", "tiger", "wolf"]
+    assert torch.bincount(train.labels).tolist() == [6, 6, 6] and torch.bincount(test.labels).tolist() == [2, 2, 2]
+    assert all(train.classes[y] in f for data in (train, test) for f, y in zip(data.images, data.labels, strict=True))
+    assert len(datasets.build_outliers("path", listed / "list.csv", "all")) == 24
+    assert train.image(0).size == (train.image(0).width, train.image(0).height)
+
+
+def test_a_list_without_splits_is_for_training_alone_and_paths_may_be_absolute(listed):
+    file = sorted((listed / "flat").iterdir())[0]
+    (listed / "other.csv").write_text(f"path;label\n{file};a\n")
+    assert datasets.build("path", listed / "other.csv").images == [str(file)]
+    with pytest.raises(InputError, match="no row of the split val or test; it has no column split"):
+        datasets.build("path", listed / "other.csv", "test")
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ("", "the first line of an image list must be `path,label`"),
+        ("image,label\n", "the first line of an image list must be `path,label`"),
+        ("path,label\n", "names no image"),
+        ("path,label\nflat/none.jpg,a\n", "line 2: there is no image"),
+        ("path,label,split\nIMAGE,a,train\nIMAGE,b,train\n", "line 3: the image IMAGE stands in line 2 too"),
+        ("path,label,split\nIMAGE,a,training\n", "line 2: split training is none of train, val and test"),
+        ("path,label,split\nIMAGE,a,train\nOTHER,b,val\n", "line 3: no training image has the label b"),
+        ("path,label,split\nIMAGE,a\n", "line 2: must have 3 entries"),
+        ("path,label,split\nIMAGE,a,val\n", "has no row of the split train"),
+    ],
+)
+def test_a_fault_in_a_list_is_one_line_with_its_place(monkeypatch, capsys, listed, rows, reason):
+    first, second = (f"flat/{file.name}" for file in sorted((listed / "flat").iterdir())[:2])
+    text = {"IMAGE": first, "OTHER": second}
+    for name, path in text.items():
+        rows, reason = rows.replace(name, path), reason.replace(name, path)
+    (listed / "bad.csv").write_text(rows)
+    command = "--dataset path --data_folder bad.csv --ranking identity --model resnet8 --size 32"
+    error = error_of(monkeypatch, capsys, listed, command)
+    assert "--data_folder bad.csv" in error and reason in error
+    assert not (listed / "save").exists()
+
+
+def test_a_list_trains_by_its_own_levels_and_is_evaluated_and_packed(monkeypatch, capsys, listed):
+    common = "--dataset path --data_folder list.csv --size 32 --num_workers 0 --batch_size 6"
+    training = f"{common} --model resnet8 --epochs 1 --memorybank_size 12 --exp_name a"
+    run(monkeypatch, listed, f"{training} --ranking list.csv")
+    printed = capsys.readouterr().out
+    assert "18 images, 3 classes" in printed and "lion: tiger 0.75" in printed
+    evaluate = f"{common} --ckpt save/SupCon/path_models/a"
+    run(monkeypatch, listed, f"{evaluate} --labelset levels --superclasses list.csv --ranking checkpoint", "retrieval")
+    found = result(listed, "retrieval_*")
+    assert list(found["metrics"]) == ["class", "genus", "family", "ranks"] and found["images"]["test"] == 6
+    run(monkeypatch, listed, "pack --data_folder list.csv --out packs --side 64 --check", "datasets.prepare")
+    of_list, of_pack = (datasets.build_pair("path", listed / name) for name in ("list.csv", "packs"))
+    for a, b in zip(of_list, of_pack, strict=True):
+        assert a.classes == b.classes and torch.equal(a.labels, b.labels)
+        assert np.abs(np.asarray(a.image(0), int) - np.asarray(b.image(0), int)).mean() < 8
+    outliers = f"{evaluate} --dataset_outliers path --detector knn --knn_k 3 --data_folder_outliers"
+    (listed / "out.csv").write_text("path,label\n" + f"made/{make_one(listed)},x\n")
+    run(monkeypatch, listed, f"{outliers} out.csv", "out_of_dist_detection")
+    error = error_of(monkeypatch, capsys, listed, f"{outliers} list.csv", "out_of_dist_detection")
+    assert "holds inliers" in error
+
+
+def make_one(folder) -> str:
+    """An image in a folder of its own, below `made`."""
+    make_image_folders(folder / "made", ["x"], each=1)
+    return f"x/{next((folder / 'made' / 'x').iterdir()).name}"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("path,label\na,lion\n", "an image list without levels beside path, label and split is no ranking"),
+        ("path,label,genus\na,lion,x\nb,lion,y\n", "line 3: lion lies in other groups than in line 2"),
+        ("path,label,genus\na,lion\n", "line 2: must have 3 entries"),
+        (
+            "path,label,genus,family\na,lion,x,f\nb,wolf,x,g\n",
+            "line 3: genus x lies in family g and in f; groups must be nested",
+        ),
+    ],
+)
+def test_a_list_that_is_no_taxonomy_is_one_line(tmp_path, text, reason):
+    (tmp_path / "l.csv").write_text(text)
+    with pytest.raises(InputError) as error:
+        rankings.source_table(f"{tmp_path}/l.csv", ["lion"])
+    assert reason in str(error.value)
