@@ -214,11 +214,11 @@ def add_training(p, warm: str = "linear warm-up over 10 epochs; always above bat
     flag(g, "--overwrite", help="start anew in a folder that holds a run; its files are replaced")
 
 
-def add_evaluation(p, several: bool = False) -> None:
+def add_evaluation(p, several: bool = False, required: bool = True) -> None:
     """Whose features, and where results go. several: --ckpt takes any number, for `all_wanted`."""
     g = p.add_argument_group("frozen encoders" if several else "frozen encoder")
     ckpt = "checkpoint, ours or published, or a run's folder with last.pth" + ("; any number" if several else "")
-    g.add_argument("--ckpt", type=user_text, required=True, nargs="+" if several else None, help=ckpt)
+    g.add_argument("--ckpt", type=user_text, required=required, nargs="+" if several else None, help=ckpt)
     g.add_argument("--model", help="encoder (None: as the checkpoint says)")
     g.add_argument("--model_type", choices=["contrastive", "cross_entropy"], help="its training (None: as in the file)")
     g.add_argument("--features_cache", type=user_text, metavar="DIR", help="keep features here, and reuse them")

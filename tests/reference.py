@@ -223,6 +223,15 @@ def retrieval(features, labels, gallery, gallery_labels, topk):
     return {**result, "AP": area, "AP-published": rectangles, "mAP": mean_ap}
 
 
+def confusion(counts):
+    """Similarity from counts of true classes [row] taken for others [column]: mean of both ways over the largest."""
+    n = len(counts)
+    way = [[x / sum(row) for x in row] for row in counts]
+    both = [[(way[i][j] + way[j][i]) / 2 for j in range(n)] for i in range(n)]
+    most = max(both[i][j] for i in range(n) for j in range(n) if i != j)
+    return [[1.0 if i == j else both[i][j] / most for j in range(n)] for i in range(n)]
+
+
 def spearman(x, y):
     """Spearman's rho of two lists, ties by their mean rank."""
 

@@ -13,7 +13,7 @@ import datasets
 import recipes
 import util
 from datasets import packing, prepare, sources
-from datasets.rankings import builders, instances
+from datasets.rankings import builders, instances, text_encoders
 from engine import config
 from util import InputError
 
@@ -91,7 +91,7 @@ def test_a_file_in_the_place_of_a_data_folder_is_called_one(a_file, name):
         lambda f: prepare.awa2(f),
         lambda f: prepare.imagenet100(f),
         lambda f: builders.read_classes(None, f),
-        lambda f: builders.text_encoder("./file"),
+        lambda f: text_encoders.text_encoder("./file"),
     ],
 )
 def test_so_it_is_wherever_else_a_folder_is_wanted(a_file, call):

@@ -1,96 +1,17 @@
 """Makes tables of class similarity: from class names, superclasses, features, and noise."""
 
 import pickle
-import re
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 import datasets
-from datasets import folders, rankings
-from datasets.folders import existing_folder
-from datasets.rankings import files, pooling, taxonomy
-from util import InputError, reason
-
-ENCODER = "sentence-transformers/all-distilroberta-v1"
-
+from datasets import folders, rankings, texts
+from datasets.rankings import files, taxonomy
+from util import InputError
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TextEncoder:
-    """Tokenizer and model; pooling: modes of pooling.MODES; about: revision and pooling, in words."""
-
-    tokenizer: Any
-    model: Any
-    pooling: tuple[str, ...]
-    about: str
-
-
-def embed(texts: list[str], encoder: TextEncoder, batch: int = 64) -> torch.Tensor:
-    """[n, d] unit vectors: a text's last hidden states, pooled over its tokens (Reimers and Gurevych 2019)."""
-    found = []
-    for start in range(0, len(texts), batch):
-        inputs = encoder.tokenizer(texts[start : start + batch], padding=True, truncation=True, return_tensors="pt")
-        with torch.no_grad():
-            hidden = encoder.model(**inputs).last_hidden_state.double()
-        found.append(pooling.pool(hidden, inputs["attention_mask"], encoder.pooling))
-    return torch.nn.functional.normalize(torch.cat(found), dim=1)
-
-
-def text_encoder(name: str) -> TextEncoder:
-    """The text encoder of a hub name or local folder, with its own pooling, the mean of the tokens if it names none.
-
-    Raises InputError if it cannot be had, or pools in a way that is not known.
-    """
-    if name.startswith((".", "/", "~")):  # no name of the hub: ask nobody
-        existing_folder(Path(name).expanduser(), f"--model {name}")
-    from transformers import AutoModel, AutoTokenizer
-
-    try:
-        modes, part = pooling.configured(partial(_model_file, name), f"--model {name}")
-        tokenizer = AutoTokenizer.from_pretrained(name, subfolder=part)
-        model = AutoModel.from_pretrained(name, subfolder=part).eval()
-    except InputError:
-        raise
-    except Exception as error:  # no such folder, no network, a damaged file: transformers has an exception for each
-        raise InputError(
-            f"--model {name}: cannot be loaded ({reason(error)}); fetch it where there is a network, with "
-            f"`hf download {ENCODER} --local-dir FOLDER`, and give --model FOLDER"
-        ) from None
-    revision = getattr(model.config, "_commit_hash", None) or "local folder"
-    words = f"pooling {' and '.join(modes)}" if modes else "pooling mean, since the model names none"
-    return TextEncoder(tokenizer, model, modes or ("mean",), f"revision {revision}, {words}")
-
-
-def _model_file(name: str, file: str) -> Path | None:
-    """Where a file of a model lies, fetched from the hub where need be; None where the model has none such."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder / file if (folder / file).is_file() else None
-    import huggingface_hub as hub
-
-    kept = hub.try_to_load_from_cache(name, file)
-    if kept is hub._CACHED_NO_EXIST:
-        return None
-    try:
-        return Path(kept or hub.hf_hub_download(name, file))
-    except hub.errors.LocalEntryNotFoundError:  # no network: whether there is one cannot be known
-        raise
-    except hub.errors.EntryNotFoundError:
-        return None
-
-
-def cosines(names: dict[str, str], model_name: str, template: str) -> tuple[np.ndarray, str]:
-    """[C, C] cosines of the names' embeddings, rounded to six places, and what they were made of, in words."""
-    encoder = text_encoder(model_name)
-    table = cosine_matrix(embed([template.format(name) for name in names.values()], encoder).numpy())
-    return table, f"cosine of class names; model {model_name}, {encoder.about}, template {template!r}"
 
 
 def superclass_table(groups: dict[str, list[str]]) -> tuple[np.ndarray, list[str]]:
@@ -118,21 +39,46 @@ def cosine_matrix(x: np.ndarray) -> np.ndarray:
     return table
 
 
-def of_names(names: dict[str, str], model: str, template: str) -> tuple[np.ndarray, list[str], str]:
-    """Cosines [C, C] of the embeddings of class names, the classes, and what they are, in words.
+def confusion(counts: np.ndarray) -> np.ndarray:
+    """[C, C] similarity from counts, or mean probabilities, of true classes [row] that are taken for others [column].
 
-    names: class -> name; model: hub name or folder; template: text that holds {} once, for the name. Raises InputError.
+    The probability that an image of either class is taken for the other, (P(j | i) + P(i | j)) / 2, over the largest
+    of any two classes, so that it lies in [0, 1] whatever the classifier's accuracy; rounded to six places; 1 on the
+    diagonal. Raises ValueError where a class has no image, or no two classes are ever confused.
     """
-    if template.count("{}") != 1:
-        raise InputError(f"--template {template!r}: must hold {{}} once, for the name")
-    nameless = [c for c, name in names.items() if re.fullmatch(r"n\d{8}", name)]
-    if nameless:
-        raise InputError(
-            f"the name of the wnid {nameless[0]} is not known here ({len(nameless)} such); give --names with lines "
-            "of wnid,name"
-        )
-    table, about = cosines(names, model, template)
-    return table, list(names), about
+    counts = np.asarray(counts, dtype=float)
+    if not (counts.sum(1) > 0).all():
+        raise ValueError(f"class {int((counts.sum(1) == 0).argmax())} has no image")
+    share = counts / counts.sum(1, keepdims=True)
+    both = (share + share.T) / 2
+    np.fill_diagonal(both, 0)
+    if not both.any():
+        raise ValueError("no image is taken for one of another class: there is nothing to tell similarity by")
+    table = np.round(both / both.max(), 6)
+    np.fill_diagonal(table, 1.0)
+    return table
+
+
+def of_counts(path: Path) -> tuple[np.ndarray, list[str], str]:
+    """`confusion` of a CSV of counts, first line `class,a,b,...`, then a row a true class; classes; and in words."""
+    source = f"--from {path}"
+    rows = texts.read_rows(path, source)
+    head = rows[0][1] if rows else []
+    classes = [row[0] for _, row in rows[1:]]
+    if len(head) < 3 or head[1:] != classes or len(set(classes)) < len(classes):
+        raise InputError(f"{source}: must be `class,a,b,...`, then a row for each of these, in order")
+    counts = np.zeros((len(classes),) * 2)
+    for at, (line, row) in enumerate(rows[1:]):
+        try:
+            counts[at] = [texts.number(cell) for cell in row[1:]]
+        except ValueError:
+            raise InputError(f"{source}, line {line}: must hold {len(classes)} numbers") from None
+        if not (np.isfinite(counts[at]) & (counts[at] >= 0)).all():
+            raise InputError(f"{source}, line {line}: holds counts below 0, or none")
+    try:
+        return confusion(counts), classes, f"confusions of {path}"
+    except ValueError as error:
+        raise InputError(f"{source}: {error}") from None
 
 
 def of_noise(source: Path, share: float, seed: int) -> tuple[np.ndarray, list[str], str]:

@@ -1,5 +1,6 @@
 """Rankings held against one another, and what a loss would find in a bank: what can be said before training."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -243,3 +244,19 @@ def diagnosis(names: list[str], ranks: table.Ranks, bank: int, k: int, permutati
     for name, values in tables.items():
         lines += ["", *as_trained(name, values, ranks, classes, bank)]
     return Diagnosis(tables, classes, lines, rho)
+
+
+def shown(name: str, ranks: table.Ranks) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
+    """Of a ranking's file: its table [C, C], the one that training takes, the names of its classes in words, and a line
+    for each of the ten most similar pairs. Raises InputError.
+    """
+    deep = name.endswith((".yaml", ".yml")) or taxonomy.read(name, "show")
+    values, classes = builders.of_levels(name, "show") if deep else files.read_table(Path(name), "show")
+    trained = table.to_similarity(values, ranks, f"show {name}").numpy()
+    pairs = sorted(itertools.combinations(range(len(classes)), 2), key=lambda p: -values[p])
+    words = files.in_words(classes)
+    lines = [
+        f"{words[classes[a]]} - {words[classes[b]]}: {values[a, b]:.4g}, in training {float(trained[a, b]):g}"
+        for a, b in pairs[:10]
+    ]
+    return values, trained, list(words.values()), lines

@@ -81,6 +81,8 @@ def configured(fetch: Callable[[str], Path | None], source: str) -> tuple[tuple[
         names = [kind.rpartition(".")[2] if kind.startswith("sentence_transformers.") else kind for kind, _ in kinds]
     except (TypeError, KeyError, AttributeError):
         raise InputError(f"{source}: {listed} is not a list of modules with type and path") from None
+    if names == ["CLIPModel"]:  # pools by itself
+        return None, kinds[0][1]
     for name in names:
         if name not in ("Transformer", "Pooling", "Normalize"):
             raise InputError(f"{source}: {listed} has a module {name}; only Transformer, Pooling, Normalize are known")

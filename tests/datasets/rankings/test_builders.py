@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaModel
 
 import datasets
 from datasets import augmentation, rankings
-from datasets.rankings import builders, files
+from datasets.rankings import builders, files, text_encoders
 from engine import checkpoint
 from figures.ranking import clustered
 from networks import resnet
@@ -74,12 +74,12 @@ def by_hand(folder, text, modes=("mean",)):
 
 
 def test_embeddings_equal_mean_pooling_by_hand_and_padding_changes_none(encoder):
-    found = builders.text_encoder(str(encoder))
+    found = text_encoders.text_encoder(str(encoder))
     assert found.about == "revision local folder, pooling mean, since the model names none"
-    together = builders.embed(NAMES, found)  # padded to the longest
+    together = text_encoders.embed(NAMES, found)  # padded to the longest
     for text, row in zip(NAMES, together.tolist(), strict=True):
         assert row == pytest.approx(by_hand(encoder, text), abs=1e-5)
-    small = builders.embed(NAMES, found, batch=1)
+    small = text_encoders.embed(NAMES, found, batch=1)
     assert torch.allclose(small, together, atol=1e-5)
 
 
@@ -124,15 +124,17 @@ POOLED = {
 def test_a_models_own_pooling_is_followed_whatever_the_padding(tmp_path, encoder, name, side):
     config, modes = POOLED[name]
     kinds = NEWER if "newer" in name else (TRANSFORMER, POOLING, NORMALIZE)
-    found = builders.text_encoder(configure(encoder, tmp_path / "model", config, kinds, side))
-    assert found.tokenizer.padding_side == side
+    found = text_encoders.text_encoder(configure(encoder, tmp_path / "model", config, kinds, side))
+    assert found.tokenize.func.padding_side == side
     assert found.about.endswith(f"pooling {' and '.join(modes)}")
-    together = builders.embed(NAMES, found)
+    together = text_encoders.embed(NAMES, found)
     for text, row in zip(NAMES, together.tolist(), strict=True):
-        alone = builders.embed([text], found)[0]
+        alone = text_encoders.embed([text], found)[0]
         assert row == pytest.approx(alone.tolist(), abs=1e-5)
         assert row == pytest.approx(by_hand(tmp_path / "model", text, modes), abs=1e-5)
-    plain = builders.embed(NAMES, dataclasses.replace(found, pooling=("mean",)))
+    plain = text_encoders.embed(
+        NAMES, dataclasses.replace(found, vectors=partial(found.vectors.func, found.vectors.args[0], ("mean",)))
+    )
     same = modes in (["mean"], ["mean_sqrt_len_tokens"])  # the length of a vector is no part of a cosine
     assert plain.shape != together.shape or torch.allclose(plain, together, atol=1e-3) == same
 
@@ -154,7 +156,7 @@ def test_a_pooling_file_without_a_list_of_modules_counts_and_a_transformer_may_h
 ):
     folder = Path(configure(encoder, tmp_path / "part", older("cls_token")))
     (folder / "modules.json").unlink()
-    assert builders.text_encoder(str(folder)).pooling == ("cls",)
+    assert text_encoders.text_encoder(str(folder)).vectors.args[1] == ("cls",)
     whole = Path(configure(encoder, tmp_path / "whole", older("max_tokens")))
     modules = json.loads((whole / "modules.json").read_text())
     modules[0]["path"] = "0_Transformer"
@@ -162,8 +164,10 @@ def test_a_pooling_file_without_a_list_of_modules_counts_and_a_transformer_may_h
     shutil.copytree(encoder, whole / "0_Transformer")
     for file in encoder.iterdir():
         (whole / file.name).unlink()
-    found = builders.text_encoder(str(whole))
-    assert builders.embed(["robin"], found)[0].tolist() == pytest.approx(by_hand(encoder, "robin", ["max"]), abs=1e-5)
+    found = text_encoders.text_encoder(str(whole))
+    assert text_encoders.embed(["robin"], found)[0].tolist() == pytest.approx(
+        by_hand(encoder, "robin", ["max"]), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,10 +224,10 @@ def test_a_file_of_the_hub_that_is_not_there_is_told_from_one_that_cannot_be_had
     }.items():  # fmt: skip
         (place / file).parent.mkdir(parents=True, exist_ok=True)
         (place / file).write_text(content)
-    assert builders._model_file("some/model", "modules.json").read_text() == "[]"
-    assert builders._model_file("some/model", "1_Pooling/config.json") is None
+    assert text_encoders._model_file("some/model", "modules.json").read_text() == "[]"
+    assert text_encoders._model_file("some/model", "1_Pooling/config.json") is None
     with pytest.raises(InputError, match="--model other/model: cannot be loaded"):
-        builders.text_encoder("other/model")
+        text_encoders.text_encoder("other/model")
 
 
 def test_roberta_writes_a_ranking_that_training_reads(monkeypatch, tmp_path, encoder):
@@ -341,12 +345,12 @@ def test_hugging_faces_package_of_the_same_name_is_not_in_the_way(tmp_path, enco
 
 
 def test_a_real_sentence_encoder_finds_dogs_nearer_to_dogs_than_to_vehicles():
-    encoder = builders.text_encoder(str(commands.real("SENTENCE_ENCODER")))
+    encoder = text_encoders.text_encoder(str(commands.real("SENTENCE_ENCODER")))
     dogs = ["Chihuahua", "Shih-Tzu", "toy terrier", "Rottweiler", "Doberman", "standard poodle"]
     vehicles = ["ambulance", "moped", "pickup"]
     known = set(files.in_words(datasets.class_list("ImageNet-100")).values())
     assert known.issuperset({*dogs, *vehicles})
-    z = builders.embed([*dogs, *vehicles], encoder)
+    z = text_encoders.embed([*dogs, *vehicles], encoder)
     table = z @ z.T
     among = table[:6, :6][~torch.eye(6, dtype=torch.bool)]
     assert among.mean() > table[:6, 6:].mean() + 0.1

@@ -1,0 +1,49 @@
+"""Rankings that a trained network gives: what its features find similar, or its classifier takes for one another."""
+
+import numpy as np
+import torch
+
+from datasets import ImageData
+from datasets.rankings import builders
+from engine import frozen
+from engine.frozen import Frozen
+from engine.loading import Loading
+from util import InputError
+
+
+def of_features(net: Frozen, data: ImageData, loading: Loading, cache, centre: bool) -> tuple[np.ndarray, str]:
+    """Cosines [C, C] of the class means of unit features, by `centre` about their mean; and what they are, in words."""
+    x, y = frozen.features(net, data, "ranking", loading, cache)
+    means = builders.class_means(x, y, len(data.classes), centre)
+    about = f"class means of features; {_checkpoint(net)}" + (", about their mean" if centre else "")
+    return builders.cosine_matrix(means), about
+
+
+def of_errors(net: Frozen, data: ImageData, loading: Loading, cache, dataset: str) -> tuple[np.ndarray, str]:
+    """How often a classifier takes the classes [C, C] of these images for one another; and what that is, in words.
+
+    Of each image, the probability of every class counts: single errors of few images would say little. Raises
+    InputError for a contrastive model, or where the images' classes are not those it was trained on.
+    """
+    flag = f"--ckpt {net.record['path']}"
+    if not net.classifier:
+        raise InputError(
+            f"{flag}: is a contrastive model, which names no class; give one of main_ce.py, or use `features`"
+        )
+    if net.record["classes"] and net.record["classes"] != data.classes:
+        raise InputError(f"{flag}: was trained on other classes than these images have; see --hold_out")
+    outputs = frozen.class_outputs(net, dataset, data.classes)
+    x, y = frozen.features(net, data, "queries", loading, cache)
+    ((logits,), _) = frozen.logits(net, outputs, [x])
+    probability = logits[:, : len(data.classes)].softmax(1)
+    sums = torch.zeros(len(data.classes), len(data.classes), dtype=torch.float64).index_add_(0, y, probability)
+    try:
+        table = builders.confusion(sums.numpy())
+    except ValueError as error:
+        raise InputError(f"{flag}: {error}") from None
+    right = 100 * float((logits.argmax(1) == y).double().mean())
+    return table, f"confusions of a classifier on {len(y)} images, {right:.1f} % of them right; {_checkpoint(net)}"
+
+
+def _checkpoint(net: Frozen) -> str:
+    return f"checkpoint {net.record['path']}, sha256 {net.record['sha256'][:16]}"
