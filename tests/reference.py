@@ -224,12 +224,15 @@ def retrieval(features, labels, gallery, gallery_labels, topk):
 
 
 def confusion(counts):
-    """Similarity from counts of true classes [row] taken for others [column]: mean of both ways over the largest."""
+    """Similarity from counts of true classes [row] taken for others [column]: of two classes, the wrong share."""
     n = len(counts)
     way = [[x / sum(row) for x in row] for row in counts]
-    both = [[(way[i][j] + way[j][i]) / 2 for j in range(n)] for i in range(n)]
-    most = max(both[i][j] for i in range(n) for j in range(n) if i != j)
-    return [[1.0 if i == j else both[i][j] / most for j in range(n)] for i in range(n)]
+
+    def wrong(i, j):
+        mistaken, right = way[i][j] + way[j][i], way[i][i] + way[j][j]
+        return mistaken / (mistaken + right)
+
+    return [[1.0 if i == j else wrong(i, j) for j in range(n)] for i in range(n)]
 
 
 def spearman(x, y):

@@ -42,19 +42,21 @@ def cosine_matrix(x: np.ndarray) -> np.ndarray:
 def confusion(counts: np.ndarray) -> np.ndarray:
     """[C, C] similarity from counts, or mean probabilities, of true classes [row] that are taken for others [column].
 
-    The probability that an image of either class is taken for the other, (P(j | i) + P(i | j)) / 2, over the largest
-    of any two classes, so that it lies in [0, 1] whatever the classifier's accuracy; rounded to six places; 1 on the
-    diagonal. Raises ValueError where a class has no image, or no two classes are ever confused.
+    Among images of two classes that are taken for one of the two, the share that is taken for the wrong one, either
+    class counting alike: 0 if they are never confused, 0.5 if they cannot be told apart. So the most confused pair
+    stays below the own class, whatever the classifier's accuracy. Rounded to six places; 1 on the diagonal. Raises
+    ValueError where a class has no image, or no two classes are ever confused.
     """
     counts = np.asarray(counts, dtype=float)
     if not (counts.sum(1) > 0).all():
         raise ValueError(f"class {int((counts.sum(1) == 0).argmax())} has no image")
     share = counts / counts.sum(1, keepdims=True)
-    both = (share + share.T) / 2
-    np.fill_diagonal(both, 0)
-    if not both.any():
+    wrong, right = share + share.T, share.diagonal()[:, None] + share.diagonal()
+    table = np.round(wrong / np.maximum(wrong + right, 1e-12), 6)
+    np.fill_diagonal(table, 0)
+    if not table.any():
         raise ValueError("no image is taken for one of another class: there is nothing to tell similarity by")
-    table = np.round(both / both.max(), 6)
+    table = np.minimum(table, 0.999999)  # where neither class is ever found
     np.fill_diagonal(table, 1.0)
     return table
 
