@@ -100,7 +100,7 @@ class PackedImage:
     row: int
 
     def __fspath__(self) -> str:
-        return os.path.join(self.pack.root, str(self.pack.names[self.row]))
+        return os.path.normpath(os.path.join(self.pack.root, str(self.pack.names[self.row])))
 
     def __str__(self) -> str:
         return f"{self.pack.path}: {self.pack.names[self.row]}"

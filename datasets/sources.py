@@ -41,11 +41,13 @@ class Source:
 def digits(folder: Path, split: str):
     """scikit-learn's 1,797 handwritten digits, 8 x 8, 17 grey levels; every fifth of a class is a test image.
 
-    They lie in no folder: InputError where one with class folders was given, since --dataset path must have been meant.
+    They lie in no folder: InputError where one with class folders or an image list was given, since --dataset path must have
+    been meant.
     """
-    if folder != DEFAULT and holds_classes(folder):
+    if folder != DEFAULT and (lists.is_list(folder) or holds_classes(folder)):
         hint = "give --dataset path, or for outliers --dataset_outliers path"
-        raise InputError(f"{folder}: holds folders of images, and the data set digits reads none: {hint}")
+        what = "is an image list" if lists.is_list(folder) else "holds folders of images"
+        raise InputError(f"{folder}: {what}, and the data set digits reads none: {hint}")
     from sklearn.datasets import load_digits
 
     data = load_digits()

@@ -1,5 +1,6 @@
 """Image lists in the place of folders: what they name, faults by their line, whole commands, packs, levels."""
 
+import os
 import shutil
 
 import numpy as np
@@ -45,6 +46,24 @@ def test_a_list_without_splits_is_for_training_alone_and_paths_may_be_absolute(l
     assert datasets.build("path", listed / "other.csv").images == [str(file)]
     with pytest.raises(InputError, match="no row of the split val or test; it has no column split"):
         datasets.build("path", listed / "other.csv", "test")
+
+
+def test_a_list_for_the_digits_is_an_error_that_says_how_it_was_meant(listed):
+    with pytest.raises(InputError, match="is an image list, and the data set digits reads none: give --dataset path"):
+        datasets.build("digits", listed / "list.csv")
+
+
+def test_a_list_of_absolute_paths_is_packed_and_its_damaged_images_can_be_skipped(monkeypatch, listed):
+    files = sorted((listed / "flat").iterdir())[:4]
+    (listed / "deep" / "er").mkdir(parents=True)
+    rows = [f"{file},{'ab'[i % 2]}" for i, file in enumerate(files)]
+    (listed / "deep" / "er" / "l.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    for _ in range(2):  # the second time it is there already
+        run(monkeypatch, listed, "pack --data_folder deep/er/l.csv --out packs --side 64 --check", "datasets.prepare")
+    packed = datasets.build("path", listed / "packs")
+    assert [os.path.realpath(f) for f in packed.images] == [str(f) for f in files]
+    (listed / "skip.txt").write_text(f"{files[1]}\n")
+    assert len(datasets.build("path", listed / "packs", skip=listed / "skip.txt")) == 3
 
 
 @pytest.mark.parametrize(
