@@ -41,7 +41,7 @@ class Source:
 def digits(folder: Path, split: str):
     """scikit-learn's 1,797 handwritten digits, 8 x 8, 17 grey levels; every fifth of a class is a test image.
 
-    They lie in no folder: InputError where one with class folders or an image list was given, since --dataset path must have
+    They lie in no folder: InputError where class folders or an image list were given, since --dataset path must have
     been meant.
     """
     if folder != DEFAULT and (lists.is_list(folder) or holds_classes(folder)):
