@@ -43,12 +43,15 @@ def ood_metrics(inlier_scores: Tensor | Sequence[float], outlier_scores: Tensor 
 def auroc_by_class(inlier_scores: Tensor, outlier_scores: Tensor, labels: Tensor, classes: int) -> Tensor:
     """[classes] AUROC in [0, 1] of all inliers [n] against the outliers [m] of one class at a time, ties as a half.
 
-    labels: [m] of the outliers; NaN of a class that has none.
+    labels: [m] of the outliers; NaN of a class that has none. Raises ValueError without inliers, or for scores that are
+    not finite.
     """
     inlier, outlier = inlier_scores.double().sort().values, outlier_scores.double()
+    if len(inlier) == 0 or not inlier.isfinite().all() or not outlier.isfinite().all():
+        raise ValueError("AUROC needs inliers, and scores that are finite")
     below, upto = (torch.searchsorted(inlier, outlier, right=right) for right in (False, True))
-    beaten = 1 - (below + upto) / (2 * len(inlier))  # the share of the inliers above each outlier
-    total = torch.zeros(classes, dtype=torch.float64).index_add_(0, labels, beaten.double())
+    beaten = 1 - (below + upto).double() / (2 * len(inlier))  # the share of the inliers above each outlier
+    total = torch.zeros(classes, dtype=torch.float64).index_add_(0, labels, beaten)
     return total / torch.bincount(labels, minlength=classes)
 
 

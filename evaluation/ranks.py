@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .retrieval import look_up, precision_at_hits
+from .retrieval import look_up
+
+OTHERS = ("NDCG", "H-AP", "ASI", "nearest other")  # beside the AUROC of each rank
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,13 @@ class Levels:
 
     @classmethod
     def of_groups(cls, groups: Tensor) -> "Levels":
-        """Nested groups [C, L]: rank r has similarity 1 - r min(0.25, 1 / L), as in training (NestedRINCELoss)."""
+        """Nested groups [C, L]: rank r has similarity 1 - r min(0.25, 1 / L), as in training (NestedRINCELoss).
+
+        Raises ValueError for no level, or more than 126.
+        """
         levels = groups.shape[1]
+        if not 1 <= levels <= 126:
+            raise ValueError(f"groups have {levels} levels; 1 to 126 are possible")
         values = 1 - torch.arange(levels + 1, dtype=torch.float64) * min(0.25, 1 / levels)
         values[-1] = 0  # unrelated
         return cls(values, groups, nested=True)
@@ -61,23 +69,23 @@ def rank_metrics(
     gallery: Tensor | None,
     gallery_labels: Tensor | None,
     levels: Levels,
-    chunk: int = 32,
+    chunk: int | None = None,
 ) -> dict[str, float]:
     """How far the gallery [G, d], in falling cosine with each query [Q, d], is in the order of the ranks.
 
-    All are means over the queries that they are defined for, in [0, 1] but for the last; entries of equal cosine are
-    one step, in whose inside the order is as good as random; exact, in chunks of queries: about 100 * chunk * G bytes.
-    AUROC r>s, s = r + 1: probability that an entry of rank r is nearer than one of the next rank; a half by chance.
-    AUROC: the mean of these over the ranks.
+    All are means over the queries that they are defined for, in [0, 1] but for the last, by cosines in float32; exact,
+    in chunks of queries: about 100 * chunk * G bytes. Entries of equal cosine are one step: of AUROC and NDCG in random
+    order, of H-AP at its end, as scikit-learn has it for AP, of ASI with each rank growing in proportion.
+    AUROC r>s, s = r + 1: probability that an entry of rank r is nearer than one of the next rank of which the query has
+        any; a half by chance. AUROC: the mean of these over the ranks.
     NDCG: the entries' similarity as gain, discounted by log2(1 + place), over the whole gallery; 1 if all are in order,
         and by chance not 0.
-    H-AP: hierarchical average precision (Ramzi et al. 2022, eq. 3) with the similarity as relevance.
+    H-AP: hierarchical average precision (Ramzi et al. 2022) with the similarity as relevance.
     ASI: average set intersection (Sun et al. 2021): the share of the first k that the first k in perfect order also
         hold, rank by rank, averaged over k up to the number of related entries.
-    nearest other: mean rank of the nearest entry that is not of rank 0, the own class: 1 is best.
+    nearest other: mean rank of the nearest entry that is not of rank 0, the own class; the lower the better.
     gallery and gallery_labels None: the queries look for one another, and none finds itself.
-    Raises ValueError for empty input, for features that are no numbers, and where no query has entries of two ranks
-    next to each other.
+    Raises ValueError for empty input, for features that are no numbers, and where no query has entries of two ranks.
     """
     order = Order(labels, gallery_labels, levels)
     look_up(features, gallery, [order], chunk)
@@ -88,6 +96,8 @@ class Order:
     """What rank_metrics sums over chunks of queries, for `look_up`; labels [Q], gallery_labels [G], levels as there."""
 
     def __init__(self, labels: Tensor, gallery_labels: Tensor | None, levels: Levels):
+        if len(labels) and int(labels.min()) < 0:
+            raise ValueError(f"label {int(labels.min())} is none: labels count from 0")
         self.labels, self.levels, self.means = labels, levels, _Means()
         self.gallery_labels = labels if gallery_labels is None else gallery_labels
 
@@ -95,15 +105,17 @@ class Order:
         """The chunk of these rows: the gallery's order [chunk, G] and, as `ends_of_ties` has them, its ties."""
         rank = self.levels.between(self.labels[rows], self.gallery_labels[order])
         found = _Found(rank, ends, self.levels.values.to(rank.device))
-        for metric in (_auroc, _ndcg, _hierarchical_ap, _set_intersection, _nearest_other):
+        for metric in (_rank_by_rank, _ndcg, _nearest_other):
             metric(found, self.means)
 
     def result(self) -> dict[str, float]:
         """As rank_metrics."""
         scores = self.means.result()
+        steps = [f"AUROC {r}>{r + 1}" for r in range(len(self.levels.values))]
+        scores = {name: scores[name] for name in (*steps, *OTHERS) if name in scores}
         pairs = [score for name, score in scores.items() if name.startswith("AUROC ")]
         if not pairs:
-            raise ValueError("no query has entries of two ranks next to each other: there is no order to measure")
+            raise ValueError("no query has entries of two ranks: there is no order to measure")
         return {"AUROC": sum(pairs) / len(pairs), **scores}
 
 
@@ -139,21 +151,10 @@ class _Found:
         first[:, 1:] = ends[:, 1:] != ends[:, :-1]
         self.before = torch.where(first, place, 0).cummax(1).values
 
-    def so_far(self, of: Tensor) -> tuple[Tensor, Tensor]:
-        """Of entries [Q, G], how many there are up to the end of each one's ties, and how many before these: [Q, G]."""
-        count = of.cumsum(1, dtype=torch.int32)
-        until = count.gather(1, self.ends)
-        before = F.pad(count, (1, 0)).gather(1, self.before)
-        return until, before
-
-
-def _auroc(found: _Found, means: _Means) -> None:
-    for r in range(len(found.values) - 1):
-        pairs = found.totals[r] * found.totals[r + 1]
-        if pairs.any():
-            until, before = found.so_far(found.rank == r + 1)
-            wrong = ((until + before) * (found.rank == r)).sum(1, dtype=torch.float64) / 2
-            means.add(f"AUROC {r}>{r + 1}", 1 - wrong / pairs.clamp_min(1), pairs > 0)
+    def so_far(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Of the entries of a rank, how many there are up to the end of each entry's ties, and before these: [Q, G]."""
+        count = (self.rank == rank).cumsum(1, dtype=torch.int32)
+        return count.gather(1, self.ends), F.pad(count, (1, 0)).gather(1, self.before)
 
 
 def _ndcg(found: _Found, means: _Means) -> None:
@@ -166,36 +167,43 @@ def _ndcg(found: _Found, means: _Means) -> None:
     means.add("NDCG", gained / best, best > 0)
 
 
-def _hierarchical_ap(found: _Found, means: _Means) -> None:
-    """With min(a, b) as a sum of steps, it is a mean of the AP at each level, own class, and those above as positives:
-    weighted by the step of similarity at this level times the number of positives.
-    """
-    steps = found.values - F.pad(found.values[1:], (0, 1))  # [R] from each value to the next
+def _rank_by_rank(found: _Found, means: _Means) -> None:
+    """AUROC, H-AP and ASI, which all count the entries of each rank before a place."""
+    place = torch.arange(1, found.size + 1, device=found.rank.device)
+    share = (place - found.before) / (found.ends + 1 - found.before)  # of the ties that lie up to a place
+    steps = found.values - F.pad(found.values[1:], (0, 1))  # from each value to the next
+    related = found.totals[found.values > 0].sum(0)  # [Q]
+    closer, until_closer = torch.zeros_like(related), torch.zeros_like(found.rank, dtype=torch.int32)
+    shared = torch.zeros_like(share)
     gained = torch.zeros(len(found.rank), dtype=torch.float64, device=found.rank.device)
     relevance = torch.zeros_like(gained)
-    for r, step in enumerate(steps.tolist()):
-        if step > 0:
+    for r, (value, step) in enumerate(zip(found.values.tolist(), steps.tolist(), strict=True)):
+        until, before = found.so_far(r)
+        _auroc(found, means, r, until + before)
+        until_closer += until
+        if step > 0:  # H-AP: with min(a, b) as a sum of steps, the sum of the APs of all ranks so far as one class
             hit = found.rank <= r
-            count = hit.cumsum(1, dtype=torch.int32)
-            gained += step * precision_at_hits(hit, count, found.ends)
-            relevance += step * count[:, -1]
-    means.add("H-AP", gained / relevance, relevance > 0)
-
-
-def _set_intersection(found: _Found, means: _Means) -> None:
-    """Inside a group of ties an entry of each rank is as likely anywhere: their numbers grow in proportion."""
-    related = found.totals[found.values > 0].sum(0)  # [Q]
-    place = torch.arange(1, found.size + 1, device=found.rank.device)
-    share = (place - found.before) / (found.ends + 1 - found.before)
-    shared, closer = torch.zeros_like(share), torch.zeros_like(related)
-    for r, value in enumerate(found.values.tolist()):
-        if value > 0:
-            until, before = found.so_far(found.rank == r)
+            gained += step * (until_closer / (found.ends + 1) * hit).sum(1, dtype=torch.float64)
+            relevance += step * (closer + found.totals[r])
+        if value > 0:  # ASI: what the first entries hold of the rank, and what they would in perfect order
             ideal = (place - closer[:, None]).clamp_min(0).minimum(found.totals[r][:, None])
             shared += torch.minimum(before + share * (until - before), ideal)
-            closer = closer + found.totals[r]
+        closer = closer + found.totals[r]
+    means.add("H-AP", gained / relevance, relevance > 0)
     upto = place <= related[:, None]
     means.add("ASI", (shared / place * upto).sum(1, dtype=torch.float64) / related.clamp_min(1), related > 0)
+
+
+def _auroc(found: _Found, means: _Means, rank: int, beaten: Tensor) -> None:
+    """Of the entries of each closer rank, where a query has none between: the share of the pairs with one of `rank`.
+
+    beaten: [Q, G] how many entries of `rank` lie up to the end of an entry's ties, and before these, added.
+    """
+    for r in range(rank):
+        pairs = found.totals[r] * found.totals[rank] * (found.totals[r + 1 : rank].sum(0) == 0)
+        if pairs.any():
+            wrong = (beaten * (found.rank == r)).sum(1, dtype=torch.float64) / 2
+            means.add(f"AUROC {r}>{r + 1}", 1 - wrong / pairs.clamp_min(1), pairs > 0)
 
 
 def _nearest_other(found: _Found, means: _Means) -> None:
@@ -210,8 +218,9 @@ def class_correlation(features: Tensor, labels: Tensor, similarity: Tensor) -> d
     """Spearman's rho and Kendall's tau-b, in [-1, 1], over the pairs of classes, between the cosine of their means and
     their similarity.
 
-    features: [n, d], whose unit vectors the means are of; labels: [n]; similarity: [C, C]; classes without an image are
-    left out. Nothing, where fewer than three classes have images or all pairs are equally similar.
+    features: [n, d], whose unit vectors the means are of; labels: [n]; similarity: [C, C], of which the mean of both
+    ways counts; classes without an image are left out. Nothing, where fewer than three classes have images, or all
+    pairs are equally similar or have equal cosines.
     """
     from scipy.stats import kendalltau, spearmanr
 
@@ -221,8 +230,9 @@ def class_correlation(features: Tensor, labels: Tensor, similarity: Tensor) -> d
     means = F.normalize(means[there], dim=1)
     pairs = torch.triu_indices(len(means), len(means), 1)
     cosines = (means @ means.T)[pairs[0], pairs[1]].numpy()
-    similar = torch.as_tensor(similarity)[there][:, there][pairs[0], pairs[1]].double().numpy()
-    if len(means) < 3 or (similar == similar[0]).all():
+    both = torch.as_tensor(similarity).double()[there][:, there]
+    similar = ((both + both.T) / 2)[pairs[0], pairs[1]].numpy()
+    if len(means) < 3 or (similar == similar[0]).all() or np.ptp(cosines) < 1e-9:
         return {}
     return {
         "Spearman": float(spearmanr(cosines, similar).statistic),

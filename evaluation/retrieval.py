@@ -13,7 +13,7 @@ def retrieval_metrics(
     gallery: Tensor | None,
     gallery_labels: Tensor | None,
     topk: tuple[int, ...] = (1, 5, 10, 20),
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> dict[str, float]:
     """Retrieval by cosine: for each query [Q, d] the gallery [G, d] in falling order of similarity.
 
@@ -35,7 +35,7 @@ def retrieval_curve(
     gallery: Tensor | None,
     gallery_labels: Tensor | None,
     topk: tuple[int, ...] = (1, 5, 10, 20),
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> tuple[dict[str, float], Tensor, Tensor]:
     """As retrieval_metrics, with the curve: metrics, and the queries' mean precision [G] and recall [G] a cut-off, of
     which there is one less without a gallery.
@@ -56,6 +56,8 @@ class Curve:
         self.gallery_labels = labels if gallery_labels is None else gallery_labels
         if gallery_labels is None:
             self.uses = torch.bincount(labels)[labels] > 1
+        if len(labels) and not self.uses.any():
+            raise ValueError("every query is alone with its label: there is nothing to find")
         absent = labels[~torch.isin(labels, self.gallery_labels)]
         if len(absent):
             raise ValueError(f"label {int(absent[0])} of a query is not in the gallery: it has nothing to find")
@@ -93,9 +95,10 @@ class Curve:
 
 
 @torch.no_grad()
-def look_up(features: Tensor, gallery: Tensor | None, scorers: Sequence, chunk: int = 64) -> None:
+def look_up(features: Tensor, gallery: Tensor | None, scorers: Sequence, chunk: int | None = None) -> None:
     """Let queries [Q, d] look in a gallery [G, d], or, where it is None, for one another: each of the scorers, such as
-    Curve and Order, gets every chunk of them, so that several sort the gallery once.
+    Curve and Order, gets every chunk of them, so that several sort the gallery once. chunk None: 64, fewer where the
+    gallery has more than 131,072 entries, so that it takes a GB or so.
 
     Raises ValueError for empty input, or features that are no numbers.
     """
@@ -105,6 +108,7 @@ def look_up(features: Tensor, gallery: Tensor | None, scorers: Sequence, chunk: 
     if not features.isfinite().all() or not gallery.isfinite().all():
         raise ValueError("some features are NaN or infinite")
     q, g = F.normalize(features.float(), dim=1), F.normalize(gallery.float(), dim=1)
+    chunk = chunk or max(1, min(64, 2**23 // len(g)))
     for begin in range(0, len(q), chunk):
         rows = slice(begin, begin + chunk)
         similarity = q[rows] @ g.T

@@ -53,9 +53,11 @@ def difference(a: dict[int, float], b: dict[int, float]) -> dict:
     or more its "mean" and "half", half the width of its 95 % interval.
     """
     both = sorted(a.keys() & b.keys())
-    found = {"seeds": {str(s): a[s] - b[s] for s in both}}
+    # what is less than a billionth of a point is rounding
+    of_seeds = [round(a[s] - b[s], 9) for s in both]
+    found = {"seeds": {str(s): x for s, x in zip(both, of_seeds, strict=True)}}
     if len(both) > 1:
-        found["mean"], found["half"] = paired_difference([a[s] for s in both], [b[s] for s in both])
+        found["mean"], found["half"] = paired_difference(of_seeds, np.zeros(len(both)))
     return found
 
 
@@ -129,8 +131,9 @@ def figures_of(recipe: dict, results: dict, scope: Scope, names: list[str]) -> s
 
 
 def difference_cell(difference: dict, wanted: int) -> str:
-    """A difference with its 95 % interval, in bold where that excludes 0; "-" for fewer than two
-    seeds. An interval has as many digits as it takes to see on which side of 0 its ends lie.
+    """A difference with its 95 % interval, in bold where that excludes 0, unless all seeds have the same, which says
+    more of coarse figures than of the method; "-" for fewer than two seeds. An interval has as many digits as it takes
+    to see on which side of 0 its ends lie.
     """
     if "mean" not in difference:
         return "-"
@@ -138,7 +141,7 @@ def difference_cell(difference: dict, wanted: int) -> str:
     ends = (mean - half, mean + half)
     digits = next((d for d in range(1, 12) if all(end == 0 or float(f"{end:.{d}f}") for end in ends)), 12)
     text = f"{mean:+.{digits}f} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
-    text = f"**{text}**" if ends[0] > 0 or ends[1] < 0 else text
+    text = f"**{text}**" if half and (ends[0] > 0 or ends[1] < 0) else text
     return text + missing(len(difference["seeds"]), wanted)
 
 
@@ -146,16 +149,16 @@ def differences(recipe: dict, results: dict, scope: Scope, names: list[str]) -> 
     """The second table: what each method has over the baseline, before it its title, after it how it is made."""
     found = differences_of(recipe, results)
     body = [
-        [of["title"], *(difference_cell(of["columns"][name], scope.seeds) for name in names)]
-        for of in found.get("methods", {}).values()
+        [of["title"], *(difference_cell(of["columns"][c], len(seeds(recipe, name, scope))) for c in names)]
+        for name, of in found.get("methods", {}).items()
     ]
     if all(cell == "-" for row in body for cell in row[1:]):
         return []  # not two seeds yet of both
     head = f"Difference to {found['to']}, paired by seed, with 95 % interval:"
     how = (
         f"Interval: the mean ± t(0.975, n - 1) / √n standard deviations of the paired difference, Student's; with "
-        f"{scope.seeds} seeds {spreads(scope.seeds):.2f} of them. Bold: it excludes "
-        "0, as one in twenty does by chance alone."
+        f"{scope.seeds} seeds {spreads(scope.seeds):.2f} of them. Bold: it excludes 0, as one in twenty does by chance "
+        "where differences are normal."
     )
     return [head, rows(["method", *names], body), how]
 

@@ -230,7 +230,7 @@ def confusion(counts):
 
     def wrong(i, j):
         mistaken, right = way[i][j] + way[j][i], way[i][i] + way[j][j]
-        return mistaken / (mistaken + right)
+        return mistaken / (mistaken + max(right, 2 / n))
 
     return [[1.0 if i == j else wrong(i, j) for j in range(n)] for i in range(n)]
 
@@ -296,7 +296,8 @@ def rank_order(scores, ranks, values):
     """
     n, found = len(scores), {}
     for r in range(len(values) - 1):
-        pairs = [(a, b) for a in range(n) for b in range(n) if ranks[a] == r and ranks[b] == r + 1]
+        farther = min((x for x in ranks if x > r), default=None)  # the next rank that there is
+        pairs = [(a, b) for a in range(n) for b in range(n) if ranks[a] == r and ranks[b] == farther]
         if pairs:
             right = [1.0 if scores[a] > scores[b] else 0.5 if scores[a] == scores[b] else 0.0 for a, b in pairs]
             found[f"AUROC {r}>{r + 1}"] = math.fsum(right) / len(pairs)

@@ -44,7 +44,8 @@ def confusion(counts: np.ndarray) -> np.ndarray:
 
     Among images of two classes that are taken for one of the two, the share that is taken for the wrong one, either
     class counting alike: 0 if they are never confused, 0.5 if they cannot be told apart. So the most confused pair
-    stays below the own class, whatever the classifier's accuracy. Rounded to six places; 1 on the diagonal. Raises
+    stays below the own class, whatever the classifier's accuracy. Classes that are found less often than by guessing
+    count as found so often, or a stray image would make them alike. Rounded to six places; 1 on the diagonal. Raises
     ValueError where a class has no image, or no two classes are ever confused.
     """
     counts = np.asarray(counts, dtype=float)
@@ -52,11 +53,10 @@ def confusion(counts: np.ndarray) -> np.ndarray:
         raise ValueError(f"class {int((counts.sum(1) == 0).argmax())} has no image")
     share = counts / counts.sum(1, keepdims=True)
     wrong, right = share + share.T, share.diagonal()[:, None] + share.diagonal()
-    table = np.round(wrong / np.maximum(wrong + right, 1e-12), 6)
+    table = np.round(wrong / (wrong + np.maximum(right, 2 / len(share))), 6)
     np.fill_diagonal(table, 0)
     if not table.any():
         raise ValueError("no image is taken for one of another class: there is nothing to tell similarity by")
-    table = np.minimum(table, 0.999999)  # where neither class is ever found
     np.fill_diagonal(table, 1.0)
     return table
 

@@ -59,14 +59,15 @@ def among_nearest(similar: np.ndarray, k: int) -> np.ndarray:
     return above + equal * (k - above.sum(1, keepdims=True)) / equal.sum(1, keepdims=True)
 
 
-def overlap(a: np.ndarray, b: np.ndarray, k: int) -> tuple[float, float]:
-    """The share of a class's k most similar ones that two tables [C, C] have in common, on average over the classes,
-    and what tables that have nothing to do with one another would have, k / (C - 1).
+def overlap(a: np.ndarray, b: np.ndarray, k: int) -> tuple[float, float, float]:
+    """The share of a class's k most similar ones that two tables [C, C] have in common, on average over the classes;
+    the largest that their ties allow; and what tables that have nothing to do with one another have, k / (C - 1).
 
     Ties for the last places are broken at random, in each table for itself: the expected share. k < C.
     """
-    both = among_nearest(a, k) * among_nearest(b, k)
-    return float(both.sum(1).mean() / k), k / (len(a) - 1)
+    x, y = among_nearest(a, k), among_nearest(b, k)
+    most = (np.sort(x, axis=1) * np.sort(y, axis=1)).sum(1).mean() / k
+    return float((x * y).sum(1).mean() / k), float(most), k / (len(a) - 1)
 
 
 # ---- one table as training takes it ----------------------------------------------------------------------------------
@@ -109,8 +110,11 @@ def verdict(a: str, b: str, rho: float, most: float, p: float) -> str:
     limit = f" of at most {most:.2f}" if most < 0.995 else ""
     said = f"{a} and {b}: Spearman {rho:.2f}{limit}, p {p:.2g}: "
     if p >= LOW_P:
-        return said + "no agreement can be told from chance"
-    if rho < 0:
+        alike = rho >= SIMILAR * most
+        return said + (
+            "alike, of too few classes to tell it from chance" if alike else "no more than chance would give"
+        )
+    if rho < -FAR * most:
         return said + "they contradict one another: one calls near what the other calls far"
     if rho >= SIMILAR * most:
         return said + "much alike; expect similar runs"
@@ -182,7 +186,7 @@ def read(names: list[str]) -> tuple[dict[str, np.ndarray], list[str], str]:
 
 def agreement(tables: dict[str, np.ndarray], k: int, permutations: int, seed: int) -> dict[tuple[str, str], dict]:
     """Of each pair of rankings: what `mantel` has, "rho", "most" and "p", None where one of them has a single
-    similarity, and what `overlap` has, "overlap" and "chance".
+    similarity, and what `overlap` has, "overlap".
     """
     found, names = {}, list(tables)
     for i, a in enumerate(names):
@@ -191,8 +195,7 @@ def agreement(tables: dict[str, np.ndarray], k: int, permutations: int, seed: in
                 rho, most, p = mantel(tables[a], tables[b], permutations, seed)
             except ValueError:
                 rho = most = p = None
-            shared, chance = overlap(tables[a], tables[b], k)
-            found[a, b] = {"rho": rho, "most": most, "p": p, "overlap": shared, "chance": chance}
+            found[a, b] = {"rho": rho, "most": most, "p": p, "overlap": overlap(tables[a], tables[b], k)}
     return found
 
 
@@ -237,8 +240,11 @@ def diagnosis(names: list[str], ranks: table.Ranks, bank: int, k: int, permutati
             lines.append(f"{a} and {b}: one of them has a single similarity, so that nothing correlates")
         else:
             lines.append(verdict(a, b, of["rho"], of["most"], of["p"]))
-        shared = f"{100 * of['overlap']:.0f} % of the {k} most similar classes, by chance {100 * of['chance']:.0f} %"
-        lines.append(f"{a} and {b}: share {shared}")
+        shared, most, chance = (100 * share for share in of["overlap"])
+        limit = f" of at most {most:.0f} %" if most < 99.5 else ""
+        lines.append(
+            f"{a} and {b}: share {shared:.0f} %{limit} of the {k} most similar classes, by chance {chance:.0f} %"
+        )
         if a == names[0]:
             rho[b] = of["rho"]
     for name, values in tables.items():

@@ -99,15 +99,15 @@ def _nested(path: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
 
 
 def is_table(rows: list[tuple[int, list[str]]]) -> bool:
-    """Whether a CSV is a taxonomy, `class,genus,family`, and no matrix of similarities: no class heads a column, and
-    not all cells are numbers.
+    """Whether a CSV is a taxonomy, `class,genus,family`, and no matrix of similarities: most columns are headed by no
+    class, and it is not a square of numbers, as a matrix under a wrong header would be.
     """
     if len(rows) < 2:
         return False
     (_, head), *body = rows
-    if {name for name in head[1:]} & {row[0] for _, row in body}:
+    if 2 * len({row[0] for _, row in body} & {*head[1:]}) >= len(head) - 1:
         return False
-    return not all(_is_number(cell) for _, row in body for cell in row[1:])
+    return len(body) != len(head) - 1 or not all(_is_number(cell) for _, row in body for cell in row[1:])
 
 
 def _is_number(cell: str) -> bool:

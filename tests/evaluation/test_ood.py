@@ -245,3 +245,7 @@ def test_the_auroc_of_each_class_of_outliers_equals_counting(seed):
     found = auroc_by_class(inlier, outlier, labels, 4).tolist()
     assert math.isnan(found[2]) and want[2] is None
     assert [found[c] for c in (0, 1, 3)] == pytest.approx([want[c] for c in (0, 1, 3)])
+    with pytest.raises(ValueError, match="finite"):
+        auroc_by_class(torch.tensor([0.0]), torch.tensor([math.nan]), torch.tensor([0]), 1)
+    with pytest.raises(ValueError, match="needs inliers"):
+        auroc_by_class(torch.tensor([]), torch.tensor([0.0]), torch.tensor([0]), 1)

@@ -104,10 +104,14 @@ def test_random_features_and_equal_ones_have_half_of_the_pairs():
     assert [x for name, x in same.items() if name.startswith("AUROC")] == pytest.approx([0.5] * 4)
 
 
-def test_a_rank_that_a_query_has_no_entries_of_is_left_out_of_its_means():
+def test_a_rank_that_a_query_has_no_entries_of_is_passed_over():
     labels = torch.tensor([3, 3, 0, 2])
     found = rank_metrics(*QUERY, on_an_arc([0.1, 0.2, 0.3, 0.4]), labels, THREE[1])
-    assert found["AUROC 2>3"] == 0 and "AUROC 0>1" not in found and "AUROC 1>2" not in found and found["AUROC"] == 0
+    assert found["AUROC 2>3"] == 0 and found["AUROC 0>1"] == 1 and "AUROC 1>2" not in found and found["AUROC"] == 0.5
+    assert list(found) == ["AUROC", "AUROC 0>1", "AUROC 2>3", "NDCG", "H-AP", "ASI", "nearest other"]
+    alone = Levels.of_groups(torch.tensor([[0, 0], [1, 1]]))  # no two images share a group of the second level alone
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    assert "AUROC 0>1" in rank_metrics(x, torch.arange(8) // 4, None, None, alone)
 
 
 def test_chunks_change_nothing():
@@ -139,8 +143,13 @@ def test_a_table_that_is_none_is_an_error(table):
 def test_what_has_no_order_or_no_numbers_is_an_error():
     with pytest.raises(ValueError, match="no order to measure"):
         rank_metrics(*QUERY, on_an_arc([0.1, 0.2]), torch.tensor([0, 0]), levels("one rank"))
-    with pytest.raises(ValueError, match="no order to measure"):
-        rank_metrics(*QUERY, on_an_arc([0.1, 0.2]), torch.tensor([0, 3]), THREE[1])
+    with pytest.raises(ValueError, match="labels count from 0"):
+        rank_metrics(QUERY[0], torch.tensor([-1]), on_an_arc([0.1, 0.2]), torch.tensor([0, 3]), THREE[1])
+    for levels_of in (0, 127):
+        with pytest.raises(ValueError, match="1 to 126 are possible"):
+            Levels.of_groups(torch.zeros(2, levels_of, dtype=torch.long))
+    with pytest.raises(ValueError, match="every query is alone with its label"):
+        retrieval_metrics(torch.eye(3), torch.arange(3), None, None)
     with pytest.raises(ValueError, match="NaN or infinite"):
         rank_metrics(*QUERY, torch.tensor([[torch.nan, 0]]), torch.tensor([0]), levels("one rank"))
     with pytest.raises(ValueError, match="at least one"):
@@ -176,3 +185,8 @@ def test_class_means_in_the_order_of_the_ranking_correlate_by_1_and_classes_with
     assert found["Spearman"] == pytest.approx(spearmanr([0.949, 0, 0], [0.5, 0, 0.25]).statistic)
     assert class_correlation(x, torch.tensor([0, 1, 1]), table) == {}
     assert class_correlation(x, torch.arange(3), torch.eye(3)) == {}
+    assert class_correlation(torch.ones(3, 3), torch.arange(3), table[:3, :3]) == {}
+    one_way = torch.tensor([[1, 0.75, 0], [0, 1, 0], [0.5, 0, 1]])  # as --n_sim_classes makes it
+    turned = [2, 0, 1]
+    found = class_correlation(x, torch.arange(3), one_way)
+    assert class_correlation(x[turned], torch.arange(3), one_way[turned][:, turned]) == pytest.approx(found)

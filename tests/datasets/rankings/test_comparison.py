@@ -38,8 +38,9 @@ def test_mantels_test_equals_its_reference_over_every_order_of_the_classes(monke
 def test_the_overlap_of_the_nearest_is_the_mean_over_every_way_to_break_ties(seed, of_a, of_b):
     a, b = table(seed, 6, of_a), table(seed + 9, 6, of_b)
     for k in (1, 3, 5):
-        found, chance = comparison.overlap(a, b, k)
+        found, most, chance = comparison.overlap(a, b, k)
         assert found == pytest.approx(reference.overlap(a.tolist(), b.tolist(), k)) and chance == k / 5
+        assert found <= most + 1e-12 and most <= 1 + 1e-12
 
 
 def test_a_ranking_agrees_with_itself_and_with_any_that_keeps_its_order_and_not_with_noise():
@@ -62,6 +63,8 @@ def test_the_largest_rho_of_two_superclasses_is_reached_by_equal_ones_alone():
     np.fill_diagonal(fine, 1)
     rho, most, _ = comparison.mantel(groups, fine, 9)
     assert rho == pytest.approx(most) and most < 0.75
+    found, at_most, _ = comparison.overlap(groups, fine, 5)  # three sisters, and two of the sixteen others
+    assert found == pytest.approx(at_most) == pytest.approx((3 + 2 * 2 / 16) / 5)
     assert comparison.mantel(groups, groups, 9)[1] == pytest.approx(1)
 
 
@@ -69,7 +72,7 @@ def test_a_table_of_one_similarity_correlates_with_nothing():
     with pytest.raises(ValueError, match="equally similar"):
         comparison.mantel(np.eye(5), table(0, 5))
     found = comparison.agreement({"a": np.eye(5), "b": table(0, 5)}, 2, 9, 0)["a", "b"]
-    assert found["rho"] is None and found["overlap"] == pytest.approx(0.5)  # by chance
+    assert found["rho"] is None and found["overlap"][0] == pytest.approx(0.5)  # by chance
 
 
 def test_the_outlook_counts_what_a_bank_drawn_at_random_has():
@@ -95,7 +98,9 @@ def test_the_outlook_counts_what_a_bank_drawn_at_random_has():
         (0.3, 0.34, 0.001, "Spearman 0.30 of at most 0.34, p 0.001: much alike"),
         (0.3, 1.0, 0.001, "related"),
         (0.1, 1.0, 0.01, "hardly alike"),
-        (0.5, 1.0, 0.2, "no agreement can be told from chance"),
+        (0.5, 1.0, 0.2, "no more than chance would give"),
+        (1.0, 1.0, 0.3, "alike, of too few classes to tell it from chance"),
+        (-0.03, 1.0, 0.04, "hardly alike"),
         (-0.5, 1.0, 0.001, "contradict"),
     ],
 )

@@ -102,7 +102,10 @@ def test_the_names_of_inaturalists_folders_say_their_levels():
     ("rows", "want"),
     [
         ("class,genus\na,x\nb,x\n", True),
-        ("class,1,2\na,7,8\nb,7,9\n", False),  # numbers alone: a matrix whose header is wrong
+        ("class,1,2\na,7,8\nb,7,9\n", False),  # a square of numbers: a matrix whose header is wrong
+        ("class,coarse\na,1\nb,1\nc,2\n", True),
+        ("class,genus\ngenus,x\nb,x\nc,y\n", False),  # a class heads most columns
+        ("class,genus,family\ngenus,x,f\nb,x,f\nc,y,f\nd,y,f\n", False),
         ("class,a,b\na,1,0.5\nb,0.5,1\n", False),
         ("class,a,b\na,1,x\nb,0.5,1\n", False),  # a matrix with a fault in it
         ("class;a;b\na;1;0,5\nb;0,5;1\n", False),

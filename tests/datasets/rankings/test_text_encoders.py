@@ -146,9 +146,11 @@ def test_confusions_equal_the_loop_reference(seed):
     assert np.allclose(builders.confusion(more_images), found, atol=1e-6)
 
 
-def test_classes_that_cannot_be_told_apart_have_a_half_and_those_always_swapped_stay_below_the_own_class():
+def test_classes_that_cannot_be_told_apart_have_a_half_and_a_stray_image_makes_none_alike():
     assert builders.confusion([[5, 5, 0], [5, 5, 0], [0, 0, 9]])[0].tolist() == [1, 0.5, 0]
-    assert builders.confusion([[0, 9, 0], [9, 0, 0], [0, 0, 9]])[0].tolist() == [1, 0.999999, 0]
+    assert builders.confusion([[0, 9, 0], [9, 0, 0], [0, 0, 9]])[0].tolist() == [1, 0.75, 0]  # always swapped
+    stray = builders.confusion([[0, 1, 99], [0, 0, 100], [0, 0, 100]])
+    assert stray[0, 1] < 0.02 and stray[0, 2] == pytest.approx(0.99 / 1.99, abs=1e-6)
 
 
 def test_a_classifiers_confusions_make_a_ranking_that_training_reads(monkeypatch, capsys, digits):
@@ -165,7 +167,7 @@ def test_counts_of_a_file_are_confusions_too(monkeypatch, tmp_path):
     (tmp_path / "c.csv").write_text("class,a,b,c\na,8,2,0\nb,0,10,0\nc,1,0,9\n")
     run(monkeypatch, tmp_path, "confusion --from c.csv --out r.csv", "rankings")
     table, classes = files.read_table(tmp_path / "r.csv")
-    want = [[1, 0.2 / 2, 0.1 / 1.8], [0.2 / 2, 1, 0], [0.1 / 1.8, 0, 1]]
+    want = [[1, 0.2 / 2, 0.1 / 1.8], [0.2 / 2, 1, 0], [0.1 / 1.8, 0, 1]]  # of two classes, the wrong share
     assert np.allclose(table, want, atol=1e-6) and classes == ["a", "b", "c"]
 
 
