@@ -35,7 +35,9 @@ def draw_panel(ax, column: str, methods: list[dict]) -> None:
 def draw_differences(path: Path, content: dict, columns: list[str]) -> None:
     """Draw columns of a table's differences, `content` being its JSON."""
     plt = figures.pyplot()
-    methods = list(content["differences"]["methods"].values())
+    methods = [
+        of for of in content["differences"]["methods"].values() if any("mean" in of["columns"][c] for c in columns)
+    ]
     across = min(3, len(columns))
     down = -(-len(columns) // across)
     size = 1.2 + 3.2 * across, 1.0 + (0.9 + 0.5 * len(methods)) * down
@@ -45,7 +47,7 @@ def draw_differences(path: Path, content: dict, columns: list[str]) -> None:
     for ax in axes.flat[len(columns) :]:
         ax.axis("off")
     counts = {len(method["columns"][column]["seeds"]) for method in methods for column in columns} - {0}
-    what = f"difference to {content['differences']['to']} in points, paired by seed"
+    what = f"difference to {content['differences']['to']}, in points, paired by seed"
     how = f"rings: {seeds_of(counts)}; bar: 95 % interval of the mean, in colour where it excludes 0"
     lines = [f"{content['recipe']['title']}: {what}", how + scaled(content)]
     figure.suptitle("\n".join(textwrap.fill(line, int(11 * size[0])) for line in lines), fontsize=11)

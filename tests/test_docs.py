@@ -17,7 +17,9 @@ from made_data import make_image_folders, original_checkpoint
 import evaluation
 import losses
 import networks
+from engine.results import read_table
 from networks import memory_bank, resnet
+from recipes import table
 
 PAGES = {p.relative_to(ROOT).as_posix(): p.read_text() for p in [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md"))]}
 del PAGES["CHANGELOG.md"]  # names what is gone, too
@@ -134,6 +136,14 @@ def test_links_lead_to_files_and_headings_that_exist(page):
         assert file.resolve().is_file(), link
         if anchor:
             assert anchor in anchors_of(file.read_text()), link
+
+
+def test_the_rows_of_the_cifar100_table_are_drawn_from_its_json():
+    columns = ["fine R@1", "fine mAP", "coarse R@1", "coarse mAP", "probe", "CIFAR-10 AUROC"]
+    drawn = table.markdown(read_table(ROOT / "figures/cifar100_small.json"), columns).splitlines()
+    opening = README.split("## Start")[0]
+    rows = [line for line in opening.splitlines() if line.startswith("|")]
+    assert len(rows) >= 9 and [row for row in rows if row not in drawn] == []
 
 
 def test_the_columns_of_the_log_are_explained(own):

@@ -14,13 +14,14 @@ from recipes import Scope, table
 METHOD = {"command": "python main_ce.py --exp_name a"}
 RECIPE = {
     "title": "T", "about": "", "published": None, "baseline": "scl",
-    "methods": {"scl": {**METHOD, "title": "SCL in"}, "rince": METHOD, "out": METHOD},
+    "methods": {"scl": {**METHOD, "title": "SCL in"}, "rince": METHOD, "out": METHOD, "once": METHOD},
     "evaluations": {"e": {"columns": {"R@1": "x", "mAP": "y", "AUROC": "z"}}},
 }  # fmt: skip
 MADE = {
     "scl": ({"R@1": 50, "mAP": 40}, {"R@1": 52, "mAP": 41}),
     "rince": ({"R@1": 60, "mAP": 20}, {"R@1": 62.5, "mAP": 21.5}),
     "out": ({"R@1": 50, "mAP": 41}, {"R@1": 53}),
+    "once": ({"R@1": 40, "mAP": 40},),  # has no interval, and no row
 }
 
 
