@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -232,7 +231,7 @@ def class_correlation(features: Tensor, labels: Tensor, similarity: Tensor) -> d
     cosines = (means @ means.T)[pairs[0], pairs[1]].numpy()
     both = torch.as_tensor(similarity).double()[there][:, there]
     similar = ((both + both.T) / 2)[pairs[0], pairs[1]].numpy()
-    if len(means) < 3 or (similar == similar[0]).all() or np.ptp(cosines) < 1e-9:
+    if len(means) < 3 or (similar == similar[0]).all() or cosines.max() - cosines.min() < 1e-9:
         return {}
     return {
         "Spearman": float(spearmanr(cosines, similar).statistic),
