@@ -154,9 +154,7 @@ def add_data(p, names) -> None:
     """Which images, and how they are read."""
     g = p.add_argument_group("data")
     g.add_argument("--dataset", default="digits", choices=names, help="data set")
-    g.add_argument(
-        "--data_folder", type=user_text, default="./data", help="folder of the data set, or an image list (CSV)"
-    )
+    g.add_argument("--data_folder", type=user_text, default="./data", help="folder, or a list in CSV")
     g.add_argument("--size", type=positive_int, help="side of a view (None: the data set's own)")
     g.add_argument("--mean", type=three_numbers, help='"(r, g, b)" in [0, 1] (None: the data set\'s, or estimated)')
     g.add_argument("--std", type=three_positive, help="likewise")
