@@ -70,7 +70,7 @@ def worker(args, device):
         spec = datasets.spec(args.dataset)
         size, mean, std = datasets.view_settings(args.dataset, options.chosen_views(args), data)
         criterion, summary, ranking = objective.build(args, data, nested)
-        held_out = objective.held_out(args, augmentation.evaluation(size, mean, std, spec.small), nested)
+        held_out = objective.held_out(args, augmentation.evaluation(size, mean, std, spec.small), data, nested)
         run = runs.Run(args, "SupCon", args.exp_name or default_name(args))
     skip, how = options.skips_damage(args), options.loading(args, device, args.channels_last)
     (data,) = loading.check_images(run, device, args.check_data, skip, training=data)

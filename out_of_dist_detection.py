@@ -20,6 +20,7 @@ import numpy as np
 import datasets
 import evaluation
 import figures
+from datasets import lists
 from engine import config, detectors, distributed, frozen, options, ordering, results
 from engine.detectors import DETECTORS, ON_LOGITS
 from engine.launch import launch
@@ -55,9 +56,9 @@ def load_data(args):
     wnids = [c for c in shared if re.fullmatch(r"n\d{8}", c)]  # the same in every folder
     if (same and shared) or wnids:
         raise InputError(f"--outlier_classes: class {shared[0]} is an inlier too; leave it out of one with --hold_out")
-    lists = ".csv" in (Path(args.data_folder).suffix, Path(args.data_folder_outliers).suffix)  # one folder may hold all
+    listed = any(lists.is_list(Path(f)) for f in (args.data_folder, args.data_folder_outliers))  # of one folder, say
     folders = [
-        {os.path.realpath(f if lists else os.path.dirname(f)) for f in x.images if isinstance(f, str)}
+        {os.path.realpath(f if listed else os.path.dirname(f)) for f in x.images if isinstance(f, str)}
         for x in (test, outliers)
     ]
     if folders[0] & folders[1]:

@@ -93,14 +93,14 @@ def _add_network(k, required: bool = True) -> None:
 
 def of_network(args) -> tuple[np.ndarray, list[str], str]:
     """What a checkpoint's features of training images, or its outputs for validation images, find similar."""
-    data = options.training_images(args)
-    if args.kind == "confusion":
-        data = datasets.build_pair(args.dataset, **options.chosen_images(args))[1]
+    errors = args.kind == "confusion"
+    pair = datasets.build_pair(args.dataset, **options.chosen_images(args)) if errors else ()
+    data = pair[1] if errors else options.training_images(args)
     distributed.say(datasets.left_out(data))
     net = frozen.load(options.wanted(args), data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     how = net, data, options.loading(args, device), options.features_cache(args)
-    made = learnt.of_errors(*how, args.dataset) if args.kind == "confusion" else learnt.of_features(*how, args.centre)
+    made = learnt.of_errors(*how, args.dataset) if errors else learnt.of_features(*how, args.centre)
     return made[0], data.classes, made[1]
 
 

@@ -16,8 +16,9 @@ def is_list(path: Path) -> bool:
     return path.suffix.lower() == ".csv"
 
 
-def read(path: Path, split: str) -> tuple[list[str], list[int], list[str]]:
-    """Images, labels and sorted classes of a split of a list: "train", "test" (rows of val or test), or "all".
+def read(path: Path, split: str, outliers: bool = False) -> tuple[list[str], list[int], list[str]]:
+    """Images, labels and sorted classes of a split of a list: "train", "test" (rows of val or test), or "all". Of
+    outliers, a list without splits is taken whole, as a folder without them is.
 
     Paths are relative to the list's own folder. The whole list is looked at, whichever split is asked for. Raises
     InputError, naming file and line, for a file that is not there or there twice, an unknown split, or a label of test
@@ -26,6 +27,8 @@ def read(path: Path, split: str) -> tuple[list[str], list[int], list[str]]:
     rows, columns = _rows(path)
     seen: dict[str, int] = {}
     images, of_split = [], columns.get("split")
+    if outliers and of_split is None:
+        split = "all"
     for line, row in rows:
         image = os.path.join(path.parent, row[0])
         if not os.path.isfile(image):
@@ -49,11 +52,6 @@ def read(path: Path, split: str) -> tuple[list[str], list[int], list[str]]:
     return [image for image, _ in chosen], [number[label] for _, label in chosen], classes
 
 
-def read_outliers(path: Path, split: str) -> tuple[list[str], list[int], list[str]]:
-    """As `read`; a list without splits is taken whole, as a folder without them is."""
-    return read(path, split if "split" in _rows(path)[1] else "all")
-
-
 def _rows(path: Path) -> tuple[list[tuple[int, list[str]]], dict[str, int]]:
     """The rows of a list with their lines, and the place of each column."""
     found = texts.read_rows(path, str(path))
@@ -62,9 +60,7 @@ def _rows(path: Path) -> tuple[list[tuple[int, list[str]]], dict[str, int]]:
         raise InputError(f"{path}: the first line of an image list must be `path,label`, or `path,label,split`")
     if len(found) < 2:
         raise InputError(f"{path}: names no image")
-    for line, row in found[1:]:
-        if len(row) != len(head) or not all(row):
-            raise InputError(f"{path}, line {line}: must have {len(head)} entries, as the first line has")
+    texts.check_widths(head, found[1:], str(path))
     return found[1:], {name: place for place, name in enumerate(head)}
 
 
@@ -79,10 +75,9 @@ def levels(rows: list[tuple[int, list[str]]], source: str) -> list[tuple[int, li
     places = [at for at, name in enumerate(head) if name not in ("path", "split")]
     if len(places) < 2:
         raise InputError(f"{source}: an image list without levels beside path, label and split is no ranking")
+    texts.check_widths(head, rows[1:], source)
     found: dict[str, tuple[int, list[str]]] = {}
     for line, row in rows[1:]:
-        if len(row) != len(head):
-            raise InputError(f"{source}, line {line}: must have {len(head)} entries, as the first line has")
         label, *groups = (row[at] for at in places)
         if found.setdefault(label, (line, groups))[1] != groups:
             raise InputError(f"{source}, line {line}: {label} lies in other groups than in line {found[label][0]}")

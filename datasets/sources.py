@@ -181,7 +181,7 @@ def any_images(folder: Path, split: str):
     The folder that an image lies in is its class. Beside images, labels and classes: what was left out.
     """
     if lists.is_list(folder):
-        return lists.read_outliers(folder, split)
+        return lists.read(folder, split, outliers=True)
     existing_folder(folder, str(folder))
     names = {"train": ("train",), "test": ("val", "test")}.get(split, ())
     for name in names:

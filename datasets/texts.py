@@ -66,6 +66,13 @@ def read_rows(path: Path, source: str) -> list[tuple[int, list[str]]]:
     return rows
 
 
+def check_widths(head: list[str], rows: list[tuple[int, list[str]]], source: str) -> None:
+    """Raise InputError, naming the line, unless every row has an entry under each of the header's."""
+    for line, row in rows:
+        if len(row) != len(head) or not all(row):
+            raise InputError(f"{source}, line {line}: must have {len(head)} entries, as the first line has")
+
+
 def _delimiter(lines: list[str]) -> str:
     """The first delimiter outside of quotes; a comma where there is none."""
     for line in lines:

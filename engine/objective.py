@@ -76,16 +76,15 @@ def load_data(args):
     return datasets.without(data, args.skip_images), (groups, levels)
 
 
-def held_out(args, transform, nested=None) -> watching.OfClasses | watching.OfGroups | None:
+def held_out(args, transform, data, nested=None) -> watching.OfClasses | watching.OfGroups | None:
     """The images whose neighbours --knn_freq looks at, as evaluation sees them; None without. Raises InputError.
 
-    nested: what load_data has of --instance_ranks.
+    data, nested: what load_data has.
     """
     if not args.knn_freq:
         return None
     if nested:
-        data, _, _ = instances.build(args.data_folder, args.instance_ranks)
-        held = watching.OfGroups(datasets.without(data, args.skip_images), *nested)
+        held = watching.OfGroups(datasets.ImageData(data.images, data.labels, data.classes), *nested)
         parts = [held.images]
     else:
         try:

@@ -68,7 +68,7 @@ def measured(asked: Asked, queries, gallery, device) -> tuple[dict, dict, dict]:
     x, y = (part.to(device) for part in queries)
     g, b = (None, None) if alone else (part.to(device) for part in gallery)
     within = {name: group.to(device) for name, group in asked.sets.items()}
-    counts = {name: int((torch.bincount(of[y])[of[y]] > 1).sum()) if alone else len(y) for name, of in within.items()}
+    counts = {name: int(evaluation.not_alone(of[y]).sum()) if alone else len(y) for name, of in within.items()}
     found = {name: evaluation.Curve(of[y], None if alone else of[b]) for name, of in within.items() if counts[name]}
     if not found:
         raise InputError("--instance_ranks: no two images share a group at any level: there is nothing to find")
@@ -102,8 +102,7 @@ def nearness(ranking: str, dataset: str, classes: list[str], outliers: list[str]
         raise InputError("--ranking checkpoint: knows the classes that were trained on alone; give a ranking of both")
     both = list(dict.fromkeys([*classes, *outliers]))
     table = torch.as_tensor(rankings.source_table(ranking, both, datasets.spec(dataset).superclasses))
-    place = {name: i for i, name in enumerate(both)}
-    rows, columns = ([place[name] for name in names] for names in (outliers, classes))
+    rows, columns = (rankings.chosen(both, names, f"--ranking {ranking}") for names in (outliers, classes))
     return table[rows][:, columns].amax(1)
 
 

@@ -11,7 +11,7 @@ from .ood import (
     ood_metrics,
 )
 from .ranks import Levels, Order, class_correlation, rank_metrics
-from .retrieval import Curve, look_up, retrieval_curve, retrieval_metrics
+from .retrieval import Curve, look_up, not_alone, retrieval_curve, retrieval_metrics
 
 __all__ = [
     "Curve",
@@ -29,6 +29,7 @@ __all__ = [
     "mahalanobis_scores",
     "msp_scores",
     "neighbour_accuracy",
+    "not_alone",
     "ood_metrics",
     "rank_metrics",
     "retrieval_curve",

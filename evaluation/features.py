@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .retrieval import not_alone
+
 HELD = 2**24  # numbers of features that wait on the device to be copied at once: 64 MB
 
 
@@ -60,8 +62,8 @@ def knn_accuracy(
 
 
 def neighbour_accuracy(features: Tensor, groups: Tensor) -> list[float | None]:
-    """At each level of groups [n, L]: the share of the images whose nearest other one, by cosine of features [n, d], is
-    of their group; of those that are not alone in it, None where all are.
+    """At each level of groups [n, L], numbered from 0: the share of the images whose nearest other one, by cosine of
+    features [n, d], is of their group; of those that are not alone in it, None where all are.
     """
     x = F.normalize(features.float(), dim=1)
     nearest = []
@@ -72,7 +74,6 @@ def neighbour_accuracy(features: Tensor, groups: Tensor) -> list[float | None]:
     hit = groups[torch.cat(nearest)] == groups
     found = []
     for group, right in zip(groups.T, hit.T, strict=True):
-        finds = group.unique(return_inverse=True, return_counts=True)
-        finds = finds[2][finds[1]] > 1
+        finds = not_alone(group)
         found.append(float(right[finds].double().mean()) if finds.any() else None)
     return found

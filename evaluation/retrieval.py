@@ -55,7 +55,7 @@ class Curve:
         self.labels, self.topk, self.uses = labels, topk, torch.ones_like(labels, dtype=torch.bool)
         self.gallery_labels = labels if gallery_labels is None else gallery_labels
         if gallery_labels is None:
-            self.uses = torch.bincount(labels)[labels] > 1
+            self.uses = not_alone(labels)
         if len(labels) and not self.uses.any():
             raise ValueError("every query is alone with its label: there is nothing to find")
         absent = labels[~torch.isin(labels, self.gallery_labels)]
@@ -78,9 +78,11 @@ class Curve:
         relevant = found[:, -1:]
         for i, k in enumerate(self.topk):
             self.hits_at[i] += (found[:, min(k, found.shape[1]) - 1] > 0).sum()
-        self.precision += (found / self.place).sum(0)
+        precision = found / self.place
+        self.precision += precision.sum(0)
         self.recall += (found / relevant).sum(0)
-        self.ap += (precision_at_hits(hit, found, ends) / relevant[:, 0]).double().sum()
+        # a hit among equal similarities counts with the precision at their end
+        self.ap += ((precision.gather(1, ends) * hit).sum(1) / relevant[:, 0]).double().sum()
 
     def result(self) -> tuple[dict[str, float], Tensor, Tensor]:
         """As retrieval_curve."""
@@ -122,18 +124,14 @@ def look_up(features: Tensor, gallery: Tensor | None, scorers: Sequence, chunk: 
             scorer.add(rows, order, ends)
 
 
+def not_alone(labels: Tensor) -> Tensor:
+    """[n] whether another of these labels, which count from 0, is the same."""
+    return torch.bincount(labels)[labels] > 1
+
+
 def ends_of_ties(similarity: Tensor) -> Tensor:
     """[Q, G] of falling similarities: the place, from 0, at which the group of equal ones around each entry ends."""
     ends, size = torch.ones_like(similarity, dtype=torch.bool), similarity.shape[1]
     ends[:, :-1] = similarity[:, 1:] != similarity[:, :-1]
     last = torch.where(ends, torch.arange(size, device=similarity.device, dtype=torch.int32), size)
     return last.flip(1).cummin(1).values.flip(1).long()
-
-
-def precision_at_hits(hit: Tensor, found: Tensor, ends: Tensor) -> Tensor:
-    """[Q] the sum over the hits [Q, G] of the precision at the end of their group of equal similarity.
-
-    found: [Q, G] hits so far; ends: as `ends_of_ties` has them.
-    """
-    place = torch.arange(1, hit.shape[1] + 1, device=hit.device, dtype=torch.float32)
-    return ((found / place).gather(1, ends) * hit).sum(1)

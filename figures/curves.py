@@ -63,30 +63,30 @@ def draw_nearness(path: Path, near, auroc, found: dict, ranking: str, title: str
     """
     plt = figures.pyplot()
     near, auroc = np.asarray(near, float), np.asarray(auroc, float)
+    there = ~np.isnan(auroc)  # classes without images have none
+    near, auroc, names = near[there], auroc[there], list(found["classes"])
     figure, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
-    x, few = near.copy(), len(np.unique(near)) < 6
+    x, values = near.copy(), np.unique(near)
+    few = len(values) < 6
     if few:  # points of one value side by side, their median as a bar
-        width = 0.3 * (np.diff(np.unique(near)).min() if len(np.unique(near)) > 1 else 1)
-        for value in np.unique(near):
-            of = np.flatnonzero((near == value) & ~np.isnan(auroc))
+        width = 0.3 * (np.diff(values).min() if len(values) > 1 else 1)
+        for value in values:
+            of = np.flatnonzero(near == value)
             x[of[np.argsort(auroc[of])]] += width * (np.arange(len(of)) % 5 - 2) / 4 * (len(of) > 1)
-            if len(of):
-                axes.hlines(
-                    np.median(auroc[of]), value - 0.7 * width, value + 0.7 * width, color=OUTLIER, lw=2, zorder=1
-                )
-        axes.set_xticks(np.unique(near))
+            ends = value - 0.7 * width, value + 0.7 * width
+            axes.hlines(np.median(auroc[of]), *ends, color=OUTLIER, lw=2, zorder=1)
+        axes.set_xticks(values)
     axes.plot(x, auroc, "o", ms=5, mfc=INLIER, mec="white", mew=0.5)
     axes.axhline(50, color=GREY, lw=1, ls=":")
-    there = [i for i in np.argsort(auroc, kind="stable") if not np.isnan(auroc[i])]
-    names, shown = list(found["classes"]), [i for i in range(len(auroc)) if not np.isnan(auroc[i])]
-    for i in {*there[:3], *there[-3:]}:
-        name = names[shown.index(i)].replace("_", " ")
-        axes.annotate(name, (x[i], auroc[i]), xytext=(5, 3), textcoords="offset points", fontsize=8)
+    hardest_first = np.argsort(auroc, kind="stable").tolist()
+    for i in {*hardest_first[:3], *hardest_first[-3:]}:
+        place = dict(xytext=(5, 3), textcoords="offset points", fontsize=8)
+        axes.annotate(names[i].replace("_", " "), (x[i], auroc[i]), **place)
     known = found["Spearman"] is not None
     rho = f"Spearman {found['Spearman']:.2f}, p {found['p']:.2g}, " if known else ""
     axes.set(
         xlabel=f"largest similarity to a training class, by {ranking}", ylabel="AUROC of the class in %",
-        title=f"{title}\n{rho}{len(there)} outlier classes" + ("; bar: median" if few else ""),
+        title=f"{title}\n{rho}{len(names)} outlier classes" + ("; bar: median" if few else ""),
     )  # fmt: skip
     axes.margins(x=0.12)
     figure.savefig(path, dpi=110)

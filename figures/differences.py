@@ -4,14 +4,13 @@ python -m figures.differences save/tables/TABLE.json --columns "coarse mAP" "fin
 """
 
 import argparse
-import textwrap
 from pathlib import Path
 
 import figures
 import util
 from engine.results import read_table
 from figures.curves import GREY, INLIER, OUTLIER
-from figures.grid import scaled, seeds_of
+from figures.grid import finish, panels, scaled, seeds_of
 from util import InputError
 
 
@@ -34,25 +33,17 @@ def draw_panel(ax, column: str, methods: list[dict]) -> None:
 
 def draw_differences(path: Path, content: dict, columns: list[str]) -> None:
     """Draw columns of a table's differences, `content` being its JSON."""
-    plt = figures.pyplot()
     methods = [
         of for of in content["differences"]["methods"].values() if any("mean" in of["columns"][c] for c in columns)
     ]
-    across = min(3, len(columns))
-    down = -(-len(columns) // across)
-    size = 1.2 + 3.2 * across, 1.0 + (0.9 + 0.5 * len(methods)) * down
-    figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False, sharey=True)
-    for ax, column in zip(axes.flat, columns, strict=False):
+    high = 0.9 + 0.5 * len(methods)
+    figure, axes = panels(len(columns), lambda across, down: (1.2 + 3.2 * across, 1.0 + high * down), sharey=True)
+    for ax, column in zip(axes, columns, strict=True):
         draw_panel(ax, column, methods)
-    for ax in axes.flat[len(columns) :]:
-        ax.axis("off")
     counts = {len(method["columns"][column]["seeds"]) for method in methods for column in columns} - {0}
     what = f"difference to {content['differences']['to']}, in points, paired by seed"
     how = f"rings: {seeds_of(counts)}; bar: 95 % interval of the mean, in colour where it excludes 0"
-    lines = [f"{content['recipe']['title']}: {what}", how + scaled(content)]
-    figure.suptitle("\n".join(textwrap.fill(line, int(11 * size[0])) for line in lines), fontsize=11)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    finish(figure, path, [f"{content['recipe']['title']}: {what}", how + scaled(content)])
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------

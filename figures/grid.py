@@ -7,6 +7,7 @@ import argparse
 import itertools
 import math
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,26 @@ def scaled(content: dict) -> str:
     return f", SCALED: {100 * content['scale']:g} % of the epochs" if content["scale"] != 1 else ""
 
 
+def panels(count: int, size: Callable, **how):
+    """A figure and so many panels, three in a row. size(across, down): of the figure, in inches."""
+    across = min(3, count)
+    down = -(-count // across)
+    figure, axes = figures.pyplot().subplots(
+        down, across, figsize=size(across, down), layout="constrained", squeeze=False, **how
+    )
+    for ax in axes.flat[count:]:
+        ax.axis("off")
+    return figure, axes.flat[:count]
+
+
+def finish(figure, path: Path, title: list[str]) -> None:
+    """Write a figure under lines of a title, which are broken where it ends."""
+    wide = int(11 * figure.get_figwidth())
+    figure.suptitle("\n".join(textwrap.fill(line, wide) for line in title), fontsize=11)
+    figure.savefig(path, dpi=110)
+    figures.pyplot().close(figure)
+
+
 def draw_panel(ax, column: str, drawn: dict, at: dict[str, float]) -> None:
     """One column: a line with bars of a standard deviation (n - 1) where there are several seeds, and across the panel
     the mean of a method without the axis.
@@ -86,15 +107,11 @@ def draw_panel(ax, column: str, drawn: dict, at: dict[str, float]) -> None:
 
 def draw_grid(path: Path, content: dict, axis: str, columns: list[str]) -> None:
     """Draw columns of a table, content of its JSON, over an axis of its grid."""
-    plt = figures.pyplot()
     drawn = lines(content, axis)
     at, wide = places(list(dict.fromkeys(label for line in drawn.values() for label in line if label is not None)))
-    across = min(3, len(columns))
-    down = -(-len(columns) // across)
-    size = 3.8 * across, 3.1 * down + 0.6
-    figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
+    figure, axes = panels(len(columns), lambda across, down: (3.8 * across, 3.1 * down + 0.6))
     slanted = sum(map(len, at)) > 24  # letters that lie below a panel
-    for ax, column in zip(axes.flat, columns, strict=False):
+    for ax, column in zip(axes, columns, strict=True):
         draw_panel(ax, column, drawn, at)
         if wide:
             ax.set_xscale("log")
@@ -102,15 +119,10 @@ def draw_grid(path: Path, content: dict, axis: str, columns: list[str]) -> None:
         ax.set_xticks(list(at.values()), list(at), **(dict(rotation=25, ha="right") if slanted else {}))
         ax.set(title=column, xlabel=axis, ylabel="seconds" if column == "seconds" else "%")
         ax.grid(alpha=0.3)
-    for ax in axes.flat[len(columns) :]:
-        ax.axis("off")
     draw_legend(figure, list(drawn))
     counts = {sum(bool(run["values"]) for run in runs) for runs in content["results"].values()} - {0}
     spread = f"mean ± standard deviation of {seeds_of(counts)}" if max(counts) > 1 else "one seed"
-    title = [content["recipe"]["title"], spread + scaled(content)]
-    figure.suptitle("\n".join(textwrap.fill(part, int(11 * size[0])) for part in title), fontsize=11)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    finish(figure, path, [content["recipe"]["title"], spread + scaled(content)])
 
 
 def draw_legend(figure, titles: list[str]) -> None:

@@ -140,8 +140,20 @@ def of_levels(source: str, flag: str = "--from") -> tuple[np.ndarray, list[str]]
     levels = taxonomy.read(source, flag) if Path(source).is_file() else None
     if levels is None:
         return superclass_table(read_superclasses(source, flag))
+    return _of_taxonomy(levels, f"{flag} {source}")
+
+
+def _of_taxonomy(levels: taxonomy.Taxonomy, source: str) -> tuple[np.ndarray, list[str]]:
     classes = list(levels.groups)
-    return taxonomy.similarity(levels, classes, f"{flag} {source}"), classes
+    return taxonomy.similarity(levels, classes, source), classes
+
+
+def of_file(name: str, flag: str) -> tuple[np.ndarray, list[str]]:
+    """The table of a ranking's file, of superclasses, a taxonomy or a matrix, and its classes."""
+    if name.endswith((".yaml", ".yml")):
+        return of_levels(name, flag)
+    levels = taxonomy.read(name, flag)
+    return _of_taxonomy(levels, f"{flag} {name}") if levels else files.read_table(Path(name), flag)
 
 
 def read_superclasses(source: str, flag: str = "--from") -> dict[str, list[str]]:

@@ -2,12 +2,11 @@
 
 import itertools
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from datasets.rankings import builders, files, table, taxonomy
+from datasets.rankings import builders, files, table
 from util import InputError
 
 LOW_P = 0.05  # below it, agreement or its lack is called so
@@ -165,11 +164,11 @@ def read(names: list[str]) -> tuple[dict[str, np.ndarray], list[str], str]:
         if name in table.NAMED and name != "roberta_threshold":
             raise InputError(f"compare {name}: of which data set? give one of {', '.join(files.shipped())}, or a file")
         if name == "roberta_threshold":
-            found[name] = files.read_table(files.HERE / "imagenet100_roberta_cosine.csv")
-        elif name in files.shipped() or name.endswith((".yaml", ".yml")) or taxonomy.read(name, "compare"):
+            found[name] = files.read_table(files.ROBERTA)
+        elif name in files.shipped():
             found[name] = builders.of_levels(name, "compare")
         else:
-            found[name] = files.read_table(Path(name), "compare")
+            found[name] = builders.of_file(name, "compare")
     first, *others = found.values()
     common = [c for c in first[1] if all(c in of for _, of in others)]
     if len(common) < 4:
@@ -177,8 +176,7 @@ def read(names: list[str]) -> tuple[dict[str, np.ndarray], list[str], str]:
         raise InputError(f"compare: {len(common)} classes are in all rankings (of {sizes}); at least 4 are needed")
     tables = {}
     for name, (values, of) in found.items():
-        place = {c: i for i, c in enumerate(of)}
-        chosen = [place[c] for c in common]
+        chosen = table.chosen(of, common, name)
         tables[name] = values[np.ix_(chosen, chosen)]
     left = [f"{len(of) - len(common)} of {name}" for name, (_, of) in found.items() if len(of) > len(common)]
     return tables, common, f"{len(common)} classes that all have; left out: {', '.join(left)}" if left else ""
@@ -256,8 +254,7 @@ def shown(name: str, ranks: table.Ranks) -> tuple[np.ndarray, np.ndarray, list[s
     """Of a ranking's file: its table [C, C], the one that training takes, the names of its classes in words, and a line
     for each of the ten most similar pairs. Raises InputError.
     """
-    deep = name.endswith((".yaml", ".yml")) or taxonomy.read(name, "show")
-    values, classes = builders.of_levels(name, "show") if deep else files.read_table(Path(name), "show")
+    values, classes = builders.of_file(name, "show")
     trained = table.to_similarity(values, ranks, f"show {name}").numpy()
     pairs = sorted(itertools.combinations(range(len(classes)), 2), key=lambda p: -values[p])
     words = files.in_words(classes)

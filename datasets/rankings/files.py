@@ -12,6 +12,7 @@ from datasets import texts
 from util import InputError, closest
 
 HERE = Path(__file__).parent
+ROBERTA = HERE / "imagenet100_roberta_cosine.csv"  # the published cosines of ImageNet-100's class names
 
 
 # ---- superclasses ----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch
 
 from datasets import ImageData, sources, texts
 from datasets.folders import LeftOut, images_below
+from datasets.rankings import taxonomy
 from util import InputError
 
 
@@ -23,7 +24,7 @@ def build(folder: str | Path, table: str | Path) -> tuple[ImageData, torch.Tenso
     names = [sorted({row[level] for _, row in rows}) for level in range(1, len(levels) + 1)]
     number = [{name: i for i, name in enumerate(of_level)} for of_level in names]
     groups = torch.zeros(len(names[0]), len(levels), dtype=torch.long)
-    images, labels, parent, seen = [], [], {}, set()
+    images, labels, parents, seen = [], [], {}, set()
     for line, row in rows:
         where = f"{flag}, line {line}"
         image = folder / row[0]
@@ -32,14 +33,7 @@ def build(folder: str | Path, table: str | Path) -> tuple[ImageData, torch.Tenso
         if not image.is_file():
             raise InputError(f"{where}: there is no image {image}; paths are relative to --data_folder")
         seen.add(row[0])
-        for level in range(1, len(levels)):
-            finer, coarser = row[level], row[level + 1]
-            if parent.setdefault((level, finer), coarser) != coarser:
-                raise InputError(
-                    f"{where}: {levels[level - 1]} {finer} lies in {levels[level]} {coarser} and in "
-                    f"{parent[level, finer]}; groups must be nested, "
-                    f"the finest column first, and their names differ ({coarser}/{finer})"
-                )
+        taxonomy.check_nested(row[1:], levels, parents, where)
         label = number[0][row[1]]
         groups[label] = torch.tensor([number[level][name] for level, name in enumerate(row[1:])])
         images.append(str(image))
@@ -57,9 +51,7 @@ def _read(path: Path, flag: str) -> tuple[list[str], list[tuple[int, list[str]]]
         raise InputError(f"{flag}: the first line must be `image,<finest group>,...,<coarsest group>`")
     if not rows:
         raise InputError(f"{flag}: names no image")
-    for line, row in rows:
-        if len(row) != len(head) or not all(row):
-            raise InputError(f"{flag}, line {line}: must have {len(head)} entries, as the first line has")
+    texts.check_widths(head, rows, flag)
     return head[1:], rows
 
 

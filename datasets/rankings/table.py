@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from datasets.rankings import files, taxonomy
-from datasets.rankings.files import HERE, check_has, known_superclasses, read_superclasses
+from datasets.rankings.files import check_has, known_superclasses, read_superclasses
+from datasets.rankings.taxonomy import STEP
 from util import InputError
 
-STEP = 0.25  # of similarity, a rank of distance
 MOST_RANKS = 126  # that a loss can hold
 
 
@@ -23,10 +23,7 @@ def superclass_labels(groups: dict[str, list[str]], classes: list[str], source: 
 
 def superclass_table(groups, classes, source) -> np.ndarray:
     """[C, C] 1 on the diagonal, 0.75 inside a superclass, 0 elsewhere."""
-    group = superclass_labels(groups, classes, source).numpy()
-    table = np.where(group[:, None] == group, 1 - STEP, 0.0)
-    np.fill_diagonal(table, 1.0)
-    return table
+    return taxonomy.of_labels([superclass_labels(groups, classes, source)])
 
 
 def class_similarity(
@@ -88,7 +85,7 @@ def of_superclasses(classes: list[str], superclasses: str | None) -> np.ndarray:
 
 def roberta_threshold(classes: list[str], superclasses: str | None) -> np.ndarray:
     """The published cosines of ImageNet-100's class names."""
-    return _from_file(HERE / "imagenet100_roberta_cosine.csv", classes, "--ranking roberta_threshold")
+    return _from_file(files.ROBERTA, classes, "--ranking roberta_threshold")
 
 
 def inaturalist(classes: list[str], superclasses: str | None) -> np.ndarray:

@@ -4,6 +4,7 @@ A taxonomy is a nested YAML file, a table `class,genus,family`, the further colu
 iNaturalist's names of folders say.
 """
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import torch
 from datasets import lists, texts
 from datasets.rankings.files import check_has
 from util import InputError
+
+STEP = 0.25  # of similarity, a rank of distance
 
 # of iNaturalist 2021's folders, 00000_Animalia_Annelida_Clitellata_Haplotaxida_Lumbricidae_Lumbricus_terrestris, the
 # finest first; the species is the class itself
@@ -47,11 +50,15 @@ def similarity(taxonomy: Taxonomy, classes: list[str], source: str) -> np.ndarra
     With L levels above the class a step is min(0.25, 1 / (L + 1)): a rank of distance as everywhere, 0.75 inside a
     superclass, and small enough that the farthest level is above 0. As NestedRINCELoss has it for L + 1 levels.
     """
-    step = min(0.25, 1 / (len(taxonomy.levels) + 1))
-    found = np.zeros((len(classes),) * 2)
-    for distance, group in reversed(list(enumerate(labels(taxonomy, classes, source).values(), 1))):
-        group = group.numpy()
-        found = np.where(group[:, None] == group, 1 - distance * step, found)
+    return of_labels(list(labels(taxonomy, classes, source).values()))
+
+
+def of_labels(levels: list[torch.Tensor]) -> np.ndarray:
+    """As `similarity`, by the numbers [C] of each class's group at each level, the finest first."""
+    step = min(STEP, 1 / (len(levels) + 1))
+    found = np.zeros((len(levels[0]),) * 2)
+    for distance, group in reversed(list(enumerate(levels, 1))):
+        found = np.where((group[:, None] == group).numpy(), 1 - distance * step, found)
     np.fill_diagonal(found, 1.0)
     return found
 
@@ -125,20 +132,26 @@ def of_rows(rows: list[tuple[int, list[str]]], source: str) -> Taxonomy:
         raise InputError(f"{source}: the first line must be `class,<finest level>,...,<coarsest>`, each name once")
     found: dict[str, tuple[tuple[str, ...], ...]] = {}
     parents: dict[tuple[int, str], str] = {}
+    texts.check_widths(head, body, source)
     for line, row in body:
-        if len(row) != len(head) or not all(row):
-            raise InputError(f"{source}, line {line}: must have {len(head)} entries, as the first line has")
         name, *groups = row
         if name in found:
             raise InputError(f"{source}, line {line}: class {name} stands in it twice")
-        for at in range(len(groups) - 1):
-            if parents.setdefault((at, groups[at]), groups[at + 1]) != groups[at + 1]:
-                raise InputError(
-                    f"{source}, line {line}: {head[at + 1]} {groups[at]} lies in {head[at + 2]} {groups[at + 1]} and "
-                    f"in {parents[at, groups[at]]}; groups must be nested, the finest column first"
-                )
+        check_nested(groups, head[1:], parents, f"{source}, line {line}")
         found[name] = _nested(tuple(reversed(groups)))
     return Taxonomy(tuple(head[1:]), found)
+
+
+def check_nested(groups: list[str], levels: list[str], parents: dict[tuple[int, str], str], where: str) -> None:
+    """Raise InputError, beginning with `where`, unless each of a row's groups, the finest first, lies in the group that
+    it lay in so far. parents: (level, group) -> group of the next level; grows by the row's.
+    """
+    for at, (finer, coarser) in enumerate(itertools.pairwise(groups)):
+        if parents.setdefault((at, finer), coarser) != coarser:
+            raise InputError(
+                f"{where}: {levels[at]} {finer} lies in {levels[at + 1]} {coarser} and in {parents[at, finer]}; groups "
+                f"must be nested, the finest column first, and their names differ ({coarser}/{finer})"
+            )
 
 
 def of_inaturalist(classes: list[str], source: str) -> Taxonomy:
