@@ -156,7 +156,11 @@ def write_table(path: Path, table: np.ndarray, classes: list[str], about: str) -
 
 
 def read_names(path: Path, flag: str = "--names") -> dict[str, str]:
-    """class -> name in words: a CSV of two columns, or one class a line, put into words by `in_words`."""
+    """class -> name in words: a CSV of two columns, one class a line, put into words by `in_words`, or the classes of a
+    data set whose superclasses ship, by its name.
+    """
+    if not path.exists() and str(path) in shipped():
+        return in_words(c for classes in known_superclasses(str(path)).values() for c in classes)
     rows = [row for _, row in texts.read_rows(path, f"{flag} {path}")]
     rows = rows[1:] if rows and rows[0][0].lower() in ("class", "wnid") else rows
     classes = [row[0] for row in rows]
