@@ -80,7 +80,7 @@ def get_parser():
 
 
 def _add_classes(k) -> None:
-    k.add_argument("--names", type=util.user_path, help="CSV class,name, one class a line, or the name of superclasses that ship")
+    k.add_argument("--names", type=util.user_path, help="CSV class,name, one class a line, or a data set as cifar100")
     k.add_argument(
         "--data_folder", type=util.user_path, help="folder of class folders; with --names, their names are there"
     )

@@ -450,7 +450,7 @@ def test_a_picture_that_cannot_be_written_is_one_line(monkeypatch, capsys, tmp_p
     assert "error: No space left on device" in error_of(monkeypatch, capsys, tmp_path, "show r.csv")
 
 
-def test_the_classes_of_a_data_set_that_ships_superclasses_are_known_by_its_name(monkeypatch, capsys, tmp_path, encoder):
+def test_classes_of_a_data_set_that_ships_are_known_by_its_name(monkeypatch, capsys, tmp_path, encoder):
     assert files.read_names(Path("cifar100"))["aquarium_fish"] == "aquarium fish"
     make(monkeypatch, tmp_path, f"text --names digits --model {encoder} --out digits.csv")
     _, classes = files.read_table(tmp_path / "digits.csv")
