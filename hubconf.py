@@ -8,6 +8,7 @@ its own had better take the file losses.py along under another name.
 
 import losses as _losses
 from engine import checkpoint as _checkpoint
+from networks import encoders as _encoders
 from networks import resnet as _resnet
 
 dependencies = ["torch", "torchvision", "numpy", "tqdm"]
@@ -38,6 +39,6 @@ def encoder(ckpt, encoder_name: str | None = None):
     name = encoder_name or _checkpoint.trained_options(state).get("model")
     if name is None:
         raise ValueError(f"ckpt {path} does not say which encoder it holds; give encoder_name")
-    net = _resnet.encoder(name, small_images=_resnet.has_small_stem(weights))
+    net = _encoders.encoder(name, _resnet.has_small_stem(weights), state.get("size"))
     _checkpoint.load_strictly(net, weights, f"ckpt {path}")
     return net.eval()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import datasets
 from datasets import augmentation
-from engine import checkpoint, config, distributed, loading, memory, options, results, runs, training
+from engine import checkpoint, config, distributed, initial, loading, memory, options, results, runs, training
 from engine.launch import launch
 from engine.optimisation import in_force
 from networks.classifier import Classifier
@@ -31,7 +31,7 @@ def get_parser():
     p = options.parser(__doc__)
     options.add_data(p, datasets.NAMES)
     g = p.add_argument_group("model and views")
-    g.add_argument("--model", default="resnet50", help="encoder: torchvision's ResNets, resnet8 to resnet56 narrow")
+    options.add_encoder(g)
     options.flag(g, "--use_ssl_augmentations", help="augment as the contrastive methods do; else crop and flip")
     options.flag(g, "--syncBN", help=options.SYNC_BN)
     options.flag(g, "--imagenet100", help="use ImageNet-100's classes only, of a folder that holds more")
@@ -51,9 +51,10 @@ def worker(args, device):
         distributed.say(datasets.left_out(train, test))
         datasets.check_several_classes(train, args.data_folder)
         spec = datasets.spec(args.dataset)
-        size, mean, std = datasets.view_settings(args.dataset, options.chosen_views(args), train)
-        encoder = training.build_encoder(args.model, spec.small)
-        encoder = training.sync_batchnorm(encoder, device) if args.syncBN else encoder
+        start = initial.read(args.model, args.init, args.pretrained)
+        size, mean, std = datasets.view_settings(args.dataset, start.views_of(options.chosen_views(args)), train)
+        encoder = start.build(spec.small, size)
+        encoder = training.sync_batchnorm(encoder, args.model, device) if args.syncBN else encoder
         run = runs.Run(args, "SupCon", run_name(args))
     skip, how = options.skips_damage(args), options.loading(args, device, args.channels_last)
     train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)
@@ -70,6 +71,7 @@ def worker(args, device):
     stepper = options.stepper(args, model, device)
     validation = partial(training.validate, model, loading.share_loader(test, how), stepper)
     facts = {"classes": train.classes, "size": size, "mean": list(mean), "std": list(std)}
+    facts["pretrained"] = start.pretrained
     run.begin(model, stepper, sampler, facts, train)
     run.say(f"cross-entropy: {len(train.classes)} classes, {len(train)} training and {len(test)} validation images")
 
@@ -79,7 +81,7 @@ def worker(args, device):
         return share * F.cross_entropy(logits.float(), labels), share * training.accuracy(logits, labels)
 
     def needs():
-        encoder = training.build_encoder(args.model, spec.small, "meta")
+        encoder = start.build(spec.small, size, "meta")
         return memory.of_training(encoder, size, stepper.precision, args.batch_size)
 
     with memory.within(device, needs):
@@ -100,7 +102,8 @@ def worker(args, device):
 
 def run_name(args) -> str:
     """--exp_name, or a name made of the options."""
-    return args.exp_name or f"cross_entropy_{args.model}{options.images_in_name(args.images_per_class)}_seed{args.seed}"
+    images = options.images_in_name(args.images_per_class)
+    return args.exp_name or f"cross_entropy_{util.plain_name(args.model)}{images}_seed{args.seed}"
 
 
 def main():

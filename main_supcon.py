@@ -10,7 +10,7 @@ from functools import partial
 import datasets
 import util
 from datasets import augmentation
-from engine import config, distributed, loading, memory, objective, options, runs, training, watching
+from engine import config, distributed, initial, loading, memory, objective, options, runs, training, watching
 from engine.launch import launch
 from networks.contrastive import ContrastiveModel, projection_head
 from networks.memory_bank import MemoryBank
@@ -33,7 +33,7 @@ def get_parser():
     p = options.parser(__doc__, objective.OTHER_DEFAULTS)
     options.add_data(p, datasets.NAMES)
     g = p.add_argument_group("model")
-    g.add_argument("--model", default="resnet50", help="encoder: torchvision's ResNets, resnet8 to resnet56 narrow")
+    options.add_encoder(g)
     g.add_argument("--feat_dim", type=options.positive_int, default=128, help="dimensions after the head")
     g.add_argument("--memorybank_size", type=options.positive_int, default=4096, help="keys in the bank")
     g.add_argument("--m", type=options.fraction, default=0.99, help="momentum of the key encoder")
@@ -46,9 +46,8 @@ def get_parser():
     return p
 
 
-def build_model(args, criterion, device, memory_format):
+def build_model(args, encoder, criterion, device, memory_format):
     """Query and key encoder over one bank, the same on every process since the seed is."""
-    encoder = training.build_encoder(args.model, datasets.spec(args.dataset).small)
     bank = MemoryBank(args.memorybank_size, args.feat_dim)
     head = projection_head(encoder.dim, args.feat_dim)
     gather = partial(distributed.gather, total=args.batch_size)
@@ -56,7 +55,7 @@ def build_model(args, criterion, device, memory_format):
     shuffles = args.shuffle_bn and distributed.world_size() > 1  # one process has nothing to shuffle over
     model = ContrastiveModel(encoder, head, bank, criterion, args.m, gather, shuffle if shuffles else None)
     if args.syncBN:
-        model.encoder = training.sync_batchnorm(model.encoder, device)
+        model.encoder = training.sync_batchnorm(model.encoder, args.model, device)
     return training.prepared(model, device, memory_format, args.compile)
 
 
@@ -68,7 +67,8 @@ def worker(args, device):
     with distributed.main_first():
         data, nested = objective.load_data(args)
         spec = datasets.spec(args.dataset)
-        size, mean, std = datasets.view_settings(args.dataset, options.chosen_views(args), data)
+        start = initial.read(args.model, args.init, args.pretrained)
+        size, mean, std = datasets.view_settings(args.dataset, start.views_of(options.chosen_views(args)), data)
         criterion, summary, ranking = objective.build(args, data, nested)
         held_out = objective.held_out(args, augmentation.evaluation(size, mean, std, spec.small), data, nested)
         run = runs.Run(args, "SupCon", args.exp_name or default_name(args))
@@ -79,11 +79,12 @@ def worker(args, device):
     two_views = augmentation.Augmentation(size, mean, std, spec.crop_scale, spec.flip, spec.colour)
     views = loading.augmented(data, two_views, args.seed, args.augment_on, device)
     loader, sampler = loading.training_loader(views, how, args.seed)
-    model = build_model(args, criterion, device, how.memory_format)
+    model = build_model(args, start.build(spec.small, size), criterion, device, how.memory_format)
     wrapped = training.parallel(model)
     stepper = options.stepper(args, model, device)
     watch = watching.Watch(views, held_out, args.knn_freq, args.epochs, how, stepper.autocast)
     facts = {"classes": data.classes, "size": size, "mean": list(mean), "std": list(std), "ranking": ranking}
+    facts["pretrained"] = start.pretrained
     run.begin(model, stepper, sampler, facts, data)
     run.say(summary)
 
@@ -92,7 +93,7 @@ def worker(args, device):
         return terms.loss(), terms.per_rank()
 
     def needs():
-        encoder = training.build_encoder(args.model, spec.small, "meta")
+        encoder = start.build(spec.small, size, "meta")
         bank = memory.Bank(args.memorybank_size, args.feat_dim, objective.in_blocks(args))
         return memory.of_training(encoder, size, stepper.precision, args.batch_size, bank)
 
@@ -120,8 +121,8 @@ def worker(args, device):
 
 def default_name(args) -> str:
     """A run's name where the user gave none."""
-    images = options.images_in_name(args.images_per_class)
-    return f"{args.loss_type or 'rince'}_{objective.variant(args)}_{args.model}{images}_seed{args.seed}"
+    images, model = options.images_in_name(args.images_per_class), util.plain_name(args.model)
+    return f"{args.loss_type or 'rince'}_{objective.variant(args)}_{model}{images}_seed{args.seed}"
 
 
 def main():

@@ -7,7 +7,6 @@ python out_of_dist_detection.py --dataset cifar100 --data_folder ./data --datase
 
 import os
 import re
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -81,14 +80,7 @@ def worker(args, device):
             raise InputError(f"--detector {args.detector} needs a classifier; {args.ckpt} holds a contrastive model")
         outputs = frozen.class_outputs(net, args.dataset, train.classes) if args.detector in ON_LOGITS else 0
         near = ordering.nearness(args.ranking, args.dataset, train.classes, outliers.classes) if args.ranking else None
-        seen = [c for c in outliers.classes if c in (net.record["classes"] or ())]
-        if (
-            distributed.is_main()
-            and seen
-            and net.record["dataset"] == args.dataset_outliers
-            and args.dataset_outliers != "path"
-        ):
-            print(f"warning: {args.ckpt} was trained on the outliers' class {seen[0]}", file=sys.stderr)
+        frozen.warn_of_seen(net, args.dataset_outliers, outliers.classes)
     wanted = {"inliers": test, "outliers": outliers}
     if args.detector not in ON_LOGITS:
         wanted = {"train": train, **wanted}

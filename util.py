@@ -46,6 +46,11 @@ class InputError(ValueError):
         super().__init__(message.rsplit("InputError: ", 1)[-1].strip().replace("\n", "\\n"))
 
 
+def plain_name(text: str) -> str:
+    """A text as part of a file's name: letters, digits, ._+- and for anything else _."""
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_")
+
+
 def reason(error: BaseException) -> str:
     """The first line of what an error says, or its name where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]

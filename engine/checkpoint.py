@@ -1,7 +1,7 @@
 """Checkpoints: plain dictionaries of tensors and plain types, written whole or not at all, read without code.
 
-Three forms of weights fill an encoder: this project's own, and the two published ones (torchvision's names, and the
-CIFAR form with `encoder.`, `head.` and `shortcut.`); see `encoder_weights`.
+Four forms of weights fill an encoder: this project's own, the two published ones (torchvision's names, and the CIFAR
+form with `encoder.`, `head.` and `shortcut.`), and the bare weights of a library's file; see `encoder_weights`.
 """
 
 import argparse
@@ -145,13 +145,15 @@ def check_sums(path: Path) -> None:
                 raise zipfile.BadZipFile(f"damaged in {damaged}")
 
 
-def load(path, flag: str = "--ckpt") -> dict:
-    """Read a checkpoint on the CPU: tensors, plain types and argparse.Namespace; any other object is refused unrun."""
+def read(path, flag: str = "--ckpt"):
+    """What a file of torch.save holds, on the CPU: tensors, plain types and argparse.Namespace; any other object is
+    refused unrun.
+    """
     path = find(path, flag)
     try:
         check_sums(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named:
@@ -161,6 +163,19 @@ def load(path, flag: str = "--ckpt") -> dict:
         raise InputError(f"{flag} {path}: not a readable checkpoint ({error})") from None
     except Exception as error:  # torch.load meets damage in many ways, each with an exception of its own
         raise InputError(f"{flag} {path}: not a readable checkpoint ({type(error).__name__})") from None
+
+
+def load(path, flag: str = "--ckpt", bare: bool = False) -> dict:
+    """Read a checkpoint, as `read` does.
+
+    bare: a library's file of weights by name will do as well; its entries are `model` and `library`, True.
+    """
+    path = find(path, flag)
+    state = _read_safetensors(path, flag) if path.suffix == ".safetensors" else read(path, flag)
+    if isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values()):
+        if not bare:
+            raise InputError(f"{flag} {path}: holds weights alone, and is no checkpoint of this code")
+        return {"model": state, "library": True}
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise InputError(f"{flag} {path}: not a checkpoint, it has no entry 'model' with the weights")
     for name, value in state["model"].items():
@@ -170,6 +185,16 @@ def load(path, flag: str = "--ckpt") -> dict:
     if version != FORMAT:
         raise NewerFormat(f"{flag} {path}: has format {version}, this version reads {FORMAT}; update this code")
     return state
+
+
+def _read_safetensors(path: Path, flag: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{flag} {path}: not a readable safetensors file ({error})") from None
 
 
 def random_state() -> dict:
@@ -198,32 +223,49 @@ def trained_options(state: dict) -> dict:
 
 
 def encoder_weights(state: dict, source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The query encoder's weights under torchvision's names, and a linear classifier's {weight, bias} ({} if none).
+    """The query encoder's weights under its library's names, and a linear classifier's {weight, bias} ({} if none).
 
-    Keys may carry `module.`, `model.`, `backbone_q.` and `encoder.`, and say `shortcut` for `downsample` and
-    `layer_blocks.N` for `layerN`, N from 1 to 4, as the published probe reads them. Heads, bank and key encoder are
-    left out; anything else stays, so that strict loading can name it. Raises InputError naming `source` if two keys
-    mean the same weight, or N is another.
+    Of this project's checkpoints, `encoder.` and `fc.`; of a library's file all, with `fc.` as the classifier: what
+    follows stands as it is. Of published checkpoints keys may carry `module.`, `model.`, `backbone_q.` and `encoder.`,
+    and say `shortcut` for `downsample` and `layer_blocks.N` for `layerN`, N from 1 to 4, as the published probe reads.
+    Heads, bank and key encoder are left out; anything else stays, so that strict loading can name it. Raises InputError
+    naming `source` if two keys mean the same weight, or N is another.
     """
     weights, classifier = {}, {}
+    place_of = _in_library if state.get("library") else _in_own if "format" in state else _in_published
     for key, value in state["model"].items():
-        parts = [part for part in key.split(".") if part not in WRAPPERS] or [key]
-        if any(part in KEY_ENCODER for part in parts):
-            continue
-        if parts[0] == "fc" and len(parts) == 2:
-            into, name = classifier, parts[1]
-        elif parts[0] in BESIDE:
-            continue
-        else:
-            into, name = weights, torchvision_name(parts[1:] if parts[0] == "encoder" else parts)
-            if name is None:
-                raise InputError(f"{source}: {key} is unknown; layer_blocks are numbered from 1 to 4")
+        place, name = place_of(key)
+        if name is None:
+            raise InputError(f"{source}: {key} is unknown; layer_blocks are numbered from 1 to 4")
+        into = {"encoder": weights, "fc": classifier}.get(place, {})
         if name in into:
             raise InputError(f"{source}: holds {name} twice, once as {key}")
         into[name] = value
     if classifier and set(classifier) != {"weight", "bias"}:
         raise InputError(f"{source}: its classifier fc has {' and '.join(classifier)}; it needs weight and bias")
     return weights, classifier
+
+
+# Each takes a key apart: "encoder", "fc" or another place, and the name of the weight there.
+
+
+def _in_library(key: str) -> tuple[str, str]:
+    return ("fc", key.removeprefix("fc.")) if key.startswith("fc.") else ("encoder", key)
+
+
+def _in_own(key: str) -> tuple[str, str]:
+    place, _, name = key.partition(".")
+    return (place, name) if place in ("encoder", *KEY_ENCODER, *BESIDE) else ("encoder", key)
+
+
+def _in_published(key: str) -> tuple[str, str | None]:
+    parts = [part for part in key.split(".") if part not in WRAPPERS] or [key]
+    beside = next((part for part in parts if part in KEY_ENCODER), None)
+    if beside or (parts[0] in BESIDE and not (parts[0] == "fc" and len(parts) == 2)):
+        return beside or "beside", key
+    if parts[0] == "fc":
+        return "fc", parts[1]
+    return "encoder", torchvision_name(parts[1:] if parts[0] == "encoder" else parts)
 
 
 def torchvision_name(parts: list[str]) -> str | None:

@@ -1,5 +1,6 @@
 """A frozen encoder from a checkpoint, and its features of a data set, kept and reused: what evaluations start from."""
 
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import evaluation
 import util
 from datasets import augmentation
 from engine import cache as caches
-from engine import checkpoint, distributed, published, training
+from engine import checkpoint, distributed, initial, published
 from engine.loading import Loading, share_loader
 from engine.optimisation import allow_tf32, in_force
 from util import InputError
@@ -24,11 +25,11 @@ IMAGENET = ("imagenet", "imagenet_100")
 class Frozen:
     """An encoder in eval mode and the views it wants.
 
-    record: path, sha256, model, epoch, dataset and classes of the checkpoint, and published: the name of the published
-    weights that it is, else None; name: of its run; classifier: {weight [C, d], bias [C]} of a cross-entropy model,
-    else {}; transform: evaluation's, from a PIL image; size, mean, std: of a view; ranking: what it was trained on, as
-    objective.build has it, None where the file has none; extracted: by title, the file that keeps features, if any, and
-    whether they were read from it.
+    record: path, sha256, model, epoch, dataset and classes of the checkpoint, pretrained: whether it is, or began with,
+    a library's weights, and published: the name of the published weights that it is, else None; name: of its run;
+    classifier: {weight [C, d], bias [C]} of a cross-entropy model, else {}; transform: evaluation's, from a PIL image;
+    size, mean, std: of a view; ranking: what it was trained on, as objective.build has it, None where the file has
+    none; extracted: by title, the file that keeps features, if any, and whether they were read from it.
     """
 
     encoder: nn.Module
@@ -70,25 +71,24 @@ def load(wanted: Wanted, train: datasets.ImageData) -> Frozen:
     """
     allow_tf32(False)  # figures to the last digit; loading is what takes the time
     path = checkpoint.find(wanted.ckpt)
-    state, source = checkpoint.load(path), f"--ckpt {path}"
+    source = f"--ckpt {path}"
+    start, state, classifier = initial.of_file(wanted.model, path, "--ckpt")
     if state.get("script") == "main_linear":
         raise InputError(f"{source}: is a linear probe; give the encoder that it was trained on")
-    weights, classifier = checkpoint.encoder_weights(state, source)
     if wanted.model_type == "cross_entropy" and not classifier:
         raise InputError(f"--model_type cross_entropy: {path} holds no linear classifier; it is a contrastive model")
     if wanted.model_type == "contrastive" and classifier:
         raise InputError(f"--model_type contrastive: {path} holds a linear classifier; it is a cross-entropy model")
-    trained = checkpoint.trained_options(state)
-    encoder, model = _encoder(wanted.model, trained.get("model"), weights, path)
-    checkpoint.load_strictly(encoder, weights, source)
-    spec, (size, mean, std) = datasets.spec(wanted.dataset), wanted.views
-    size = size or state.get("size") or trained.get("size") or spec.size
-    mean, std = mean or state.get("mean") or spec.mean, std or state.get("std") or spec.std
+    trained, spec = checkpoint.trained_options(state), datasets.spec(wanted.dataset)
+    size, mean, std = start.views_of(wanted.views)
+    size, mean, std = size or spec.size, mean or spec.mean, std or spec.std
+    encoder = start.build(False, size)
     if mean is None:
         mean, std = datasets.mean_and_std(train)
     name = path.resolve().parent.name + ("" if path.stem == "last" else f"_{path.stem}")
-    record = {"path": str(path.resolve()), "sha256": checkpoint.sha256(path), "model": model}
+    record = {"path": str(path.resolve()), "sha256": checkpoint.sha256(path), "model": start.model}
     record |= {"epoch": state.get("epoch"), "dataset": trained.get("dataset"), "classes": state.get("classes")}
+    record["pretrained"] = bool(start.pretrained)
     record["instance_ranks"] = trained.get("instance_ranks")
     known = published.find(record["sha256"])
     record["published"] = known and known.name
@@ -110,6 +110,22 @@ def _warn_of_other_classes(dataset: str, record: dict, classes: list[str]) -> No
     ):
         numbers = f"{len(record['classes'])} classes of {dataset}, this evaluates {len(classes)}"
         print(f"warning: {record['path']} was trained on {numbers}; see --hold_out", file=sys.stderr)
+
+
+def warn_of_seen(frozen: Frozen, dataset: str, classes: list[str]) -> None:
+    """Warn where outliers, classes of a data set, were seen in training: by the checkpoint, or, if it began with a
+    library's weights, most likely by these, which are of ImageNet.
+    """
+    record = frozen.record
+    seen = [c for c in classes if c in (record["classes"] or ())]
+    of_imagenet = [c for c in classes if re.fullmatch(r"n\d{8}", c)]
+    if not distributed.is_main():
+        return
+    if seen and record["dataset"] == dataset and dataset != "path":
+        print(f"warning: {record['path']} was trained on the outliers' class {seen[0]}", file=sys.stderr)
+    if record["pretrained"] and of_imagenet:
+        text = f"is, or began with, a library's weights, which have most likely seen ImageNet's {of_imagenet[0]}"
+        print(f"warning: {record['path']} {text}: these outliers are none to it", file=sys.stderr)
 
 
 def class_outputs(frozen: Frozen, dataset: str, classes: list[str]) -> int:
@@ -153,19 +169,6 @@ def logits(frozen: Frozen, outputs: int, parts: list[Tensor]) -> tuple[list[Tens
             text = f"only {inside:.0f} % of the inliers have their largest output among the first {outputs}"
             print(f"warning: --ckpt {frozen.record['path']}: {text}: are these its classes?", file=sys.stderr)
     return [x[:, :outputs] for x in found], {"outputs": said}
-
-
-def _encoder(wanted: str | None, trained: str | None, weights: dict, path: Path) -> tuple[nn.Module, str]:
-    """An encoder of the name in options and file, which must agree; the stem is the one that the file has."""
-    from networks import resnet
-
-    name = wanted or trained
-    if name is None:
-        raise InputError(f"--ckpt {path} does not say which encoder it holds; give --model")
-    encoder = training.build_encoder(name, small_images=resnet.has_small_stem(weights))
-    if trained and resnet.base_name(name) != resnet.base_name(trained):
-        raise InputError(f"--model {name}: {path} holds a {trained}; leave --model out")
-    return encoder, name
 
 
 def features(

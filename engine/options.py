@@ -167,6 +167,13 @@ def add_data(p, names) -> None:
     g.add_argument("--num_workers", type=count, default=workers, help="loader processes of each process")
 
 
+def add_encoder(g) -> None:
+    """Which encoder is trained, and where it starts."""
+    g.add_argument("--model", default="resnet50", help="encoder: torchvision's ResNets, resnet8 to resnet56, timm:NAME")
+    flag(g, "--pretrained", help="start from the library's own weights")
+    g.add_argument("--init", type=user_text, metavar="FILE", help="start from a library's weights, or a checkpoint")
+
+
 def add_ranks(g) -> None:
     """How a ranking's values become ranks."""
     g.add_argument("--thresholds", "--roberta_float_threshold", type=float, nargs="+", help="falling, one a rank")

@@ -17,7 +17,8 @@ FIXED = ("dataset", "model", "feat_dim", "memorybank_size", "cache_features")
 FREE = (
     "resume", "overwrite", "exp_name", "save_folder", "save_freq", "save_minutes", "print_freq", "num_workers",
     "data_folder", "check_data", "detect_anomaly", "nproc_per_node", "world_size", "rank", "dist_url", "dist_backend",
-    "timeout_minutes", "augment_on", "knn_freq", "config", "keep_checkpoints", "max_hours",
+    "timeout_minutes", "augment_on", "knn_freq", "config", "keep_checkpoints", "max_hours", "init",
+    "pretrained",
 )  # fmt: skip
 
 

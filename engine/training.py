@@ -15,13 +15,17 @@ from engine.optimisation import FiniteGuard, Stepper
 from util import InputError
 
 
-def build_encoder(name: str, small_images: bool, device: str = "cpu"):
-    """networks.resnet.encoder, whose error is the user's. device: "meta" for its shapes alone."""
-    from networks import resnet  # and with it torchvision's models: not before a network is built
+def build_encoder(
+    name: str, small_images: bool, device: str = "cpu", size: int | None = None, weights: bool | str = False
+):
+    """networks.encoders.encoder, whose error is the user's. device: "meta" for its shapes alone."""
+    from networks import encoders  # and with it torchvision's models: not before a network is built
 
     try:
         with torch.device(device):
-            return resnet.encoder(name, small_images)
+            return encoders.encoder(name, small_images, size, weights)
+    except OSError:  # of a missing network, which some libraries call a ValueError as well
+        raise
     except ValueError as error:
         raise InputError(f"--model {error}") from None
 
@@ -45,12 +49,18 @@ def share_of_batch(labels: Tensor, batch_size: int) -> float:
     return len(labels) * distributed.world_size() / batch_size
 
 
-def sync_batchnorm(encoder, device: torch.device):
-    """--syncBN: the encoder with BatchNorm whose statistics are those of all processes."""
+def sync_batchnorm(encoder, name: str, device: torch.device):
+    """--syncBN: the encoder of this name with BatchNorm whose statistics are those of all processes."""
+    from networks import encoders
+
     if distributed.world_size() == 1:
         return encoder
     if device.type != "cuda":
         raise InputError("--syncBN: torch has it on CUDA only; leave it out here")
+    if encoders.of_timm(name):  # its layers join BatchNorm and activation
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(encoder)
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .memory_bank import MemoryBank
 
@@ -27,8 +28,8 @@ class ContrastiveModel(nn.Module):
     """Contrastive learning with a momentum encoder and a labelled bank (design of He et al. 2020).
 
     encoder: [N, 3, H, W] -> [N, d]; head: [N, d] -> [N, D]. Their copies are the key encoder: its parameters follow
-    the query's, theta_k = m theta_k + (1 - m) theta_q, without gradient; its BatchNorm runs in train mode with
-    statistics of its own.
+    the query's, theta_k = m theta_k + (1 - m) theta_q, without gradient; its BatchNorm, where there is one, runs in
+    train mode with statistics of its own, and all else as in evaluation: without dropout and drop-path.
     criterion: has `terms(query, key, labels, bank, bank_labels)`, as losses.RINCELoss, whose backward stands a push.
     gather: joins a tensor over all processes in rank order, without gradient, so that every bank gets the same keys.
     shuffle: (encode, images) -> the keys of these images, and of all processes' in rank order, encoded in other
@@ -54,6 +55,15 @@ class ContrastiveModel(nn.Module):
             parameter.requires_grad_(False)
         self.bank, self.criterion, self.momentum = bank, criterion, momentum
         self.gather, self.shuffle = gather, shuffle
+        self.train()
+
+    def train(self, mode: bool = True) -> "ContrastiveModel":
+        """Likewise for training, or evaluation, all but what the key encoder must not draw."""
+        super().train(mode)
+        for net in (self.key_encoder, self.key_head):
+            for module in net.modules():
+                module.training = mode and isinstance(module, _BatchNorm)
+        return self
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:

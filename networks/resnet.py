@@ -1,6 +1,7 @@
 """ResNet encoders by name: torchvision's for ImageNet, a small stem for CIFAR, and He's narrow ones for tiny images."""
 
 import re
+from typing import Any
 
 import torchvision
 from torch import nn
@@ -25,6 +26,13 @@ def has_small_stem(weights: dict) -> bool:
     return stem is not None and stem.shape[-1] == 3
 
 
+def library_weights(name: str) -> Any:
+    """torchvision's own weights of an encoder. Raises ValueError where it has none."""
+    if base_name(name) not in TORCHVISION:
+        raise ValueError(f"{name}: no library has weights of it; torchvision has of {', '.join(TORCHVISION)}")
+    return torchvision.models.get_model_weights(base_name(name)).DEFAULT
+
+
 def encoder(name: str, small_images: bool = False) -> nn.Module:
     """An encoder [N, 3, H, W] -> [N, d] without a classifier; its attribute `dim` is d.
 
@@ -38,7 +46,7 @@ def encoder(name: str, small_images: bool = False) -> nn.Module:
     if base in NARROW:
         return NarrowResNet(depth=int(base.removeprefix("resnet")))
     if base not in TORCHVISION:
-        raise ValueError(f"{name} is unknown; choose one of {', '.join(NAMES)}")
+        raise ValueError(f"{name} is unknown; choose one of {', '.join(NAMES)}, or timm:NAME")
     net = torchvision.models.get_model(base, weights=None)
     net.dim, net.fc = net.fc.in_features, nn.Identity()
     if small:

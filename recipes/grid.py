@@ -1,7 +1,6 @@
 """The grid of a recipe: a method whose options take several values becomes one for each combination of them, a cell."""
 
 import itertools
-import re
 import shlex
 
 import util
@@ -26,19 +25,14 @@ def axes(grid: dict, where: str) -> dict[str, dict[str, str]]:
             check(f"{where}: {axis}: {label}", value, "text")
             if not words(value):
                 raise InputError(f"{where}: {axis}: {value!r} is no value, as a command would have it")
-        names = [in_a_name(label) for label, _ in pairs]
+        names = [util.plain_name(label) for label, _ in pairs]
         twice = next((pair for pair, name in zip(pairs, names, strict=True) if names.count(name) > 1), None)
         if twice:
             raise InputError(
-                f"{where}: {axis}: two cells would be called {axis}{in_a_name(twice[0])}; give other labels"
+                f"{where}: {axis}: two cells would be called {axis}{util.plain_name(twice[0])}; give other labels"
             )
         found[axis] = dict(pairs)
     return found
-
-
-def in_a_name(label: str) -> str:
-    """A label as a part of the name of a file."""
-    return re.sub(r"[^\w.+-]+", "_", label).strip("_")
 
 
 def expand(recipe: dict, source: str) -> dict[str, dict]:
@@ -73,7 +67,7 @@ def cell_of(name: str, method: dict, labels: dict, values: dict, where: str) -> 
     taken = next((axis for axis in values if axis in (method.get("with") or {})), None)
     if taken:
         raise InputError(f"{where}: {taken}: stands under `with`, too, which says what {{{taken}}} is in a command")
-    suffix = "".join(f"_{axis}{in_a_name(label)}" for axis, label in labels.items())
+    suffix = "".join(f"_{axis}{util.plain_name(label)}" for axis, label in labels.items())
     options = " ".join(f"--{axis} {value}" for axis, value in values.items())
     run = shlex.quote(option(method["command"], "--exp_name") + suffix)
     scaled = dict(method.get("scaled") or {})

@@ -1,0 +1,131 @@
+"""Where an encoder's training starts: at random, at a library's own weights, or at a file's."""
+
+import contextlib
+import pickle
+import sys
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+import util
+from engine import checkpoint, training
+from util import InputError
+
+
+@dataclass(frozen=True)
+class Initial:
+    """Weights to start from, and what goes with them.
+
+    model: the encoder's name; weights: by name; of_timm: what timm is to load itself (see networks.encoders.encoder);
+    views: size, mean and std of the images that they were trained on; small_stem: whether they have the stem of small
+    images; pretrained: whether they are a library's, or began with them; source: flag and file, for errors. All but
+    the name are empty or None where it starts at random.
+    """
+
+    model: str
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    of_timm: bool | str = False
+    views: tuple = (None, None, None)
+    small_stem: bool | None = None
+    pretrained: bool = False
+    source: str = ""
+
+    def views_of(self, given: tuple) -> tuple:
+        """Size, mean and std as given, and where they are None, as these weights want them."""
+        return tuple(known if chosen is None else chosen for chosen, known in zip(given, self.views, strict=True))
+
+    def build(self, small_images: bool, size: int, device: str = "cpu") -> nn.Module:
+        """The encoder with these weights, for views of a size; on "meta" without. small_images: the data set's, which
+        the stem of the weights outweighs.
+        """
+        small = small_images if self.small_stem is None else self.small_stem
+        weights = self.of_timm if device == "cpu" else False
+        with told(self.source):
+            encoder = training.build_encoder(self.model, small, device, size, weights)
+        if self.weights and device == "cpu":
+            checkpoint.load_strictly(encoder, self.weights, self.source)
+        return encoder
+
+
+def read(model: str, init: str | None, pretrained: bool) -> Initial:
+    """What --init, a file, or --pretrained means for an encoder. Raises InputError where it does not go with --model,
+    or the network is missing.
+    """
+    from networks import encoders
+
+    if init and pretrained:
+        raise InputError("--init starts from a file, --pretrained from the library's weights: give one of them")
+    if init:
+        return of_file(model, init, "--init")[0]
+    if not pretrained:
+        return Initial(model)
+    views, source = _library_views(model, "--pretrained"), f"--pretrained {model}"
+    if encoders.of_timm(model):
+        return Initial(model, of_timm=True, views=views, pretrained=True, source=source)
+    with told(source):
+        weights = _torchvision_weights(model)
+    return Initial(model, weights, views=views, small_stem=False, pretrained=True, source=source)
+
+
+def of_file(model: str | None, path, flag: str) -> tuple[Initial, dict, dict[str, Tensor]]:
+    """What a file holds: a checkpoint, ours or published, or a library's weights of an encoder; its content as
+    `checkpoint.load` has it ({} of a file for timm); and its classifier {weight, bias} ({} if none).
+
+    model: None: as the file says. Raises InputError where that is another, or it does not say.
+    """
+    from networks import encoders, resnet
+
+    source = f"{flag} {path}"
+    if model and encoders.of_timm(model) and not _is_own(path, flag):
+        views = _library_views(model, flag)
+        return Initial(model, of_timm=str(path), views=views, pretrained=True, source=source), {}, {}
+    state = checkpoint.load(path, flag, bare=True)
+    weights, classifier = checkpoint.encoder_weights(state, source)
+    trained = checkpoint.trained_options(state)
+    holds = trained.get("model")
+    if model is None and holds is None:
+        raise InputError(f"{source} does not say which encoder it holds; give --model")
+    if model and holds and resnet.base_name(model) != resnet.base_name(holds):
+        raise InputError(f"--model {model}: {path} holds a {holds}; give --model {holds}")
+    model = model or holds
+    views = (state.get("size") or trained.get("size"), state.get("mean"), state.get("std"))
+    if state.get("library"):
+        views = _library_views(model, flag)
+    seen = bool(state.get("library") or state.get("pretrained"))
+    return Initial(model, weights, False, views, resnet.has_small_stem(weights), seen, source), state, classifier
+
+
+def _is_own(path, flag: str) -> bool:
+    """Whether a file is a checkpoint of this code, of those that timm could read as well. Raises InputError."""
+    file = checkpoint.find(path, flag)
+    return file.suffix != ".safetensors" and "format" in checkpoint.read(file, flag)
+
+
+def _library_views(model: str, flag: str) -> tuple:
+    from networks import encoders
+
+    try:
+        return encoders.library_views(model)
+    except ValueError as error:
+        raise InputError(f"{flag}: --model {error}") from None
+
+
+def _torchvision_weights(model: str) -> dict[str, Tensor]:
+    from networks import resnet
+
+    weights = resnet.library_weights(model).get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
+    return {name: x for name, x in weights.items() if not name.startswith("fc.")}
+
+
+@contextlib.contextmanager
+def told(source: str):
+    """As a context: where the network is missing, or a library does not take a file, that is one line."""
+    try:
+        yield
+    except OSError as error:
+        hint = "without a network, give --init a file"
+        raise InputError(f"{source}: the weights cannot be fetched ({util.reason(error)}); {hint}") from None
+    except (RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        line = " ".join(str(error).split())
+        line = line if len(line) < 200 else f"{line[:200]}..."
+        raise InputError(f"{source}: of another architecture, or no weights ({line}); check --model") from None

@@ -1,0 +1,81 @@
+"""Encoders by name: this project's and torchvision's ResNets, and whatever timm has."""
+
+import difflib
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import resnet
+
+TIMM = "timm:"
+
+
+def of_timm(name: str) -> bool:
+    """Whether timm makes this encoder."""
+    return name.startswith(TIMM)
+
+
+def encoder(name: str, small_images: bool = False, size: int | None = None, weights: bool | str = False) -> nn.Module:
+    """An encoder [N, 3, H, W] -> [N, d] without a classifier; its attribute `dim` is d.
+
+    name: of `resnet.encoder`, or timm:NAME, features as timm pools them; small_images: as there, of no use to timm.
+    size: side of the images, for timm's encoders that are made for one, such as ViT (None: that of timm's weights).
+    weights: of timm's encoders, True: timm's own, downloaded where they are missing; a file in timm's format: these;
+        timm fits position embeddings to `size`. False: random ones.
+    Raises ValueError on an unknown name, or where timm is missing.
+    """
+    return _of_timm(name, size, weights) if of_timm(name) else resnet.encoder(name, small_images)
+
+
+def library_views(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    """Size, mean and std of the images that the library's own weights of an encoder were trained on.
+
+    Raises ValueError for an encoder of which no library has weights.
+    """
+    if of_timm(name):
+        known = _configuration(name)
+        return known["input_size"][-1], tuple(known["mean"]), tuple(known["std"])
+    views = resnet.library_weights(name).transforms()
+    return views.crop_size[0], tuple(views.mean), tuple(views.std)
+
+
+def _of_timm(name: str, size: int | None, weights: bool | str) -> nn.Module:
+    how: dict[str, Any] = {"img_size": size} if size and _configuration(name).get("fixed_input_size") else {}
+    if size:
+        _check_size(name, size, how)
+    if isinstance(weights, str):
+        how["pretrained_cfg_overlay"] = {"file": weights}
+    net = _timm(name).create_model(name.removeprefix(TIMM), pretrained=bool(weights), num_classes=0, **how)
+    net.dim = getattr(net, "head_hidden_size", None) or net.num_features
+    return net
+
+
+@torch.no_grad()
+def _check_size(name: str, size: int, how: dict[str, Any]) -> None:
+    try:
+        with torch.device("meta"):
+            net = _timm(name).create_model(name.removeprefix(TIMM), pretrained=False, num_classes=0, **how)
+            net.eval()(torch.empty(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError, ZeroDivisionError) as error:  # each encoder has its own
+        line = " ".join(str(error).split())[:100]
+        raise ValueError(f"{name}: takes no images of {size} pixels ({line}); give another --size") from None
+
+
+def _configuration(name: str) -> dict:
+    """What timm knows of an encoder's weights: input_size, mean, std, ..."""
+    with torch.device("meta"):
+        return _timm(name).create_model(name.removeprefix(TIMM), pretrained=False, num_classes=0).pretrained_cfg
+
+
+def _timm(name: str) -> Any:
+    """The library, which knows the name."""
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(f'{name}: timm is not installed; pip install ".[timm]"') from None
+    known, wanted = timm.list_models(), name.removeprefix(TIMM)
+    if not wanted.startswith("hf-hub:") and wanted.partition(".")[0] not in known:
+        near = difflib.get_close_matches(wanted, known, n=1)
+        raise ValueError(f"{name}: timm {timm.__version__} has no such model" + (f"; {TIMM}{near[0]}?" if near else ""))
+    return timm

@@ -1,0 +1,210 @@
+"""Where encoders start: a library's weights, files of them, checkpoints; and what of timm's encoders can be trained."""
+
+import urllib.error
+
+import huggingface_hub
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from commands import error_of, result, run
+from torch import nn
+
+import hubconf
+import main_supcon
+from engine import checkpoint, frozen, initial
+from networks import encoders
+from networks.contrastive import ContrastiveModel, projection_head
+from networks.memory_bank import MemoryBank
+from util import InputError
+
+VIT, CONVNEXT = "timm:test_vit", "timm:test_convnext"
+FILES = {VIT: "vit.pth", CONVNEXT: "convnext.safetensors", "resnet18": "resnet18.pth"}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """Files as the libraries leave them, with classifiers, and the models that they are of."""
+    folder, models = tmp_path_factory.mktemp("library"), {}
+    torch.manual_seed(0)
+    for name, file in FILES.items():
+        timms = name.startswith("timm:")
+        models[name] = timm.create_model(name[5:]) if timms else torchvision.models.resnet18(num_classes=10)
+        if file.endswith(".safetensors"):
+            safetensors.torch.save_file(models[name].state_dict(), folder / file)
+        else:
+            torch.save(models[name].state_dict(), folder / file)
+    return folder, models
+
+
+def features_of(model, images):
+    """What the library pools, before its classifier."""
+    if isinstance(model, torchvision.models.ResNet):
+        model.fc = nn.Identity()
+        return model(images)
+    return model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+@pytest.mark.parametrize("name", FILES)
+@torch.no_grad()
+def test_a_file_of_a_library_gives_the_features_that_the_library_pools(library, name):
+    folder, models = library
+    start = initial.read(name, str(folder / FILES[name]), False)
+    size, mean, std = start.views
+    encoder, model = start.build(True, size).eval(), models[name].eval()
+    images = torch.randn(2, 3, size, size)
+    found = encoder(images)
+    torch.testing.assert_close(found, features_of(model, images))
+    assert found.shape == (2, encoder.dim)
+    if name.startswith("timm:"):
+        known = model.pretrained_cfg
+        assert (size, mean, std) == (known["input_size"][1], known["mean"], known["std"])
+    else:
+        assert (size, mean, std) == (224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        assert encoder.conv1.kernel_size == (7, 7)  # the file's stem, though the images are small
+
+
+def test_timm_fits_the_position_embeddings_to_the_size_of_the_views(library):
+    folder, models = library
+    encoder = initial.read(VIT, str(folder / FILES[VIT]), False).build(True, 64)
+    assert encoder.pos_embed.shape[1] < models[VIT].pos_embed.shape[1]
+    assert encoder(torch.randn(1, 3, 64, 64)).shape == (1, encoder.dim)
+    torch.testing.assert_close(encoder.blocks[0].attn.qkv.weight, models[VIT].blocks[0].attn.qkv.weight)
+
+
+def test_what_is_given_outweighs_what_the_weights_want():
+    start = initial.Initial("resnet18", views=(224, (0.5,) * 3, (0.2,) * 3))
+    assert start.views_of((32, None, None)) == (32, (0.5,) * 3, (0.2,) * 3)
+    assert start.views_of((None, (0.1,) * 3, (0.3,) * 3)) == (224, (0.1,) * 3, (0.3,) * 3)
+    assert initial.Initial("resnet18").views_of((None, None, None)) == (None, None, None)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_efficientnet", "test_resnet", "test_vit2"])
+def test_the_width_of_an_encoder_of_timm_is_that_of_its_features(name):
+    encoder = encoders.encoder(f"timm:{name}", size=64).eval()
+    assert encoder(torch.randn(2, 3, 64, 64)).shape == (2, encoder.dim)
+
+
+class LooksAlike(nn.Module):
+    """Weights whose names are those of the published forms, and are meant as they stand."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.ModuleDict({"shortcut": nn.Linear(2, 2), "backbone_k": nn.Linear(2, 2)})
+        self.head, self.fc, self.encoder, self.layer_blocks = (nn.Linear(2, 2) for _ in range(4))
+
+
+def test_names_that_look_like_published_ones_are_left_alone_in_checkpoints_of_this_code():
+    encoder, classifier = LooksAlike(), nn.Linear(2, 3)
+    state = {f"encoder.{name}": x for name, x in encoder.state_dict().items()}
+    state |= {f"key_encoder.{name}": x for name, x in encoder.state_dict().items()}
+    state |= {f"fc.{name}": x for name, x in classifier.state_dict().items()}
+    state |= {"head.0.weight": torch.zeros(1), "bank.keys": torch.zeros(1)}
+    weights, found = checkpoint.encoder_weights({"format": 1, "model": state}, "--ckpt x")
+    assert weights.keys() == encoder.state_dict().keys()
+    assert all(weights[name] is not None and torch.equal(weights[name], x) for name, x in encoder.state_dict().items())
+    assert found.keys() == {"weight", "bias"}
+
+
+def test_the_key_encoder_draws_no_dropout_and_has_a_batchnorm_of_its_own():
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+    model = ContrastiveModel(encoder, projection_head(8, 4), MemoryBank(4, 4), None)
+    images = torch.randn(6, 3, 2, 2)
+    for _ in ("as it is made", "after it was evaluated"):
+        assert torch.equal(model.encode_keys(images), model.encode_keys(images))
+        assert not torch.equal(model.encoder(images), model.encoder(images))
+        before = model.key_encoder[2].running_mean.clone()
+        model.encode_keys(images)
+        assert not torch.equal(before, model.key_encoder[2].running_mean)
+        model.eval()
+        before = model.key_encoder[2].running_mean.clone()
+        model.encode_keys(images)
+        assert torch.equal(before, model.key_encoder[2].running_mean)
+        model.train()
+
+
+def test_an_encoder_of_timm_is_trained_probed_and_looked_at(monkeypatch, capsys, tmp_path, library):
+    folder, _ = library
+    small = "--size 32 --batch_size 128 --epochs 1 --images_per_class 20"
+    with monkeypatch.context() as m:
+        run(m, tmp_path, f"--model {VIT} --init {folder / FILES[VIT]} {small}")
+    name = "rince_in_timm_test_vit_20_per_class_seed0"  # no colon in it
+    ckpt = f"save/SupCon/digits_models/{name}"
+    run(monkeypatch, tmp_path, f"--ckpt {ckpt} --cache_features --epochs 1", "main_linear")
+    run(monkeypatch, tmp_path, f"--ckpt {ckpt}", "retrieval")
+    record = result(tmp_path, "retrieval_*")["checkpoint"]
+    assert (record["model"], record["pretrained"]) == (VIT, True)
+    encoder = hubconf.encoder(tmp_path / ckpt)
+    assert encoder(torch.randn(1, 3, 32, 32)).shape == (1, encoder.dim)
+    capsys.readouterr()
+    run(monkeypatch, tmp_path, f"--model {VIT} --init {ckpt} {small} --exp_name more", "main_ce")
+    assert "began" not in capsys.readouterr().err
+
+
+def test_a_run_begins_with_the_weights_of_init(monkeypatch, tmp_path, digits):
+    file = digits / "save/SupCon/digits_models/ce/last.pth"
+    start = initial.read("resnet20", str(file), False)
+    want, _ = checkpoint.encoder_weights(checkpoint.load(file), "x")
+    args = main_supcon.get_parser().parse_args([])
+    args.memorybank_size, args.feat_dim = 64, 8
+    model = main_supcon.build_model(args, start.build(True, 8), None, torch.device("cpu"), torch.contiguous_format)
+    for net in (model.encoder, model.key_encoder):
+        assert all(torch.equal(net.state_dict()[name], x) for name, x in want.items())
+
+
+def test_names_of_runs_hold_no_slash(monkeypatch):
+    args = main_supcon.get_parser().parse_args(["--model", "timm:hf-hub:org/name"])
+    assert main_supcon.default_name(args) == "rince_in_timm_hf-hub_org_name_seed0"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--model timm:test_vti", "--model timm:test_vti: timm "),
+        ("--model timm:test_vti", "timm:test_vit?"),
+        ("--model resnet8 --pretrained", "--pretrained: --model resnet8: no library has weights of it"),
+        ("--model resnet18 --pretrained --init x.pth", "give one of them"),
+        ("--model resnet18 --init none.pth", "--init none.pth: no such file"),
+        ("--model timm:test_vit --init none.pth", "--init none.pth: no such file"),
+        ("--model resnet34 --init {0}/resnet18.pth", "of another architecture: layer1.2.conv1.weight is missing"),
+        ("--model timm:test_convnext --size 32 --init {0}/vit.pth", "of another architecture, or no weights"),
+        ("--model resnet18 --init {0}/convnext.safetensors", "convnext.safetensors: of another architecture"),
+        ("--model timm:test_vit --size 8", "takes no images of 8 pixels"),
+    ],
+)
+def test_weights_that_do_not_fit_are_one_line(monkeypatch, capsys, tmp_path, library, options, message):
+    command = options.format(library[0]) + " --exp_name x"
+    assert message in error_of(monkeypatch, capsys, tmp_path, command, "main_ce")
+    assert not (tmp_path / "save/SupCon/digits_models/x").exists()
+
+
+def test_without_timm_one_line_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(InputError, match=r'--model timm:test_vit: timm is not installed; pip install "\.\[timm\]"'):
+        initial.read(VIT, None, True)
+
+
+def test_without_a_network_one_line_says_so(monkeypatch, capsys, tmp_path):
+    def fails(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", fails)
+    line = error_of(monkeypatch, capsys, tmp_path, "--model resnet18 --pretrained --exp_name x", "main_ce")
+    assert "the weights cannot be fetched" in line and "give --init a file" in line
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    line = error_of(monkeypatch, capsys, tmp_path, f"--model {VIT} --pretrained --exp_name x", "main_ce")
+    assert "the weights cannot be fetched" in line
+
+
+def test_a_library_s_weights_are_warned_of_where_outliers_are_of_imagenet(capsys):
+    def warning(pretrained, classes):
+        record = {"path": "x.pth", "classes": ["a"], "dataset": "path", "pretrained": pretrained}
+        frozen.warn_of_seen(frozen.Frozen(None, record, "x", {}, None, 32, (), ()), "imagenet", classes)
+        return capsys.readouterr().err
+
+    assert "have most likely seen ImageNet's n01440764: these outliers are none to it" in warning(True, ["n01440764"])
+    assert not warning(True, ["cat"])
+    assert not warning(False, ["n01440764"])
