@@ -82,7 +82,7 @@ def worker(args, device):
 
     def needs():
         encoder = start.build(spec.small, size, "meta")
-        return memory.of_training(encoder, size, stepper.precision, args.batch_size)
+        return memory.of_training(encoder, size, stepper.precision, args.batch_size, momenta=stepper.momenta)
 
     with memory.within(device, needs):
         for epoch in run.epochs():

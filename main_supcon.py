@@ -95,7 +95,7 @@ def worker(args, device):
     def needs():
         encoder = start.build(spec.small, size, "meta")
         bank = memory.Bank(args.memorybank_size, args.feat_dim, objective.in_blocks(args))
-        return memory.of_training(encoder, size, stepper.precision, args.batch_size, bank)
+        return memory.of_training(encoder, size, stepper.precision, args.batch_size, bank, stepper.momenta)
 
     with memory.within(device, needs):
         for epoch in run.epochs():

@@ -17,7 +17,7 @@ import yaml
 
 import util
 from datasets.texts import read_yaml
-from engine import options
+from engine import optimisation, options
 from util import InputError
 
 NAME = "config.yaml"
@@ -60,6 +60,7 @@ def parse_words(parser, recipes: dict, words: list[str], script: str) -> argpars
     words = command_line(parser, words, script)
     known, _ = parser.parse_known_args(words)
     parser.set_defaults(**recipes.get(known.dataset, {}))
+    parser.set_defaults(**optimisation.DEFAULTS.get(getattr(known, "optimizer", None), {}))
     return parser.parse_args(words)
 
 

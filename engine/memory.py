@@ -102,12 +102,18 @@ def within(device: torch.device, needs: Callable[[], Needs]):
 
 
 def of_training(
-    encoder: nn.Module, size: int, precision: torch.dtype, batch_size: int, bank: Bank | None = None
+    encoder: nn.Module,
+    size: int,
+    precision: torch.dtype,
+    batch_size: int,
+    bank: Bank | None = None,
+    momenta: int = 1,
 ) -> Needs:
     """What a training takes of the memory of each process.
 
     encoder: on the meta device; size: of images [3, size, size]; precision: of its activations; batch_size: images of
-    all processes; bank: with which two views are contrasted; None: a classifier. The head after the encoder is small
+    all processes; bank: with which two views are contrasted; None: a classifier; momenta: numbers that the optimiser
+    keeps of each weight. The head after the encoder is small
     beside it, as are several processes' exchanged keys.
     """
     kept, largest = activations(encoder, size, precision)
@@ -122,7 +128,7 @@ def of_training(
         "images": 5 * pixels,  # finished, in float32, and as they came
     }
     copies = {
-        "weights, gradients, momenta": 3 * 4,
+        "weights, gradients, momenta": (2 + momenta) * 4,
         "key encoder": 4 if bank else 0,
         "of autocast": precision.itemsize if precision != torch.float32 else 0,
         "gradients as they are sent": 4 if distributed.world_size() > 1 else 0,  # DistributedDataParallel's buckets

@@ -13,8 +13,8 @@ class Schedule:
 
     Constant through an epoch, whose number counts from 1: cosine from `base` to base * decay_rate^3 at the last epoch,
     or base * decay_rate^(number of decay_epochs passed). Through the first `warm_epochs` it rises linearly, step by
-    step, from `warm_from` to the value that the schedule has at their end. Source: design of the published training
-    (Khosla et al. 2020, RINCE).
+    step, from `warm_from`, or from the share `warm_share` of `base`, to the value that the schedule has at their end.
+    Source: design of the published training (Khosla et al. 2020, RINCE).
     """
 
     base: float
@@ -24,12 +24,14 @@ class Schedule:
     decay_epochs: tuple[int, ...] = ()
     warm_epochs: int = 0
     warm_from: float = 0.01
+    warm_share: float | None = None
 
     def rate(self, progress: float) -> float:
         """The learning rate at `progress`."""
         if progress < self.warm_epochs:
             end = self._scheduled(self.warm_epochs)
-            return self.warm_from + progress / self.warm_epochs * (end - self.warm_from)
+            begin = self.warm_from if self.warm_share is None else self.warm_share * self.base
+            return begin + progress / self.warm_epochs * (end - begin)
         return self._scheduled(math.floor(progress) + 1)
 
     def _scheduled(self, epoch: float) -> float:
@@ -67,6 +69,32 @@ def in_force(precision: torch.dtype) -> dict:
     return {"precision": str(precision).removeprefix("torch."), "tf32": torch.backends.cudnn.allow_tf32}
 
 
+# what a run keeps of each optimiser's state, of every parameter
+MOMENTA = {torch.optim.SGD: ("momentum_buffer",), torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq")}
+
+# option -> its value where none is given, of optimisers that want others than SGD; the rate is Touvron et al.'s (2021)
+# for a batch of a thousand, on the side of safety for fewer
+DEFAULTS = {"sgd": {}, "adamw": {"learning_rate": 1e-3, "weight_decay": 0.05, "warm": True}}
+
+
+def adamw(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over the model's trained parameters; no decay of biases, norms, and what an encoder names itself, as timm's
+    do with their embeddings (`no_weight_decay`).
+    """
+    named = {
+        f"{place}.{name}".removeprefix(".")
+        for place, module in model.named_modules()
+        for name in getattr(module, "no_weight_decay", set)()
+    }
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    plain = {name for name, p in trained if p.ndim < 2 or name in named}
+    groups = [
+        {"params": [p for name, p in trained if name not in plain], "weight_decay": weight_decay},
+        {"params": [p for name, p in trained if name in plain], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], learning_rate, fused=True)
+
+
 def sgd(model: torch.nn.Module, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
     """SGD over the model's trained parameters."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -83,6 +111,11 @@ class Stepper:
         self.optimizer, self.schedule, self.precision, self.device = optimizer, schedule, precision, device
         self.detect_anomaly = detect_anomaly
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+
+    @property
+    def momenta(self) -> int:
+        """Numbers that the optimiser keeps of each weight."""
+        return len([name for name in MOMENTA[type(self.optimizer)] if name != "step"])
 
     def set_rate(self, progress: float) -> float:
         """Give the optimiser the schedule's learning rate at `progress` epochs, and return it."""

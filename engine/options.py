@@ -11,7 +11,7 @@ from engine import distributed
 from engine.frozen import Wanted
 from engine.launch import Processes
 from engine.loading import Loading
-from engine.optimisation import Schedule, Stepper, allow_tf32, precision, sgd, warm_up_epochs
+from engine.optimisation import DEFAULTS, Schedule, Stepper, adamw, allow_tf32, precision, sgd, warm_up_epochs
 from util import InputError, check_folder, closest, user_text
 
 
@@ -184,6 +184,8 @@ def add_training(p, warm: str = "linear warm-up over 10 epochs; always above bat
     """Optimisation and what a run leaves behind. warm: the help of --warm."""
     g = p.add_argument_group("optimisation")
     g.add_argument("--epochs", type=positive_int, default=1000, help="epochs")
+    own = "adamw: no decay of biases and norms, and, if not given, rate 0.001, weight decay 0.05, --warm"
+    g.add_argument("--optimizer", choices=DEFAULTS, default="sgd", help=own)
     g.add_argument("--learning_rate", type=positive, default=0.05, help="base learning rate")
     flag(g, "--cosine", help="cosine schedule; else steps")
     g.add_argument("--lr_decay_epochs", type=integers, default=(700, 800, 900), help="of the steps, as 700,800,900")
@@ -316,15 +318,19 @@ def loading(args, device, channels_last: bool = False) -> Loading:
 
 
 def stepper(args, model, device, warm_for_batch: bool = True) -> Stepper:
-    """SGD over the model's trained parameters, by the options' schedule, in their precision, which also settles whether
-    float32 may be TF32 from now on.
+    """The optimiser of the model's trained parameters, by the options' schedule, in their precision, which also settles
+    whether float32 may be TF32 from now on.
 
     warm_for_batch: a large batch warms up by itself, as in published pre-training and cross-entropy; not in the probe.
     """
     warm = warm_up_epochs(args.warm, args.batch_size if warm_for_batch else 0, args.epochs)
     schedule = Schedule(args.learning_rate, args.epochs, args.cosine, args.lr_decay_rate, args.lr_decay_epochs, warm)
     allow_tf32(args.precision == "tf32")
-    optimizer = sgd(model, args.learning_rate, args.momentum, args.weight_decay)
+    if args.optimizer == "adamw":
+        schedule = replace(schedule, warm_share=0.01)  # SGD's first rate, 0.01, would be ten times the last
+        optimizer = adamw(model, args.learning_rate, args.weight_decay)
+    else:
+        optimizer = sgd(model, args.learning_rate, args.momentum, args.weight_decay)
     return Stepper(optimizer, schedule, precision(args.precision, device), device, args.detect_anomaly)
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from engine.optimisation import MOMENTA
 from util import InputError
 
 # options that a resumed run must share with its checkpoint, or the weights mean something else
-FIXED = ("dataset", "model", "feat_dim", "memorybank_size", "cache_features")
+FIXED = ("dataset", "model", "optimizer", "feat_dim", "memorybank_size", "cache_features")
 # options that leave the mathematics as it is; any other that a resumed run changes is named
 FREE = (
     "resume", "overwrite", "exp_name", "save_folder", "save_freq", "save_minutes", "print_freq", "num_workers",
@@ -22,10 +23,14 @@ FREE = (
 )  # fmt: skip
 
 
+NAMES = {"momentum_buffer": "momentum"}
+
+
 def changed_options(before: dict, now: dict, flag: str) -> list[str]:
     """In words, the options of a resumed run that are not as before and leave the mathematics another. InputError,
     beginning with `flag`, where weights would mean something else.
     """
+    before = {"optimizer": "sgd", **before}  # older runs had no other
     changed = [n for n in now if n in before and before[n] != now[n]]
     for name in FIXED:
         if name in changed:
@@ -40,7 +45,7 @@ def differs(saved, now) -> bool:
     return any(not torch.equal(saved[k], now[k]) if isinstance(now[k], Tensor) else saved[k] != now[k] for k in now)
 
 
-def check(state: dict, model: nn.Module, optimizer: torch.optim.SGD, counts: tuple, flag: str) -> None:
+def check(state: dict, model: nn.Module, optimizer: torch.optim.Optimizer, counts: tuple, flag: str) -> None:
     """Raise InputError, one line that begins with `flag`, where a checkpoint's content is not what a run of this model
     and optimiser saves; nothing is changed.
 
@@ -73,23 +78,25 @@ def _progress(state: dict, steps: int | None) -> Iterator[str]:
             yield f"its entry {name} does not hold numbers by name"
 
 
-def _optimizer(saved, optimizer: torch.optim.SGD) -> Iterator[str]:
-    """Of what torch.optim.SGD saves, a run takes the momenta; all else are its options."""
+def _optimizer(saved, optimizer: torch.optim.Optimizer) -> Iterator[str]:
+    """Of what torch saves of an optimiser, a run takes the MOMENTA; all else are its options."""
     if not _has_optimizer_form(saved):
         yield "its optimiser has not the form that torch saves"
         return
-    parameters, ids = _parameters(optimizer), _ids(saved)
+    parameters, ids, names = _parameters(optimizer), _ids(saved), MOMENTA[type(optimizer)]
     if len(ids) != len(parameters) or len(set(ids)) != len(ids):
         yield f"its optimiser is of {len(ids)} parameters, the model has {len(parameters)}"
         return
     for i, p in zip(ids, parameters, strict=True):
-        momentum = saved["state"].get(i, {}).get("momentum_buffer")
-        if momentum is None:
-            continue
-        if not isinstance(momentum, Tensor) or not momentum.is_floating_point() or momentum.is_sparse:
-            yield f"its optimiser's momentum {i} is no tensor of fractions"
-        elif momentum.shape != p.shape:
-            yield f"its optimiser's momentum {i} has shape {tuple(momentum.shape)} instead of {tuple(p.shape)}"
+        momenta = {name: x for name, x in saved["state"].get(i, {}).items() if name in names and x is not None}
+        if momenta and momenta.keys() != set(names):
+            yield f"its optimiser's state {i} has {', '.join(momenta)} alone"
+        for name, momentum in momenta.items():
+            shape, called = () if name == "step" else tuple(p.shape), f"its optimiser's {NAMES.get(name, name)} {i}"
+            if not isinstance(momentum, Tensor) or not momentum.is_floating_point() or momentum.is_sparse:
+                yield f"{called} is no tensor of fractions"
+            elif momentum.shape != shape:
+                yield f"{called} has shape {tuple(momentum.shape)} instead of {shape}"
 
 
 def _has_optimizer_form(saved) -> bool:
@@ -157,7 +164,7 @@ def _bank(saved: dict, model: nn.Module, classes: int) -> Iterator[str]:
         yield f"its bank's pointer is {int(pointer)}"
 
 
-def take_momenta(saved: dict, optimizer: torch.optim.SGD) -> None:
+def take_momenta(saved: dict, optimizer: torch.optim.Optimizer) -> None:
     """Give the optimiser the momenta of a checked checkpoint, each in the layout in memory of its parameter.
 
     Fused steps go by memory order: a momentum in another layout would meet other weights than its own. The rate is the
@@ -166,6 +173,8 @@ def take_momenta(saved: dict, optimizer: torch.optim.SGD) -> None:
     for group in optimizer.param_groups:
         group["lr"] = saved["param_groups"][0]["lr"]
     for i, p in zip(_ids(saved), _parameters(optimizer), strict=True):
-        momentum = saved["state"].get(i, {}).get("momentum_buffer")
-        if momentum is not None:
-            optimizer.state[p]["momentum_buffer"] = torch.empty_like(p, requires_grad=False).copy_(momentum)
+        for name in MOMENTA[type(optimizer)]:
+            momentum = saved["state"].get(i, {}).get(name)
+            if momentum is not None:
+                place = torch.empty((), device=p.device) if name == "step" else torch.empty_like(p, requires_grad=False)
+                optimizer.state[p][name] = place.copy_(momentum)

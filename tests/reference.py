@@ -169,7 +169,7 @@ def queue(size, pushes):
     return slots
 
 
-def learning_rate(progress, base, epochs, cosine, decay_rate, decay_epochs, warm_epochs):
+def learning_rate(progress, base, epochs, cosine, decay_rate, decay_epochs, warm_epochs, warm_share=None):
     """The rate after `progress` epochs, written out case by case; epochs count from 1."""
 
     def at(epoch):
@@ -184,7 +184,8 @@ def learning_rate(progress, base, epochs, cosine, decay_rate, decay_epochs, warm
 
     if progress < warm_epochs:
         share = progress / warm_epochs
-        return (1 - share) * 0.01 + share * at(warm_epochs)
+        begin = 0.01 if warm_share is None else warm_share * base
+        return (1 - share) * begin + share * at(warm_epochs)
     return at(int(progress) + 1)
 
 

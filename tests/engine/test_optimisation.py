@@ -6,17 +6,21 @@ import math
 import pytest
 import reference
 import torch
+from torch import nn
 
-from engine import checkpoint
-from engine.optimisation import FiniteGuard, Schedule, warm_up_epochs
+import main_linear
+import main_supcon
+from engine import checkpoint, config
+from engine.optimisation import FiniteGuard, Schedule, adamw, warm_up_epochs
 
 COSINE = dict(base=0.3, epochs=500, cosine=True, decay_rate=0.1)
 
 
 @pytest.mark.parametrize("cosine", [True, False])
-@pytest.mark.parametrize("warm_epochs", [0, 10])
-def test_learning_rate_equals_the_reference(cosine, warm_epochs):
+@pytest.mark.parametrize("warm_epochs, warm_share", [(0, None), (10, None), (10, 0.01)])
+def test_learning_rate_equals_the_reference(cosine, warm_epochs, warm_share):
     options = dict(base=0.5, epochs=100, cosine=cosine, decay_rate=0.1, decay_epochs=(40, 70), warm_epochs=warm_epochs)
+    options["warm_share"] = warm_share
     for progress in [0, 0.3, 5, 9.99, 10, 10.5, 39.5, 40, 40.9, 70, 99, 99.9]:
         assert Schedule(**options).rate(progress) == pytest.approx(reference.learning_rate(progress, **options))
 
@@ -133,3 +137,69 @@ def test_the_guard_changes_no_bit_of_a_good_step():
     assert torch.equal(*weights)
     with pytest.raises(ValueError, match="needs a fused optimiser"):
         FiniteGuard(torch.optim.SGD([weight], 0.1), torch.device("cpu"))
+
+
+# AdamW
+
+
+class Named(nn.Module):
+    """As timm's encoders: names embeddings that are not to decay."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.layer, self.norm = nn.Parameter(torch.ones(1, 2, 3)), nn.Linear(2, 2), nn.LayerNorm(2)
+
+    def no_weight_decay(self):
+        return {"embedding"}
+
+
+def test_adamw_decays_weights_but_no_biases_norms_and_named_embeddings():
+    model = nn.ModuleDict({"encoder": Named(), "frozen": nn.Linear(2, 2).requires_grad_(False)})
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(1.0)
+    optimizer = adamw(model, 0.1, 0.5)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    FiniteGuard(optimizer, torch.device("cpu")).step(torch.zeros(()), 1)
+    decayed = {name for name, p in model.named_parameters() if not torch.equal(p, torch.ones_like(p))}
+    assert decayed == {"encoder.layer.weight"}
+    torch.testing.assert_close(model["encoder"].layer.weight.detach(), torch.full((2, 2), 1 - 0.1 * 0.5))
+
+
+def test_adamw_s_first_step_is_the_rate_along_the_sign_of_the_gradient():
+    weight = nn.Linear(2, 1, bias=False)
+    before = weight.weight.detach().clone()
+    weight.weight.grad = torch.tensor([[3.0, -0.01]])
+    adamw(weight, 0.1, 0.0).step()
+    torch.testing.assert_close(weight.weight.detach(), before + torch.tensor([[-0.1, 0.1]]))
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_nan_leaves_the_state_of_adamw_as_it_was_before_its_step(at):
+    layer = nn.Linear(2, 2, bias=False)
+    optimizer = adamw(layer, 0.1, 0.1)
+    guard, kept = FiniteGuard(optimizer, torch.device("cpu")), None
+    for step in range(1, 6):
+        if step == at:
+            kept = layer.weight.detach().clone(), str(optimizer.state_dict()["state"])
+        layer.weight.grad = torch.full((2, 2), float("nan") if step == at else 1.0)
+        guard.step(torch.ones(()), step)
+    assert int(guard.first_bad) == at
+    assert torch.equal(layer.weight, kept[0])
+    if at == 1:
+        state = optimizer.state[layer.weight]
+        assert not state["step"] and not state["exp_avg"].any() and not state["exp_avg_sq"].any()
+    else:
+        assert str(optimizer.state_dict()["state"]) == kept[1]
+
+
+def test_adamw_has_defaults_of_its_own_also_where_a_data_set_has_some_and_what_is_given_wins():
+    def read(words, script=main_supcon):
+        args = config.parse_words(script.get_parser(), script.RECIPES, words.split(), "x")
+        return args.learning_rate, args.weight_decay, args.warm
+
+    assert read("--optimizer adamw") == (1e-3, 0.05, True)
+    assert read("--optimizer adamw --learning_rate 0.01 --warm False") == (0.01, 0.05, False)
+    assert read("") == (0.1, 1e-4, False)  # of the digits, by SGD
+    assert read("--ckpt x --optimizer adamw", main_linear) == (1e-3, 0.05, True)

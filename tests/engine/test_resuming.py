@@ -166,3 +166,48 @@ def test_a_checkpoint_of_a_version_to_come_is_refused_and_none_before_it_taken(m
     assert "newer/last.pth: has format 2, this version reads 1; update this code" in line
     line = error_of(monkeypatch, capsys, begun, "--ckpt newer", "retrieval")
     assert "--ckpt newer/last.pth: has format 2" in line
+
+
+ADAMW = f"{RUN.replace('name a', 'name adamw')} --optimizer adamw --save_freq 1"
+
+
+@pytest.fixture(scope="module")
+def by_adamw(tmp_path_factory):
+    """A folder with a run of two epochs by AdamW, and its checkpoint after each."""
+    folder = tmp_path_factory.mktemp("adamw")
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, folder, f"{ADAMW} --epochs 2")
+    return folder, (folder / FOLDER).with_name("adamw")
+
+
+def test_a_resumed_run_by_adamw_ends_with_the_bits_of_one_left_alone(monkeypatch, by_adamw):
+    folder, runs = by_adamw
+    words = ADAMW.replace("name adamw", "name again")
+    run(monkeypatch, folder, f"{words} --epochs 2 --resume {runs / 'ckpt_epoch_1.pth'}")
+    one, other = (checkpoint.load(place) for place in (runs, runs.with_name("again")))
+    assert all(torch.equal(x, other["model"][name]) for name, x in one["model"].items())
+    for i, state in one["optimizer"]["state"].items():
+        assert state.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(x, other["optimizer"]["state"][i][name]) for name, x in state.items())
+
+
+def test_a_run_is_not_resumed_with_another_optimiser(monkeypatch, capsys, by_adamw, begun):
+    folder, runs = by_adamw
+    line = error_of(monkeypatch, capsys, folder, f"{RUN} --epochs 3 --exp_name b --resume {runs}")
+    assert "was trained with --optimizer adamw, not sgd" in line
+    state = checkpoint.load(begun / FOLDER)
+    del state["options"]["optimizer"]  # an older run, which had no choice
+    checkpoint.save(begun / "older.pth", state)
+    line = error_of(monkeypatch, capsys, begun, f"{ADAMW} --epochs 3 --resume older.pth")
+    assert "was trained with --optimizer sgd, not adamw" in line
+
+
+def test_a_state_of_adamw_that_is_not_whole_is_one_line(monkeypatch, capsys, by_adamw):
+    folder, runs = by_adamw
+    state = checkpoint.load(runs)
+    del state["optimizer"]["state"][0]["step"]
+    checkpoint.save(folder / "part.pth", state)
+    line = error_of(
+        monkeypatch, capsys, folder, f"{ADAMW.replace('name adamw', 'name c')} --epochs 3 --resume part.pth"
+    )
+    assert "its optimiser's state 0 has exp_avg, exp_avg_sq alone" in line
