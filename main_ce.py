@@ -35,6 +35,7 @@ def get_parser():
     options.flag(g, "--use_ssl_augmentations", help="augment as the contrastive methods do; else crop and flip")
     options.flag(g, "--syncBN", help=options.SYNC_BN)
     options.flag(g, "--imagenet100", help="use ImageNet-100's classes only, of a folder that holds more")
+    options.add_views(p)
     options.add_training(p)
     options.add_distributed(p)
     p.set_defaults(epochs=500, learning_rate=0.2, lr_decay_epochs=(350, 400, 450))
@@ -60,11 +61,12 @@ def worker(args, device):
     train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)
     if skip:
         train.tolerate_damage()
-    colour = args.use_ssl_augmentations and spec.colour
-    views = augmentation.Augmentation(size, mean, std, spec.crop_scale, spec.flip, colour, views=1)
+    views = options.augmented(args, spec, (size, mean, std), args.use_ssl_augmentations, count=1)
     test.transform = augmentation.evaluation(size, mean, std, spec.small)
     images = loading.augmented(train, views, args.seed, args.augment_on, device)
-    loader, sampler = loading.training_loader(images, how, args.seed)
+    loader, sampler = loading.training_loader(
+        images, how, args.seed, options.balanced(args, train.labels, train.classes)
+    )
     model = Classifier(encoder, len(train.classes))
     model = training.prepared(model, device, how.memory_format, args.compile)
     wrapped = training.parallel(model)

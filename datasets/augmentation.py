@@ -2,7 +2,8 @@
 
 Random crops are cut, as bytes, by the process that reads an image. Flip, colour and normalisation run on whole batches,
 with parameters of each view's own, on the device or in the loader's processes: `finish`. What is drawn follows
-torchvision's RandomResizedCrop, RandomHorizontalFlip, RandomApply(ColorJitter, 0.8) and RandomGrayscale(0.2).
+torchvision's RandomResizedCrop, RandomHorizontalFlip, RandomApply(ColorJitter, 0.8) and RandomGrayscale(0.2), and where
+it is asked for RandomApply(GaussianBlur, p), as in SimCLR (Chen et al. 2020, appendix A).
 """
 
 import itertools
@@ -11,11 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ORDERS = tuple(itertools.permutations(range(4)))  # of brightness, contrast, saturation, hue
 TRIES = 10  # of a crop that fits the image, as in torchvision
 DRAWS = 2 * TRIES + 10  # numbers a view
+BLUR_DRAWS = 2  # and for blur two more, drawn after all others, which so stay as they are
+SIGMA = (0.1, 2.0)  # of the blur, in pixels
 GREY = (0.2989, 0.587, 0.114)  # weights of red, green and blue in luma, as in torchvision
 LOOK = ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "order", "grey")
 
@@ -27,20 +31,29 @@ BLOCK = 2**16
 class Augmentation:
     """What is drawn for a view, and what it becomes: [3, size, size], normalised by mean and std.
 
-    crop_scale: share of the image's area, of aspect ratio 3/4 to 4/3; colour: jitter (0.4, 0.4, 0.4, 0.1) with p 0.8
-    and grayscale with p 0.2, as published.
+    crop_scale: share of the image's area, of aspect ratio 3/4 to 4/3; None: the whole image. colour: strength of the
+    jitter, 1: (0.4, 0.4, 0.4, 0.1) with p 0.8, as published, and with it grayscale with p 0.2; 0: neither. blur: the
+    share of views that are blurred, by a kernel of a tenth of their side.
     """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_scale: tuple[float, float] | None = (0.2, 1.0)
     flip: bool = True
-    colour: bool = True
+    colour: float = 1.0
     views: int = 2
+    blur: float = 0.0
+
+    @property
+    def draws(self) -> int:
+        """Numbers in [0, 1) that a view wants."""
+        return DRAWS + (BLUR_DRAWS if self.blur else 0)
 
     def box(self, uniform: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-        """top, left, height, width of a crop from DRAWS numbers in [0, 1)."""
+        """top, left, height, width of a crop from `draws` numbers in [0, 1)."""
+        if self.crop_scale is None:
+            return 0, 0, height, width
         low, high = self.crop_scale
         for share, shape in uniform[: 2 * TRIES].reshape(TRIES, 2).tolist():
             area = height * width * (low + share * (high - low))
@@ -53,16 +66,23 @@ class Augmentation:
         return (height - h) // 2, (width - w) // 2, h, w
 
     def look(self, uniform: np.ndarray) -> Tensor:
-        """[..., 8] float32 parameters of `finish`, the columns LOOK, from [..., DRAWS] numbers in [0, 1)."""
-        flip, jitter, brightness, contrast, saturation, hue, order, grey = np.moveaxis(uniform[..., -8:], -1, 0)
+        """[..., 8] float32 parameters of `finish`, the columns LOOK, from [..., draws] numbers in [0, 1); with blur a
+        ninth, the sigma of a view that is blurred, else 0.
+        """
+        columns = np.moveaxis(uniform[..., DRAWS - 8 : DRAWS], -1, 0)
+        flip, jitter, brightness, contrast, saturation, hue, order, grey = columns
+        strength, coloured = self.colour, self.colour > 0
         columns = [
             (flip < 0.5) & self.flip,
-            (jitter < 0.8) & self.colour,
-            *(0.6 + 0.8 * factor for factor in (brightness, contrast, saturation)),
-            0.2 * hue - 0.1,
+            (jitter < 0.8) & coloured,
+            *((1 - 0.4 * strength) + 0.8 * strength * factor for factor in (brightness, contrast, saturation)),
+            0.2 * strength * hue - 0.1 * strength,
             np.floor(order * len(ORDERS)),
-            (grey < 0.2) & self.colour,
+            (grey < 0.2) & coloured,
         ]
+        if self.blur:
+            blurred, sigma = np.moveaxis(uniform[..., DRAWS:], -1, 0)
+            columns.append((blurred < self.blur) * (SIGMA[0] + sigma * (SIGMA[1] - SIGMA[0])))
         return torch.from_numpy(np.stack(columns, -1).astype(np.float32))
 
 
@@ -150,6 +170,26 @@ def finish(views: Tensor, look: Tensor, mean, std, memory_format=torch.contiguou
             out.index_copy_(0, rows_there[block], x)
         first += count
     return out
+
+
+def blur(views: Tensor, sigma: Tensor) -> Tensor:
+    """Blur, in place, each of the views [n, 3, S, S] by a Gaussian of its own sigma [n] in pixels, on the CPU; 0: not.
+
+    As torchvision's gaussian_blur with a kernel of a tenth of the side, an odd number of at least 3 (Chen et al. 2020),
+    and reflected borders. Normalisation before or after is the same, since the kernel's sum is 1.
+    """
+    rows = sigma.nonzero()[:, 0]
+    if not len(rows):
+        return views
+    side, channels = views.shape[-1], views.shape[1]
+    radius = max(1, (side // 10) // 2)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma[rows, None]).square())
+    kernel = there(kernel / kernel.sum(1, keepdim=True), views.device).repeat_interleave(channels, 0)  # [m * 3, k]
+    rows = there(rows, views.device)
+    x = F.pad(views[rows], [radius] * 4, mode="reflect").flatten(0, 1)[None]  # [1, m * 3, S + 2 r, S + 2 r]
+    x = F.conv2d(x, kernel[:, None, :, None], groups=len(kernel))
+    x = F.conv2d(x, kernel[:, None, None, :], groups=len(kernel))
+    return views.index_copy_(0, rows, x[0].unflatten(0, (-1, channels)))
 
 
 def there(x: Tensor, device: torch.device) -> Tensor:

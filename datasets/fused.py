@@ -68,7 +68,7 @@ def _slots() -> Tensor:
 
 def plan(look: Tensor) -> Tensor:
     """[n, WIDTH] what `finish` does to each view, from [n, 8] parameters, the columns LOOK of augmentation."""
-    look = dict(zip(LOOK, look.unbind(1), strict=True))
+    look = dict(zip(LOOK, look[:, : len(LOOK)].unbind(1), strict=True))
     operation = _slots()[look["order"].long()]  # [n, SLOTS]
     operation = torch.where(look["jitter"][:, None] > 0, operation, -1)
     factors = torch.stack([look["brightness"], look["contrast"], look["saturation"], torch.ones_like(look["hue"])], 1)

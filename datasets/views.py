@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets import ImageData, augmentation
-from datasets.augmentation import DRAWS, Augmentation, crop
+from datasets.augmentation import BLUR_DRAWS, DRAWS, Augmentation, blur, crop
 from util import keyed_generator
 
 
@@ -13,7 +13,8 @@ class Views(Dataset):
     """Batches of augmented views: item (epoch, index) of `data`, drawn from (seed, epoch, index) alone.
 
     A batch is (images, labels [n]). Where `finished`, images are float32 [V, n, 3, S, S], ready for an encoder; else a
-    pair that `finish` makes so: crops uint8 [V, n, S, S, 3] and their parameters [V, n, 8]. A single view is [n, ...].
+    pair that `finish` makes so: crops uint8 [V, n, S, S, 3] and their parameters [V, n, 8], 9 with blur. A single view
+    is [n, ...].
     """
 
     def __init__(self, data: ImageData, augmentation: Augmentation, seed: int, finished: bool):
@@ -30,7 +31,7 @@ class Views(Dataset):
     def __getitems__(self, keys: list[tuple[int, int]]):
         a = self.augmentation
         draws = (keyed_generator(self.seed, epoch, "views", index) for epoch, index in keys)
-        uniform = np.stack([g.random((a.views, DRAWS)) for g in draws])  # [n, V, DRAWS]
+        uniform = np.stack([_drawn(g, a) for g in draws])  # [n, V, draws]
         shape = (3, a.size, a.size) if self.finished else (a.size, a.size, 3)
         crops = torch.empty(a.views, len(keys), *shape, dtype=torch.uint8)
         planes = crops if self.finished else crops.permute(0, 1, 4, 2, 3)
@@ -51,7 +52,15 @@ class Views(Dataset):
         """
         flat = crops.flatten(0, 1) if self.finished else crops.flatten(0, 1).permute(0, 3, 1, 2)
         views = finish(flat, look.flatten(0, 1), self.augmentation.mean, self.augmentation.std, memory_format)
+        if self.augmentation.blur:
+            views = blur(views, look.flatten(0, 1)[:, -1])
         return views.unflatten(0, crops.shape[:2]) if len(crops) > 1 else views
+
+
+def _drawn(generator, a: Augmentation) -> np.ndarray:
+    """[V, draws] of an image: those of blur come last, so that the others are the same with and without."""
+    numbers = generator.random((a.views, DRAWS))
+    return np.concatenate([numbers, generator.random((a.views, BLUR_DRAWS))], 1) if a.blur else numbers
 
 
 def as_it_is(batch):

@@ -119,25 +119,70 @@ class EpochBatches(Sampler):
         """Steps of a whole epoch."""
         return self.count // self.batch_size
 
+    @property
+    def identity(self) -> list[int]:
+        """What the order depends on, beside the epoch."""
+        return [self.count, self.batch_size, self.seed]
+
+    def order(self) -> np.ndarray:
+        """The indices of the epoch's images, one batch after another."""
+        return util.keyed_generator(self.seed, self.epoch, "order").permutation(self.count)
+
     def __iter__(self):
-        order = util.keyed_generator(self.seed, self.epoch, "order").permutation(self.count)
+        order = self.order()
         for step in range(self.done, len(self)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             part = np.array_split(batch, distributed.world_size())[distributed.rank()].tolist()
             yield [(self.epoch, i) for i in part] if self.keyed else part
 
 
-def training_loader(data, loading: Loading, seed: int):
+class BalancedBatches(EpochBatches):
+    """As EpochBatches, but every batch has `per_class` images of each of batch_size / per_class classes.
+
+    Classes come in turn, in an order drawn anew for each round, of which what does not fill a batch is left out;
+    likewise the images of a class. So all classes are equally frequent, whatever their sizes: an epoch, as many batches
+    as without, repeats images of small classes and leaves out some of large ones. labels: [n] the class of each image.
+    """
+
+    def __init__(self, labels: torch.Tensor, batch_size: int, seed: int, per_class: int):
+        self.members = [(labels == c).nonzero()[:, 0].numpy() for c in labels.unique()]
+        self.per_class = per_class
+        super().__init__(len(labels), batch_size, seed)
+
+    @property
+    def identity(self) -> list[int]:
+        return [*super().identity, self.per_class]
+
+    def order(self) -> np.ndarray:
+        generator = util.keyed_generator(self.seed, self.epoch, "order")
+        classes = _in_turn(np.arange(len(self.members)), self.batch_size // self.per_class, generator)
+        images = [_in_turn(of_class, self.per_class, generator) for of_class in self.members]
+        batches = [np.concatenate([next(images[c]) for c in next(classes)]) for _ in range(len(self))]
+        return np.concatenate([generator.permutation(batch) for batch in batches])
+
+
+def _in_turn(things: np.ndarray, n: int, generator):
+    """n of the things at a time, all of them in turn, in an order that is drawn anew for each round."""
+    while True:
+        order = generator.permutation(things)
+        yield from (order[i : i + n] for i in range(0, len(order) - n + 1, n))
+
+
+def training_loader(data, loading: Loading, seed: int, balanced: tuple | None = None):
     """Batches on the device, and their sampler: shuffled, shared out to the processes, whole batches only.
 
-    data: Views, or features in memory (a TensorDataset), which come a whole batch at a time.
+    data: Views, or features in memory (a TensorDataset), which come a whole batch at a time; balanced: of views, labels
+    and images a class of BalancedBatches.
     """
     if loading.batch_size < distributed.world_size():
         raise InputError(f"--batch_size {loading.batch_size} is less than the {distributed.world_size()} processes")
     if len(data) < loading.batch_size:
         raise InputError(f"--batch_size {loading.batch_size} is more than the {len(data)} training images")
     in_memory = isinstance(data, TensorDataset)
-    sampler = EpochBatches(len(data), loading.batch_size, seed, keyed=not in_memory)
+    if balanced:
+        sampler = BalancedBatches(balanced[0], loading.batch_size, seed, balanced[1])
+    else:
+        sampler = EpochBatches(len(data), loading.batch_size, seed, keyed=not in_memory)
     if in_memory:
         loader = Loader(data, sampler=sampler, batch_size=None)
     else:

@@ -6,7 +6,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 import datasets
+from datasets.augmentation import Augmentation
 from engine import distributed
 from engine.frozen import Wanted
 from engine.launch import Processes
@@ -83,6 +87,27 @@ def three_positive(text: str) -> tuple[float, ...]:
     if min(values) <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} holds a number that is not above 0")
     return values
+
+
+def crop_scale(text: str) -> tuple[float, ...]:
+    """Two shares of an image's area, as 0.2,1; or none, ()."""
+    values = tuple(float(x) for x in text.split(",")) if text.lower() != "none" else ()
+    if values and not (len(values) == 2 and 0 < values[0] <= values[1] <= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither none nor two shares of the area, as 0.2,1")
+    return values
+
+
+def strength(text: str) -> float:
+    """A number in [0, 2.5]; none: 0."""
+    value = float(text) if text.lower() != "none" else 0.0
+    if not 0 <= value <= 2.5:
+        raise argparse.ArgumentTypeError(f"{value} is not in [0, 2.5]")
+    return value
+
+
+def share(text: str) -> float:
+    """A number in [0, 1]; none: 0."""
+    return fraction(text) if text.lower() != "none" else 0.0
 
 
 def flag(group, *names: str, default: bool = False, help: str) -> None:
@@ -165,6 +190,18 @@ def add_data(p, names) -> None:
     g.add_argument("--batch_size", type=positive_int, default=256, help="images a step, all processes")
     workers = min(8, os.cpu_count() or 1)
     g.add_argument("--num_workers", type=count, default=workers, help="loader processes of each process")
+
+
+def add_views(p) -> None:
+    """How training images are augmented, and which of them meet in a batch."""
+    g = p.add_argument_group("augmentation and batches (None: as published, or as is usual for the data set)")
+    g.add_argument("--crop_scale", type=crop_scale, metavar="LOW,HIGH", help="share of the area, as 0.2,1; or none")
+    flag(g, "--flip", default=None, help="mirror half of the views")
+    g.add_argument("--colour", type=strength, metavar="X", help="strength of jitter and grey, 1: as published; or none")
+    g.add_argument("--blur", type=share, default=0.0, metavar="P", help="share of the views to blur; or none")
+    g.add_argument("--sampler", choices=["shuffled", "balanced"], default="shuffled", help="balanced: equal classes")
+    own = "with balanced: images of each class in a batch (None: 4)"
+    g.add_argument("--batch_per_class", type=positive_int, metavar="N", help=own)
 
 
 def add_encoder(g) -> None:
@@ -283,6 +320,38 @@ def chosen_views(args) -> tuple:
     if (args.mean is None) != (args.std is None):
         raise InputError("--mean and --std go together: give both or neither")
     return args.size, args.mean, args.std
+
+
+def augmented(args, spec, views: tuple, colour: bool = True, count: int = 2) -> Augmentation:
+    """The augmentation of training images: as given, else of the data set. views: size, mean and std; colour: whether
+    it is jittered where --colour is not given; count: views of an image.
+    """
+    scale = spec.crop_scale if args.crop_scale is None else args.crop_scale or None
+    flip = spec.flip if args.flip is None else args.flip
+    strength = float(colour and spec.colour) if args.colour is None else args.colour
+    return Augmentation(*views, scale, flip, strength, count, args.blur)
+
+
+def balanced(args, labels: Tensor, names: list[str]) -> tuple[Tensor, int] | None:
+    """Of --sampler balanced: labels [n] of the training images and images a class; None without. names: of labels, or
+    [] where they have none. Raises InputError where batches cannot be made so.
+    """
+    if args.sampler != "balanced":
+        if args.batch_per_class:
+            raise InputError("--batch_per_class: has no use without --sampler balanced")
+        return None
+    each, counts = args.batch_per_class or 4, torch.unique(labels, return_counts=True)
+    classes, rest = divmod(args.batch_size, each)
+    flag = f"--sampler balanced: {each} images of each class (--batch_per_class)"
+    if rest:
+        raise InputError(f"{flag} do not divide --batch_size {args.batch_size}")
+    if classes > len(counts[0]):
+        raise InputError(f"{flag} in --batch_size {args.batch_size} want {classes} classes; there are {len(counts[0])}")
+    least = int(counts[1].argmin())
+    if counts[1][least] < each:
+        name = names[int(counts[0][least])] if names else f"group {int(counts[0][least])}"
+        raise InputError(f"{flag}: {name} has {int(counts[1][least])}")
+    return labels, each
 
 
 def wanted(args) -> Wanted:

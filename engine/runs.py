@@ -168,7 +168,7 @@ class Run:
             self.own = {"means": _joined([p["means"] for p in processes])}
 
     def _order(self) -> list[int]:
-        return [self.sampler.count, self.sampler.batch_size, self.sampler.seed]
+        return self.sampler.identity
 
     def epochs(self):
         """The numbers of the epochs that are left, from 1; while they run, a signal lets the run save and stop."""

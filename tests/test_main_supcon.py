@@ -8,10 +8,10 @@ import sys
 import processes
 import pytest
 import torch
-from commands import ROOT, run
+from commands import ROOT, error_of, run
 from made_data import make_cifar100, make_image_folders
 
-from engine import distributed, launch, loading
+from engine import checkpoint, distributed, launch, loading
 
 WNIDS = (ROOT / "datasets" / "ImageNet-100.txt").read_text().split()
 IMAGENET = {
@@ -288,6 +288,72 @@ def test_an_epochs_order_depends_on_seed_and_epoch_alone():
 def test_an_epoch_goes_on_at_any_step():
     assert batches_of(3, done=1) == batches_of(3)[1:]
     assert batches_of(3, done=4) == []
+
+
+def balanced(epoch=1, done=0, seed=0, sizes=(9, 40, 4, 17, 30), batch_size=12, per_class=4):
+    labels = torch.cat([torch.full((n,), c) for c, n in enumerate(sizes)])
+    sampler = loading.BalancedBatches(labels, batch_size, seed, per_class)
+    sampler.set_epoch(epoch, done)
+    assert len(sampler) == len(labels) // batch_size
+    return list(sampler), labels
+
+
+def test_balanced_batches_have_equally_many_images_of_some_classes_and_none_twice():
+    batches, labels = balanced()
+    seen = torch.zeros(5)
+    for batch in batches:
+        images = [i for _, i in batch]
+        assert len(set(images)) == 12
+        counts = torch.bincount(labels[images], minlength=5)
+        assert sorted(counts.tolist()) == [0, 0, 4, 4, 4]
+        seen += counts > 0
+    assert seen.sum() == 3 * len(batches)
+
+
+def test_balanced_classes_come_equally_often_and_so_do_the_images_of_a_class():
+    many = [balanced(epoch, sizes=(9, 9, 20), batch_size=6, per_class=3) for epoch in range(1, 41)]
+    images = torch.tensor([i for batches, _ in many for batch in batches for _, i in batch])
+    of_class = torch.bincount(many[0][1][images])
+    assert (of_class - of_class.float().mean()).abs().max() < 0.1 * of_class.float().mean()
+    times = torch.bincount(images, minlength=38)
+    assert times[:9].min() > 0.7 * times[:9].float().mean()
+    assert times[18:].min() > 0.5 * times[18:].float().mean()
+
+
+def test_balanced_batches_depend_on_seed_and_epoch_and_go_on_at_any_step():
+    first = balanced(2)[0]
+    assert first == balanced(2)[0]
+    assert first not in (balanced(3)[0], balanced(2, seed=1)[0])
+    assert balanced(2, done=3)[0] == first[3:]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--sampler balanced --batch_per_class 3", "do not divide --batch_size 64"),
+        ("--sampler balanced --batch_per_class 4", "want 16 classes; there are 10"),
+        ("--sampler balanced --batch_per_class 8 --images_per_class 7 --batch_size 32", "0 has 7"),
+        ("--batch_per_class 4", "has no use without --sampler balanced"),
+        ("--crop_scale 0.5", "neither none nor two shares"),
+        ("--crop_scale 0.5,0.2", "neither none nor two shares"),
+        ("--colour 3", "3.0 is not in [0, 2.5]"),
+        ("--blur 2", "2.0 is not in [0, 1]"),
+    ],
+)
+def test_batches_and_views_that_cannot_be_made_are_one_line(monkeypatch, capsys, tmp_path, options, message):
+    assert message in error_of(monkeypatch, capsys, tmp_path, options)
+
+
+def test_a_run_has_the_augmentation_and_batches_that_it_is_given(monkeypatch, tmp_path):
+    made = {}
+    monkeypatch.setattr(loading, "augmented", lambda *a, real=loading.augmented: made.setdefault("views", real(*a)))
+    words = "--epochs 2 --model resnet8 --sampler balanced --batch_per_class 8 --batch_size 64 --exp_name a"
+    run(monkeypatch, tmp_path, f"{words} --crop_scale none --colour 0.5 --blur 0.2 --flip")
+    recipe = made["views"].augmentation
+    assert (recipe.crop_scale, recipe.flip, recipe.colour, recipe.blur) == (None, True, 0.5, 0.2)
+    state = checkpoint.load(tmp_path / "save/SupCon/digits_models/a")
+    assert state["order"] == [1442, 64, 0, 8]
+    assert state["options"]["blur"] == 0.2
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])

@@ -222,3 +222,59 @@ def test_device_and_worker_make_the_same_views(views):
     assert crops.shape == (views, 20, 8, 8, 3)
     here = Views(None, recipe(size=8, views=views), 0, finished=False).finish(crops, look)
     torch.testing.assert_close(here, there)
+
+
+# ---- chosen on the command line --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("size", [24, 32, 64])
+def test_blur_is_torchvisions_of_the_views_that_have_a_sigma(size, channels_last):
+    views = some_views(5, size).float() / 255
+    views = views.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    sigma = torch.tensor([0.1, 0.0, 0.7, 2.0, 0.0])
+    kernel = max(3, size // 10 // 2 * 2 + 1)
+    want = [tv.gaussian_blur(x, [kernel, kernel], [float(s)]) if s else x for x, s in zip(views, sigma, strict=True)]
+    torch.testing.assert_close(augmentation.blur(views.clone(), sigma), torch.stack(want))
+    assert torch.equal(augmentation.blur(views.clone(), torch.zeros(5)), views)
+
+
+def test_blur_leaves_all_else_that_is_drawn_as_it_is():
+    keys = [(1, i) for i in range(40)]
+    (plain, look), _ = views_of(keys, finished=False)
+    (blurred, also), _ = views_of(keys, finished=False, blur=0.5)
+    assert torch.equal(plain, blurred)
+    assert torch.equal(look, also[..., :8])
+    sigma = also[..., 8]
+    assert 25 < (sigma > 0).sum() < 55  # of 80
+    assert sigma[sigma > 0].min() >= 0.1
+    assert sigma.max() <= 2
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_device_and_worker_blur_the_same(views):
+    keys = [(3, i) for i in range(20)]
+    there, _ = views_of(keys, views=views, blur=0.5)
+    (crops, look), _ = views_of(keys, views=views, blur=0.5, finished=False)
+    here = Views(None, recipe(size=8, views=views, blur=0.5), 0, finished=False).finish(crops, look)
+    torch.testing.assert_close(here, there)
+    assert not torch.equal(there, views_of(keys, views=views)[0])
+
+
+def test_twice_the_strength_is_twice_as_far_from_nothing():
+    one, two, none = (recipe(colour=s).look(uniforms(500)) for s in (1.0, 2.0, 0.0))
+    for column in ("brightness", "contrast", "saturation"):
+        i = LOOK.index(column)
+        torch.testing.assert_close(two[:, i] - 1, 2 * (one[:, i] - 1))
+    torch.testing.assert_close(two[:, LOOK.index("hue")], 2 * one[:, LOOK.index("hue")])
+    assert torch.equal(one[:, [0, 1, 6, 7]], two[:, [0, 1, 6, 7]])
+    assert none[:, [1, 7]].sum() == 0
+
+
+def test_without_a_crop_a_view_is_the_whole_image():
+    assert recipe(crop_scale=None).box(uniforms(1)[0], 30, 50) == (0, 0, 30, 50)
+    data = datasets.build("digits")
+    got = Views(data, recipe(size=8, crop_scale=None, flip=False, colour=0.0), 0, True).__getitems__([(1, 3)])[0]
+    want = torch.from_numpy(data.images[3]).float() / 255
+    mean, std = (torch.tensor(x)[:, None, None] for x in (MEAN, STD))
+    torch.testing.assert_close(got[0, 0], (want.expand(3, 8, 8) - mean) / std)
