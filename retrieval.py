@@ -6,6 +6,7 @@ python retrieval.py --dataset path --data_folder my_images --instance_ranks my_g
 """
 
 import time
+from dataclasses import replace
 from functools import partial
 
 import util  # first: where packages are missing it says what to do
@@ -17,7 +18,7 @@ import datasets
 import evaluation
 import figures
 from datasets import rankings
-from datasets.rankings import files, taxonomy
+from datasets.rankings import files
 from engine import config, distributed, frozen, objective, options, ordering, results
 from engine.launch import launch
 from engine.ordering import Asked
@@ -30,6 +31,9 @@ def get_parser():
     options.add_data(p, datasets.NAMES)
     options.add_evaluation(p)
     g = p.add_argument_group("labels")
+    within = "where queries, the test images, look: among the training images, or for one another"
+    g.add_argument("--within", choices=["train", "test"], default="train", help=within)
+    g.add_argument("--knn_k", type=options.positive_int, help="column kNN: accuracy of a vote of so many (None: none)")
     labelsets = "classes, superclasses, or every level of a taxonomy"
     g.add_argument("--labelset", default="fine", choices=["fine", "coarse", "both", "levels"], help=labelsets)
     superclasses = "YAML file for coarse (None: the data set's own); for levels a taxonomy's file, or inaturalist"
@@ -57,7 +61,7 @@ def label_sets(args, classes) -> dict[str, torch.Tensor]:
             raise InputError(f"--labelset {args.labelset}: {args.dataset} {hint}")
         sets["coarse"] = rankings.superclass_labels(groups, classes, source)
     elif args.labelset == "levels":
-        sets = {"class": torch.arange(len(classes)), **levels_of(args.superclasses, classes)}
+        sets = {"class": torch.arange(len(classes)), **ordering.levels_of(args.superclasses, classes)}
     elif args.superclasses:
         raise InputError(f"--superclasses {args.superclasses}: has no use with --labelset fine")
     for name, labels in sets.items():
@@ -66,34 +70,29 @@ def label_sets(args, classes) -> dict[str, torch.Tensor]:
     return sets
 
 
-def levels_of(file: str | None, classes) -> dict[str, torch.Tensor]:
-    """By level of a taxonomy: [C] the number of each class's group."""
-    flag = f"--superclasses {file}"
-    if file == "inaturalist":
-        levels = taxonomy.of_inaturalist(classes, flag)
-    else:
-        levels = taxonomy.read(file, "--superclasses") if file else None
-    if levels is None:
-        raise InputError("--labelset levels: give --superclasses a taxonomy: nested YAML, class,genus,family as CSV")
-    return taxonomy.labels(levels, classes, flag)
-
-
 def asked_of_classes(args, net, classes) -> Asked:
     """Classes or superclasses, and with --ranking its order."""
     if not args.ranking:
         if args.thresholds or args.ranks:
             raise InputError("--thresholds and --ranks: have no use without --ranking")
-        return Asked(label_sets(args, classes))
+        return asked_plainly(args, classes)
     ranks = rankings.Ranks(args.thresholds, args.ranks)
     similarity = ordering.similarity(args.ranking, ranks, net, args.dataset, classes)
     levels = evaluation.Levels.of_table(similarity)
     if len(levels.values) < 2:
         raise InputError(f"--ranking {args.ranking}: has a single rank, and no order to measure")
-    return Asked(label_sets(args, classes), levels, similarity)
+    return replace(asked_plainly(args, classes), levels=levels, similarity=similarity)
+
+
+def asked_plainly(args, classes) -> Asked:
+    """Classes or superclasses."""
+    return Asked(label_sets(args, classes), vote=args.knn_k, at_r=args.within == "test", classes=list(classes))
 
 
 def asked_of_groups(args, groups, names) -> Asked:
     """Every level of nested groups, and their order."""
+    if args.within != "train" or args.knn_k:
+        raise InputError("--within and --knn_k: have no use with --instance_ranks, whose images look for one another")
     if args.labelset != "fine" or args.superclasses:
         raise InputError("--instance_ranks: has no classes for --labelset or --superclasses; every level is measured")
     return Asked(dict(zip(names, groups.T, strict=True)), evaluation.Levels.of_groups(groups))
@@ -125,15 +124,13 @@ def worker(args, device):
             net = frozen.load(options.wanted(args), train)
             asked = asked_of_classes(args, net, train.classes)
         loading, cache = options.loading(args, device), options.features_cache(args)
-    gallery = None if test is train else frozen.features(net, train, "gallery", loading, cache)
+    gallery = None if test is train or args.within == "test" else frozen.features(net, train, "gallery", loading, cache)
     queries = frozen.features(net, test, "queries", loading, cache)
     if not distributed.is_main():
         return
-    metrics, curves, counts = ordering.measured(asked, queries, gallery, device)
+    metrics, curves, said = ordering.measured(asked, queries, gallery, device)
     title, folders = ("retrieval", net.name, args.labelset), {"images": args.data_folder}
-    about = {"images": {"train": len(train), "test": len(test)}, "seconds": util.seconds_since(begin)}
-    if gallery is None:
-        about["queries"] = counts  # by level, that have another image to find
+    about = {"images": {"train": len(train), "test": len(test)}, "seconds": util.seconds_since(begin)} | said
     if asked.levels is not None:
         about["similarity_of_ranks"] = asked.levels.values.tolist()
     path = results.write(options.plain(args), title, metrics, net.record, folders, about | net.about())

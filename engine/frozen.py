@@ -73,8 +73,6 @@ def load(wanted: Wanted, train: datasets.ImageData) -> Frozen:
     path = checkpoint.find(wanted.ckpt)
     source = f"--ckpt {path}"
     start, state, classifier = initial.of_file(wanted.model, path, "--ckpt")
-    if state.get("script") == "main_linear":
-        raise InputError(f"{source}: is a linear probe; give the encoder that it was trained on")
     if wanted.model_type == "cross_entropy" and not classifier:
         raise InputError(f"--model_type cross_entropy: {path} holds no linear classifier; it is a contrastive model")
     if wanted.model_type == "contrastive" and classifier:

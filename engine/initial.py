@@ -76,10 +76,14 @@ def of_file(model: str | None, path, flag: str) -> tuple[Initial, dict, dict[str
     from networks import encoders, resnet
 
     source = f"{flag} {path}"
+    if model:
+        training.build_encoder(model, False, "meta")  # else InputError: there is none such
     if model and encoders.of_timm(model) and not _is_own(path, flag):
         views = _library_views(model, flag)
         return Initial(model, of_timm=str(path), views=views, pretrained=True, source=source), {}, {}
     state = checkpoint.load(path, flag, bare=True)
+    if state.get("script") == "main_linear":
+        raise InputError(f"{source}: is a linear probe; give the encoder that it was trained on")
     weights, classifier = checkpoint.encoder_weights(state, source)
     trained = checkpoint.trained_options(state)
     holds = trained.get("model")

@@ -1,6 +1,6 @@
 """What evaluations ask of a ranking: what retrieval is to find and in which order, and how near outliers lie."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -8,19 +8,39 @@ from torch import Tensor
 import datasets
 import evaluation
 from datasets import rankings
+from datasets.rankings import taxonomy
 from engine.frozen import Frozen
 from util import InputError
+
+AT_R = ("R-precision", "MAP@R")
 
 
 @dataclass
 class Asked:
     """What is looked for: by name of a label set, [C] the label of each class or group; levels: the ranks whose order
-    is measured, if any; similarity: [C, C] of classes, what class means are held against.
+    is measured, if any; similarity: [C, C] of classes, what class means are held against; vote: of how many neighbours
+    a kNN accuracy is taken, None: of none; at_r: whether R-precision and MAP@R are wanted; classes: their names, for
+    figures of each, [] of groups without.
     """
 
     sets: dict[str, Tensor]
     levels: evaluation.Levels | None = None
     similarity: Tensor | None = None
+    vote: int | None = None
+    at_r: bool = False
+    classes: list[str] = field(default_factory=list)
+
+
+def levels_of(file: str | None, classes: list[str]) -> dict[str, Tensor]:
+    """By level of a taxonomy: [C] the number of each class's group."""
+    flag = f"--superclasses {file}"
+    if file == "inaturalist":
+        levels = taxonomy.of_inaturalist(classes, flag)
+    else:
+        levels = taxonomy.read(file, "--superclasses") if file else None
+    if levels is None:
+        raise InputError("--labelset levels: give --superclasses a taxonomy: nested YAML, class,genus,family as CSV")
+    return taxonomy.labels(levels, classes, flag)
 
 
 def similarity(ranking: str, ranks: rankings.Ranks, net: Frozen, dataset: str, classes: list[str]) -> Tensor:
@@ -58,8 +78,8 @@ def _kept(net: Frozen, flag: str, entry: str) -> tuple[Tensor, list[str]]:
 
 
 def measured(asked: Asked, queries, gallery, device) -> tuple[dict, dict, dict]:
-    """Metrics and precision-recall curve by label set, the order of the ranks under "ranks", and how many queries have
-    something to find.
+    """Metrics and precision-recall curve by label set, the order of the ranks under "ranks"; and what a record says
+    besides: how many queries have something to find, and figures of each class.
 
     queries, gallery: features and labels; gallery None: the queries look for one another. Raises InputError where no
     query has anything to find.
@@ -69,16 +89,31 @@ def measured(asked: Asked, queries, gallery, device) -> tuple[dict, dict, dict]:
     g, b = (None, None) if alone else (part.to(device) for part in gallery)
     within = {name: group.to(device) for name, group in asked.sets.items()}
     counts = {name: int(evaluation.not_alone(of[y]).sum()) if alone else len(y) for name, of in within.items()}
-    found = {name: evaluation.Curve(of[y], None if alone else of[b]) for name, of in within.items() if counts[name]}
-    if not found:
-        raise InputError("--instance_ranks: no two images share a group at any level: there is nothing to find")
+    asks = {name: of for name, of in within.items() if counts[name]}
+    if not asks:
+        what = "--within test" if asked.classes else "--instance_ranks"
+        raise InputError(f"{what}: no two images share a class or group: there is nothing to find")
+    found = {name: evaluation.Curve(of[y], None if alone else of[b]) for name, of in asks.items()}
     order = evaluation.Order(y, b, asked.levels) if asked.levels is not None else None
     evaluation.look_up(x, g, [*found.values(), *filter(None, [order])])
-    metrics, curves = {}, {}
+    metrics, curves, said = {}, {}, {"queries": counts} if alone else {}
+    said |= {"by_class": {}} if asked.classes else {}
     for name, curve in found.items():
         scores, precision, recall = curve.result()
-        metrics[name] = {k: 100 * v for k, v in scores.items()}
+        metrics[name] = {k: 100 * v for k, v in scores.items() if asked.at_r or k not in AT_R}
         curves[name] = (precision.cpu(), recall.cpu(), scores["AP"])
+        if asked.vote:
+            of = within[name]
+            sides = (x, of[y], None, None) if alone else (x, of[y], g, of[b])
+            metrics[name]["kNN"] = 100 * evaluation.knn_accuracy(*sides, k=asked.vote)
+        if asked.classes:
+            figures = curve.by_class(y, len(asked.classes))
+            rows = zip(*(values.tolist() for values in figures.values()), strict=True)
+            said["by_class"][name] = {
+                of_class: {k: 100 * v for k, v in zip(figures, row, strict=True)}
+                for of_class, row in zip(asked.classes, rows, strict=True)
+                if row[0] == row[0]
+            }
     if order:
         try:
             scores = order.result()
@@ -87,7 +122,7 @@ def measured(asked: Asked, queries, gallery, device) -> tuple[dict, dict, dict]:
         metrics["ranks"] = {k: v if k == "nearest other" else 100 * v for k, v in scores.items()}
         if asked.similarity is not None:
             metrics["ranks"] |= evaluation.class_correlation(*queries, asked.similarity)
-    return metrics, curves, counts
+    return metrics, curves, said
 
 
 # ---- outliers --------------------------------------------------------------------------------------------------------

@@ -43,18 +43,30 @@ def uniformity(x: Tensor) -> Tensor:
 
 
 def knn_accuracy(
-    features: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor, k: int = 200, tau: float = 0.07
+    features: Tensor,
+    labels: Tensor,
+    gallery: Tensor | None,
+    gallery_labels: Tensor | None,
+    k: int = 200,
+    tau: float = 0.07,
 ) -> float:
     """Share of the queries [Q, d] whose class wins the vote of their k nearest of the gallery [G, d] by cosine.
 
-    A vote weighs exp(cosine / tau) (Wu et al. 2018, sec. 3.4). k is at most G. Labels count from 0.
+    A vote weighs exp(cosine / tau) (Wu et al. 2018, sec. 3.4). k is at most G. Labels count from 0. gallery and its
+    labels None: the queries look for one another, and none finds itself.
     """
-    if not len(features) or not len(gallery):
+    own = gallery is None or gallery_labels is None
+    if gallery is None or gallery_labels is None:
+        gallery, gallery_labels = features, labels
+    if not len(features) or len(gallery) <= own:
         raise ValueError("kNN accuracy needs queries and a gallery")
     q, g = F.normalize(features.float(), dim=1), F.normalize(gallery.float(), dim=1)
     classes, right = int(gallery_labels.max()) + 1, 0
-    for x, y in zip(q.split(256), labels.split(256), strict=True):
-        cosine, nearest = (x @ g.T).topk(min(k, len(g)), dim=1)
+    for begin, (x, y) in enumerate(zip(q.split(256), labels.split(256), strict=True)):
+        cosine = x @ g.T
+        if own:
+            cosine.diagonal(256 * begin).fill_(-torch.inf)
+        cosine, nearest = cosine.topk(min(k, len(g) - own), dim=1)
         votes = torch.zeros(len(x), classes, device=x.device)
         votes.scatter_add_(1, gallery_labels[nearest], ((cosine - 1) / tau).exp())
         right += int((votes.argmax(1) == y).sum())

@@ -20,8 +20,10 @@ def retrieval_metrics(
     R@k: share of queries with a hit among the first k. mAP: mean over the queries of the average precision, entries
     of equal similarity counted as one step, as in scikit-learn. AP: area under the mean precision-recall curve over
     all cut-offs 1 to G (trapezoids; it starts at recall 0 with the first precision). AP-published: the same area as the
-    published code has it, by right-hand rectangles from the second cut-off on. All in [0, 1]; exact, in chunks of
-    queries: about 60 * chunk * G bytes. Similarities are float32; equal ones stand in the order of the gallery.
+    published code has it, by right-hand rectangles from the second cut-off on. R-precision: share of hits among a
+    query's first R, the number of its entries in the gallery; MAP@R: the sum over the hits among these of the precision
+    at each, divided by R (Musgrave et al. 2020). All in [0, 1]; exact, in chunks of queries: about 60 * chunk * G
+    bytes. Similarities are float32; equal ones stand in the order of the gallery.
     gallery and gallery_labels None: the queries look for one another, none finds itself, and those that are alone with
     their label are no queries.
     Raises ValueError for empty input, for features that are no numbers, or where a query's label is not in the gallery.
@@ -51,7 +53,12 @@ class Curve:
     labels [Q], gallery_labels [G] and topk as there. Raises ValueError where a query's label is not in the gallery.
     """
 
-    def __init__(self, labels: Tensor, gallery_labels: Tensor | None, topk: tuple[int, ...] = (1, 5, 10, 20)):
+    def __init__(
+        self,
+        labels: Tensor,
+        gallery_labels: Tensor | None,
+        topk: tuple[int, ...] = (1, 5, 10, 20),
+    ):
         self.labels, self.topk, self.uses = labels, topk, torch.ones_like(labels, dtype=torch.bool)
         self.gallery_labels = labels if gallery_labels is None else gallery_labels
         if gallery_labels is None:
@@ -62,27 +69,34 @@ class Curve:
         if len(absent):
             raise ValueError(f"label {int(absent[0])} of a query is not in the gallery: it has nothing to find")
         size, device = len(self.gallery_labels) - (gallery_labels is None), labels.device
+        self.most = int(self.gallery_labels.unique(return_counts=True)[1].max()) if len(self.gallery_labels) else 0
         self.place = torch.arange(1, size + 1, device=device, dtype=torch.float32)
-        self.hits_at = torch.zeros(len(topk), device=device)
+        # of each query: whether it has a hit among the first k, its average precision, R-precision and MAP@R
+        self.hits_at = torch.zeros(len(topk), len(labels), dtype=torch.bool, device=device)
+        self.ap, self.r_precision, self.map_at_r = torch.zeros(3, len(labels), dtype=torch.float64, device=device)
         self.precision = torch.zeros(size, dtype=torch.float64, device=device)
         self.recall = torch.zeros_like(self.precision)
-        self.ap = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, rows: slice, order: Tensor, ends: Tensor) -> None:
         """The chunk of these rows: the gallery's order [chunk, G] and, as `ends_of_ties` has them, its ties."""
         uses = self.uses[rows]
+        asked = torch.arange(len(self.labels), device=uses.device)[rows]
         if not uses.all():
-            order, ends = order[uses], ends[uses]
-        hit = self.gallery_labels[order] == self.labels[rows][uses, None]  # [chunk, G]
+            order, ends, asked = order[uses], ends[uses], asked[uses]
+        hit = self.gallery_labels[order] == self.labels[asked, None]  # [chunk, G]
         found = hit.cumsum(1, dtype=torch.int32)
         relevant = found[:, -1:]
         for i, k in enumerate(self.topk):
-            self.hits_at[i] += (found[:, min(k, found.shape[1]) - 1] > 0).sum()
+            self.hits_at[i, asked] = found[:, min(k, found.shape[1]) - 1] > 0
         precision = found / self.place
         self.precision += precision.sum(0)
         self.recall += (found / relevant).sum(0)
         # a hit among equal similarities counts with the precision at their end
-        self.ap += ((precision.gather(1, ends) * hit).sum(1) / relevant[:, 0]).double().sum()
+        self.ap[asked] = ((precision.gather(1, ends) * hit).sum(1) / relevant[:, 0]).double()
+        # beyond the largest R nothing is asked
+        hit, precision, place = hit[:, : self.most], precision[:, : self.most], self.place[: self.most]
+        self.r_precision[asked] = precision.gather(1, relevant.long() - 1)[:, 0].double()
+        self.map_at_r[asked] = ((precision * (hit & (place <= relevant))).sum(1) / relevant[:, 0]).double()
 
     def result(self) -> tuple[dict[str, float], Tensor, Tensor]:
         """As retrieval_curve."""
@@ -91,9 +105,22 @@ class Curve:
         first = torch.zeros(1, dtype=recall.dtype, device=recall.device)
         published = ((recall[1:] - recall[:-1]) * precision[1:]).sum()
         area = torch.trapezoid(torch.cat([precision[:1], precision]), torch.cat([first, recall]))
-        scores = {f"R@{k}": float(h) / n for k, h in zip(self.topk, self.hits_at, strict=True)}
-        scores |= {"AP": float(area), "AP-published": float(published), "mAP": float(self.ap / n)}
+        hits = self.hits_at[:, self.uses].double().mean(1).tolist()
+        scores = {f"R@{k}": h for k, h in zip(self.topk, hits, strict=True)}
+        scores |= {"AP": float(area), "AP-published": float(published), "mAP": float(self.ap.sum() / n)}
+        scores |= {"R-precision": float(self.r_precision.sum() / n), "MAP@R": float(self.map_at_r.sum() / n)}
         return scores, precision, recall
+
+    def by_class(self, classes: Tensor, count: int) -> dict[str, Tensor]:
+        """R@k for each k, and mAP, of the queries of one class at a time: [count], NaN of a class without queries.
+
+        classes: [Q] the class of each query, which may be finer than its label.
+        """
+        of = classes[self.uses]
+        number = torch.bincount(of, minlength=count)
+        figures = {f"R@{k}": hits for k, hits in zip(self.topk, self.hits_at, strict=True)} | {"mAP": self.ap}
+        none = torch.zeros(count, dtype=torch.float64, device=of.device)
+        return {name: none.index_add(0, of, x[self.uses].double()) / number for name, x in figures.items()}
 
 
 @torch.no_grad()

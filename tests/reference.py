@@ -199,6 +199,7 @@ def retrieval(features, labels, gallery, gallery_labels, topk):
     queries, items = [unit(v) for v in features], [unit(v) for v in gallery]
     size = len(items)
     result = {f"R@{k}": 0.0 for k in topk}
+    r_precision = map_at_r = 0.0
     mean_ap, precision, recall = 0.0, [0.0] * size, [0.0] * size
     for q, y in zip(queries, labels, strict=True):
         # single precision decides which similarities are equal; 1e-6 stands for that here
@@ -206,6 +207,10 @@ def retrieval(features, labels, gallery, gallery_labels, topk):
         order = sorted(range(size), key=lambda j: -scores[j])
         hits = [gallery_labels[j] == y for j in order]
         relevant = sum(hits)
+        r_precision += sum(hits[:relevant]) / relevant / len(queries)
+        for place in range(relevant):
+            if hits[place]:
+                map_at_r += sum(hits[: place + 1]) / (place + 1) / relevant / len(queries)
         for k in topk:
             if any(hits[:k]):
                 result[f"R@{k}"] += 1 / len(queries)
@@ -221,7 +226,8 @@ def retrieval(features, labels, gallery, gallery_labels, topk):
     for p, r in zip(precision, recall, strict=True):
         area += (r - before_recall) * (p + before_precision) / 2
         before_recall, before_precision = r, p
-    return {**result, "AP": area, "AP-published": rectangles, "mAP": mean_ap}
+    at_r = {"R-precision": r_precision, "MAP@R": map_at_r}
+    return {**result, "AP": area, "AP-published": rectangles, "mAP": mean_ap, **at_r}
 
 
 def confusion(counts):

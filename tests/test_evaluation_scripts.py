@@ -240,3 +240,25 @@ def test_a_probe_of_a_large_batch_begins_at_its_learning_rate(monkeypatch, digit
     run(monkeypatch, digits, f"--ckpt {CE} {options}_warm --warm", "main_linear")
     log = (digits / "save/linear/digits_models/large_warm/log.jsonl").read_text().splitlines()
     assert json.loads(log[0])["learning_rate"] < 0.1
+
+
+def test_test_images_look_for_one_another_within_test(monkeypatch, capsys, digits):
+    run(monkeypatch, digits, f"--ckpt {CE} --labelset both --within test --knn_k 20", "retrieval")
+    printed = capsys.readouterr().out
+    assert [word in printed for word in ("R-precision", "MAP@R", "kNN")] == [True] * 3
+    record = next(
+        json.loads(f.read_text())
+        for f in (digits / "save/results").glob("retrieval_digits_ce_both_*.json")
+        if "--within" in json.loads(f.read_text())["command"]
+    )
+    fine = record["metrics"]["fine"]
+    assert 0 < fine["MAP@R"] <= fine["R-precision"] < 100
+    assert fine["kNN"] > 90
+    assert record["metrics"]["coarse"].keys() == fine.keys()
+    assert record["queries"] == {"fine": 355, "coarse": 355}
+    by_class = record["by_class"]["fine"]
+    assert list(by_class) == [str(c) for c in range(10)]
+    test = datasets.build("digits", split="test")
+    counts = torch.bincount(test.labels).tolist()
+    mean = sum(n * by_class[str(c)]["mAP"] for c, n in enumerate(counts)) / len(test)
+    assert mean == pytest.approx(fine["mAP"])

@@ -35,6 +35,16 @@ def test_knn_accuracy_equals_the_reference(k):
     assert 0.1 < want < 0.6
 
 
+def test_knn_accuracy_of_images_among_themselves_leaves_each_out():
+    torch.manual_seed(1)
+    x, y = torch.randn(300, 3), torch.arange(300) % 3  # more than a block of 256
+    others = [[j for j in range(300) if j != i] for i in range(300)]
+    parts = [knn_accuracy(x[[i]], y[[i]], x[o], y[o], k=5) for i, o in enumerate(others)]
+    assert knn_accuracy(x, y, None, None, k=5) == pytest.approx(sum(parts) / 300)
+    with pytest.raises(ValueError, match="needs queries and a gallery"):
+        knn_accuracy(x[:1], y[:1], None, None)
+
+
 def test_knn_accuracy_of_nothing_is_an_error():
     for queries, gallery in ((0, 3), (3, 0)):
         with pytest.raises(ValueError, match="needs queries and a gallery"):

@@ -5,7 +5,7 @@ import reference
 import torch
 from sklearn.metrics import average_precision_score
 
-from evaluation import retrieval_metrics
+from evaluation import Curve, look_up, retrieval_metrics
 
 
 def made(seed, queries=7, gallery=30, classes=3, ties=False):
@@ -95,3 +95,48 @@ def test_features_that_are_no_numbers_are_an_error():
     for pair in ((bad, x), (x, bad)):
         with pytest.raises(ValueError, match="NaN or infinite"):
             retrieval_metrics(pair[0], y, pair[1], y)
+
+
+def test_queries_that_look_for_one_another_never_find_themselves():
+    features, labels = made(0, queries=1, gallery=29)[2:]
+    others = [[j for j in range(len(labels)) if j != i] for i in range(len(labels))]
+    parts = [
+        reference.retrieval(
+            *(x.tolist() for x in (features[[i]], labels[[i]], features[o], labels[o])), topk=(1, 5, 10, 20)
+        )
+        for i, o in enumerate(others)
+    ]
+    found = retrieval_metrics(features, labels, None, None)
+    for name in ("R@1", "R@5", "mAP", "R-precision", "MAP@R"):
+        assert found[name] == pytest.approx(sum(p[name] for p in parts) / len(parts), rel=1e-5)
+
+
+def test_figures_of_a_class_are_those_of_its_queries_alone():
+    q, y, g, b = made(1, queries=20)
+    classes = torch.arange(20) % 4  # finer than the labels, or across them
+    curve = Curve(y, b)
+    look_up(q, g, [curve])
+    found = curve.by_class(classes, 5)
+    for c in range(4):
+        want = retrieval_metrics(q[classes == c], y[classes == c], g, b)
+        assert {name: float(x[c]) for name, x in found.items()} == pytest.approx({name: want[name] for name in found})
+    assert all(x[4].isnan() for x in found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_r_precision_and_map_at_r_are_those_of_pytorch_metric_learning(seed):
+    from pytorch_metric_learning.distances import CosineSimilarity
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    from pytorch_metric_learning.utils.inference import CustomKNN
+
+    names = {"precision_at_1": "R@1", "r_precision": "R-precision", "mean_average_precision_at_r": "MAP@R"}
+    oracle = AccuracyCalculator(include=tuple(names), k="max_bin_count", knn_func=CustomKNN(CosineSimilarity()))
+    features, labels = made(seed, queries=1, gallery=400, classes=7)[2:]
+    found = retrieval_metrics(features, labels, None, None)
+    want = oracle.get_accuracy(features, labels)  # the queries look for one another
+    assert {theirs: found[ours] for theirs, ours in names.items()} == pytest.approx(want, rel=1e-5)
+    q, y, g, b = made(seed, queries=50, gallery=400, classes=7)
+    want = oracle.get_accuracy(q, y, g, b)
+    found = retrieval_metrics(q, y, g, b)
+    assert {theirs: found[ours] for theirs, ours in names.items()} == pytest.approx(want, rel=1e-5)
