@@ -13,6 +13,7 @@ test: check
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --only-deps ".[oracles]"
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m pytest -m gpu -n 0 --gpu-device cpu --gpus 2
 
@@ -40,5 +41,5 @@ $(VENV)/.installed: pyproject.toml
 	@echo "installing into $(VENV): a minute or two"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=26.2"
-	$(BIN)/python -m pip install --quiet --only-deps ".[scripts,dev]"
+	$(BIN)/python -m pip install --quiet --only-deps ".[scripts,timm,dev]"
 	touch $@

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from networks import cards
 from util import InputError, temporary_name
 
 FORMAT = 1  # of what `save` writes; grows where an older version could not go on with it
@@ -115,9 +116,13 @@ def newest(folder: Path, flag: str = "--resume") -> tuple[Path, dict, list[str]]
 
 
 def find(path, flag: str = "--ckpt") -> Path:
-    """The checkpoint's file: a folder means its last.pth. `flag` is named in errors."""
+    """The checkpoint's file: a folder means its last.pth, or the encoder that engine.export wrote there. `flag` is
+    named in errors.
+    """
     path = Path(path)
-    path = path / "last.pth" if path.is_dir() else path
+    if path.is_dir():
+        exports = not (path / "last.pth").exists() and (path / cards.WEIGHTS).exists()
+        path = path / (cards.WEIGHTS if exports else "last.pth")
     if not path.is_file():
         raise InputError(f"{flag} {path}: no such file; give a checkpoint, or a run's folder that holds last.pth")
     return path
@@ -171,6 +176,8 @@ def load(path, flag: str = "--ckpt", bare: bool = False) -> dict:
     bare: a library's file of weights by name will do as well; its entries are `model` and `library`, True.
     """
     path = find(path, flag)
+    if is_exported(path):
+        return _exported(path, flag)
     state = _read_safetensors(path, flag) if path.suffix == ".safetensors" else read(path, flag)
     if isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values()):
         if not bare:
@@ -185,6 +192,23 @@ def load(path, flag: str = "--ckpt", bare: bool = False) -> dict:
     if version != FORMAT:
         raise NewerFormat(f"{flag} {path}: has format {version}, this version reads {FORMAT}; update this code")
     return state
+
+
+def is_exported(path: Path) -> bool:
+    """Whether this is an encoder of engine.export, with its card beside it."""
+    return path.name == cards.WEIGHTS and path.with_name(cards.CARD).exists()
+
+
+def _exported(path: Path, flag: str) -> dict:
+    """The checkpoint that an exported encoder came from, as far as its card tells it."""
+    try:
+        card = cards.read_card(path.with_name(cards.CARD))
+    except ValueError as error:
+        raise InputError(f"{flag} {error}") from None
+    weights = {f"encoder.{name}": x for name, x in _read_safetensors(path, flag).items()}
+    kept = {name: card.get(name) for name in ("size", "mean", "std", "classes", "epoch", "pretrained")}
+    options = {**card.get("options", {}), "model": card["encoder"], "dataset": card.get("dataset")}
+    return {"model": weights, "format": FORMAT, "options": options, **kept}
 
 
 def _read_safetensors(path: Path, flag: str) -> dict[str, Tensor]:

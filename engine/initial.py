@@ -100,9 +100,11 @@ def of_file(model: str | None, path, flag: str) -> tuple[Initial, dict, dict[str
 
 
 def _is_own(path, flag: str) -> bool:
-    """Whether a file is a checkpoint of this code, of those that timm could read as well. Raises InputError."""
+    """Whether a file is of this code, of those that timm could read as well. Raises InputError."""
     file = checkpoint.find(path, flag)
-    return file.suffix != ".safetensors" and "format" in checkpoint.read(file, flag)
+    if file.suffix == ".safetensors":
+        return checkpoint.is_exported(file)
+    return "format" in checkpoint.read(file, flag)
 
 
 def _library_views(model: str, flag: str) -> tuple:

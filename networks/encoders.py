@@ -40,8 +40,13 @@ def library_views(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]
     return views.crop_size[0], tuple(views.mean), tuple(views.std)
 
 
+def made_for_a_size(name: str) -> bool:
+    """Whether timm makes an encoder for images of one size, as it does ViT."""
+    return bool(_configuration(name).get("fixed_input_size"))
+
+
 def _of_timm(name: str, size: int | None, weights: bool | str) -> nn.Module:
-    how: dict[str, Any] = {"img_size": size} if size and _configuration(name).get("fixed_input_size") else {}
+    how: dict[str, Any] = {"img_size": size} if size and made_for_a_size(name) else {}
     if size:
         _check_size(name, size, how)
     if isinstance(weights, str):

@@ -1,0 +1,104 @@
+"""Take an encoder away: safetensors under torchvision's or timm's names, and a card of what it was trained on.
+
+python -m engine.export --ckpt save/SupCon/cifar100_models/NAME --out my_encoder --licence CC-BY-4.0
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import datasets
+import util
+from engine import checkpoint, config, initial, published
+from networks import cards, exported
+from util import InputError
+
+# options of a training that say what the features mean
+TOLD = ("loss_type", "variant", "ranking", "thresholds", "epochs", "batch_size", "seed", "images_per_class", "hold_out")
+
+
+def get_parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--ckpt", type=util.user_text, required=True, help="checkpoint, or a run's folder")
+    p.add_argument("--out", type=util.user_path, required=True, help="folder to write, which holds no encoder yet")
+    p.add_argument("--model", help="encoder, where the checkpoint does not say it")
+    p.add_argument("--licence", help="of the weights, such as CC-BY-4.0: yours to say")
+    records = "folder of evaluations' records (default: save/results)"
+    p.add_argument("--results", type=util.user_path, default=Path("save/results"), help=records)
+    return p
+
+
+def metrics_of(sha256: str, folder: Path) -> list[dict]:
+    """What evaluations of this checkpoint found, by their records in a folder: command, images, metrics in percent."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+            if record["checkpoint"]["sha256"] == sha256:
+                found.append({name: record[name] for name in ("command", "images", "metrics") if name in record})
+        except (OSError, ValueError, KeyError, TypeError):  # not a record
+            continue
+    return found
+
+
+def card_of(state: dict, start: initial.Initial, path: Path, licence: str | None, results: Path) -> dict:
+    """What a card says beside the weights. results: folder of evaluations' records."""
+    trained, sha256 = checkpoint.trained_options(state), checkpoint.sha256(path)
+    known, name = published.find(sha256), trained.get("dataset")
+    size, mean, std = start.views
+    if name in datasets.NAMES:  # a published checkpoint does not say them
+        data = datasets.spec(name)
+        size, mean, std = size or data.size, mean or data.mean, std or data.std
+    if not size or not mean:
+        raise InputError(f"--ckpt {path}: does not say the size, mean and std of its images")
+    ranking = state.get("ranking")
+    return {
+        "encoder": start.model,
+        "size": size,
+        "mean": list(mean),
+        "std": list(std),
+        "dataset": name,
+        "classes": state.get("classes"),
+        "ranking": _plain(ranking, state["classes"]) if isinstance(ranking, dict) else None,
+        "pretrained": start.pretrained,
+        "options": {key: trained[key] for key in TOLD if trained.get(key) not in (None, [], ())},
+        "epoch": state.get("epoch"),
+        "published": known and known.name,
+        "metrics": metrics_of(sha256, results),
+        "licence": licence,
+        "checkpoint_sha256": sha256,
+        "versions": config.versions(),
+        "commit": config.commit(),
+    }
+
+
+def _plain(ranking: dict, classes: list[str]) -> dict:
+    """Of each class the similar ones with their similarity; of groups without classes, the levels' names."""
+    if "groups" in ranking:
+        return {"levels": list(ranking["levels"])}
+    rows = zip(classes, ranking["similarity"].tolist(), strict=True)
+    others = {
+        name: {c: round(x, 6) for c, x in zip(classes, row, strict=True) if x and c != name} for name, row in rows
+    }
+    return {"similar": others}
+
+
+def main():
+    args = get_parser().parse_args()
+    for name in (cards.WEIGHTS, cards.CARD):
+        if (args.out / name).exists():
+            raise InputError(f"--out {args.out}: holds {name} already; nothing is overwritten")
+    util.check_folder(args.out, "--out")
+    path = checkpoint.find(args.ckpt)
+    start, state, _ = initial.of_file(args.model, path, "--ckpt")
+    card = card_of(state, start, path, args.licence, args.results)
+    exported.save(args.out, start.build(False, card["size"]), card)
+    written = cards.read_card(args.out / cards.CARD)
+    print(f"saved {args.out / cards.WEIGHTS}: {start.model}, {written['dim']} dimensions; and {cards.CARD}")
+    if args.licence is None:
+        print("its card says no licence: others may not know whether they can use it; give --licence")
+    print(f"read it back:\n{written['how_to_load']}")
+
+
+if __name__ == "__main__":
+    util.run_command(main)
