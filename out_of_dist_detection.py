@@ -132,13 +132,11 @@ def outliers_label(args, comma: str) -> str:
     if datasets.spec(args.dataset_outliers).read_outliers and args.dataset_outliers not in ("AwA2", "path"):
         parts.append(Path(args.data_folder_outliers).resolve().name)
     if args.outlier_classes:
-        names = comma.join(args.outlier_classes)
-        if len(names) > 40:  # whole names, as many as are short
-            few = [
-                c for i, c in enumerate(args.outlier_classes) if len(comma.join(args.outlier_classes[: i + 1])) <= 30
-            ]
-            names = comma.join([*few, f"{len(args.outlier_classes) - len(few)} more"])
-        parts.append(names)
+        names = args.outlier_classes
+        if len(comma.join(names)) > 40:  # whole names, as many as are short
+            few = [c for i, c in enumerate(names) if len(comma.join(names[: i + 1])) <= 30]
+            names = [*few, f"{len(names) - len(few)} more"]
+        parts.append(comma.join(names))
     if args.outlier_split != "test":
         parts.append(args.outlier_split)
     return " ".join(parts)

@@ -181,11 +181,8 @@ def test_what_is_written_is_drawn_from_what_is_written_and_names_no_folder_of_th
 ):
     monkeypatch.chdir(tmp_path)
     runs = {**RESULTS, "rince": [{**RESULTS["rince"][0], "folder": str(tmp_path / "save/a"), "warning": str(tmp_path)}]}
-    about = {
-        "command": ["reproduce.py", f"{ROOT}/recipes/digits.yaml"],
-        "failures": [{"what": "a", "why": f"log {tmp_path}/a.txt"}],
-        "unfinished": 3,
-    }
+    about = {"command": ["reproduce.py", f"{ROOT}/recipes/digits.yaml"], "unfinished": 3}
+    about["failures"] = [{"what": "a", "why": f"log {tmp_path}/a.txt"}]
     text = table.write(tmp_path / "tables/t", RECIPE, runs, recipes.Scope(2, 0.5, "--size 8"), about)
     written = (tmp_path / "tables/t.json").read_text()
     assert str(tmp_path) not in written + text
