@@ -124,7 +124,11 @@ def outliers_label(args, comma: str) -> str:
     if datasets.spec(args.dataset_outliers).read_outliers and args.dataset_outliers not in ("AwA2", "path"):
         parts.append(Path(args.data_folder_outliers).resolve().name)
     if args.outlier_classes:
-        parts.append(comma.join(args.outlier_classes)[:40])
+        names = args.outlier_classes
+        if len(comma.join(names)) > 40:  # whole names, as many as are short
+            few = [c for i, c in enumerate(names) if len(comma.join(names[: i + 1])) <= 30]
+            names = [*few, f"{len(names) - len(few)} more"]
+        parts.append(comma.join(names))
     if args.outlier_split != "test":
         parts.append(args.outlier_split)
     return " ".join(parts)

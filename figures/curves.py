@@ -79,9 +79,12 @@ def draw_nearness(path: Path, near, auroc, found: dict, ranking: str, title: str
     axes.plot(x, auroc, "o", ms=5, mfc=INLIER, mec="white", mew=0.5)
     axes.axhline(50, color=GREY, lw=1, ls=":")
     hardest_first = np.argsort(auroc, kind="stable").tolist()
-    for i in {*hardest_first[:3], *hardest_first[-3:]}:
-        place = dict(xytext=(5, 3), textcoords="offset points", fontsize=8)
-        axes.annotate(names[i].replace("_", " "), (x[i], auroc[i]), **place)
+    named = sorted({*hardest_first[:3], *hardest_first[-3:]})
+    wide, high = 0.15 * max(np.ptp(x), 1e-9), 0.06 * max(np.ptp(auroc), 1e-9)
+    for i in named:
+        beside = any(0 <= x[j] - x[i] < wide and abs(auroc[j] - auroc[i]) < high for j in named if j != i)
+        place = dict(xytext=(-5, 3), ha="right") if beside else dict(xytext=(5, 3))
+        axes.annotate(names[i].replace("_", " "), (x[i], auroc[i]), textcoords="offset points", fontsize=8, **place)
     known = found["Spearman"] is not None
     rho = f"Spearman {found['Spearman']:.2f}, p {found['p']:.2g}, " if known else ""
     axes.set(

@@ -42,6 +42,7 @@ def write(place: Path, recipe: dict, results: dict, scope: Scope, about: dict) -
     of_scope = {"seeds": scope.seeds, "scale": scope.scale, "options": scope.options}
     found = {"results": results, "differences": differences_of(recipe, results)}
     content = portable({"recipe": recipe, **of_scope, **about, **found}, Path.cwd())
+    content = portable(content, Path(__file__).resolve().parent.parent)  # a recipe that was named from elsewhere
     util.write_file(Path(f"{place}.json"), json.dumps(content, indent=1).encode())
     text = markdown(content)
     util.write_file(Path(f"{place}.md"), text.encode())
@@ -119,15 +120,22 @@ def missing(there: int, wanted: int) -> str:
 def figures_of(recipe: dict, results: dict, scope: Scope, names: list[str]) -> str:
     """The table of all methods and these columns."""
     published, body = recipe["published"], []
+    digits = {c: 2 if are_small(results, c) else 1 for c in names}
     for name, runs in results.items():
         of = {c: [run["values"][c] for run in runs if c in run["values"]] for c in (*names, "seconds")}
         row = [grid.title_of(recipe, name)]
-        row += [cell(of[c], len(seeds(recipe, name, scope))) for c in names]
+        row += [cell(of[c], len(seeds(recipe, name, scope)), digits[c]) for c in names]
         row.append(f"{np.mean(of['seconds']):.0f}" if of["seconds"] else "-")
         if published is not None:
             row.append(", ".join(f"{column} {figure}" for column, figure in published.get(name, {}).items()))
         body.append(row)
     return rows(["method", *names, "seconds", *(["published"] if published is not None else [])], body)
+
+
+def are_small(results: dict, column: str) -> bool:
+    """Whether all figures of a column lie in [-1, 1], as those of a correlation."""
+    values = [run["values"][column] for runs in results.values() for run in runs if column in run["values"]]
+    return bool(values) and max(map(abs, values)) <= 1
 
 
 def difference_cell(difference: dict, wanted: int) -> str:

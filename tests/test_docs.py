@@ -141,9 +141,15 @@ def test_links_lead_to_files_and_headings_that_exist(page):
 def test_the_rows_of_the_cifar100_table_are_drawn_from_its_json():
     columns = ["fine R@1", "fine mAP", "coarse R@1", "coarse mAP", "probe", "CIFAR-10 AUROC"]
     drawn = table.markdown(read_table(ROOT / "figures/cifar100_small.json"), columns).splitlines()
+    held_out = read_table(ROOT / "figures/cifar100_small_held_out.json")
+    chosen = ["near Gaussian", "near kNN", "middle Gaussian", "middle kNN"]
+    drawn += table.markdown(held_out, chosen).splitlines()
+    of_page = PAGES["docs/recipes.md"].partition("### Held-out classes")[2].partition("\n## ")[0].splitlines()
+    whole = table.markdown(held_out).splitlines()
+    assert len(rows := [line for line in of_page if line.startswith("|")]) == 9 and {*rows} <= {*whole}
     opening = README.split("## Start")[0]
     rows = [line for line in opening.splitlines() if line.startswith("|")]
-    assert len(rows) >= 9 and [row for row in rows if row not in drawn] == []
+    assert len(rows) >= 18 and [row for row in rows if row not in drawn] == []
     drawn = table.markdown(read_table(ROOT / "figures/cifar100_small.json"), ["AUROC 0>1", "AUROC 1>2", "H-AP"])
     order = section(PAGES["docs/recipes.md"], "CIFAR-100 on two cores").partition("order of the ranks")[2]
     rows = [line for line in order.splitlines() if re.match(r"\| (RINCE|SCL|cross)", line)][:7]

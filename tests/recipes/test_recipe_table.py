@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
-from commands import error_of, run
+from commands import ROOT, error_of, run
 
 import recipes
 import reproduce
@@ -120,6 +120,12 @@ Given checkpoints are evaluated once: seeds are those of trainings.
     assert "with 5 seeds 1.24 of them" in table.markdown(content(seeds=5))
 
 
+def test_correlations_have_two_decimals_and_percentages_one():
+    found = {"rince": results({"R@1": 52.0, "mAP": -0.25}, {"R@1": 0.5, "mAP": 1.0})}
+    text = table.figures_of(RECIPE, found, recipes.Scope(2), ["R@1", "mAP"])
+    assert "| 26.2 ± 36.4 | 0.38 ± 0.88 |" in text
+
+
 def test_columns_that_are_asked_for_are_drawn_alone(monkeypatch, capsys, tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(content()))
     run(monkeypatch, tmp_path, "t.json --columns mAP", "recipes.table")
@@ -175,10 +181,12 @@ def test_what_is_written_is_drawn_from_what_is_written_and_names_no_folder_of_th
 ):
     monkeypatch.chdir(tmp_path)
     runs = {**RESULTS, "rince": [{**RESULTS["rince"][0], "folder": str(tmp_path / "save/a"), "warning": str(tmp_path)}]}
-    about = {"command": ["reproduce.py"], "failures": [{"what": "a", "why": f"log {tmp_path}/a.txt"}], "unfinished": 3}
+    about = {"command": ["reproduce.py", f"{ROOT}/recipes/digits.yaml"], "unfinished": 3}
+    about["failures"] = [{"what": "a", "why": f"log {tmp_path}/a.txt"}]
     text = table.write(tmp_path / "tables/t", RECIPE, runs, recipes.Scope(2, 0.5, "--size 8"), about)
     written = (tmp_path / "tables/t.json").read_text()
     assert str(tmp_path) not in written + text
+    assert json.loads(written)["command"] == ["reproduce.py", "recipes/digits.yaml"]
     assert json.loads(written)["results"]["rince"][0]["folder"] == "save/a"
     assert (tmp_path / "tables/t.md").read_text() == text
     for part in ("UNFINISHED: runs still to come when this was written: 3.", "With --size 8", "FAILED: a (log a.txt)"):
