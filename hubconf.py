@@ -10,6 +10,7 @@ import losses as _losses
 from engine import checkpoint as _checkpoint
 from networks import encoders as _encoders
 from networks import resnet as _resnet
+from networks.classifier import Classifier as _Classifier
 
 dependencies = ["torch", "torchvision", "numpy", "tqdm"]
 
@@ -27,18 +28,35 @@ def supcon_loss(num_classes: int, bank: bool = True, **options):
 
 
 def encoder(ckpt, encoder_name: str | None = None):
-    """The encoder of a checkpoint file or run's folder, ours or published, in eval mode: [N, 3, H, W] -> [N, d].
+    """The encoder of a checkpoint file or run's folder, ours or published, or that engine.export wrote, in eval mode:
+    [N, 3, H, W] -> [N, d].
 
     Images are to be of the size, mean and std that the checkpoint's entries of these names say.
     encoder_name: as --model, where the file does not say it. Read with weights_only=True, loaded strictly. Raises
     util.InputError, a ValueError, where the file is none, or holds another encoder.
     """
-    path = _checkpoint.find(ckpt)
-    state = _checkpoint.load(path)
-    weights, _ = _checkpoint.encoder_weights(state, f"ckpt {path}")
+    return _model(ckpt, encoder_name)[0]
+
+
+def classifier(ckpt, encoder_name: str | None = None):
+    """The cross-entropy model of a checkpoint, in eval mode: [N, 3, H, W] -> logits [N, classes], with `encoder` and
+    its last layer `fc`. Raises ValueError for a contrastive model, and as `encoder`.
+    """
+    net, weights = _model(ckpt, encoder_name)
+    if not weights:
+        raise ValueError(f"ckpt {ckpt} holds no linear classifier; it is a contrastive model")
+    model = _Classifier(net, len(weights["bias"]))
+    model.fc.load_state_dict(weights)
+    return model.eval()
+
+
+def _model(ckpt, encoder_name):
+    path = _checkpoint.find(ckpt, "ckpt")
+    state = _checkpoint.load(path, "ckpt")
+    weights, classifier = _checkpoint.encoder_weights(state, f"ckpt {path}")
     name = encoder_name or _checkpoint.trained_options(state).get("model")
     if name is None:
         raise ValueError(f"ckpt {path} does not say which encoder it holds; give encoder_name")
     net = _encoders.encoder(name, _resnet.has_small_stem(weights), state.get("size"))
     _checkpoint.load_strictly(net, weights, f"ckpt {path}")
-    return net.eval()
+    return net.eval(), classifier

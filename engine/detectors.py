@@ -11,6 +11,7 @@ DETECTORS = {
     "gaussian": "largest class log-density",
     "knn": "minus the distance to the k-th neighbour",
     "mahalanobis": "minus the squared Mahalanobis distance",
+    "rmds": "minus the relative Mahalanobis distance",
     "msp": "log of the largest softmax probability",
     "energy": "minus the energy",
 }
@@ -34,7 +35,8 @@ def scores(detector: str, k: int, device, train: tuple | None, parts: list[Tenso
         elif detector == "gaussian":
             found = evaluation.gaussian_scores(gallery, labels, F.normalize(joined, dim=1))
         else:
-            found = evaluation.mahalanobis_scores(gallery, labels, F.normalize(joined, dim=1))
+            score = evaluation.relative_mahalanobis_scores if detector == "rmds" else evaluation.mahalanobis_scores
+            found = score(gallery, labels, F.normalize(joined, dim=1))
         return list(found.cpu().split([len(x) for x in parts]))
     except ValueError as error:
         raise InputError(f"--detector {detector}: {error}") from None

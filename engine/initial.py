@@ -34,7 +34,7 @@ class Initial:
         """Size, mean and std as given, and where they are None, as these weights want them."""
         return tuple(known if chosen is None else chosen for chosen, known in zip(given, self.views, strict=True))
 
-    def build(self, small_images: bool, size: int, device: str = "cpu") -> nn.Module:
+    def build(self, small_images: bool, size: int | None, device: str = "cpu") -> nn.Module:
         """The encoder with these weights, for views of a size; on "meta" without. small_images: the data set's, which
         the stem of the weights outweighs.
         """

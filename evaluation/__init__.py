@@ -9,6 +9,7 @@ from .ood import (
     mahalanobis_scores,
     msp_scores,
     ood_metrics,
+    relative_mahalanobis_scores,
 )
 from .ranks import Levels, Order, class_correlation, rank_metrics
 from .retrieval import Curve, look_up, not_alone, retrieval_curve, retrieval_metrics
@@ -32,6 +33,7 @@ __all__ = [
     "not_alone",
     "ood_metrics",
     "rank_metrics",
+    "relative_mahalanobis_scores",
     "retrieval_curve",
     "retrieval_metrics",
     "uniformity",

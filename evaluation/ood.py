@@ -140,6 +140,18 @@ def mahalanobis_scores(
 
 
 @torch.no_grad()
+def relative_mahalanobis_scores(
+    train_features: Tensor, train_labels: Tensor, features: Tensor, ridge: float = 1e-6, chunk: int = 1024
+) -> Tensor:
+    """[M] as mahalanobis_scores, plus the squared Mahalanobis distance to the mean of all training features under the
+    covariance around it: what is far from everything alike counts less (Ren et al. 2021, "rmds").
+    """
+    one = torch.zeros_like(train_labels)
+    background = mahalanobis_scores(train_features, one, features, ridge, chunk)
+    return mahalanobis_scores(train_features, train_labels, features, ridge, chunk) - background
+
+
+@torch.no_grad()
 def knn_scores(train_features: Tensor, features: Tensor, k: int = 50, chunk: int = 512) -> Tensor:
     """[M] minus the Euclidean distance of the L2-normalised features to their k-th nearest training feature.
 

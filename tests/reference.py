@@ -460,6 +460,18 @@ def mahalanobis_scores(train, labels, features, ridge=1e-6):
     return scores
 
 
+def relative_mahalanobis_scores(train, labels, features, ridge=1e-6):
+    """The squared distance to the mean of all, less the smallest to a class mean, each under its own covariance."""
+    d, (mean, scatter) = len(features[0]), _mean_and_scatter(train)
+    cov = [[scatter[i][j] / len(train) + (ridge if i == j else 0.0) for j in range(d)] for i in range(d)]
+    background = []
+    for x in features:
+        delta = [a - b for a, b in zip(x, mean, strict=True)]
+        background.append(sum(a * b for a, b in zip(delta, solve_and_log_det(cov, delta)[0], strict=True)))
+    of_classes = mahalanobis_scores(train, labels, features, ridge)
+    return [score + distance for score, distance in zip(of_classes, background, strict=True)]
+
+
 def knn_scores(train, features, k):
     """Minus the distance to the k-th nearest training vector, all of unit length."""
 

@@ -74,7 +74,7 @@ def test_a_probe_resumes_on_the_same_encoder_only(monkeypatch, capsys, digits):
     assert "another --ckpt" in error_of(monkeypatch, capsys, digits, f"{options} random", "main_linear")
 
 
-@pytest.mark.parametrize("detector", ["gaussian", "knn", "mahalanobis"])
+@pytest.mark.parametrize("detector", ["gaussian", "knn", "mahalanobis", "rmds"])
 def test_detectors_on_features_tell_noise_from_digits(monkeypatch, digits, detector):
     found = detect_noise(monkeypatch, digits, detector)
     assert found["images"]["outliers"] == 40

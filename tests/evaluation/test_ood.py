@@ -18,6 +18,7 @@ from evaluation import (
     mahalanobis_scores,
     msp_scores,
     ood_metrics,
+    relative_mahalanobis_scores,
 )
 
 
@@ -74,12 +75,14 @@ def test_mahalanobis_scores_equal_the_loop_reference(each, dim):
     train, labels, test = made(3, each, dim, 8)
     want = reference.mahalanobis_scores(train.tolist(), labels.tolist(), test.tolist())
     assert mahalanobis_scores(train, labels, test).tolist() == pytest.approx(want, rel=1e-6)
+    want = reference.relative_mahalanobis_scores(train.tolist(), labels.tolist(), test.tolist())
+    assert relative_mahalanobis_scores(train, labels, test).tolist() == pytest.approx(want, rel=1e-6, abs=1e-6)
 
 
 def test_gaussian_and_mahalanobis_scores_do_not_depend_on_chunks_or_on_the_order_of_the_training_images():
     train, labels, test = made(3, 40, 8, 20)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(1))
-    for score in (gaussian_scores, mahalanobis_scores):
+    for score in (gaussian_scores, mahalanobis_scores, relative_mahalanobis_scores):
         whole = score(train, labels, test)
         assert torch.allclose(score(train, labels, test, chunk=7), whole, rtol=1e-9)
         assert torch.allclose(score(train[order], labels[order], test), whole, rtol=1e-9)
@@ -87,7 +90,7 @@ def test_gaussian_and_mahalanobis_scores_do_not_depend_on_chunks_or_on_the_order
 
 def test_class_numbers_with_gaps_score_as_without():
     train, labels, test = made(3, 40, 8, 20)
-    for score in (gaussian_scores, mahalanobis_scores):
+    for score in (gaussian_scores, mahalanobis_scores, relative_mahalanobis_scores):
         assert torch.equal(score(train, labels * 10 + 5, test), score(train, labels, test))
 
 
@@ -196,7 +199,7 @@ def test_scores_without_both_kinds_or_not_finite_are_errors(inlier, outlier, rea
 
 def test_widths_that_differ_and_empty_training_sets_are_errors():
     train, labels, test = made(2, 5, 4, 4)
-    for score in (gaussian_scores, mahalanobis_scores):
+    for score in (gaussian_scores, mahalanobis_scores, relative_mahalanobis_scores):
         with pytest.raises(ValueError, match="width 4, the others 3"):
             score(train, labels, test[:, :3])
         with pytest.raises(ValueError, match="no training features"):
@@ -225,7 +228,7 @@ def test_knn_keeps_its_digits_where_all_features_lie_in_a_narrow_cone():
 def test_features_that_are_not_finite_are_an_error_that_says_so():
     train, labels, test = made(2, 5, 4, 4)
     train[0, 0] = math.nan
-    for score in (gaussian_scores, mahalanobis_scores):
+    for score in (gaussian_scores, mahalanobis_scores, relative_mahalanobis_scores):
         with pytest.raises(ValueError, match="not positive definite: features must be finite"):
             score(train, labels, test)
 
