@@ -103,6 +103,7 @@ def run_method(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner:
                 known = done.figures(found["metrics"])
                 why = f"no figure {path} for column {column}{util.nearest(path, known)}; there are {', '.join(known)}"
                 runner.fail(f"{title}: {step}", command, f"{why}, in {found['file']}")
+    result["values"] = recipes.with_means(recipe, result["values"])
     return result | {"values": result["values"] | ({} if seconds is None else {"seconds": seconds})}
 
 

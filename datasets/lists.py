@@ -1,5 +1,6 @@
 """Image lists: a CSV `path,label,split` instead of folders, for images that lie as they lie. Further columns are levels
-of a taxonomy of the labels, which datasets.rankings reads from the same file.
+of a taxonomy of the labels, which datasets.rankings reads from the same file. For outliers also OpenOOD's lists, lines
+of `path label` in a .txt, whose images lie in a folder beside theirs.
 """
 
 import os
@@ -8,12 +9,14 @@ from pathlib import Path
 from datasets import texts
 from util import InputError
 
+OPENOOD = ("images_classic", "images_largescale")  # beside OpenOOD's benchmark_imglist
+
 SPLITS = {"train": ("train",), "test": ("val", "test"), "all": ("train", "val", "test")}
 
 
 def is_list(path: Path) -> bool:
     """Whether a --data_folder is an image list, existing or not."""
-    return path.suffix.lower() == ".csv"
+    return path.suffix.lower() in (".csv", ".txt")
 
 
 def read(path: Path, split: str, outliers: bool = False) -> tuple[list[str], list[int], list[str]]:
@@ -24,6 +27,10 @@ def read(path: Path, split: str, outliers: bool = False) -> tuple[list[str], lis
     InputError, naming file and line, for a file that is not there or there twice, an unknown split, or a label of test
     images that no training image has.
     """
+    if path.suffix.lower() == ".txt":
+        if not outliers:
+            raise InputError(f"{path}: lines of `path label` do for outliers alone; give a CSV path,label,split")
+        return _read_openood(path)
     rows, columns = _rows(path)
     seen: dict[str, int] = {}
     images, of_split = [], columns.get("split")
@@ -50,6 +57,26 @@ def read(path: Path, split: str, outliers: bool = False) -> tuple[list[str], lis
     classes = sorted({label for _, label in chosen})
     number = {name: i for i, name in enumerate(classes)}
     return [image for image, _ in chosen], [number[label] for _, label in chosen], classes
+
+
+def _read_openood(path: Path) -> tuple[list[str], list[int], list[str]]:
+    """Images, labels and classes of a list of OpenOOD's download, whose paths are relative to a folder of OPENOOD in
+    the same place, or to the list's own.
+    """
+    rows = [line.rsplit(maxsplit=1) for line in texts.read(path, str(path)).splitlines() if line.strip()]
+    if not rows or any(len(row) != 2 for row in rows):
+        raise InputError(f"{path}: must be lines of `path label`, an image and its class, as OpenOOD's lists are")
+    places = [path.parent, *(above / name for above in path.absolute().parents[:4] for name in OPENOOD)]
+    root = next((place for place in places if (place / rows[0][0]).is_file()), None)
+    if root is None:
+        where = " or ".join(OPENOOD)
+        raise InputError(f"{path}: there is no image {rows[0][0]} in {where} near the list, nor beside it")
+    images = [os.path.join(root, image) for image, _ in rows]
+    if missing := next((image for image in images if not os.path.isfile(image)), None):
+        raise InputError(f"{path}: there is no image {missing}")
+    classes = sorted({label for _, label in rows})
+    number = {name: i for i, name in enumerate(classes)}
+    return images, [number[label] for _, label in rows], classes
 
 
 def _rows(path: Path) -> tuple[list[tuple[int, list[str]]], dict[str, int]]:

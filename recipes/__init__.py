@@ -28,7 +28,8 @@ def read(path: Path) -> dict:
     """The recipe, with everything there that may be left out. Raises InputError naming file and key."""
     recipe = check_entry(config.read_yaml(path, str(path), as_written=True), "recipe", str(path))
     recipe = {
-        "about": "", "before": [], "after": [], "jobs": "1", "published": None, "baseline": None, "grid": {}, **recipe,
+        "about": "", "before": [], "after": [], "jobs": "1", "published": None, "baseline": None, "grid": {},
+        "means": {}, **recipe,
     }  # fmt: skip
     recipe["jobs"] = int(recipe["jobs"])
     for kind, key in (("method", "methods"), ("evaluation", "evaluations")):
@@ -82,6 +83,14 @@ def check_columns(recipe: dict, path: Path) -> None:
             if taken.setdefault(column, set()) & methods:
                 raise InputError(f"{path}: evaluation {name}: column {column} is there already; give another name")
             taken[column] |= methods
+    measured = columns({**recipe, "means": {}})
+    for mean, parts in recipe["means"].items():
+        if mean in taken:
+            raise InputError(f"{path}: means: column {mean} is there already; give another name")
+        check(f"{path}: means: {mean}", parts, "a list")
+        for part in parts:
+            if part not in measured:
+                raise InputError(f"{path}: means: {mean}: no column {part}{util.nearest(part, measured)}")
 
 
 def published_figures(recipe: dict, path: Path) -> dict | None:
@@ -113,8 +122,18 @@ def check_baseline(recipe: dict, path: Path) -> None:
 
 
 def columns(recipe: dict) -> list[str]:
-    """The columns of the recipe's table, training time left out; evaluations of different methods may share one."""
-    return list(dict.fromkeys(c for evaluation in recipe["evaluations"].values() for c in evaluation["columns"]))
+    """The columns of the recipe's table, training time left out; evaluations of different methods may share one. Means
+    of some of them come last.
+    """
+    found = dict.fromkeys(c for evaluation in recipe["evaluations"].values() for c in evaluation["columns"])
+    return [*found, *recipe.get("means", {})]
+
+
+def with_means(recipe: dict, values: dict[str, float]) -> dict[str, float]:
+    """A run's figures by column, and the recipe's means of those of which all columns are there."""
+    means = {m: [values[c] for c in parts if c in values] for m, parts in recipe["means"].items()}
+    whole = {m: sum(of) / len(of) for m, of in means.items() if of and len(of) == len(recipe["means"][m])}
+    return values | whole
 
 
 def is_for(evaluation: dict, method: str) -> bool:

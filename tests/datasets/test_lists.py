@@ -137,3 +137,43 @@ def test_a_list_that_is_no_taxonomy_is_one_line(tmp_path, text, reason):
     with pytest.raises(InputError) as error:
         rankings.source_table(f"{tmp_path}/l.csv", ["lion"])
     assert reason in str(error.value)
+
+
+# ---- OpenOOD's lists -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def openood(tmp_path):
+    """A folder as OpenOOD's download makes it: images in one place, lists in another."""
+    make_image_folders(tmp_path / "images_classic/texture", ["banded", "blotchy"], each=3)
+    images = sorted(f for f in (tmp_path / "images_classic").rglob("*") if f.is_file())
+    names = [str(f.relative_to(tmp_path / "images_classic")) for f in images]
+    place = tmp_path / "benchmark_imglist/cifar100"
+    place.mkdir(parents=True)
+    (place / "test_texture.txt").write_text("".join(f"{name} -1\n" for name in names[:-1]))
+    return place / "test_texture.txt", names
+
+
+def test_outliers_of_a_list_of_openood_are_the_images_it_names_wherever_the_command_is_run(monkeypatch, openood):
+    file, names = openood
+    for folder, path in ((file.parent, file), (file.parents[2], file.relative_to(file.parents[2]))):
+        monkeypatch.chdir(folder)
+        data = datasets.build_outliers("path", path)
+        assert [str(f).endswith(name) for f, name in zip(data.images, names[:-1], strict=True)] == [True] * 5
+        assert data.classes == ["-1"]
+        assert data.image(0).size
+
+
+def test_what_is_no_list_of_openood_is_one_line(openood):
+    file, names = openood
+    for text, message in (
+        ("a.jpg\n", "must be lines of `path label`"),
+        ("", "must be lines of `path label`"),
+        ("a.jpg -1\n", "there is no image a.jpg in images_classic or images_largescale near the list"),
+        (f"{names[0]} -1\na.jpg -1\n", "there is no image"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=message):
+            datasets.build_outliers("path", file)
+    with pytest.raises(InputError, match="do for outliers alone"):
+        datasets.build("path", file)

@@ -12,6 +12,7 @@ from processes import InTurn
 import main_supcon
 import recipes
 import reproduce
+import util
 from recipes import grid, table
 
 CE = "python main_ce.py --epochs 1 --exp_name ce"
@@ -235,3 +236,24 @@ def test_a_grid_runs_whole_and_of_a_value_more_only_that_is_run(monkeypatch, tmp
     first, second = (of[0]["values"]["R@1"] for of in content["results"].values())
     assert f"| CE, batch_size 256 | {first:.1f} | " in text
     assert f"| CE, batch_size 128 | {second:.1f} | " in text
+
+
+def test_means_of_columns_come_last_and_only_where_all_are_there(tmp_path):
+    recipe = recipe_of(tmp_path, {"ce": trained()}, means={"both": ["R@1", "mAP"]})
+    assert recipes.columns(recipe) == ["R@1", "mAP", "both"]
+    assert recipes.with_means(recipe, {"R@1": 10.0, "mAP": 40.0})["both"] == 25.0
+    assert recipes.with_means(recipe, {"R@1": 10.0}) == {"R@1": 10.0}
+
+
+@pytest.mark.parametrize(
+    "means, message",
+    [
+        ({"both": ["R@1", "map"]}, "means: both: no column map"),
+        ({"mAP": ["R@1"]}, "means: column mAP is there already"),
+        ({"both": "R@1"}, "means: both"),
+    ],
+)
+def test_means_of_what_is_no_column_are_one_line(tmp_path, means, message):
+    with pytest.raises(util.InputError) as error:
+        recipe_of(tmp_path, {"ce": trained()}, means=means)
+    assert message in str(error.value)
