@@ -101,6 +101,8 @@ def worker(args, device):
         said["nearness"] = ordering.beside(near, by_class, outliers.classes)
         if said["nearness"]["Spearman"] is not None:
             metrics["nearness"] = said["nearness"]["Spearman"]
+        else:
+            print("nearness: no correlation, since there are not three outlier classes of two similarities")
     label, inliers = outliers_label(args, ", "), datasets.title(args.dataset, args.data_folder)
     detector = args.detector + (str(args.knn_k) if args.detector == "knn" else "")
     title = "ood", net.name, f"{outliers_label(args, '-').replace(' ', '_')}_{detector}"

@@ -32,7 +32,7 @@ DRAWN = ("show", "compare")  # kinds whose --out is a picture
 
 
 def get_parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = options.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = p.add_subparsers(dest="kind", required=True)
     k = kinds.add_parser("text", aliases=["roberta"], help="cosines of text embeddings of the class names")
     _add_classes(k)

@@ -144,7 +144,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         unknown = re.findall(r"--[^\s=]+", message) if message.startswith("unrecognized arguments: ") else []
-        known = [name for action in self._actions for name in action.option_strings]
+        parsers = [self, *(p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values())]
+        known = [name for p in parsers for action in p._actions for name in action.option_strings]
         meant = dict.fromkeys(filter(None, (closest(name, known) for name in unknown)))
         message += f"; did you mean {' and '.join(meant)}?" if meant else ""
         (self.exit_with or super().error)(message)

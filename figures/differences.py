@@ -14,7 +14,7 @@ from figures.grid import finish, panels, scaled, seeds_of
 from util import InputError
 
 
-def draw_panel(ax, column: str, methods: list[dict]) -> None:
+def draw_panel(ax, column: str, methods: list[dict], unit: str) -> None:
     """One column, a row a method: seeds as rings, mean and interval as a dot with a bar; blue where the interval
     lies above 0, orange below, grey where 0 is in it.
     """
@@ -26,7 +26,7 @@ def draw_panel(ax, column: str, methods: list[dict]) -> None:
             mean, half = found["mean"], found["half"]
             colour = INLIER if mean - half > 0 else OUTLIER if mean + half < 0 else GREY
             ax.errorbar(mean, place, xerr=half, color=colour, marker="D", ms=5, lw=2, elinewidth=2, capsize=4)
-    ax.set(title=column, xlabel="points", ylim=(len(methods) - 0.5, -0.6))
+    ax.set(title=column, xlabel=unit, ylim=(len(methods) - 0.5, -0.6))
     ax.set_yticks(range(len(methods)), [method["title"] for method in methods])
     ax.grid(axis="x", alpha=0.3)
 
@@ -39,9 +39,10 @@ def draw_differences(path: Path, content: dict, columns: list[str]) -> None:
     high = 0.9 + 0.5 * len(methods)
     figure, axes = panels(len(columns), lambda across, down: (1.2 + 3.2 * across, 1.0 + high * down), sharey=True)
     for ax, column in zip(axes, columns, strict=True):
-        draw_panel(ax, column, methods)
+        figures_of = [run["values"].get(column, 0) for runs in content["results"].values() for run in runs]
+        draw_panel(ax, column, methods, "points" if max(map(abs, figures_of)) > 1 else "")  # of a correlation: none
     counts = {len(method["columns"][column]["seeds"]) for method in methods for column in columns} - {0}
-    what = f"difference to {content['differences']['to']}, in points, paired by seed"
+    what = f"difference to {content['differences']['to']}, paired by seed"
     how = f"rings: {seeds_of(counts)}; bar: 95 % interval of the mean, in colour where it excludes 0"
     finish(figure, path, [f"{content['recipe']['title']}: {what}", how + scaled(content)])
 

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -167,6 +168,9 @@ def read(names: list[str]) -> tuple[dict[str, np.ndarray], list[str], str]:
             found[name] = files.read_table(files.ROBERTA)
         elif name in files.shipped():
             found[name] = builders.of_levels(name, "compare")
+        elif not Path(name).is_file():
+            known = ", ".join([*files.shipped(), "roberta_threshold"])
+            raise InputError(f"compare {name}: no such file, and none of {known}")
         else:
             found[name] = builders.of_file(name, "compare")
     first, *others = found.values()

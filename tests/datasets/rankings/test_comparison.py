@@ -145,7 +145,8 @@ def test_rankings_are_compared_over_their_common_classes_and_drawn(monkeypatch, 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("none.csv", "compare none.csv: no such file"),
+        ("none.csv", "compare none.csv: no such file, and none of cifar100, digits,"),
+        ("digits --tresholds 0.4", "did you mean --thresholds?"),
         ("r.csv r.csv", "compare r.csv: is there twice"),
         ("superclass r.csv", "compare superclass: of which data set? give one of"),
         ("r.csv other.csv", "compare: 0 classes are in all rankings (of r.csv 6, other.csv 6); at least 4 are needed"),
