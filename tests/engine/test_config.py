@@ -9,7 +9,7 @@ import pytest
 import yaml
 from commands import error_of, result, run
 
-from engine import config, options
+from engine import config, options, parsing
 
 SCRIPTS = ("main_supcon", "main_ce", "main_linear", "retrieval", "out_of_dist_detection")
 REQUIRED = {
@@ -101,12 +101,12 @@ def test_the_commit_is_none_where_there_is_no_git(monkeypatch):
 
 @pytest.mark.parametrize(("text", "value"), [("t", True), ("y", True), ("True", True), ("F", False), ("n", False)])
 def test_booleans_are_spelt_as_the_published_parser_takes_them(text, value):
-    assert options.boolean(text) is value
+    assert parsing.boolean(text) is value
 
 
 def test_what_is_no_boolean_is_refused():
     with pytest.raises(argparse.ArgumentTypeError, match="'maybe' is neither True nor False"):
-        options.boolean("maybe")
+        parsing.boolean("maybe")
 
 
 def test_the_help_names_the_defaults_that_are_not_the_published_ones_as_they_are():

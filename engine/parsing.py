@@ -1,0 +1,138 @@
+"""Values of options as they are written, and a parser that shows defaults and names what may have been meant."""
+
+import argparse
+import re
+
+from util import closest
+
+
+def boolean(text: str) -> bool:
+    """The documented commands' spelling of a boolean."""
+    if text.lower() in ("true", "t", "yes", "y", "on", "1"):
+        return True
+    if text.lower() in ("false", "f", "no", "n", "off", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+
+
+def integer(text: str) -> int:
+    """A whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def positive_int(text: str) -> int:
+    """An integer of at least 1."""
+    value = integer(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number in [0, 1]."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1]")
+    return value
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return value
+
+
+def count(text: str) -> int:
+    """An integer of at least 0."""
+    value = integer(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Comma-separated integers."""
+    return tuple(int(x) for x in text.split(","))
+
+
+def three_numbers(text: str) -> tuple[float, ...]:
+    """A mean or std a channel, as "(0.5, 0.5, 0.5)"."""
+    values = tuple(float(x) for x in text.strip("()[] ").split(","))
+    if len(values) != 3:
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers")
+    return values
+
+
+def three_positive(text: str) -> tuple[float, ...]:
+    """Three numbers above 0."""
+    values = three_numbers(text)
+    if min(values) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a number that is not above 0")
+    return values
+
+
+def crop_scale(text: str) -> tuple[float, ...]:
+    """Two shares of an image's area, as 0.2,1; or none, ()."""
+    values = tuple(float(x) for x in text.split(",")) if text.lower() != "none" else ()
+    if values and not (len(values) == 2 and 0 < values[0] <= values[1] <= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither none nor two shares of the area, as 0.2,1")
+    return values
+
+
+def strength(text: str) -> float:
+    """A number in [0, 2.5]; none: 0."""
+    value = float(text) if text.lower() != "none" else 0.0
+    if not 0 <= value <= 2.5:
+        raise argparse.ArgumentTypeError(f"{value} is not in [0, 2.5]")
+    return value
+
+
+def share(text: str) -> float:
+    """A number in [0, 1]; none: 0."""
+    return fraction(text) if text.lower() != "none" else 0.0
+
+
+def flag(group, *names: str, default: bool = False, help: str) -> None:
+    """Declare a boolean that may stand alone."""
+    group.add_argument(*names, type=boolean, nargs="?", const=True, default=default, metavar="BOOL", help=help)
+
+
+LETTERS = {"positive_int": "N", "count": "N", "int": "N", "float": "X", "positive": "X", "fraction": "X"}
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """One line an option where it fits; shows defaults where there are any, and keeps the description's lines."""
+
+    def __init__(self, prog, **kwargs):
+        super().__init__(prog, **{"max_help_position": 34, **kwargs})
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None or action.default == [] else super()._get_help_string(action)
+
+    def _get_default_metavar_for_optional(self, action):
+        return LETTERS.get(getattr(action.type, "__name__", ""), "VALUE")
+
+    def _format_action_invocation(self, action):
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        values = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {values}"
+
+
+class Parser(argparse.ArgumentParser):
+    """Names the options nearest to unknown ones. exit_with(message): what ends it, argparse's way if None."""
+
+    exit_with = None
+
+    def error(self, message):
+        unknown = re.findall(r"--[^\s=]+", message) if message.startswith("unrecognized arguments: ") else []
+        parsers = [self, *(p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values())]
+        known = [name for p in parsers for action in p._actions for name in action.option_strings]
+        meant = dict.fromkeys(filter(None, (closest(name, known) for name in unknown)))
+        message += f"; did you mean {' and '.join(meant)}?" if meant else ""
+        (self.exit_with or super().error)(message)
