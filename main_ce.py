@@ -52,11 +52,11 @@ def worker(args, device):
         distributed.say(datasets.left_out(train, test))
         datasets.check_several_classes(train, args.data_folder)
         spec = datasets.spec(args.dataset)
-        start = initial.read(args.model, args.init, args.pretrained)
+        run = runs.Run(args, "SupCon", run_name(args))
+        start = initial.read(args.model, args.init, args.pretrained, run.source)
         size, mean, std = datasets.view_settings(args.dataset, start.views_of(options.chosen_views(args)), train)
         encoder = start.build(spec.small, size)
         encoder = training.sync_batchnorm(encoder, args.model, device) if args.syncBN else encoder
-        run = runs.Run(args, "SupCon", run_name(args))
     skip, how = options.skips_damage(args), options.loading(args, device, args.channels_last)
     train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)
     if skip:

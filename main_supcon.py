@@ -68,11 +68,11 @@ def worker(args, device):
     with distributed.main_first():
         data, nested = objective.load_data(args)
         spec = datasets.spec(args.dataset)
-        start = initial.read(args.model, args.init, args.pretrained)
+        run = runs.Run(args, "SupCon", args.exp_name or default_name(args))
+        start = initial.read(args.model, args.init, args.pretrained, run.source)
         size, mean, std = datasets.view_settings(args.dataset, start.views_of(options.chosen_views(args)), data)
         criterion, summary, ranking = objective.build(args, data, nested)
         held_out = objective.held_out(args, augmentation.evaluation(size, mean, std, spec.small), data, nested)
-        run = runs.Run(args, "SupCon", args.exp_name or default_name(args))
     skip, how = options.skips_damage(args), options.loading(args, device, args.channels_last)
     (data,) = loading.check_images(run, device, args.check_data, skip, training=data)
     if skip:
@@ -81,7 +81,9 @@ def worker(args, device):
     views = loading.augmented(data, of_image, args.seed, args.augment_on, device)
     labels, names = (nested[0][data.labels, 0], []) if nested else (data.labels, data.classes)
     loader, sampler = loading.training_loader(views, how, args.seed, options.balanced(args, labels, names))
-    model = build_model(args, start.build(spec.small, size), criterion, device, how.memory_format)
+    with distributed.main_first():  # which may download weights
+        encoder = start.build(spec.small, size)
+    model = build_model(args, encoder, criterion, device, how.memory_format)
     wrapped = training.parallel(model)
     stepper = options.stepper(args, model, device)
     watch = watching.Watch(views, held_out, args.knn_freq, args.epochs, how, stepper.autocast)

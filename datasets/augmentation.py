@@ -179,10 +179,10 @@ def blur(views: Tensor, sigma: Tensor) -> Tensor:
     and reflected borders. Normalisation before or after is the same, since the kernel's sum is 1.
     """
     rows = sigma.nonzero()[:, 0]
-    if not len(rows):
-        return views
     side, channels = views.shape[-1], views.shape[1]
     radius = max(1, (side // 10) // 2)
+    if not len(rows) or side <= radius:  # of one pixel
+        return views
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma[rows, None]).square())
     kernel = there(kernel / kernel.sum(1, keepdim=True), views.device).repeat_interleave(channels, 0)  # [m * 3, k]
     rows = there(rows, views.device)

@@ -194,6 +194,19 @@ def load(path, flag: str = "--ckpt", bare: bool = False) -> dict:
     return state
 
 
+def read_weights(path: Path, flag: str) -> dict[str, Tensor]:
+    """The weights by name in a library's file, also where they stand under `state_dict` or `model`. Raises InputError
+    where there are none.
+    """
+    state = _read_safetensors(path, flag) if path.suffix == ".safetensors" else read(path, flag)
+    for name in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+    if not isinstance(state, dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
+        raise InputError(f"{flag} {path}: holds no weights by name")
+    return state
+
+
 def is_exported(path: Path) -> bool:
     """Whether this is an encoder of engine.export, with its card beside it."""
     return path.name == cards.WEIGHTS and path.with_name(cards.CARD).exists()

@@ -4,6 +4,7 @@ import contextlib
 import pickle
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ class Initial:
 
     model: str
     weights: dict[str, Tensor] = field(default_factory=dict)
-    of_timm: bool | str = False
+    of_timm: bool | tuple[str, int] = False
     views: tuple = (None, None, None)
     small_stem: bool | None = None
     pretrained: bool = False
@@ -40,18 +41,27 @@ class Initial:
         """
         small = small_images if self.small_stem is None else self.small_stem
         weights = self.of_timm if device == "cpu" else False
-        with told(self.source):
+        with told(self.source or f"--model {self.model}"):
             encoder = training.build_encoder(self.model, small, device, size, weights)
         if self.weights and device == "cpu":
             checkpoint.load_strictly(encoder, self.weights, self.source)
         return encoder
 
 
-def read(model: str, init: str | None, pretrained: bool) -> Initial:
+def read(model: str, init: str | None, pretrained: bool, resumed: Path | None = None) -> Initial:
     """What --init, a file, or --pretrained means for an encoder. Raises InputError where it does not go with --model,
     or the network is missing.
+
+    resumed: the checkpoint or folder that the run goes on from: then its weights count, and its views.
     """
-    from networks import encoders
+    from networks import encoders, resnet
+
+    if resumed:
+        state = checkpoint.newest(resumed)[1] if resumed.is_dir() else checkpoint.load(resumed, "--resume")
+        views = state.get("size"), state.get("mean"), state.get("std")
+        stem = {"conv1.weight": state["model"].get("encoder.conv1.weight")}
+        small = resnet.has_small_stem(stem) if stem["conv1.weight"] is not None else None
+        return Initial(model, views=views, small_stem=small, pretrained=bool(state.get("pretrained")))
 
     if init and pretrained:
         raise InputError("--init starts from a file, --pretrained from the library's weights: give one of them")
@@ -79,8 +89,9 @@ def of_file(model: str | None, path, flag: str) -> tuple[Initial, dict, dict[str
     if model:
         training.build_encoder(model, False, "meta")  # else InputError: there is none such
     if model and encoders.of_timm(model) and not _is_own(path, flag):
-        views = _library_views(model, flag)
-        return Initial(model, of_timm=str(path), views=views, pretrained=True, source=source), {}, {}
+        file, views = checkpoint.find(path, flag), _library_views(model, flag)
+        of_timm = str(file), _classes_of(model, file, flag)
+        return Initial(model, of_timm=of_timm, views=views, pretrained=True, source=source), {}, {}
     state = checkpoint.load(path, flag, bare=True)
     if state.get("script") == "main_linear":
         raise InputError(f"{source}: is a linear probe; give the encoder that it was trained on")
@@ -104,7 +115,18 @@ def _is_own(path, flag: str) -> bool:
     file = checkpoint.find(path, flag)
     if file.suffix == ".safetensors":
         return checkpoint.is_exported(file)
-    return "format" in checkpoint.read(file, flag)
+    content = checkpoint.read(file, flag)
+    return isinstance(content, dict) and "format" in content
+
+
+def _classes_of(model: str, file, flag: str) -> int:
+    """How many classes the classifier in a file of timm's tells apart; 0 without one. Raises InputError."""
+    from networks import encoders
+
+    content = checkpoint.read_weights(file, flag)
+    names = [f"{place}.weight" for place in encoders.classifier_names(model)]
+    found = [x for key, x in content.items() if key.removeprefix("module.") in names]
+    return len(found[0]) if found else 0
 
 
 def _library_views(model: str, flag: str) -> tuple:

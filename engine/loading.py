@@ -145,7 +145,8 @@ class BalancedBatches(EpochBatches):
     """
 
     def __init__(self, labels: torch.Tensor, batch_size: int, seed: int, per_class: int):
-        self.members = [(labels == c).nonzero()[:, 0].numpy() for c in labels.unique()]
+        counts = labels.unique(return_counts=True)[1].tolist()
+        self.members = [images.numpy() for images in labels.argsort(stable=True).split(counts)]
         self.per_class = per_class
         super().__init__(len(labels), batch_size, seed)
 

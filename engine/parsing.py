@@ -131,7 +131,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         unknown = re.findall(r"--[^\s=]+", message) if message.startswith("unrecognized arguments: ") else []
-        parsers = [self, *(p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values())]
+        below = [a.choices.values() for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        parsers = [self, *(p for of in below for p in of)]
         known = [name for p in parsers for action in p._actions for name in action.option_strings]
         meant = dict.fromkeys(filter(None, (closest(name, known) for name in unknown)))
         message += f"; did you mean {' and '.join(meant)}?" if meant else ""

@@ -53,7 +53,7 @@ def knn_accuracy(
     """Share of the queries [Q, d] whose class wins the vote of their k nearest of the gallery [G, d] by cosine.
 
     A vote weighs exp(cosine / tau) (Wu et al. 2018, sec. 3.4). k is at most G. Labels count from 0. gallery and its
-    labels None: the queries look for one another, and none finds itself.
+    labels None: the queries look for one another, and none finds itself; those alone with their label are none.
     """
     own = gallery is None or gallery_labels is None
     if gallery is None or gallery_labels is None:
@@ -62,6 +62,9 @@ def knn_accuracy(
         raise ValueError("kNN accuracy needs queries and a gallery")
     q, g = F.normalize(features.float(), dim=1), F.normalize(gallery.float(), dim=1)
     classes, right = int(gallery_labels.max()) + 1, 0
+    asks = not_alone(labels) if own else torch.ones_like(labels, dtype=torch.bool)
+    if not asks.any():
+        raise ValueError("every query is alone with its label: there is nothing to find")
     for begin, (x, y) in enumerate(zip(q.split(256), labels.split(256), strict=True)):
         cosine = x @ g.T
         if own:
@@ -69,8 +72,8 @@ def knn_accuracy(
         cosine, nearest = cosine.topk(min(k, len(g) - own), dim=1)
         votes = torch.zeros(len(x), classes, device=x.device)
         votes.scatter_add_(1, gallery_labels[nearest], ((cosine - 1) / tau).exp())
-        right += int((votes.argmax(1) == y).sum())
-    return right / len(q)
+        right += int(((votes.argmax(1) == y) & asks[256 * begin : 256 * begin + len(y)]).sum())
+    return right / int(asks.sum())
 
 
 def neighbour_accuracy(features: Tensor, groups: Tensor) -> list[float | None]:

@@ -9,6 +9,7 @@ from torch import nn
 from . import resnet
 
 TIMM = "timm:"
+Weights = bool | tuple[str, int]
 
 
 def of_timm(name: str) -> bool:
@@ -16,14 +17,16 @@ def of_timm(name: str) -> bool:
     return name.startswith(TIMM)
 
 
-def encoder(name: str, small_images: bool = False, size: int | None = None, weights: bool | str = False) -> nn.Module:
+def encoder(name: str, small_images: bool = False, size: int | None = None, weights: Weights = False) -> nn.Module:
     """An encoder [N, 3, H, W] -> [N, d] without a classifier; its attribute `dim` is d.
 
     name: of `resnet.encoder`, or timm:NAME, features as timm pools them; small_images: as there, of no use to timm.
     size: side of the images, for timm's encoders that are made for one, such as ViT (None: that of timm's weights).
-    weights: of timm's encoders, True: timm's own, downloaded where they are missing; a file in timm's format: these;
-        timm fits position embeddings to `size`. False: random ones.
-    Raises ValueError on an unknown name, or where timm is missing.
+    weights: of timm's encoders, True: timm's own, downloaded where they are missing; a file in timm's format and the
+        number of classes that it tells apart, 0 without a classifier: these; timm fits position embeddings to `size`.
+        False: random ones.
+    Raises ValueError on an unknown name, where timm is missing, or for an encoder that cannot take such images or does
+    not pool; RuntimeError where the file is of another encoder.
     """
     return _of_timm(name, size, weights) if of_timm(name) else resnet.encoder(name, small_images)
 
@@ -45,32 +48,50 @@ def made_for_a_size(name: str) -> bool:
     return bool(_configuration(name).get("fixed_input_size"))
 
 
-def _of_timm(name: str, size: int | None, weights: bool | str) -> nn.Module:
+def _of_timm(name: str, size: int | None, weights: Weights) -> nn.Module:
     how: dict[str, Any] = {"img_size": size} if size and made_for_a_size(name) else {}
-    if size:
-        _check_size(name, size, how)
-    if isinstance(weights, str):
-        how["pretrained_cfg_overlay"] = {"file": weights}
-    net = _timm(name).create_model(name.removeprefix(TIMM), pretrained=bool(weights), num_classes=0, **how)
+    net = _timm(name).create_model(name.removeprefix(TIMM), pretrained=weights is True, num_classes=0, **how)
     net.dim = getattr(net, "head_hidden_size", None) or net.num_features
+    if size:
+        _check(name, size, net.dim, how)
+    if not isinstance(weights, bool):
+        file, classes = weights
+        # with its classifier, since timm is not strict where that is left out, and takes a file of any other encoder
+        overlay = {"file": file, "num_classes": classes}
+        whole = _timm(name).create_model(
+            name.removeprefix(TIMM), pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes, **how
+        )
+        found = whole.state_dict()
+        net.load_state_dict({key: found[key] for key in net.state_dict()})
     return net
 
 
 @torch.no_grad()
-def _check_size(name: str, size: int, how: dict[str, Any]) -> None:
+def _check(name: str, size: int, dim: int, how: dict[str, Any]) -> None:
     try:
         with torch.device("meta"):
             net = _timm(name).create_model(name.removeprefix(TIMM), pretrained=False, num_classes=0, **how)
-            net.eval()(torch.empty(1, 3, size, size))
+            shape = tuple(net.eval()(torch.empty(1, 3, size, size)).shape)
     except (RuntimeError, AssertionError, ValueError, ZeroDivisionError) as error:  # each encoder has its own
         line = " ".join(str(error).split())[:100]
         raise ValueError(f"{name}: takes no images of {size} pixels ({line}); give another --size") from None
+    if shape != (1, dim):
+        raise ValueError(f"{name}: gives {list(shape)} for an image instead of {dim} features: it does not pool")
+
+
+def classifier_names(name: str) -> list[str]:
+    """What timm calls the classifier of an encoder of its own, of which some have two."""
+    names = _configuration(name).get("classifier") or ()
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _configuration(name: str) -> dict:
     """What timm knows of an encoder's weights: input_size, mean, std, ..."""
-    with torch.device("meta"):
-        return _timm(name).create_model(name.removeprefix(TIMM), pretrained=False, num_classes=0).pretrained_cfg
+    try:
+        with torch.device("meta"):
+            return _timm(name).create_model(name.removeprefix(TIMM), pretrained=False, num_classes=0).pretrained_cfg
+    except RuntimeError as error:
+        raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
 
 
 def _timm(name: str) -> Any:

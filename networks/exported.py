@@ -41,7 +41,7 @@ def save(folder: str | Path, encoder: nn.Module, card: dict[str, Any]) -> None:
     """
     from safetensors.torch import save_file
 
-    weights = {name: x.detach().cpu().contiguous() for name, x in encoder.state_dict().items()}
+    weights = {name: x.detach().cpu().contiguous().clone() for name, x in encoder.state_dict().items()}
     small = resnet.has_small_stem(weights)
     library = library_of(card["encoder"], small)
     own = {"format": FORMAT, "library": library, "small_stem": small, "dim": encoder.dim}

@@ -237,6 +237,8 @@ def test_blur_is_torchvisions_of_the_views_that_have_a_sigma(size, channels_last
     want = [tv.gaussian_blur(x, [kernel, kernel], [float(s)]) if s else x for x, s in zip(views, sigma, strict=True)]
     torch.testing.assert_close(augmentation.blur(views.clone(), sigma), torch.stack(want))
     assert torch.equal(augmentation.blur(views.clone(), torch.zeros(5)), views)
+    pixel = views[:, :, :1, :1]
+    assert torch.equal(augmentation.blur(pixel.clone(), sigma), pixel)
 
 
 def test_blur_leaves_all_else_that_is_drawn_as_it_is():

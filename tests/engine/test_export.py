@@ -114,3 +114,12 @@ def test_the_module_runs_as_documented(digits, tmp_path):
     assert "its card says no licence" in done.stdout
     assert "exported.load" in done.stdout
     assert checkpoint.find(tmp_path / "x").name == "encoder.safetensors"
+
+
+def test_weights_that_share_memory_are_written_each_by_itself(tmp_path):
+    encoder = torch.nn.ModuleList([torch.nn.Linear(2, 2)] * 2)
+    encoder.dim = 2
+    exported.save(tmp_path / "x", encoder, {"encoder": "resnet8", "size": 8})
+    assert len((tmp_path / "x" / "encoder.safetensors").read_bytes()) > 2 * 6 * 4
+    with pytest.raises(FileExistsError):
+        exported.save(tmp_path / "x", encoder, {"encoder": "resnet8", "size": 8})

@@ -35,6 +35,10 @@ def library(tmp_path_factory):
             safetensors.torch.save_file(models[name].state_dict(), folder / file)
         else:
             torch.save(models[name].state_dict(), folder / file)
+    prefixed = {f"module.backbone.{name}": x for name, x in models[VIT].state_dict().items()}
+    for name, content in (("prefixed", prefixed), ("empty", {}), ("number", 3)):
+        torch.save(content, folder / f"{name}.pth")
+    (folder / "bad.safetensors").write_bytes(b"nothing of the kind")
     return folder, models
 
 
@@ -172,6 +176,14 @@ def test_names_of_runs_hold_no_slash(monkeypatch):
         ("--model timm:test_convnext --size 32 --init {0}/vit.pth", "of another architecture, or no weights"),
         ("--model resnet18 --init {0}/convnext.safetensors", "convnext.safetensors: of another architecture"),
         ("--model timm:test_vit --size 8", "takes no images of 8 pixels"),
+        ("--model timm:test_vit --size 32 --init {0}/resnet18.pth", "of another architecture, or no weights"),
+        ("--model timm:test_vit --size 32 --init {0}/prefixed.pth", "of another architecture, or no weights"),
+        ("--model timm:test_vit --init {0}/empty.pth", "empty.pth: holds no weights by name"),
+        ("--model timm:test_vit --init {0}/number.pth", "number.pth: holds no weights by name"),
+        ("--model timm:test_vit --init {0}/bad.safetensors", "not a readable safetensors file"),
+        ("--model resnet18 --init {0}/bad.safetensors", "not a readable safetensors file"),
+        ("--model timm:test_vit.foo --pretrained", "timm:test_vit.foo: Invalid pretrained tag"),
+        ("--model timm:test_vit.foo", "--model timm:test_vit.foo: Invalid pretrained tag"),
     ],
 )
 def test_weights_that_do_not_fit_are_one_line(monkeypatch, capsys, tmp_path, library, options, message):
@@ -208,3 +220,38 @@ def test_a_library_s_weights_are_warned_of_where_outliers_are_of_imagenet(capsys
     assert "have most likely seen ImageNet's n01440764: these outliers are none to it" in warning(True, ["n01440764"])
     assert not warning(True, ["cat"])
     assert not warning(False, ["n01440764"])
+
+
+@pytest.mark.parametrize("kept", ["whole", "without its classifier", "of three classes", "under state_dict"])
+def test_a_file_of_timm_fills_every_weight_whatever_its_classifier(tmp_path, kept):
+    torch.manual_seed(1)
+    classes = {"without its classifier": 0, "of three classes": 3}.get(kept)
+    model = timm.create_model("test_vit", **({} if classes is None else {"num_classes": classes}))
+    state = model.state_dict()
+    torch.save({"state_dict": state} if kept == "under state_dict" else state, tmp_path / "x.pth")
+    encoder = initial.read(VIT, str(tmp_path / "x.pth"), False).build(True, model.pretrained_cfg["input_size"][1])
+    assert all(torch.equal(x, state[name]) for name, x in encoder.state_dict().items())
+
+
+def test_a_resumed_run_needs_no_file_to_start_from_and_keeps_its_views(monkeypatch, capsys, tmp_path, library):
+    folder, _ = library
+    words = "--model resnet18 --size 24 --batch_size 128 --images_per_class 20 --exp_name a"
+    run(monkeypatch, tmp_path, f"{words} --init {folder / FILES['resnet18']} --epochs 1", "main_ce")
+    place = tmp_path / "save/SupCon/digits_models/a"
+    before = checkpoint.load(place)
+    for more in ("", f"--init {tmp_path / 'gone.pth'}"):
+        epochs = 2 if not more else 3
+        run(
+            monkeypatch, tmp_path, f"{words.replace('--size 24', '')} {more} --epochs {epochs} --resume auto", "main_ce"
+        )
+        after = checkpoint.load(place)
+        for name in ("size", "mean", "std", "pretrained"):
+            assert after[name] == before[name]
+        assert after["epoch"] == epochs
+    assert before["pretrained"] is True
+
+
+def test_an_encoder_that_does_not_pool_is_refused(monkeypatch):
+    monkeypatch.setattr(timm.models.VisionTransformer, "forward", lambda self, x: torch.zeros(len(x), 5, 64))
+    with pytest.raises(InputError, match="it does not pool"):
+        initial.Initial(VIT).build(True, 32)

@@ -43,6 +43,13 @@ def test_knn_accuracy_of_images_among_themselves_leaves_each_out():
     assert knn_accuracy(x, y, None, None, k=5) == pytest.approx(sum(parts) / 300)
     with pytest.raises(ValueError, match="needs queries and a gallery"):
         knn_accuracy(x[:1], y[:1], None, None)
+    with pytest.raises(ValueError, match="alone with its label"):
+        knn_accuracy(x[:3], torch.arange(3), None, None)
+
+
+def test_images_that_are_alone_with_their_label_are_no_queries_of_the_vote():
+    x = torch.tensor([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1], [-1, 0], [0, -1]])
+    assert knn_accuracy(x, torch.tensor([0, 0, 1, 1, 2, 3]), None, None, k=1) == 1.0
 
 
 def test_knn_accuracy_of_nothing_is_an_error():
