@@ -157,6 +157,14 @@ def test_the_rows_of_the_cifar100_table_are_drawn_from_its_json():
     assert len(rows) == 7 and {*rows} <= {seconds.sub("", line) for line in drawn.splitlines()} | {*drawn.splitlines()}
 
 
+def test_the_rows_of_the_page_on_choices_are_drawn_from_their_json():
+    columns = ["fine R@1", "fine mAP", "coarse R@1", "coarse mAP", "kind mAP", "AUROC 1>2", "AUROC 2>3"]
+    drawn = table.markdown(read_table(ROOT / "figures/cifar100_choices.json"), columns).splitlines()
+    seconds = re.compile(r" \d+ \|$")
+    rows = [line for line in PAGES["docs/choosing.md"].splitlines() if re.match(r"\| (SCL|RINCE|cosines|other) ", line)]
+    assert len(rows) == 15 and {*rows} <= {seconds.sub("", line) for line in drawn}
+
+
 def test_the_columns_of_the_log_are_explained(own):
     lines = (own.root / "save/SupCon/path_models/mine/log.jsonl").read_text().splitlines()
     explained = section(PAGES["docs/training.md"], "Watching a run")
