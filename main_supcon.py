@@ -77,13 +77,11 @@ def worker(args, device):
     (data,) = loading.check_images(run, device, args.check_data, skip, training=data)
     if skip:
         data.tolerate_damage()
-    of_image = options.augmented(args, spec, (size, mean, std))
-    views = loading.augmented(data, of_image, args.seed, args.augment_on, device)
-    labels, names = (nested[0][data.labels, 0], []) if nested else (data.labels, data.classes)
-    loader, sampler = loading.training_loader(views, how, args.seed, options.balanced(args, labels, names))
-    with distributed.main_first():  # which may download weights
-        encoder = start.build(spec.small, size)
-    model = build_model(args, encoder, criterion, device, how.memory_format)
+    views = options.augmented(args, spec, (size, mean, std))
+    views = loading.augmented(data, views, args.seed, args.augment_on, device)
+    balanced = options.balanced(args, *objective.finest(data, nested))
+    loader, sampler = loading.training_loader(views, how, args.seed, balanced)
+    model = build_model(args, start.built_in_turn(spec.small, size), criterion, device, how.memory_format)
     wrapped = training.parallel(model)
     stepper = options.stepper(args, model, device)
     watch = watching.Watch(views, held_out, args.knn_freq, args.epochs, how, stepper.autocast)

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 import util
-from engine import checkpoint, training
+from engine import checkpoint, distributed, training
 from util import InputError
 
 
@@ -34,6 +34,11 @@ class Initial:
     def views_of(self, given: tuple) -> tuple:
         """Size, mean and std as given, and where they are None, as these weights want them."""
         return tuple(known if chosen is None else chosen for chosen, known in zip(given, self.views, strict=True))
+
+    def built_in_turn(self, small_images: bool, size: int) -> nn.Module:
+        """As `build`, by the main process first, which may download weights."""
+        with distributed.main_first():
+            return self.build(small_images, size)
 
     def build(self, small_images: bool, size: int | None, device: str = "cpu") -> nn.Module:
         """The encoder with these weights, for views of a size; on "meta" without. small_images: the data set's, which

@@ -76,6 +76,11 @@ def load_data(args):
     return datasets.without(data, args.skip_images), (groups, levels)
 
 
+def finest(data, nested=None) -> tuple[torch.Tensor, list[str]]:
+    """[n] of the training images: their class, with the classes' names, or their finest group, without any."""
+    return (nested[0][data.labels, 0], []) if nested else (data.labels, data.classes)
+
+
 def held_out(args, transform, data, nested=None) -> watching.OfClasses | watching.OfGroups | None:
     """The images whose neighbours --knn_freq looks at, as evaluation sees them; None without. Raises InputError.
 

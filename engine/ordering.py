@@ -91,8 +91,9 @@ def measured(asked: Asked, queries, gallery, device) -> tuple[dict, dict, dict]:
     counts = {name: int(evaluation.not_alone(of[y]).sum()) if alone else len(y) for name, of in within.items()}
     asks = {name: of for name, of in within.items() if counts[name]}
     if not asks:
-        what = "--within test" if asked.classes else "--instance_ranks"
-        raise InputError(f"{what}: no two images share a class or group: there is nothing to find")
+        what = "--within test: no two images share a class"
+        what = what if asked.classes else "--instance_ranks: no two images share a group at any level"
+        raise InputError(f"{what}: there is nothing to find")
     found = {name: evaluation.Curve(of[y], None if alone else of[b]) for name, of in asks.items()}
     order = evaluation.Order(y, b, asked.levels) if asked.levels is not None else None
     evaluation.look_up(x, g, [*found.values(), *filter(None, [order])])

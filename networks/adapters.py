@@ -1,6 +1,7 @@
 """Frozen encoders as other people's OOD detectors take them: pytorch-ood's, and OpenOOD's."""
 
-import numpy as np
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,8 +53,8 @@ class OpenOODNet(nn.Module):
         """Logits of features cut at a threshold (ReAct)."""
         return self.fc(self.backbone(x).clip(max=threshold))
 
-    def get_fc(self) -> tuple[np.ndarray, np.ndarray]:
-        """Weight [C, d] and bias [C] of the last layer."""
+    def get_fc(self) -> tuple[Any, Any]:
+        """Weight [C, d] and bias [C] of the last layer, as NumPy's arrays."""
         return self.fc.weight.detach().cpu().numpy(), self.fc.bias.detach().cpu().numpy()
 
     def get_fc_layer(self) -> nn.Linear:

@@ -277,7 +277,7 @@ def check_equal_to_folders(folder, tmp_path, monkeypatch):
         assert np.array_equal(np.asarray(pngs.image(i)), np.asarray(ours.image(original)))
     seen = []
     build = main_supcon.build_model
-    monkeypatch.setattr(main_supcon, "build_model", lambda a, c, *where: seen.append(c) or build(a, c, *where))
+    monkeypatch.setattr(main_supcon, "build_model", lambda a, e, c, *where: seen.append(c) or build(a, e, c, *where))
     short = "--epochs 1 --batch_size 100 --num_workers 0 --model resnet8 --size 28"
     run(monkeypatch, tmp_path, f"--dataset fashion_mnist --data_folder {folder} {short} --exp_name a")
     run(monkeypatch, tmp_path, f"--dataset path --data_folder png --ranking groups.yaml {short} --exp_name b")

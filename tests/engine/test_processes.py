@@ -155,11 +155,11 @@ def test_an_encoder_that_there_is_not_is_the_users_error_with_its_flag():
 
 def test_sync_batchnorm_is_refused_where_torch_has_none(monkeypatch):
     net = torch.nn.BatchNorm2d(3)
-    assert training.sync_batchnorm(net, torch.device("cpu")) is net
+    assert training.sync_batchnorm(net, "resnet8", torch.device("cpu")) is net
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(InputError, match="--syncBN: torch has it on CUDA only"):
-        training.sync_batchnorm(net, torch.device("cpu"))
-    assert isinstance(training.sync_batchnorm(net, torch.device("cuda")), torch.nn.SyncBatchNorm)
+        training.sync_batchnorm(net, "resnet8", torch.device("cpu"))
+    assert isinstance(training.sync_batchnorm(net, "resnet8", torch.device("cuda")), torch.nn.SyncBatchNorm)
 
 
 def test_processes_that_end_between_two_looks_are_not_waited_for_without_end(monkeypatch):

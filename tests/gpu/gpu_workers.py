@@ -191,7 +191,7 @@ def whole_batch(total: int, device) -> dict:
     allow_tf32(False)
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Tanh(), torch.nn.Flatten())
-    net = training.sync_batchnorm(net, device).to(device)
+    net = training.sync_batchnorm(net, "resnet8", device).to(device)
     wrapped = DistributedDataParallel(net) if distributed.world_size() > 1 else net
     (views,) = share(drawn(total, 0)[:1], total, device)
     out = wrapped(views[:, 0])
