@@ -77,8 +77,8 @@ def worker(args, device):
     (data,) = loading.check_images(run, device, args.check_data, skip, training=data)
     if skip:
         data.tolerate_damage()
-    views = options.augmented(args, spec, (size, mean, std))
-    views = loading.augmented(data, views, args.seed, args.augment_on, device)
+    of_image = options.augmented(args, spec, (size, mean, std))
+    views = loading.augmented(data, of_image, args.seed, args.augment_on, device)
     balanced = options.balanced(args, *objective.finest(data, nested))
     loader, sampler = loading.training_loader(views, how, args.seed, balanced)
     model = build_model(args, start.built_in_turn(spec.small, size), criterion, device, how.memory_format)

@@ -45,13 +45,8 @@ class Augmentation:
     views: int = 2
     blur: float = 0.0
 
-    @property
-    def draws(self) -> int:
-        """Numbers in [0, 1) that a view wants."""
-        return DRAWS + (BLUR_DRAWS if self.blur else 0)
-
     def box(self, uniform: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-        """top, left, height, width of a crop from `draws` numbers in [0, 1)."""
+        """top, left, height, width of a crop from DRAWS numbers in [0, 1), or more."""
         if self.crop_scale is None:
             return 0, 0, height, width
         low, high = self.crop_scale
@@ -66,8 +61,8 @@ class Augmentation:
         return (height - h) // 2, (width - w) // 2, h, w
 
     def look(self, uniform: np.ndarray) -> Tensor:
-        """[..., 8] float32 parameters of `finish`, the columns LOOK, from [..., draws] numbers in [0, 1); with blur a
-        ninth, the sigma of a view that is blurred, else 0.
+        """[..., 8] float32 parameters of `finish`, the columns LOOK, from [..., DRAWS] numbers in [0, 1); with blur,
+        from BLUR_DRAWS more, a ninth: the sigma of a view that is blurred, else 0.
         """
         columns = np.moveaxis(uniform[..., DRAWS - 8 : DRAWS], -1, 0)
         flip, jitter, brightness, contrast, saturation, hue, order, grey = columns

@@ -54,9 +54,14 @@ def read(path: Path, split: str, outliers: bool = False) -> tuple[list[str], lis
     if not chosen:
         hint = "" if of_split is not None else "; it has no column split, so that all are training images"
         raise InputError(f"{path}: has no row of the split {' or '.join(SPLITS[split])}{hint}")
-    classes = sorted({label for _, label in chosen})
+    return [image for image, _ in chosen], *_numbered([label for _, label in chosen])
+
+
+def _numbered(labels: list[str]) -> tuple[list[int], list[str]]:
+    """The number of each label among the sorted classes, and these."""
+    classes = sorted({*labels})
     number = {name: i for i, name in enumerate(classes)}
-    return [image for image, _ in chosen], [number[label] for _, label in chosen], classes
+    return [number[label] for label in labels], classes
 
 
 def _read_openood(path: Path) -> tuple[list[str], list[int], list[str]]:
@@ -74,9 +79,7 @@ def _read_openood(path: Path) -> tuple[list[str], list[int], list[str]]:
     images = [os.path.join(root, image) for image, _ in rows]
     if missing := next((image for image in images if not os.path.isfile(image)), None):
         raise InputError(f"{path}: there is no image {missing}")
-    classes = sorted({label for _, label in rows})
-    number = {name: i for i, name in enumerate(classes)}
-    return images, [number[label] for _, label in rows], classes
+    return images, *_numbered([label for _, label in rows])
 
 
 def _rows(path: Path) -> tuple[list[tuple[int, list[str]]], dict[str, int]]:

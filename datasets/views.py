@@ -31,7 +31,7 @@ class Views(Dataset):
     def __getitems__(self, keys: list[tuple[int, int]]):
         a = self.augmentation
         draws = (keyed_generator(self.seed, epoch, "views", index) for epoch, index in keys)
-        uniform = np.stack([_drawn(g, a) for g in draws])  # [n, V, draws]
+        uniform = np.stack([_drawn(g, a) for g in draws])  # [n, V, numbers]
         shape = (3, a.size, a.size) if self.finished else (a.size, a.size, 3)
         crops = torch.empty(a.views, len(keys), *shape, dtype=torch.uint8)
         planes = crops if self.finished else crops.permute(0, 1, 4, 2, 3)
@@ -58,7 +58,7 @@ class Views(Dataset):
 
 
 def _drawn(generator, a: Augmentation) -> np.ndarray:
-    """[V, draws] of an image: those of blur come last, so that the others are the same with and without."""
+    """[V, numbers] of an image: those of blur come last, so that the others are the same with and without."""
     numbers = generator.random((a.views, DRAWS))
     return np.concatenate([numbers, generator.random((a.views, BLUR_DRAWS))], 1) if a.blur else numbers
 

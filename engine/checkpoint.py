@@ -151,10 +151,12 @@ def check_sums(path: Path) -> None:
 
 
 def read(path, flag: str = "--ckpt"):
-    """What a file of torch.save holds, on the CPU: tensors, plain types and argparse.Namespace; any other object is
-    refused unrun.
+    """What a file of torch.save or safetensors holds, on the CPU: tensors, plain types and argparse.Namespace; any
+    other object is refused unrun.
     """
     path = find(path, flag)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, flag)
     try:
         check_sums(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -178,7 +180,7 @@ def load(path, flag: str = "--ckpt", bare: bool = False) -> dict:
     path = find(path, flag)
     if is_exported(path):
         return _exported(path, flag)
-    state = _read_safetensors(path, flag) if path.suffix == ".safetensors" else read(path, flag)
+    state = read(path, flag)
     if isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values()):
         if not bare:
             raise InputError(f"{flag} {path}: holds weights alone, and is no checkpoint of this code")
@@ -194,16 +196,15 @@ def load(path, flag: str = "--ckpt", bare: bool = False) -> dict:
     return state
 
 
-def read_weights(path: Path, flag: str) -> dict[str, Tensor]:
-    """The weights by name in a library's file, also where they stand under `state_dict` or `model`. Raises InputError
-    where there are none.
+def weights_in(state, source: str) -> dict[str, Tensor]:
+    """The weights by name in a library's file, `state` as `read` has it, also where they stand under `state_dict` or
+    `model`. Raises InputError, beginning with `source`, where there are none.
     """
-    state = _read_safetensors(path, flag) if path.suffix == ".safetensors" else read(path, flag)
     for name in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
     if not isinstance(state, dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
-        raise InputError(f"{flag} {path}: holds no weights by name")
+        raise InputError(f"{source}: holds no weights by name")
     return state
 
 

@@ -74,7 +74,7 @@ def read(model: str, init: str | None, pretrained: bool, resumed: Path | None = 
         return of_file(model, init, "--init")[0]
     if not pretrained:
         return Initial(model)
-    views, source = _library_views(model, "--pretrained"), f"--pretrained {model}"
+    views, source = _known_views(model, "--pretrained"), f"--pretrained {model}"
     if encoders.of_timm(model):
         return Initial(model, of_timm=True, views=views, pretrained=True, source=source)
     with told(source):
@@ -93,9 +93,8 @@ def of_file(model: str | None, path, flag: str) -> tuple[Initial, dict, dict[str
     source = f"{flag} {path}"
     if model:
         training.build_encoder(model, False, "meta")  # else InputError: there is none such
-    if model and encoders.of_timm(model) and not _is_own(path, flag):
-        file, views = checkpoint.find(path, flag), _library_views(model, flag)
-        of_timm = str(file), _classes_of(model, file, flag)
+    if model and encoders.of_timm(model) and (of_timm := _for_timm(model, path, flag)):
+        views = _known_views(model, flag)
         return Initial(model, of_timm=of_timm, views=views, pretrained=True, source=source), {}, {}
     state = checkpoint.load(path, flag, bare=True)
     if state.get("script") == "main_linear":
@@ -110,35 +109,32 @@ def of_file(model: str | None, path, flag: str) -> tuple[Initial, dict, dict[str
     model = model or holds
     views = (state.get("size") or trained.get("size"), state.get("mean"), state.get("std"))
     if state.get("library"):
-        views = _library_views(model, flag)
+        views = _known_views(model, flag)
     seen = bool(state.get("library") or state.get("pretrained"))
     return Initial(model, weights, False, views, resnet.has_small_stem(weights), seen, source), state, classifier
 
 
-def _is_own(path, flag: str) -> bool:
-    """Whether a file is of this code, of those that timm could read as well. Raises InputError."""
-    file = checkpoint.find(path, flag)
-    if file.suffix == ".safetensors":
-        return checkpoint.is_exported(file)
-    content = checkpoint.read(file, flag)
-    return isinstance(content, dict) and "format" in content
-
-
-def _classes_of(model: str, file, flag: str) -> int:
-    """How many classes the classifier in a file of timm's tells apart; 0 without one. Raises InputError."""
+def _for_timm(model: str, path, flag: str) -> tuple[str, int] | None:
+    """A file of weights that timm is to load, and how many classes its classifier tells apart, 0 without one; None of a
+    file of this code. Raises InputError.
+    """
     from networks import encoders
 
-    content = checkpoint.read_weights(file, flag)
+    file = checkpoint.find(path, flag)
+    content = None if checkpoint.is_exported(file) else checkpoint.read(file, flag)
+    if content is None or (isinstance(content, dict) and "format" in content):
+        return None
+    weights = checkpoint.weights_in(content, f"{flag} {file}")
     names = [f"{place}.weight" for place in encoders.classifier_names(model)]
-    found = [x for key, x in content.items() if key.removeprefix("module.") in names]
-    return len(found[0]) if found else 0
+    found = [x for key, x in weights.items() if key.removeprefix("module.") in names]
+    return str(file), len(found[0]) if found else 0
 
 
-def _library_views(model: str, flag: str) -> tuple:
+def _known_views(model: str, flag: str) -> tuple:
     from networks import encoders
 
     try:
-        return encoders.library_views(model)
+        return encoders.known_views(model)
     except ValueError as error:
         raise InputError(f"{flag}: --model {error}") from None
 
@@ -146,7 +142,7 @@ def _library_views(model: str, flag: str) -> tuple:
 def _torchvision_weights(model: str) -> dict[str, Tensor]:
     from networks import resnet
 
-    weights = resnet.library_weights(model).get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
+    weights = resnet.torchvision_weights(model).get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
     return {name: x for name, x in weights.items() if not name.startswith("fc.")}
 
 

@@ -70,6 +70,12 @@ def show(title: str, rows: dict[str, dict[str, float]]) -> None:
         print(f"{row:<{width}}" + "".join(f"{_cell(metrics[c]):>{wide[c]}}" for c in columns), flush=True)
 
 
+def are_small(results: dict, column: str) -> bool:
+    """Whether all figures of a column lie in [-1, 1], as those of a correlation."""
+    values = [run["values"][column] for runs in results.values() for run in runs if column in run["values"]]
+    return bool(values) and max(map(abs, values)) <= 1
+
+
 def read_table(path: Path) -> dict:
     """The JSON of a recipe's table, as reproduce.py writes it. Raises InputError where it is none."""
     if not path.is_file():

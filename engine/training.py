@@ -15,9 +15,7 @@ from engine.optimisation import FiniteGuard, Stepper
 from util import InputError
 
 
-def build_encoder(
-    name: str, small_images: bool, device: str = "cpu", size: int | None = None, weights: bool | str = False
-):
+def build_encoder(name: str, small_images: bool, device: str = "cpu", size: int | None = None, weights=False):
     """networks.encoders.encoder, whose error is the user's. device: "meta" for its shapes alone."""
     from networks import encoders  # and with it torchvision's models: not before a network is built
 

@@ -53,12 +53,7 @@ class Curve:
     labels [Q], gallery_labels [G] and topk as there. Raises ValueError where a query's label is not in the gallery.
     """
 
-    def __init__(
-        self,
-        labels: Tensor,
-        gallery_labels: Tensor | None,
-        topk: tuple[int, ...] = (1, 5, 10, 20),
-    ):
+    def __init__(self, labels: Tensor, gallery_labels: Tensor | None, topk: tuple[int, ...] = (1, 5, 10, 20)):
         self.labels, self.topk, self.uses = labels, topk, torch.ones_like(labels, dtype=torch.bool)
         self.gallery_labels = labels if gallery_labels is None else gallery_labels
         if gallery_labels is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import figures
 import util
-from engine.results import read_table
+from engine.results import are_small, read_table
 from figures.curves import GREY, INLIER, OUTLIER
 from figures.grid import finish, panels, scaled, seeds_of
 from util import InputError
@@ -39,8 +39,7 @@ def draw_differences(path: Path, content: dict, columns: list[str]) -> None:
     high = 0.9 + 0.5 * len(methods)
     figure, axes = panels(len(columns), lambda across, down: (1.2 + 3.2 * across, 1.0 + high * down), sharey=True)
     for ax, column in zip(axes, columns, strict=True):
-        figures_of = [run["values"].get(column, 0) for runs in content["results"].values() for run in runs]
-        draw_panel(ax, column, methods, "points" if max(map(abs, figures_of)) > 1 else "")  # of a correlation: none
+        draw_panel(ax, column, methods, "" if are_small(content["results"], column) else "points")
     counts = {len(method["columns"][column]["seeds"]) for method in methods for column in columns} - {0}
     what = f"difference to {content['differences']['to']}, paired by seed"
     how = f"rings: {seeds_of(counts)}; bar: 95 % interval of the mean, in colour where it excludes 0"

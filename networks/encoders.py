@@ -31,7 +31,7 @@ def encoder(name: str, small_images: bool = False, size: int | None = None, weig
     return _of_timm(name, size, weights) if of_timm(name) else resnet.encoder(name, small_images)
 
 
-def library_views(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+def known_views(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
     """Size, mean and std of the images that the library's own weights of an encoder were trained on.
 
     Raises ValueError for an encoder of which no library has weights.
@@ -39,7 +39,7 @@ def library_views(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]
     if of_timm(name):
         known = _configuration(name)
         return known["input_size"][-1], tuple(known["mean"]), tuple(known["std"])
-    views = resnet.library_weights(name).transforms()
+    views = resnet.torchvision_weights(name).transforms()
     return views.crop_size[0], tuple(views.mean), tuple(views.std)
 
 

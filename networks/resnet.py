@@ -26,7 +26,7 @@ def has_small_stem(weights: dict) -> bool:
     return stem is not None and stem.shape[-1] == 3
 
 
-def library_weights(name: str) -> Any:
+def torchvision_weights(name: str) -> Any:
     """torchvision's own weights of an encoder. Raises ValueError where it has none."""
     if base_name(name) not in TORCHVISION:
         raise ValueError(f"{name}: no library has weights of it; torchvision has of {', '.join(TORCHVISION)}")

@@ -13,7 +13,7 @@ import util  # first: where packages are missing it says what to do
 # isort: split
 import numpy as np
 
-from engine.results import read_table
+from engine.results import are_small, read_table
 from recipes import Scope, columns, given, grid, seeds
 from recipes.statistics import paired_difference, spreads
 from util import InputError
@@ -130,12 +130,6 @@ def figures_of(recipe: dict, results: dict, scope: Scope, names: list[str]) -> s
             row.append(", ".join(f"{column} {figure}" for column, figure in published.get(name, {}).items()))
         body.append(row)
     return rows(["method", *names, "seconds", *(["published"] if published is not None else [])], body)
-
-
-def are_small(results: dict, column: str) -> bool:
-    """Whether all figures of a column lie in [-1, 1], as those of a correlation."""
-    values = [run["values"][column] for runs in results.values() for run in runs if column in run["values"]]
-    return bool(values) and max(map(abs, values)) <= 1
 
 
 def difference_cell(difference: dict, wanted: int) -> str:
