@@ -9,7 +9,7 @@ cut from scikit-learn's two sample photographs; DIR is a folder of class folders
 import argparse
 import statistics
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image
 from torchvision import transforms
 
 import datasets
-from benchmarks import report
+from benchmarks import in_turn, ratio, report
 from datasets import augmentation, decoding, packed, packing
 from datasets.augmentation import Augmentation
 from datasets.views import Views
@@ -110,20 +110,11 @@ def decoders(data):
 
 
 def measure(paths: dict, count: int, rounds: int) -> list[dict]:
-    """Rows of images/s and the ratio to the first path, the paths in turn, so that a drift of the machine meets all."""
-    seconds = {name: [] for name in paths}
-    for epoch in range(rounds + 1):  # the first is for warming up
-        for name, run in paths.items():
-            start = time.perf_counter()
-            run(epoch)
-            seconds[name].append(time.perf_counter() - start)
-    first = next(iter(paths))
+    """Rows of images/s and the ratio to the first path."""
+    seconds = in_turn({name: partial(run, 0) for name, run in paths.items()}, rounds)
+    first = next(iter(seconds.values()))
     return [
-        {
-            "path": name,
-            "images/s": count / statistics.median(s[1:]),
-            "ratio": statistics.median(a / b for a, b in zip(seconds[first][1:], s[1:], strict=True)),
-        }
+        {"path": name, "images/s": count / statistics.median(s), "ratio": ratio(first, s)}
         for name, s in seconds.items()
     ]
 
@@ -163,7 +154,7 @@ def main():
         size = sum(Path(f).stat().st_size for f in data.images) / len(data) / 1000
         title = f"{len(data)} images of {size:.0f} kB, two views of 224"
         rows = measure(paths, len(data), args.rounds)
-        report(title, rows)
+        report(title, rows, args.json, name="photographs_paths")
     small = np.random.default_rng(0).integers(0, 256, (2048, 32, 32, 3), dtype=np.uint8)
     data = datasets.ImageData(small, torch.zeros(len(small), dtype=torch.long), ["0"])
     paths = {
@@ -173,7 +164,7 @@ def main():
     }
     print()
     more = measure(paths, len(data), args.rounds)
-    report("2,048 images of 32 x 32 in memory, two views of 32", more)
+    report("2,048 images of 32 x 32 in memory, two views of 32", more, args.json, name="small_paths")
     data.transform = augmentation.evaluation(32, MEAN, STD, small=True)
     batches = [list(range(i, i + 256)) for i in range(0, len(data), 256)]
     paths = {
@@ -182,9 +173,7 @@ def main():
     }
     print()
     views = measure(paths, len(data), args.rounds)
-    report("the same images as evaluation sees them", views)
-    if args.json:
-        report(title, [*rows, *more, *views], args.json)
+    report("the same images as evaluation sees them", views, args.json, name="evaluation_views")
 
 
 if __name__ == "__main__":

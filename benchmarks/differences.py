@@ -131,7 +131,7 @@ def main():
             found = views(args.views, size, side, colour)
             name = f"pixels of {size} px views, {'colour too' if colour else 'crop alone'}, in 1/255"
             rows.append({"figure": name, "mean": float(found.mean()), "most": float(found.max())})
-    report("ours minus published", rows, args.json and args.json.with_name(f"views_{args.json.name}"))
+    report("ours minus published", rows, args.json, name="differences_of_views")
     rows = [*areas(500), *areas(20), fpr95()]
     probes = {warm: [probe(warm, seed) for seed in range(4)] for warm in (0, 10)}
     for i, name in enumerate(("best", "last")):

@@ -7,7 +7,7 @@ python -m benchmarks.loss_head [--device cuda]
 
 import argparse
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -17,8 +17,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
-from benchmarks import report
+from benchmarks import in_turn, ratio, report
 from losses import RINCELoss
+
+N, D, C = 768, 128, 100  # anchors, dimensions, classes
 
 
 class CountOperations(TorchDispatchMode):
@@ -37,17 +39,29 @@ def plain_infonce(q, k, labels, bank, bank_labels, tau=0.1):
     return (torch.logaddexp(positive, (q @ bank.T / tau).logsumexp(1)) - positive).mean()
 
 
-def seconds(step, device, repeats):
-    times = []
-    for _ in range(repeats):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return times
+def inputs(keys: int = 8192, device: str = "cpu") -> tuple[torch.Tensor, ...]:
+    """What the benchmarks give to a loss: query with a gradient, key, labels, bank, bank_labels."""
+    g = torch.Generator().manual_seed(0)
+
+    def unit(rows):
+        return F.normalize(torch.randn(rows, D, generator=g), dim=1).to(device)
+
+    def classes(rows):
+        return torch.randint(C, (rows,), generator=g).to(device)
+
+    return unit(N).requires_grad_(), unit(N), classes(N), unit(keys), classes(keys)
+
+
+def table() -> torch.Tensor:
+    """[C, C] classes in superclasses of five: two ranks."""
+    group = torch.arange(C) // 5
+    return torch.eye(C) + 0.75 * ((group[:, None] == group) & ~torch.eye(C, dtype=torch.bool))
+
+
+def in_one_block(run, device: str = "cpu") -> None:
+    """Run a step of the loss with all anchors in one block, as a GPU takes them."""
+    with mock.patch.dict(losses.BLOCK, {device: 2**40}):
+        run()
 
 
 def peak_bytes(step, device):
@@ -74,47 +88,29 @@ def main():
     parser.add_argument("--keys", type=int, default=8192, help="in the bank; a million takes 10 GB for plain InfoNCE")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
-    n, k, d, c = 768, args.keys, 128, 100
-    torch.manual_seed(0)
-
-    def unit(rows):
-        return F.normalize(torch.randn(rows, d, device=args.device), dim=1)
-
-    group = torch.arange(c) // 5
-    table = torch.eye(c) + 0.75 * ((group[:, None] == group) & ~torch.eye(c, dtype=torch.bool))
-    criterion = RINCELoss(table).to(args.device)
-    q = unit(n).requires_grad_()
-    inputs = (unit(n), torch.randint(c, (n,), device=args.device), unit(k), torch.randint(c, (k,), device=args.device))
+    given = inputs(args.keys, args.device)
+    criterion = RINCELoss(table()).to(args.device)
 
     def step(loss):
         def run():
-            q.grad = None
-            loss(q, *inputs).backward()
+            given[0].grad = None
+            loss(*given).backward()
+            if args.device == "cuda":
+                torch.cuda.synchronize()
 
         return run
 
-    def in_one_block():
-        with mock.patch.dict(losses.BLOCK, {args.device: n * (k + 1)}):
-            step(criterion)()
-
-    heads = {"plain InfoNCE": step(plain_infonce), "RINCE out_in": step(criterion), "  in one block": in_one_block}
-    times = {name: [] for name in heads}
-    for run in heads.values():
-        seconds(run, args.device, 3)
-    for _ in range(args.repeats):  # in turn, so that a drift of the machine meets both
-        for name, run in heads.items():
-            times[name] += seconds(run, args.device, 1)
-    title = f"N {n}, K {k}, D {d}, {c} classes, 2 ranks, float32, forward + backward"
-    rows = []
+    heads = {"plain InfoNCE": step(plain_infonce), "RINCE out_in": step(criterion)}
+    heads["in one block"] = partial(in_one_block, heads["RINCE out_in"], args.device)
+    times, rows = in_turn(heads, args.repeats, warm=3), []
     for name, run in heads.items():
         with CountOperations() as counter:
             run()
-        ratio = statistics.median(a / b for a, b in zip(times[name], times["plain InfoNCE"], strict=True))
         extra = peak_bytes(run, args.device)
-        rows.append(
-            {"head": name.strip(), "median ms": 1000 * statistics.median(times[name]), "ratio": ratio,
-             "operations": counter.count, "extra [N, K] floats": extra / (4 * n * k), "extra MB": extra / 1e6}
-        )  # fmt: skip
+        row = {"head": name, "median ms": 1000 * statistics.median(times[name])}
+        row |= {"ratio": ratio(times[name], times["plain InfoNCE"]), "operations": counter.count}
+        rows.append(row | {"extra [N, K] floats": extra / (4 * N * args.keys), "extra MB": extra / 1e6})
+    title = f"N {N}, K {args.keys}, D {D}, {C} classes, 2 ranks, float32, forward + backward"
     report(title, rows, args.json, args.device)
 
 

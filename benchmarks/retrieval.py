@@ -1,17 +1,18 @@
-"""Retrieval with its whole precision-recall curve, and the order of the ranks, against the bare similarity product and
-sort, in the same run.
+"""Retrieval with its whole precision-recall curve, and the order of the ranks, beside the bare similarity product and
+sort, in the same run, at ImageNet-100's size.
 
-python -m benchmarks.retrieval [--queries 10000 --gallery 50000 --dim 512]
-python -m benchmarks.retrieval --queries 5000 --gallery 126000     # ImageNet-100's sizes
+python -m benchmarks.retrieval [--queries 5000 --gallery 126000 --dim 512] [--json FILE]
 """
 
 import argparse
 import resource
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks import report
 from evaluation import Curve, Levels, Order, look_up
 
 
@@ -21,53 +22,55 @@ def bare(features, gallery, chunk=64):
         (part @ gallery.T).sort(dim=1, descending=True)
 
 
+def made(sizes: tuple[int, ...], dim: int, classes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Features [n, dim] around the means of classes, and labels [n], of each size."""
+    g = torch.Generator().manual_seed(0)
+    means, found = torch.randn(classes, dim, generator=g), []
+    for n in sizes:
+        labels = torch.arange(n) % classes
+        found.append((torch.randn(n, dim, generator=g).mul_(2).add_(means[labels]), labels))
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--queries", type=int, default=10_000)
-    parser.add_argument("--gallery", type=int, default=50_000)
+    parser.add_argument("--queries", type=int, default=5000)
+    parser.add_argument("--gallery", type=int, default=126_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--json", type=Path, help="file to add the figures to")
     args = parser.parse_args()
-    g = torch.Generator().manual_seed(0)
-    means = torch.randn(args.classes, args.dim, generator=g)
-
-    def made(n):
-        labels = torch.arange(n) % args.classes
-        return torch.randn(n, args.dim, generator=g).mul_(2).add_(means[labels]), labels
-
-    (features, labels), (gallery, gallery_labels) = made(args.queries), made(args.gallery)
+    (features, labels), (gallery, gallery_labels) = made((args.queries, args.gallery), args.dim, args.classes)
     gallery = F.normalize(gallery, dim=1)
-    print(
-        f"{args.queries:,} queries x {args.gallery:,} gallery x {args.dim}, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads"
-    )
+    group = torch.arange(args.classes) // 5  # superclasses of five: three ranks
+    ranks = Levels.of_table(torch.where(group[:, None] == group, 0.75, 0.0).double().fill_diagonal_(1))
+
+    def classes():
+        return Curve(labels, gallery_labels)
+
+    def order():
+        return Order(labels, gallery_labels, ranks)
+
+    forms = {
+        "classes, whole curve": lambda: [classes()],
+        "the order of the ranks": lambda: [order()],
+        "classes, superclasses and the order, in one pass": lambda: [
+            classes(), Curve(group[labels], group[gallery_labels]), order()
+        ],
+    }  # fmt: skip
     bare(features[:640], gallery)
     start = time.perf_counter()
     bare(features, gallery)
     plain = time.perf_counter() - start
-    print(f"{'product and sort':<30}{plain:>7.1f} s", flush=True)
-    group = torch.arange(args.classes) // 5  # superclasses of five: three ranks
-    table = torch.where(group[:, None] == group, 0.75, 0.0).double().fill_diagonal_(1)
-
-    def fine():
-        return Curve(labels, gallery_labels)
-
-    def order():
-        return Order(labels, gallery_labels, Levels.of_table(table))
-
-    forms = {
-        "classes": lambda: [fine()],
-        "order of the ranks": lambda: [order()],
-        "classes, superclasses, order": lambda: [fine(), Curve(group[labels], group[gallery_labels]), order()],
-    }
+    rows = [{"form": "product and sort", "seconds": plain, "times product and sort": 1.0}]
     for name, made_of in forms.items():
         start, scorers = time.perf_counter(), made_of()
         look_up(features, gallery, scorers)
-        whole = time.perf_counter() - start
+        spent = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"{name:<30}{whole:>7.1f} s, {whole / plain:.2f} times; peak memory so far {peak:.2f} GiB", flush=True)
-    scores = scorers[0].result()[0], scorers[2].result()
-    print(f"mAP {scores[0]['mAP']:.4f}, R@1 {scores[0]['R@1']:.4f}, AUROC of the ranks {scores[1]['AUROC']:.4f}")
+        rows.append({"form": name, "seconds": spent, "times product and sort": spent / plain, "peak so far, GiB": peak})
+    title = f"{args.queries:,} queries in a gallery of {args.gallery:,}, {args.dim} dimensions, three ranks"
+    report(title, rows, args.json)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ the batch is shared out, the bank is whole on every process.
 
 import argparse
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 import losses
+from benchmarks import report
 from losses import RINCELoss
 from networks import resnet
 from networks.contrastive import ContrastiveModel, projection_head
@@ -39,10 +41,12 @@ def get_parser():
     }.items():
         p.add_argument(flag, type=float, help=f"what {of} costs; None: measured")
     p.add_argument("--matrices", type=float, default=4.51, help="[n, K] floats of the loss, from benchmarks.loss_head")
+    p.add_argument("--banks", type=int, nargs="+", default=BANKS)
     p.add_argument("--gpus_per_node", type=int, default=8)
     p.add_argument("--node_gbytes", type=float, default=200, help="GB/s of a GPU to those of its node")
     p.add_argument("--network_gbytes", type=float, default=12.5, help="GB/s of a GPU to other nodes")
     p.add_argument("--memory_gbytes", type=float, default=80, help="of a GPU")
+    p.add_argument("--json", type=Path, help="file to add the figures to")
     return p
 
 
@@ -161,34 +165,18 @@ def main():
     model = network(args)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     costs = costs_of(args, model)
-    print(
-        f"{args.model}, {parameters / 1e6:.1f} M parameters, {args.size} pixels, batch {args.batch_size} over all",
-        end="; ",
-    )
-    print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{1e3 * costs['step']:.3g} ms a step, {1e3 * costs['image']:.3g} ms an image", end=", ")
-    print(f"{1e9 * costs['entry']:.3g} ns a similarity")
-    head = (
-        "GPUs",
-        "bank",
-        "step ms",
-        "encoder",
-        "loss",
-        "wait",
-        "images/s",
-        "keys MB",
-        "grads MB",
-        "bank GB",
-        "n*K GB",
-    )
-    print("".join(f"{name:>10}" for name in head) + "   runs into")
-    for bank in BANKS:
+    rows = []
+    for bank in args.banks:
         for world in PROCESSES:
             row = compute(args, world, bank, costs, parameters)
-            times = [1e3 * row[name] for name in ("step", "encoder", "loss", "wait")]
-            sizes = (row["keys"] / 1e6, row["gradients"] / 1e6, row["bank"] / 1e9, row["matrices"] / 1e9)
-            figures = (*times, args.batch_size / row["step"], *sizes)
-            print(f"{world:>10}{bank:>10}" + "".join(f"{x:>10.4g}" for x in figures) + "   " + first_limit(args, row))
+            shown = {"GPUs": world, "bank": bank}
+            shown |= {f"{name}, ms": 1e3 * row[name] for name in ("step", "encoder", "loss", "wait")}
+            shown |= {"images/s": args.batch_size / row["step"], "keys received, MB": row["keys"] / 1e6}
+            shown |= {"gradients, MB": row["gradients"] / 1e6, "bank, GB": row["bank"] / 1e9}
+            rows.append(shown | {"loss, GB": row["matrices"] / 1e9, "runs into": first_limit(args, row)})
+    title = f"{args.model}, {parameters / 1e6:.1f} M parameters, {args.size} pixels, batch {args.batch_size} over all; "
+    title += f"{1e3 * costs['step']:.3g} ms a step, {1e3 * costs['image']:.3g} ms an image, "
+    report(f"{title}{1e9 * costs['entry']:.3g} ns a similarity", rows, args.json, args.device)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,13 @@ class PlainModel(ContrastiveModel):
                 theta_k.lerp_(theta_q, 1 - self.momentum)
 
 
+def random_batch(args) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views [2, B, 3, S, S] of random numbers, and labels [B]; always the same."""
+    generator = torch.Generator().manual_seed(0)
+    views = torch.randn(2, args.batch_size, 3, args.size, args.size, generator=generator)
+    return views, torch.randint(CLASSES, (args.batch_size,), generator=generator)
+
+
 def steps(args, device, plain: bool, channels_last=False, compiled=False, precision="float32"):
     """A generator: each step taken gives its loss, a tensor on the device."""
     util.seed_everything(0)
@@ -56,11 +63,10 @@ def steps(args, device, plain: bool, channels_last=False, compiled=False, precis
         terms = model(*views, labels)
         return terms.loss(), terms.per_rank()
 
-    generator = torch.Generator().manual_seed(0)
     while True:
-        views = torch.randn(2, args.batch_size, 3, args.size, args.size, generator=generator)
+        views, labels = random_batch(args)
         views = [v.to(device).contiguous(memory_format=layout) for v in views]
-        labels = torch.randint(CLASSES, (args.batch_size,), generator=generator).to(device)
+        labels = labels.to(device)
         yield  # what comes next is timed
         with mock.patch.object(losses, "FAST_MIN_TAU", float("inf") if plain else losses.FAST_MIN_TAU):
             loss, _ = stepper.backward(step, views, labels)
