@@ -11,7 +11,6 @@ rest goes on. The table (Markdown, and JSON with the records behind each figure)
 
 import argparse
 import contextlib
-import os
 import shlex
 import signal
 import sys
@@ -169,7 +168,7 @@ def run_recipe(recipe: dict, names, scope: recipes.Scope, args) -> list[dict]:
     util.check_folder(args.out, "--out")
     stem = args.recipe.stem + (f"_scale{args.scale:g}" if args.scale != 1 else "")
     jobs = recipe["jobs"] if args.jobs is None else args.jobs
-    runner, place = Runner(args.out / "logs" / stem, jobs or os.cpu_count() or 1), args.out / stem
+    runner, place = Runner(args.out / "logs" / stem, jobs or util.cores()), args.out / stem
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
 
     def save(results, to_come=0):

@@ -16,6 +16,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+# Threads that wait for one another sleep. By OpenMP's default they spin, and where several trainings, or loader
+# processes, share the cores, all wait for threads that have none. It is read when torch is imported; the user's stands.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 try:
     import numpy as np
     import torch
@@ -170,6 +174,13 @@ def nearest(word: str, known: Iterable[object]) -> str:
     """ "; did you mean X?" for the end of an error, X being the known word that is spelt most like it; else ""."""
     found = closest(word, known)
     return f"; did you mean {found}?" if found else ""
+
+
+def cores() -> int:
+    """Cores that this process may use: its affinity and a container's limit (cgroups) counted."""
+    from joblib import cpu_count  # scikit-learn's; a tenth of a second
+
+    return max(1, cpu_count())
 
 
 def seed_everything(seed: int) -> None:

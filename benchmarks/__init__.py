@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # torch's profiler would tell of each start and stop
 
-import util  # noqa: E402  before torch: where packages are missing it says what to do
+import util
 
 # isort: split
-import torch  # noqa: E402
+import torch
 
 LIBRARIES = ("torch", "torchvision", "numpy")
 

@@ -1,10 +1,10 @@
 """How time and memory grow: the loss over the size of the bank, retrieval over that of the gallery.
 
-python -m benchmarks.growth [--largest_bank 1048576] [--largest_gallery 1000000] [--json FILE] [--out growth.png]
+python -m benchmarks.growth [--largest_bank 1048576] [--largest_gallery 1000000] [--json FILE]
 
 128 anchors, D 128, forward and backward, beside plain InfoNCE; 64 queries of 128 dimensions, whole curve, beside the
 bare product and sort. Memory is the largest sum of live tensors above the inputs. `per entry` is time over anchors (or
-queries) and entries: where a curve is straight, it stays.
+queries) and entries: where a curve is straight, it stays. Drawn by `python -m figures.growth`.
 """
 
 import argparse
@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-import figures
 from benchmarks import in_turn, report
 from benchmarks.loss_head import inputs, peak_bytes, plain_infonce, table
 from benchmarks.retrieval import bare, made
@@ -68,32 +67,11 @@ def powers(first: int, last: int, factor: int) -> list[int]:
     return found
 
 
-def draw(path: Path, bank: list[dict], gallery: list[dict]) -> None:
-    """Time and memory of both, on log axes."""
-    plt = figures.pyplot()
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex="col")
-    for column, (rows, title) in enumerate([(bank, "keys in the bank"), (gallery, "images in the gallery")]):
-        names = [name.removesuffix(", ms") for name in rows[0] if name.endswith(", ms")]
-        for line, (unit, what) in enumerate([("ms", "time, ms"), ("MB", "memory above the inputs, MB")]):
-            ax = axes[line, column]
-            for name, style in zip(names, ("o-", "s--"), strict=True):
-                ax.loglog([r["size"] for r in rows], [r[f"{name}, {unit}"] for r in rows], style, label=name)
-            ax.set_ylabel(what)
-            ax.grid(alpha=0.3)
-            ax.legend()
-        axes[1, column].set_xlabel(title)
-    axes[0, 0].set_title(f"the loss, {ANCHORS} anchors")
-    axes[0, 1].set_title(f"retrieval, {QUERIES} queries")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--largest_bank", type=int, default=2**20)
     parser.add_argument("--largest_gallery", type=int, default=10**6)
     parser.add_argument("--json", type=Path, help="file to add the figures to")
-    parser.add_argument("--out", type=Path, help="picture to draw")
     args = parser.parse_args()
     config.huge_pages()
     torch.manual_seed(0)
@@ -101,8 +79,6 @@ def main():
     report(f"the loss over a bank, {ANCHORS} anchors, D {DIM}", bank, args.json, name="growth_bank")
     gallery = [of_gallery(size) for size in powers(1000, args.largest_gallery, 10)]
     report(f"retrieval, {QUERIES} queries of {DIM} dimensions", gallery, args.json, name="growth_gallery")
-    if args.out:
-        draw(args.out, bank, gallery)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 python -m benchmarks.page [--json docs/speed.json] [--out docs/speed.md]
 
-In the template, {{table NAME}} is the table of a record of the JSON file, {{table NAME: column, column}} some columns of
-it, {{NAME / row / column}} one figure, of the row whose first cell begins so, and {{about NAME}} the command, machine,
-versions and date. The docs hold no figure of a benchmark but these.
+In the template, {{table NAME}} is the table of a record of the JSON file, {{table NAME: column, column}} some columns
+of it, {{NAME / row / column}} one figure, of the row whose first cell begins so, and {{about NAME}} the command,
+machine, versions and date. The docs hold no figure of a benchmark but these.
 """
 
 import argparse

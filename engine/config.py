@@ -17,7 +17,7 @@ import yaml
 
 import util
 from datasets.texts import read_yaml
-from engine import optimisation, options
+from engine import cores, optimisation, options
 from util import InputError
 
 NAME = "config.yaml"
@@ -59,6 +59,8 @@ def parse_words(parser, recipes: dict, words: list[str], script: str) -> argpars
     """What `parse` reads from these words for a script, whichever runs."""
     words = command_line(parser, words, script)
     known, _ = parser.parse_known_args(words)
+    if "num_workers" in known:
+        parser.set_defaults(num_workers=cores.loaders(getattr(known, "nproc_per_node", None)))
     parser.set_defaults(**recipes.get(known.dataset, {}))
     parser.set_defaults(**optimisation.DEFAULTS.get(getattr(known, "optimizer", None), {}))
     return parser.parse_args(words)

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 import util
-from engine import distributed, output, signals
+from engine import cores, distributed, output, signals
 from util import InputError
 
 START = "spawn"  # multiprocessing's way to start a process: CUDA bears no other
@@ -54,7 +54,7 @@ class Processes:
 @dataclass(frozen=True)
 class Meeting:
     """Where the processes of a run meet. world: their number, None = torchrun's environment says it; first: the number
-    of this node's first one.
+    of this node's first one; here: how many this node has, where this process has started them.
     """
 
     backend: str
@@ -62,6 +62,7 @@ class Meeting:
     url: str | None = None
     world: int | None = None
     first: int = 0
+    here: int | None = None
 
 
 def launch(worker: Callable[[torch.device], None], processes: Processes, training: bool = False) -> None:
@@ -96,9 +97,10 @@ def _launch(worker, processes: Processes) -> None:
     if nodes > 1 and not processes.url:
         raise InputError("--world-size counts nodes; with more than one, give --dist-url tcp://HOST:PORT of node 0")
     if nodes * local == 1:
+        cores.limit_threads(local)
         return worker(_device(0))
     url = processes.url or f"tcp://127.0.0.1:{_free_port()}"
-    return _spawn(local, worker, Meeting(backend, minutes, url, nodes * local, node * local))
+    return _spawn(local, worker, Meeting(backend, minutes, url, nodes * local, node * local, local))
 
 
 def _slurm_url(env) -> str:
@@ -165,9 +167,7 @@ def _run(local_rank: int, errors, worker, meeting: Meeting) -> None:
         threading.Thread(target=_end_with_parent, daemon=True).start()
         multiprocessing.set_start_method(None, force=True)  # else its loaders are spawned too, and import torch anew
     device = _device(local_rank)
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if device.type == "cpu" and threads is None and meeting.world:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // meeting.world))
+    cores.limit_threads(meeting.here)
     try:
         _meet(local_rank, meeting)
         worker(device)

@@ -58,6 +58,17 @@ def precision(choice: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
+def slow_precision(choice: str, device: torch.device) -> str:
+    """What to say of a --precision that is slower on this device than float32, which is a CPU's default; else ""."""
+    if device.type == "cuda" or choice not in ("bfloat16", "float16"):
+        return ""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    wanted = {"bfloat16": ("avx512_bf16", "amx_bf16", "bf16"), "float16": ("avx512_fp16", "amx_fp16", "fp16")}[choice]
+    if not any(name in known for name in wanted) or any(known.get(name) for name in wanted):
+        return ""
+    return f"--precision {choice}: this CPU has no instructions for it; float32, the default, is several times as fast"
+
+
 def allow_tf32(allowed: bool) -> None:
     """Whether CUDA may round the factors of float32 products to ten bits: torch's default for convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = allowed

@@ -1,7 +1,6 @@
 """Argument groups that the scripts share. Booleans are written --flag=True, --flag True, or --flag alone."""
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +8,23 @@ import torch
 from torch import Tensor
 
 import datasets
+import util
 from datasets.augmentation import Augmentation
-from engine import distributed
+from engine import cores, distributed
 from engine.frozen import Wanted
 from engine.launch import Processes
 from engine.loading import Loading
-from engine.optimisation import DEFAULTS, Schedule, Stepper, adamw, allow_tf32, precision, sgd, warm_up_epochs
+from engine.optimisation import (
+    DEFAULTS,
+    Schedule,
+    Stepper,
+    adamw,
+    allow_tf32,
+    precision,
+    sgd,
+    slow_precision,
+    warm_up_epochs,
+)  # fmt: skip
 from engine.parsing import (
     Help,
     Parser,
@@ -70,8 +80,8 @@ def add_data(p, names) -> None:
     few = "train on so many of each class (None: all)"
     g.add_argument("--images_per_class", type=positive_int, metavar="N", help=few)
     g.add_argument("--batch_size", type=positive_int, default=256, help="images a step, all processes")
-    workers = min(8, os.cpu_count() or 1)
-    g.add_argument("--num_workers", type=count, default=workers, help="loader processes of each process")
+    by_cores = "loader processes of each process (None: by the cores)"
+    g.add_argument("--num_workers", type=count, help=by_cores)
 
 
 def add_views(p) -> None:
@@ -260,10 +270,10 @@ def skips_damage(args) -> bool:
 
 
 def loading(args, device, channels_last: bool = False) -> Loading:
-    """How batches come to the device, in which layout; says where the loader processes are more than the cores."""
-    cores = os.cpu_count() or 1
-    if args.num_workers > cores and distributed.is_main():
-        print(f"--num_workers {args.num_workers}: more loader processes than this machine's {cores} cores", flush=True)
+    """How batches come to the device, in which layout; says how the cores are shared out."""
+    distributed.say(cores.line(args.num_workers, getattr(args, "nproc_per_node", None)))
+    if args.num_workers > util.cores():
+        distributed.say(f"--num_workers {args.num_workers}: more loader processes than the {util.cores()} cores")
     minutes = getattr(args, "timeout_minutes", Loading.timeout_minutes)  # the pictures have no such option
     return Loading(args.batch_size, args.num_workers, device, channels_last, minutes)
 
@@ -277,6 +287,7 @@ def stepper(args, model, device, warm_for_batch: bool = True) -> Stepper:
     warm = warm_up_epochs(args.warm, args.batch_size if warm_for_batch else 0, args.epochs)
     schedule = Schedule(args.learning_rate, args.epochs, args.cosine, args.lr_decay_rate, args.lr_decay_epochs, warm)
     allow_tf32(args.precision == "tf32")
+    distributed.say(slow_precision(args.precision, device))
     if args.optimizer == "adamw":
         schedule = replace(schedule, warm_share=0.01)  # SGD's first rate, 0.01, would be ten times the last
         optimizer = adamw(model, args.learning_rate, args.weight_decay)

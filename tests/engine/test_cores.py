@@ -1,0 +1,115 @@
+"""Threads and loader processes by what the machine has."""
+
+import os
+
+import pytest
+import torch
+from commands import run
+
+import util
+from engine import config, cores
+from engine.optimisation import slow_precision
+
+
+@pytest.fixture
+def of_eight(monkeypatch):
+    """Eight cores, and none of the variables that say how they are shared."""
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(util, "cores", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    return monkeypatch
+
+
+def threads_after(monkeypatch, per_node=None, before=64):
+    given = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: before)
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    cores.limit_threads(per_node)
+    return given
+
+
+def test_a_containers_limit_counts(monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # as joblib finds a limit of cgroups
+    assert util.cores() == 1
+
+
+def test_the_cores_that_the_affinity_leaves_count():
+    assert util.cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("per_node", "threads"), [(None, 8), (2, 4), (3, 2), (16, 1)])
+def test_the_processes_of_a_node_share_its_cores(of_eight, per_node, threads):
+    assert threads_after(of_eight, per_node) == [threads]
+
+
+def test_torch_gets_no_more_threads_than_it_would_take_itself(of_eight):
+    assert threads_after(of_eight, before=4) == [4]
+
+
+def test_the_users_threads_stand(of_eight):
+    of_eight.setenv("OMP_NUM_THREADS", "6")
+    assert threads_after(of_eight, 4) == []
+
+
+@pytest.mark.parametrize(
+    ("env", "processes"),
+    [
+        ({"LOCAL_WORLD_SIZE": "4"}, 4),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, 4),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_CPUS_PER_TASK": "2"}, 1),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, 1),
+    ],
+)
+def test_torchrun_and_srun_say_how_many_share_them(of_eight, env, processes):
+    for name, value in env.items():
+        of_eight.setenv(name, value)
+    assert cores.processes_here() == processes
+    assert cores.loaders() == 8 // processes
+
+
+def test_loader_processes_are_a_share_of_the_cores_and_eight_at_most(of_eight):
+    assert [cores.loaders(n) for n in (1, 2, 3, 9)] == [8, 4, 2, 1]
+    of_eight.setattr(util, "cores", lambda: 64)
+    assert cores.loaders() == 8
+
+
+def test_loader_processes_follow_the_processes_unless_they_are_given(of_eight):
+    import main_supcon
+
+    def workers(*words):
+        return config.parse_words(main_supcon.get_parser(), {}, list(words), "main_supcon").num_workers
+
+    assert workers() == 8
+    assert workers("--nproc_per_node", "4") == 2
+    assert workers("--nproc_per_node", "4", "--num_workers", "5") == 5
+
+
+def test_one_line_says_both(of_eight):
+    of_eight.setattr(torch, "get_num_threads", lambda: 2)
+    line = "8 cores: 2 threads of torch (OMP_NUM_THREADS), 3 loader processes (--num_workers), in each of 4 processes"
+    assert cores.line(3, 4) == line
+    assert cores.line(1).endswith("1 loader process (--num_workers)")
+
+
+def test_a_run_says_it(monkeypatch, capsys, tmp_path):
+    run(monkeypatch, tmp_path, "python main_ce.py --epochs 1 --batch_size 256 --model resnet8 --exp_name a")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "of torch" in line]
+    assert line.endswith("1 thread of torch (OMP_NUM_THREADS), 0 loader processes (--num_workers)")
+
+
+@pytest.mark.parametrize(
+    ("choice", "has", "said"),
+    [
+        ("bfloat16", {"avx512_bf16": False, "amx_bf16": False}, True),
+        ("bfloat16", {"avx512_bf16": False, "amx_bf16": True}, False),
+        ("float16", {"avx512_fp16": False}, True),
+        ("auto", {"avx512_bf16": False}, False),
+        ("bfloat16", {}, False),
+    ],
+)
+def test_a_precision_that_the_cpu_is_slow_at_is_said(monkeypatch, choice, has, said):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    line = slow_precision(choice, torch.device("cpu"))
+    assert line.startswith(f"--precision {choice}: this CPU") == said
+    assert slow_precision(choice, torch.device("cuda")) == ""
