@@ -17,6 +17,11 @@ def pyplot() -> ModuleType:
     return plt
 
 
+def columns(words: list[str], inches: float, most: int | None = None) -> int:
+    """In how many columns, of at most so many, a legend of these words has room."""
+    return min(len(words), most or len(words), max(1, int(11 * inches / (max(map(len, words)) + 8))))
+
+
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
 
 

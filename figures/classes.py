@@ -7,6 +7,8 @@ One column a checkpoint. Maps: a point a class, the mean of its test images' fea
 Matrices: the mean cosine between the test images of two classes, superclasses framed, all in one scale of colours.
 """
 
+import math
+import textwrap
 from pathlib import Path
 
 import util  # first: where packages are missing it says what to do
@@ -113,8 +115,12 @@ def draw_classes(path: Path, title: str, features: dict, labels, classes: list[s
     points = maps_of(means)
     limits, side = limits_of(points), inches(len(classes))
     width, height = limits[1] - limits[0]
-    heights = 0.3 + 0.2 * len(title.splitlines()), side * height / width + 1.9, side + 0.9  # room for titles and legend
-    figure = plt.figure(figsize=(side * len(features) + 1.5, sum(heights)), layout="constrained")
+    inches_wide = side * len(features) + 1.5
+    title = "\n".join(textwrap.fill(line, int(10 * inches_wide)) for line in title.splitlines())
+    ncols = figures.columns(words, inches_wide, most=5)
+    room = 1.1 + 0.2 * math.ceil(len(words) / ncols)  # for titles and legend
+    heights = 0.3 + 0.2 * len(title.splitlines()), side * height / width + room, side + 0.9
+    figure = plt.figure(figsize=(inches_wide, sum(heights)), layout="constrained")
     head, above, below = figure.subfigures(3, 1, height_ratios=heights)  # a suptitle would overlap the titles
     maps = above.subplots(1, len(features), squeeze=False)[0]
     matrices = below.subplots(1, len(features), squeeze=False)[0]
@@ -133,7 +139,7 @@ def draw_classes(path: Path, title: str, features: dict, labels, classes: list[s
             name_groups(ax, words if ax is matrices[0] else [], drawn)
     below.colorbar(image, ax=matrices, label="mean cosine between the images of two classes", shrink=0.8)
     marks = [plt.Line2D([], [], ls="", ms=7, label=word, **style_of(g)) for g, word in enumerate(words)]
-    above.legend(handles=marks, loc="outside lower center", ncols=min(5, len(marks)), frameon=False, title="superclass")
+    above.legend(handles=marks, loc="outside lower center", ncols=ncols, frameon=False, title="superclass")
     head.text(0.5, 0.5, title, ha="center", va="center", fontsize=12)
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -132,8 +132,7 @@ def draw_legend(figure, titles: list[str]) -> None:
         handles, labels = ax.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
     shown = [title for title in titles if title in entries]
-    ncols = min(len(shown), max(1, int(11 * figure.get_figwidth() / (max(map(len, shown)) + 8))))
-    how = dict(loc="outside lower center", ncols=ncols, frameon=False)
+    how = dict(loc="outside lower center", ncols=figures.columns(shown, figure.get_figwidth()), frameon=False)
     figure.legend([entries[title] for title in shown], shown, **how)
 
 
