@@ -2,7 +2,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 DEVICE ?= cuda
 GPUS   ?= 1
+BENCH  ?= save/bench.json
 BIN    := $(VENV)/bin
+BENCHMARKS := peers growth starts cores loss_head train_step whole_step data_pipeline finish
 
 .PHONY: demo test test-slow check bench gpu
 
@@ -22,9 +24,11 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# about ten minutes on two cores; the figures are added to those of $(BENCH), tables are made of them by benchmarks.page
 bench: $(VENV)/.installed
-	set -e; for name in $(patsubst benchmarks/%.py,%,$(filter-out %/__init__.py benchmarks/gpu%,$(wildcard benchmarks/*.py))); do \
-		echo "== python -m benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name; done
+	$(BIN)/python -m pip install --quiet --only-deps ".[bench]"
+	set -e; for name in $(BENCHMARKS); do echo "== python -m benchmarks.$$name"; \
+		$(BIN)/python -m benchmarks.$$name --json $(BENCH); done
 
 # What the tests find goes into the page, which comes whether they hold, fail or end halfway; it ends with 1 where one
 # does not hold, they ended without results, or something could not be measured. Eight minutes are meant for one GPU.

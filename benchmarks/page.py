@@ -2,9 +2,9 @@
 
 python -m benchmarks.page [--json docs/speed.json] [--out docs/speed.md]
 
-In the template, {{table NAME}} is the table of a record of the JSON file, {{table NAME: column, column}} some columns
-of it, {{NAME / row / column}} one figure, of the row whose first cell begins so, and {{about NAME}} the command,
-machine, versions and date. The docs hold no figure of a benchmark but these.
+In the template, {{table NAME}} is the table of a record of the JSON file, {{table NAME: column; column}} some columns
+of it, {{NAME / row / column}} one figure, of the row whose first cell begins so, {{title NAME}} and {{machine NAME}}
+what they say, and {{about NAME}} command, machine, versions and date. The docs hold no figure of a benchmark but these.
 """
 
 import argparse
@@ -44,10 +44,13 @@ def _filled(wanted: str, records: dict) -> str:
     kind, _, rest = wanted.partition(" ")
     if kind == "about":
         return about(records[rest])
+    if kind in ("title", "machine"):
+        return records[rest][kind]
     if kind == "table":
         name, _, columns = rest.partition(":")
         rows = records[name.strip()]["rows"]
-        return markdown(rows, [c.strip() for c in columns.split(",")] if columns else list(rows[0]))
+        known = list(dict.fromkeys(column for row in rows for column in row))
+        return markdown(rows, [c.strip() for c in columns.split(";")] if columns else known)
     name, row, column = (part.strip() for part in wanted.split("/", 2))
     rows = records[name]["rows"]
     return figure(next(r for r in rows if str(next(iter(r.values()))).startswith(row))[column])

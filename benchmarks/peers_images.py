@@ -4,6 +4,7 @@ All draw crop, flip, jitter and grey as published, each by its own random number
 checked by the mean and the spread of the views.
 """
 
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from torchvision.transforms import v2
 import datasets
 from benchmarks import Work, data_pipeline, must_equal
 from benchmarks.data_pipeline import MEAN, STD, by_batch, one_by_one
+from datasets import decoding
 
 JITTER = (0.4, 0.4, 0.4, 0.1)
 
@@ -138,3 +140,31 @@ def small() -> Work:
         "published, collated": lambda: published(0),
     } | peers
     return Work("images of 32 x 32 in memory to two views, one core", forms, len(data), 3, threads=1)
+
+
+def decoders() -> Work:
+    """A JPEG of 500 x 375 to pixels, on one core."""
+    import cv2
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    with tempfile.TemporaryDirectory() as scratch:
+        data_pipeline.photographs(Path(scratch), 50)
+        files = [f.read_bytes() for f in sorted(Path(scratch).rglob("*.jpg"))]
+
+    def pillow(content):
+        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+    def of_torchvision(content):
+        return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
+
+    ways = {
+        "ours: simplejpeg, else Pillow": lambda content: decoding.decode(content, "file"),
+        "Pillow": pillow,
+        "cv2": lambda content: cv2.cvtColor(cv2.imdecode(np.frombuffer(content, np.uint8), 1), cv2.COLOR_BGR2RGB),
+        "torchvision.io": lambda content: of_torchvision(content).permute(1, 2, 0).numpy(),
+    }
+    for name, way in ways.items():
+        must_equal(name, np.asarray(way(files[0])).mean(), pillow(files[0]).mean(), 0.5)
+    must_equal("ours, each pixel", decoding.decode(files[0], "file"), np.array(pillow(files[0])), 0)
+    forms = {name: (lambda way=way: [way(content) for content in files]) for name, way in ways.items()}
+    return Work("JPEGs of 500 x 375 to pixels, one core", forms, len(files), threads=1)

@@ -20,7 +20,9 @@ from datasets import texts
 PROJECT = ProjectMetadata(str(ROOT), None).core
 EXTRAS = PROJECT.optional_dependencies
 IMPORTED_AS = {
+    "faiss-cpu": "faiss",
     "huggingface-hub": "huggingface_hub",
+    "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "pytorch-metric-learning": "pytorch_metric_learning",
     "pytorch-ood": "pytorch_ood",
@@ -134,7 +136,7 @@ def test_the_wheel_depends_on_what_its_modules_import_and_on_nothing_else():
 
 
 def test_the_extra_scripts_names_what_the_scripts_import_beside_that():
-    optional = declared("wordnet", "umap", "timm") - declared()
+    optional = declared("wordnet", "umap", "timm", "bench") - declared()
     assert foreign(SCRIPTS) | declared() == declared("scripts") | optional
     assert {"scipy", "PIL"} <= foreign(SCRIPTS)
 
@@ -151,7 +153,7 @@ def test_the_tests_import_nothing_undeclared():
 @pytest.mark.parametrize("file", ["Makefile", "requirements.yml"])
 def test_environments_are_made_with_the_scripts_dependencies_and_the_tools(file):
     text = (ROOT / file).read_text()
-    assert re.findall(r"\.\[([\w,]+)\]", text.replace(".[oracles]", "")) == ["scripts,timm,dev"]
+    assert re.findall(r"\.\[([\w,]+)\]", re.sub(r"\.\[(oracles|bench)\]", "", text)) == ["scripts,timm,dev"]
     assert not re.search(r"\s-e\s", text)  # an editable install holds copies, which no edit reaches
 
 
