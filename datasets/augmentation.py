@@ -124,19 +124,26 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 def hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue by `shift` of the circle, at the same saturation and value (HSV)."""
     r, g, b = x.unbind(1)
-    value = torch.maximum(torch.maximum(r, g), b)
-    chroma = value - torch.minimum(torch.minimum(r, g), b)
-    # sixths of the circle from red on, where blue is largest, where green is, where red is; chosen by weights of 1 or
-    # 0, since truth values are slow on a CPU
-    sixths = torch.lerp((r - g).add_(chroma, alpha=4), (b - r).add_(chroma, alpha=2), (g - value).sign_().add_(1))
-    sixths = torch.lerp(sixths, g - b, (r - value).sign_().add_(1))
+    value = torch.maximum(r, g)
+    torch.maximum(value, b, out=value)
+    low = torch.minimum(r, g)
+    torch.minimum(low, b, out=low)
+    chroma = torch.sub(value, low, out=low)
+    # sixths of the circle from red on, where green is largest, else where blue is, and where red is; chosen by weights
+    # of 1 or 0, since truth values are slow on a CPU
+    sixths = (b - r).add_(chroma, alpha=2).lerp_((r - g).add_(chroma, alpha=4), (value - g).sign_())
+    sixths = (g - b).lerp_(sixths, (value - r).sign_())
     sixths.div_(chroma.clamp(min=torch.finfo(x.dtype).tiny)).add_(shift[:, 0] * 6)
     sixths.sub_(sixths.div(6).floor_(), alpha=6)
-    low, out = value - chroma, torch.empty_like(x)
-    red, green, blue = ((sixths - centre).abs_() for centre in (3, 2, 4))  # full from 2 on; up to 1; up to 1
-    for channel, ramp in zip(out.unbind(1), (red.sub_(1), torch.rsub(green, 2), torch.rsub(blue, 2)), strict=True):
-        torch.addcmul(low, ramp.clamp_(0, 1), chroma, out=channel)
-    return out
+    low = value.sub_(chroma)
+    for channel, centre in zip((r, g, b), (3, 2, 4), strict=True):
+        torch.sub(sixths, centre, out=channel)
+    x.abs_()
+    red, others = x[:, :1].sub_(1).clamp_(0, 1), x[:, 1:].sub_(2).clamp_(-1, 0)  # full from 2 on; up to 1
+    low, chroma = low.unsqueeze(1), chroma.unsqueeze(1)
+    torch.addcmul(low, red, chroma, out=red)
+    torch.addcmul(low, others, chroma, value=-1, out=others)
+    return x
 
 
 OPERATIONS = (brightness, contrast, saturation, hue)
@@ -153,6 +160,7 @@ def finish(views: Tensor, look: Tensor, mean, std, memory_format=torch.contiguou
     by_order = order.argsort(stable=True)
     look = look[by_order]
     rows_there, look_there = (there(x, views.device) for x in (by_order, look))
+    mean, std = (there(torch.tensor(x, dtype=torch.float32)[:, None, None], views.device) for x in (mean, std))
     most = max(1, BLOCK // views[0, 0].numel()) if views.device.type == "cpu" else len(views)
     first = 0
     for o, count in zip(*(x.tolist() for x in order.unique(return_counts=True)), strict=True):
@@ -160,9 +168,7 @@ def finish(views: Tensor, look: Tensor, mean, std, memory_format=torch.contiguou
             block = slice(start, min(start + most, first + count))
             x = views.index_select(0, rows_there[block])
             x = _finish_block(x, look[block], look_there[block], ORDERS[int(o)] if o >= 0 else ())
-            for channel, m, s in zip(x.unbind(1), mean, std, strict=True):
-                channel.sub_(m).div_(s)
-            out.index_copy_(0, rows_there[block], x)
+            out.index_copy_(0, rows_there[block], x.sub_(mean).div_(std))
         first += count
     return out
 
