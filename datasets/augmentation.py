@@ -156,8 +156,18 @@ def finish(views: Tensor, look: Tensor, mean, std, memory_format=torch.contiguou
     what is to be done is known without waiting for the device -> [n, 3, H, W] float32.
     """
     out = torch.empty(views.shape, dtype=torch.float32, device=views.device, memory_format=memory_format)
+    with (
+        torch.inference_mode()
+    ):  # thousands of small operations, each of which is dearer where a gradient could be asked
+        _finish_into(out, views, look, mean, std)
+    return out
+
+
+def _finish_into(out, views, look, mean, std):
     order = torch.where(look[:, 1] > 0, look[:, 6], -1)  # views of one order are worked on together
-    by_order = order.argsort(stable=True)
+    flip, turned_grey = look[:, 0] > 0, look[:, 7] > 0
+    # among them, first those that stay coloured, then the grey; flipped ones last and first: each kind side by side
+    by_order = (order * 4 + turned_grey * 2 + (flip != turned_grey)).argsort(stable=True)
     look = look[by_order]
     rows_there, look_there = (there(x, views.device) for x in (by_order, look))
     mean, std = (there(torch.tensor(x, dtype=torch.float32)[:, None, None], views.device) for x in (mean, std))
@@ -170,7 +180,6 @@ def finish(views: Tensor, look: Tensor, mean, std, memory_format=torch.contiguou
             x = _finish_block(x, look[block], look_there[block], ORDERS[int(o)] if o >= 0 else ())
             out.index_copy_(0, rows_there[block], x.sub_(mean).div_(std))
         first += count
-    return out
 
 
 def blur(views: Tensor, sigma: Tensor) -> Tensor:
@@ -199,19 +208,21 @@ def there(x: Tensor, device: torch.device) -> Tensor:
 
 
 def _finish_block(x, look, look_there, order):
-    flip, turned_grey = look[:, 0] > 0, look[:, 7] > 0
-    if flip.all():
-        x = x.flip(3)
-    elif flip.any():
-        x = torch.where(look_there[:, 0, None, None, None] > 0, x.flip(3), x)
+    flip, turned_grey = (_run(look[:, column] > 0) for column in (0, 7))
+    if flip:
+        x[flip] = x[flip].flip(3)
     x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     for o in order:
         x = OPERATIONS[o](x, look_there[:, 2 + o, None, None, None])
-    if turned_grey.all():
-        x = grey(x).repeat(1, 3, 1, 1)
-    elif turned_grey.any():
-        x = torch.where(look_there[:, 7, None, None, None] > 0, grey(x), x)
+    if turned_grey:
+        x[turned_grey] = grey(x[turned_grey])
     return x
+
+
+def _run(chosen: Tensor) -> slice | None:
+    """Where the chosen rows are, which are side by side."""
+    rows = chosen.nonzero()[:, 0].tolist()
+    return slice(rows[0], rows[-1] + 1) if rows else None
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------

@@ -99,6 +99,21 @@ def test_views_do_not_change_one_another_and_inputs_stay():
         torch.testing.assert_close(augmentation.finish(views[i : i + 1], look[i : i + 1], MEAN, STD)[0], together[i])
 
 
+def test_flips_and_grey_views_are_told_apart_however_they_are_mixed_in_a_block():
+    flip, turned_grey = [0, 1, 1, 0, 1, 0, 0, 1], [1, 0, 1, 0, 0, 1, 0, 1]
+    look, views = look_of(flip=flip, grey=turned_grey), some_views(8)
+    got = augmentation.finish(views, look, MEAN, STD)
+    for i in range(8):
+        torch.testing.assert_close(got[i], by_torchvision(views[i], look[i]))
+
+
+def test_finished_views_may_be_what_a_gradient_needs():
+    x = augmentation.finish(some_views(2), recipe().look(uniforms(2)), MEAN, STD)
+    weight = torch.ones(3, 3, 1, 1, requires_grad=True)
+    torch.nn.functional.conv2d(x, weight).sum().backward()
+    torch.testing.assert_close(weight.grad[0, :, 0, 0], x.sum((0, 2, 3)))
+
+
 def test_a_flip_mirrors_and_grey_has_one_channel():
     views = some_views(4)
     out = augmentation.finish(views, look_of(flip=[0, 1, 0, 1], grey=[0, 0, 1, 1]), (0,) * 3, (1,) * 3)
