@@ -6,7 +6,7 @@ from torch.utils.data import Dataset
 
 from datasets import ImageData, augmentation
 from datasets.augmentation import BLUR_DRAWS, DRAWS, Augmentation, blur, crop
-from util import keyed_generator
+from util import keyed_numbers
 
 
 class Views(Dataset):
@@ -30,8 +30,7 @@ class Views(Dataset):
 
     def __getitems__(self, keys: list[tuple[int, int]]):
         a = self.augmentation
-        draws = (keyed_generator(self.seed, epoch, "views", index) for epoch, index in keys)
-        uniform = np.stack([_drawn(g, a) for g in draws])  # [n, V, numbers]
+        uniform = _drawn(self.seed, keys, a)
         shape = (3, a.size, a.size) if self.finished else (a.size, a.size, 3)
         crops = torch.empty(a.views, len(keys), *shape, dtype=torch.uint8)
         planes = crops if self.finished else crops.permute(0, 1, 4, 2, 3)
@@ -57,10 +56,11 @@ class Views(Dataset):
         return views.unflatten(0, crops.shape[:2]) if len(crops) > 1 else views
 
 
-def _drawn(generator, a: Augmentation) -> np.ndarray:
-    """[V, numbers] of an image: those of blur come last, so that the others are the same with and without."""
-    numbers = generator.random((a.views, DRAWS))
-    return np.concatenate([numbers, generator.random((a.views, BLUR_DRAWS))], 1) if a.blur else numbers
+def _drawn(seed: int, keys: list[tuple[int, int]], a: Augmentation) -> np.ndarray:
+    """[n, V, numbers] of images: those of blur come last, so that the others are the same with and without."""
+    numbers = keyed_numbers(seed, keys, "views", a.views * (DRAWS + (BLUR_DRAWS if a.blur else 0)))
+    parts = np.split(numbers, [a.views * DRAWS], 1)
+    return np.concatenate([part.reshape(len(keys), a.views, -1) for part in parts], 2)
 
 
 def as_it_is(batch):

@@ -136,6 +136,16 @@ def test_a_crop_is_that_of_pil(layout):
         assert error.max() <= 2
 
 
+def test_a_crop_is_the_same_wherever_its_pixels_lie():
+    """Part of a larger tensor, turned on its side, or one channel seen as three."""
+    image, box = torch.from_numpy(PHOTOGRAPH), (3, 5, 100, 80)
+    for pixels in (image[20:, 30:], image.transpose(0, 1), image[..., 1:2].expand(-1, -1, 3)):
+        got, want = torch.empty(2, 1, 3, 32, 32, dtype=torch.uint8)
+        augmentation.crop(pixels, box, out=got)
+        augmentation.crop(pixels[3:103, 5:85].clone(memory_format=torch.contiguous_format), (0, 0, 100, 80), out=want)
+        assert torch.equal(got, want)
+
+
 # ---- the same law ----------------------------------------------------------------------------------------------------
 
 HEIGHT, WIDTH, COUNT = 375, 500, 4000
