@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 import datasets
-from datasets import augmentation
+from datasets import augmentation, small
 from datasets.augmentation import DRAWS, LOOK, ORDERS, Augmentation
 from datasets.views import Views
 
@@ -144,6 +144,41 @@ def test_a_crop_is_the_same_wherever_its_pixels_lie():
         augmentation.crop(pixels, box, out=got)
         augmentation.crop(pixels[3:103, 5:85].clone(memory_format=torch.contiguous_format), (0, 0, 100, 80), out=want)
         assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (28, 28, 32), (32, 20, 7), (8, 8, 8), (1, 3, 32)])
+def test_crops_of_small_images_at_once_are_those_of_each_to_the_bit(height, width, size, layout):
+    count = small.BLOCK + 3
+    images = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    images[:5] = 255
+    draws = uniforms(2 * count).reshape(2, count, DRAWS)
+    boxes = [[recipe(crop_scale=(0.01, 1.0)).box(u, height, width) for u in view] for view in draws]
+    got = torch.empty(2 * count, 3, size, size, dtype=torch.uint8, memory_format=layout).unflatten(0, (2, count))
+    small.crop(images, torch.tensor(boxes), got)
+    want = torch.empty(1, 3, size, size, dtype=torch.uint8)
+    for v, i in np.ndindex(2, count):
+        augmentation.crop(torch.from_numpy(images[i]), boxes[v][i], want)
+        assert torch.equal(got[v, i], want[0])
+
+
+@pytest.mark.parametrize("shape", [(40, 12, 9), (40, 12, 9, 3)])
+def test_views_of_small_images_in_memory_are_those_of_one_image_after_another(shape, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    views = Views(datasets.ImageData(images, torch.arange(40), ["0"]), recipe(size=16), 0, finished=False)
+    keys = [(2, i) for i in (7, 3, 39, 7)]
+    (at_once, _), labels = views.__getitems__(keys)
+    monkeypatch.setattr(small, "fits", lambda *_: False)
+    (one_by_one, _), also = views.__getitems__(keys)
+    assert torch.equal(at_once, one_by_one)
+    assert labels.tolist() == also.tolist() == [7, 3, 39, 7]
+
+
+def test_only_small_images_in_memory_are_cut_at_once():
+    assert small.fits(np.zeros((1, 32, 32, 3)), 32)
+    assert not small.fits(np.zeros((1, 32, 33, 3)), 32)
+    assert not small.fits(np.zeros((1, 32, 32, 3)), 64)
+    assert not small.fits(["a.jpg"], 32)
 
 
 # ---- the same law ----------------------------------------------------------------------------------------------------
