@@ -206,6 +206,21 @@ def keyed_generator(seed: int, epoch: int, purpose: str, sample: int = 0) -> np.
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
+def keyed_numbers(seed: int, keys: list[tuple[int, int]], purpose: str, count: int) -> np.ndarray:
+    """[n, count] in [0, 1): for each key (epoch, sample) the first numbers of its `keyed_generator`.
+
+    One generator is set to each in turn: to make one takes longer than to draw its numbers.
+    """
+    generator = keyed_generator(seed, 0, purpose)
+    start = generator.bit_generator.state
+    words, drawn = start["state"], np.empty((len(keys), count))
+    for (epoch, sample), numbers in zip(keys, drawn, strict=True):
+        words["key"][1], words["counter"][1] = epoch, sample
+        generator.bit_generator.state = start
+        generator.random(out=numbers)
+    return drawn
+
+
 class Mean:
     """Running mean of tensors that stay on their device: nothing waits for the device until `value`."""
 

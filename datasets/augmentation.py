@@ -87,10 +87,11 @@ def crop(pixels: Tensor, box, out: Tensor) -> None:
     This is what torch.nn.functional.interpolate does, without a copy of its result.
     """
     top, left, height, width = box
-    x = pixels[top : top + height, left : left + width]
-    if out.stride(1) == 1:  # contiguous pixels are read faster; for planes, torch sorts them best itself
-        x = x.contiguous()
-    _resize(x.permute(2, 0, 1).unsqueeze(0), out.shape[2:], False, None, None, out=out)
+    row, pixel, channel = pixels.stride()
+    place = pixels.storage_offset() + top * row + left * pixel
+    # one view of the box: of a small image, slicing step by step takes as long as resizing
+    x = pixels.as_strided((1, 3, height, width), (0, channel, row, pixel), place)
+    _resize(x, out.shape[2:], False, None, None, out=out)
 
 
 _resize = torch.ops.aten._upsample_bilinear2d_aa.out
@@ -124,19 +125,26 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 def hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue by `shift` of the circle, at the same saturation and value (HSV)."""
     r, g, b = x.unbind(1)
-    value = torch.maximum(torch.maximum(r, g), b)
-    chroma = value - torch.minimum(torch.minimum(r, g), b)
-    # sixths of the circle from red on, where blue is largest, where green is, where red is; chosen by weights of 1 or
-    # 0, since truth values are slow on a CPU
-    sixths = torch.lerp((r - g).add_(chroma, alpha=4), (b - r).add_(chroma, alpha=2), (g - value).sign_().add_(1))
-    sixths = torch.lerp(sixths, g - b, (r - value).sign_().add_(1))
+    value = torch.maximum(r, g)
+    torch.maximum(value, b, out=value)
+    low = torch.minimum(r, g)
+    torch.minimum(low, b, out=low)
+    chroma = torch.sub(value, low, out=low)
+    # sixths of the circle from red on, where green is largest, else where blue is, and where red is; chosen by weights
+    # of 1 or 0, since truth values are slow on a CPU
+    sixths = (b - r).add_(chroma, alpha=2).lerp_((r - g).add_(chroma, alpha=4), (value - g).sign_())
+    sixths = (g - b).lerp_(sixths, (value - r).sign_())
     sixths.div_(chroma.clamp(min=torch.finfo(x.dtype).tiny)).add_(shift[:, 0] * 6)
     sixths.sub_(sixths.div(6).floor_(), alpha=6)
-    low, out = value - chroma, torch.empty_like(x)
-    red, green, blue = ((sixths - centre).abs_() for centre in (3, 2, 4))  # full from 2 on; up to 1; up to 1
-    for channel, ramp in zip(out.unbind(1), (red.sub_(1), torch.rsub(green, 2), torch.rsub(blue, 2)), strict=True):
-        torch.addcmul(low, ramp.clamp_(0, 1), chroma, out=channel)
-    return out
+    low = value.sub_(chroma)
+    for channel, centre in zip((r, g, b), (3, 2, 4), strict=True):
+        torch.sub(sixths, centre, out=channel)
+    x.abs_()
+    red, others = x[:, :1].sub_(1).clamp_(0, 1), x[:, 1:].sub_(2).clamp_(-1, 0)  # full from 2 on; up to 1
+    low, chroma = low.unsqueeze(1), chroma.unsqueeze(1)
+    torch.addcmul(low, red, chroma, out=red)
+    torch.addcmul(low, others, chroma, value=-1, out=others)
+    return x
 
 
 OPERATIONS = (brightness, contrast, saturation, hue)
@@ -149,10 +157,21 @@ def finish(views: Tensor, look: Tensor, mean, std, memory_format=torch.contiguou
     what is to be done is known without waiting for the device -> [n, 3, H, W] float32.
     """
     out = torch.empty(views.shape, dtype=torch.float32, device=views.device, memory_format=memory_format)
+    with (
+        torch.inference_mode()
+    ):  # thousands of small operations, each of which is dearer where a gradient could be asked
+        _finish_into(out, views, look, mean, std)
+    return out
+
+
+def _finish_into(out, views, look, mean, std):
     order = torch.where(look[:, 1] > 0, look[:, 6], -1)  # views of one order are worked on together
-    by_order = order.argsort(stable=True)
+    flip, turned_grey = look[:, 0] > 0, look[:, 7] > 0
+    # among them, first those that stay coloured, then the grey; flipped ones last and first: each kind side by side
+    by_order = (order * 4 + turned_grey * 2 + (flip != turned_grey)).argsort(stable=True)
     look = look[by_order]
     rows_there, look_there = (there(x, views.device) for x in (by_order, look))
+    mean, std = (there(torch.tensor(x, dtype=torch.float32)[:, None, None], views.device) for x in (mean, std))
     most = max(1, BLOCK // views[0, 0].numel()) if views.device.type == "cpu" else len(views)
     first = 0
     for o, count in zip(*(x.tolist() for x in order.unique(return_counts=True)), strict=True):
@@ -160,11 +179,8 @@ def finish(views: Tensor, look: Tensor, mean, std, memory_format=torch.contiguou
             block = slice(start, min(start + most, first + count))
             x = views.index_select(0, rows_there[block])
             x = _finish_block(x, look[block], look_there[block], ORDERS[int(o)] if o >= 0 else ())
-            for channel, m, s in zip(x.unbind(1), mean, std, strict=True):
-                channel.sub_(m).div_(s)
-            out.index_copy_(0, rows_there[block], x)
+            out.index_copy_(0, rows_there[block], x.sub_(mean).div_(std))
         first += count
-    return out
 
 
 def blur(views: Tensor, sigma: Tensor) -> Tensor:
@@ -193,19 +209,21 @@ def there(x: Tensor, device: torch.device) -> Tensor:
 
 
 def _finish_block(x, look, look_there, order):
-    flip, turned_grey = look[:, 0] > 0, look[:, 7] > 0
-    if flip.all():
-        x = x.flip(3)
-    elif flip.any():
-        x = torch.where(look_there[:, 0, None, None, None] > 0, x.flip(3), x)
+    flip, turned_grey = (_run(look[:, column] > 0) for column in (0, 7))
+    if flip:
+        x[flip] = x[flip].flip(3)
     x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     for o in order:
         x = OPERATIONS[o](x, look_there[:, 2 + o, None, None, None])
-    if turned_grey.all():
-        x = grey(x).repeat(1, 3, 1, 1)
-    elif turned_grey.any():
-        x = torch.where(look_there[:, 7, None, None, None] > 0, grey(x), x)
+    if turned_grey:
+        x[turned_grey] = grey(x[turned_grey])
     return x
+
+
+def _run(chosen: Tensor) -> slice | None:
+    """Where the chosen rows are, which are side by side."""
+    rows = chosen.nonzero()[:, 0].tolist()
+    return slice(rows[0], rows[-1] + 1) if rows else None
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------

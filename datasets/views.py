@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets import ImageData, augmentation
+from datasets import ImageData, augmentation, small
 from datasets.augmentation import BLUR_DRAWS, DRAWS, Augmentation, blur, crop
-from util import keyed_generator
+from util import keyed_numbers
 
 
 class Views(Dataset):
@@ -30,20 +30,33 @@ class Views(Dataset):
 
     def __getitems__(self, keys: list[tuple[int, int]]):
         a = self.augmentation
-        draws = (keyed_generator(self.seed, epoch, "views", index) for epoch, index in keys)
-        uniform = np.stack([_drawn(g, a) for g in draws])  # [n, V, numbers]
+        uniform = _drawn(self.seed, keys, a)
         shape = (3, a.size, a.size) if self.finished else (a.size, a.size, 3)
         crops = torch.empty(a.views, len(keys), *shape, dtype=torch.uint8)
         planes = crops if self.finished else crops.permute(0, 1, 4, 2, 3)
-        places, found = zip(*(view.split(1) for view in planes), strict=True), []  # of an image's crops
-        for (_, index), numbers, outs in zip(keys, uniform, places, strict=True):
-            index, pixels = self.data.readable(index, self.data.pixels)
-            for of_view, out in zip(numbers, outs, strict=True):
-                crop(pixels, a.box(of_view, *pixels.shape[:2]), out)
-            found.append(index)
-        labels = self.data.labels[found]
+        cut = self._cut_small if small.fits(self.data.images, a.size) else self._cut
+        labels = self.data.labels[cut([index for _, index in keys], uniform, planes)]
         images = crops, a.look(uniform.swapaxes(0, 1))
         return self.finish(*images) if self.finished else images, labels
+
+    def _cut(self, indices, uniform, planes) -> list[int]:
+        """Random crops of images into planes [V, n, 3, S, S]; which images they are of."""
+        places, found = zip(*(view.split(1) for view in planes), strict=True), []  # of an image's crops
+        for index, numbers, outs in zip(indices, uniform, places, strict=True):
+            index, pixels = self.data.readable(index, self.data.pixels)
+            for of_view, out in zip(numbers, outs, strict=True):
+                crop(pixels, self.augmentation.box(of_view, *pixels.shape[:2]), out)
+            found.append(index)
+        return found
+
+    def _cut_small(self, indices, uniform, planes) -> list[int]:
+        """As `_cut`, of small images in memory: all of them at once."""
+        images = self.data.images[indices]
+        boxes = [
+            [self.augmentation.box(of_view, *images.shape[1:3]) for of_view in view] for view in uniform.swapaxes(0, 1)
+        ]
+        small.crop(images, torch.tensor(boxes), planes)
+        return indices
 
     def finish(self, crops, look, memory_format=torch.contiguous_format, finish=augmentation.finish) -> torch.Tensor:
         """[V, n, 3, S, S] float32 views, or [n, 3, S, S] of a single one, from crops and their parameters.
@@ -57,10 +70,11 @@ class Views(Dataset):
         return views.unflatten(0, crops.shape[:2]) if len(crops) > 1 else views
 
 
-def _drawn(generator, a: Augmentation) -> np.ndarray:
-    """[V, numbers] of an image: those of blur come last, so that the others are the same with and without."""
-    numbers = generator.random((a.views, DRAWS))
-    return np.concatenate([numbers, generator.random((a.views, BLUR_DRAWS))], 1) if a.blur else numbers
+def _drawn(seed: int, keys: list[tuple[int, int]], a: Augmentation) -> np.ndarray:
+    """[n, V, numbers] of images: those of blur come last, so that the others are the same with and without."""
+    numbers = keyed_numbers(seed, keys, "views", a.views * (DRAWS + (BLUR_DRAWS if a.blur else 0)))
+    parts = np.split(numbers, [a.views * DRAWS], 1)
+    return np.concatenate([part.reshape(len(keys), a.views, -1) for part in parts], 2)
 
 
 def as_it_is(batch):

@@ -31,6 +31,13 @@ def test_every_key_has_random_numbers_of_its_own():
     assert drawn[0] == set(util.keyed_generator(*keys[0]).random(500).tolist())
 
 
+def test_numbers_by_key_are_those_of_each_keys_own_generator():
+    keys = [(3, 7), (3, 2**40), (1, 7), (3, 7)]  # in any order, again and again
+    got = util.keyed_numbers(-5, keys, "views", 61)
+    for (epoch, sample), numbers in zip(keys, got, strict=True):
+        assert numbers.tolist() == util.keyed_generator(-5, epoch, "views", sample).random(61).tolist()
+
+
 def test_what_ends_a_command_in_one_line_is_known_from_other_errors():
     assert util.fault(util.InputError("--x: y")) == "--x: y"
     assert util.fault(OSError(5, "Input/output error", "a/last.pth")) == "a/last.pth: Input/output error"

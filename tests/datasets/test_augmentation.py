@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 import datasets
-from datasets import augmentation
+from datasets import augmentation, small
 from datasets.augmentation import DRAWS, LOOK, ORDERS, Augmentation
 from datasets.views import Views
 
@@ -99,6 +99,21 @@ def test_views_do_not_change_one_another_and_inputs_stay():
         torch.testing.assert_close(augmentation.finish(views[i : i + 1], look[i : i + 1], MEAN, STD)[0], together[i])
 
 
+def test_flips_and_grey_views_are_told_apart_however_they_are_mixed_in_a_block():
+    flip, turned_grey = [0, 1, 1, 0, 1, 0, 0, 1], [1, 0, 1, 0, 0, 1, 0, 1]
+    look, views = look_of(flip=flip, grey=turned_grey), some_views(8)
+    got = augmentation.finish(views, look, MEAN, STD)
+    for i in range(8):
+        torch.testing.assert_close(got[i], by_torchvision(views[i], look[i]))
+
+
+def test_finished_views_may_be_what_a_gradient_needs():
+    x = augmentation.finish(some_views(2), recipe().look(uniforms(2)), MEAN, STD)
+    weight = torch.ones(3, 3, 1, 1, requires_grad=True)
+    torch.nn.functional.conv2d(x, weight).sum().backward()
+    torch.testing.assert_close(weight.grad[0, :, 0, 0], x.sum((0, 2, 3)))
+
+
 def test_a_flip_mirrors_and_grey_has_one_channel():
     views = some_views(4)
     out = augmentation.finish(views, look_of(flip=[0, 1, 0, 1], grey=[0, 0, 1, 1]), (0,) * 3, (1,) * 3)
@@ -119,6 +134,51 @@ def test_a_crop_is_that_of_pil(layout):
         error = np.abs(got - np.asarray(want).astype(int))
         assert error.mean() < 0.5
         assert error.max() <= 2
+
+
+def test_a_crop_is_the_same_wherever_its_pixels_lie():
+    """Part of a larger tensor, turned on its side, or one channel seen as three."""
+    image, box = torch.from_numpy(PHOTOGRAPH), (3, 5, 100, 80)
+    for pixels in (image[20:, 30:], image.transpose(0, 1), image[..., 1:2].expand(-1, -1, 3)):
+        got, want = torch.empty(2, 1, 3, 32, 32, dtype=torch.uint8)
+        augmentation.crop(pixels, box, out=got)
+        augmentation.crop(pixels[3:103, 5:85].clone(memory_format=torch.contiguous_format), (0, 0, 100, 80), out=want)
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (28, 28, 32), (32, 20, 7), (8, 8, 8), (1, 3, 32)])
+def test_crops_of_small_images_at_once_are_those_of_each_to_the_bit(height, width, size, layout):
+    count = small.BLOCK + 3
+    images = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    images[:5] = 255
+    draws = uniforms(2 * count).reshape(2, count, DRAWS)
+    boxes = [[recipe(crop_scale=(0.01, 1.0)).box(u, height, width) for u in view] for view in draws]
+    got = torch.empty(2 * count, 3, size, size, dtype=torch.uint8, memory_format=layout).unflatten(0, (2, count))
+    small.crop(images, torch.tensor(boxes), got)
+    want = torch.empty(1, 3, size, size, dtype=torch.uint8)
+    for v, i in np.ndindex(2, count):
+        augmentation.crop(torch.from_numpy(images[i]), boxes[v][i], want)
+        assert torch.equal(got[v, i], want[0])
+
+
+@pytest.mark.parametrize("shape", [(40, 12, 9), (40, 12, 9, 3)])
+def test_views_of_small_images_in_memory_are_those_of_one_image_after_another(shape, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    views = Views(datasets.ImageData(images, torch.arange(40), ["0"]), recipe(size=16), 0, finished=False)
+    keys = [(2, i) for i in (7, 3, 39, 7)]
+    (at_once, _), labels = views.__getitems__(keys)
+    monkeypatch.setattr(small, "fits", lambda *_: False)
+    (one_by_one, _), also = views.__getitems__(keys)
+    assert torch.equal(at_once, one_by_one)
+    assert labels.tolist() == also.tolist() == [7, 3, 39, 7]
+
+
+def test_only_small_images_in_memory_are_cut_at_once():
+    assert small.fits(np.zeros((1, 32, 32, 3)), 32)
+    assert not small.fits(np.zeros((1, 32, 33, 3)), 32)
+    assert not small.fits(np.zeros((1, 32, 32, 3)), 64)
+    assert not small.fits(["a.jpg"], 32)
 
 
 # ---- the same law ----------------------------------------------------------------------------------------------------
