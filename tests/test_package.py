@@ -161,7 +161,7 @@ def test_every_direct_dependency_has_its_tested_version_in_the_constraints():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = [re.fullmatch(r"([\w-]+)==[\d.]+", line)[1] for line in lines if not line.startswith("#")]
     requirements = [*PROJECT.dependencies, *(r for extra in EXTRAS.values() for r in extra)]
-    assert sorted(pinned) == sorted(name_of(r) for r in requirements)
+    assert sorted(pinned) == sorted({name_of(r) for r in requirements})
 
 
 # ---- a start without the packages ------------------------------------------------------------------------------------
