@@ -14,12 +14,13 @@ import torch.nn.functional as F
 
 from benchmarks import report
 from evaluation import Curve, Levels, Order, look_up
+from evaluation.retrieval import Ranked
 
 
 def bare(features, gallery, chunk=64):
     """Similarity and sort alone, in the same chunks: the least that a full ranking needs."""
     for part in F.normalize(features, dim=1).split(chunk):
-        (part @ gallery.T).sort(dim=1, descending=True)
+        Ranked(part @ gallery.T)
 
 
 def made(sizes: tuple[int, ...], dim: int, classes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
