@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from evaluation import Curve, Levels, Order, look_up
+from evaluation.retrieval import Ranked
 
 
 def bare(features, gallery, chunk=64):
     """Similarity and sort alone, in the same chunks: the least that a full ranking needs."""
     for part in F.normalize(features, dim=1).split(chunk):
-        (part @ gallery.T).sort(dim=1, descending=True)
+        Ranked(part @ gallery.T)  # sorts; on the CPU several times as fast as torch.sort
 
 
 def main():

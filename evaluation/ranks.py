@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .retrieval import look_up
+from .retrieval import Ranked, look_up
 
 OTHERS = ("NDCG", "H-AP", "ASI", "nearest other")  # beside the AUROC of each rank
 
@@ -100,10 +100,10 @@ class Order:
         self.labels, self.levels, self.means = labels, levels, _Means()
         self.gallery_labels = labels if gallery_labels is None else gallery_labels
 
-    def add(self, rows: slice, order: Tensor, ends: Tensor) -> None:
-        """The chunk of these rows: the gallery's order [chunk, G] and, as `ends_of_ties` has them, its ties."""
-        rank = self.levels.between(self.labels[rows], self.gallery_labels[order])
-        found = _Found(rank, ends, self.levels.values.to(rank.device))
+    def add(self, rows: slice, ranked: Ranked) -> None:
+        """The chunk of these rows, as it is ranked."""
+        rank = self.levels.between(self.labels[rows], self.gallery_labels[ranked.order])
+        found = _Found(rank, ranked.ends, self.levels.values.to(rank.device))
         for metric in (_rank_by_rank, _ndcg, _nearest_other):
             metric(found, self.means)
 

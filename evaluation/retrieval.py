@@ -1,10 +1,14 @@
 """Retrieval by cosine: does a query find its class first?"""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+LOW = 2**32 - 1  # of a key, the bits of the index
 
 
 def retrieval_metrics(
@@ -22,8 +26,8 @@ def retrieval_metrics(
     all cut-offs 1 to G (trapezoids; it starts at recall 0 with the first precision). AP-published: the same area as the
     published code has it, by right-hand rectangles from the second cut-off on. R-precision: share of hits among a
     query's first R, the number of its entries in the gallery; MAP@R: the sum over the hits among these of the precision
-    at each, divided by R (Musgrave et al. 2020). All in [0, 1]; exact, in chunks of queries: about 60 * chunk * G
-    bytes. Similarities are float32; equal ones stand in the order of the gallery.
+    at each, divided by R (Musgrave et al. 2020). All in [0, 1]; exact, in chunks of queries: about (30 G + 100 R) *
+    chunk bytes. Similarities are float32; equal ones stand in the order of the gallery.
     gallery and gallery_labels None: the queries look for one another, none finds itself, and those that are alone with
     their label are no queries.
     Raises ValueError for empty input, for features that are no numbers, or where a query's label is not in the gallery.
@@ -63,40 +67,43 @@ class Curve:
         absent = labels[~torch.isin(labels, self.gallery_labels)]
         if len(absent):
             raise ValueError(f"label {int(absent[0])} of a query is not in the gallery: it has nothing to find")
-        size, device = len(self.gallery_labels) - (gallery_labels is None), labels.device
-        self.most = int(self.gallery_labels.unique(return_counts=True)[1].max()) if len(self.gallery_labels) else 0
-        self.place = torch.arange(1, size + 1, device=device, dtype=torch.float32)
+        own, device = gallery_labels is None, labels.device
+        self.size = len(self.gallery_labels) - own
+        # the gallery by label, of which each query is to find a stretch
+        rising, self.by_label = self.gallery_labels.sort(stable=True)
+        self.first, self.last = (torch.searchsorted(rising, labels, right=right) for right in (False, True))
+        self.relevant = self.last - self.first - int(own)
+        self.most = int((self.last - self.first).max()) if len(labels) else 0
         # of each query: whether it has a hit among the first k, its average precision, R-precision and MAP@R
         self.hits_at = torch.zeros(len(topk), len(labels), dtype=torch.bool, device=device)
         self.ap, self.r_precision, self.map_at_r = torch.zeros(3, len(labels), dtype=torch.float64, device=device)
-        self.precision = torch.zeros(size, dtype=torch.float64, device=device)
-        self.recall = torch.zeros_like(self.precision)
+        # of each place: hits there, and the shares of their queries' hits; what is none counts beyond the last place
+        self.hits = torch.zeros(self.size + 1, dtype=torch.long, device=device)
+        self.shares = torch.zeros(self.size + 1, dtype=torch.float64, device=device)
 
-    def add(self, rows: slice, order: Tensor, ends: Tensor) -> None:
-        """The chunk of these rows: the gallery's order [chunk, G] and, as `ends_of_ties` has them, its ties."""
-        uses = self.uses[rows]
-        asked = torch.arange(len(self.labels), device=uses.device)[rows]
-        if not uses.all():
-            order, ends, asked = order[uses], ends[uses], asked[uses]
-        hit = self.gallery_labels[order] == self.labels[asked, None]  # [chunk, G]
-        found = hit.cumsum(1, dtype=torch.int32)
-        relevant = found[:, -1:]
+    def add(self, rows: slice, ranked: "Ranked") -> None:
+        """The chunk of these rows, as it is ranked."""
+        nth = torch.arange(self.most, device=self.first.device)
+        there = self.first[rows, None] + nth
+        real, relevant = there < self.last[rows, None], self.relevant[rows, None].clamp_min(1)
+        place, upto, found = ranked.places(self.by_label[there.clamp_max(len(self.by_label) - 1)], real)
+        real = place < self.size
         for i, k in enumerate(self.topk):
-            self.hits_at[i, asked] = found[:, min(k, found.shape[1]) - 1] > 0
-        precision = found / self.place
-        self.precision += precision.sum(0)
-        self.recall += (found / relevant).sum(0)
+            self.hits_at[i, rows] = place[:, 0] < k
+        into = place.clamp_max(self.size).flatten()
+        self.hits.index_add_(0, into, torch.ones_like(into))
+        self.shares.index_add_(0, into, (1 / relevant.double()).expand_as(place).flatten())
         # a hit among equal similarities counts with the precision at their end
-        self.ap[asked] = ((precision.gather(1, ends) * hit).sum(1) / relevant[:, 0]).double()
-        # beyond the largest R nothing is asked
-        hit, precision, place = hit[:, : self.most], precision[:, : self.most], self.place[: self.most]
-        self.r_precision[asked] = precision.gather(1, relevant.long() - 1)[:, 0].double()
-        self.map_at_r[asked] = ((precision * (hit & (place <= relevant))).sum(1) / relevant[:, 0]).double()
+        self.ap[rows] = (found / upto.double() * real).sum(1) / relevant[:, 0]
+        first = place < relevant
+        self.r_precision[rows] = first.sum(1) / relevant[:, 0].double()
+        self.map_at_r[rows] = ((nth + 1) / (place + 1).double() * first).sum(1) / relevant[:, 0]
 
     def result(self) -> tuple[dict[str, float], Tensor, Tensor]:
         """As retrieval_curve."""
         n = int(self.uses.sum())
-        precision, recall = self.precision / n, self.recall / n
+        place = torch.arange(1, self.size + 1, device=self.hits.device, dtype=torch.float64)
+        precision, recall = self.hits[:-1].cumsum(0) / place / n, self.shares[:-1].cumsum(0) / n
         first = torch.zeros(1, dtype=recall.dtype, device=recall.device)
         published = ((recall[1:] - recall[:-1]) * precision[1:]).sum()
         area = torch.trapezoid(torch.cat([precision[:1], precision]), torch.cat([first, recall]))
@@ -138,12 +145,74 @@ def look_up(features: Tensor, gallery: Tensor | None, scorers: Sequence, chunk: 
         similarity = q[rows] @ g.T
         if own:
             similarity.diagonal(begin).fill_(-torch.inf)  # the queries themselves, which come last and go
-        similarity, order = similarity.sort(dim=1, descending=True, stable=True)
-        if own:
-            similarity, order = similarity[:, :-1], order[:, :-1]
-        ends = ends_of_ties(similarity)
+        ranked = Ranked(similarity, own)
         for scorer in scorers:
-            scorer.add(rows, order, ends)
+            scorer.add(rows, ranked)
+
+
+class Ranked:
+    """The gallery in falling similarity [Q, G] with each of a chunk of queries; the last entry, if it is the query
+    itself (own), is none.
+
+    One integer an entry holds its similarity and, below it, its index: then no two are equal, equal similarities stand
+    in the order of the gallery, and a sort that moves nothing else, or need not be stable, will do.
+    """
+
+    def __init__(self, similarity: Tensor, own: bool = False):
+        self.similarity, self.own = similarity, own
+        self.keys = _sorted_keys(similarity)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """[Q, G] the indices of the gallery in falling similarity."""
+        order = self.keys & LOW
+        return order[:, :-1] if self.own else order
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """[Q, G] the place, from 0, at which the group of equal similarities around each entry ends."""
+        values = self.keys >> 32
+        return ends_of_ties(values[:, :-1] if self.own else values)
+
+    def places(self, entries: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where some entries [Q, n] stand, the nearest first; those that are not real [Q, n] come last, beyond the end.
+
+        Of each the place, from 0, the number of entries up to the end of its ties, and how many of these are given.
+        """
+        keys = _keys(self.similarity.gather(1, entries), entries)
+        keys = _sort(torch.where(real, keys, torch.iinfo(keys.dtype).max))
+        end = keys | LOW
+        return (
+            torch.searchsorted(self.keys, keys),
+            torch.searchsorted(self.keys, end, right=True),
+            torch.searchsorted(keys, end, right=True),
+        )
+
+
+def _keys(similarity: Tensor, index: Tensor) -> Tensor:
+    """[Q, n] int64 that rise as similarities fall, and, where these are equal, with the index."""
+    bits = (-similarity).add_(0.0).view(torch.int32)  # + 0: -0 is 0
+    high = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the numbers
+    return torch.stack([index.int().expand_as(high), high], dim=-1).view(torch.int64)[..., 0]
+
+
+def _sorted_keys(similarity: Tensor) -> Tensor:
+    if similarity.device.type == "cpu":
+        return _sort(_keys(similarity, torch.arange(similarity.shape[1])))
+    return _keys(*similarity.sort(dim=1, descending=True, stable=True))  # half as wide as the keys
+
+
+def _sort(keys: Tensor) -> Tensor:
+    """Each row, in place where it can: on the CPU NumPy's sort of integers is several times as fast as torch's."""
+    if keys.device.type != "cpu":
+        return keys.sort(dim=1).values
+    try:
+        parts = [part.numpy() for part in keys.chunk(torch.get_num_threads())]
+    except RuntimeError:  # torch without NumPy
+        return keys.sort(dim=1).values
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(lambda part: part.sort(axis=1), parts))
+    return keys
 
 
 def not_alone(labels: Tensor) -> Tensor:

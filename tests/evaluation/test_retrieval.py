@@ -6,6 +6,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from evaluation import Curve, look_up, retrieval_metrics
+from evaluation.retrieval import Ranked
 
 
 def made(seed, queries=7, gallery=30, classes=3, ties=False):
@@ -121,6 +122,55 @@ def test_figures_of_a_class_are_those_of_its_queries_alone():
         want = retrieval_metrics(q[classes == c], y[classes == c], g, b)
         assert {name: float(x[c]) for name, x in found.items()} == pytest.approx({name: want[name] for name in found})
     assert all(x[4].isnan() for x in found.values())
+
+
+def close_ones(rows=5, size=400):
+    """Similarities with many equal ones, zeros of both signs, the smallest numbers, and the end of the range."""
+    some = torch.tensor([0.0, -0.0, 1e-45, -1e-45, 1, -1, 0.5, 0.5000001, -0.5, -0.5000001, 1e-30, -1e-30])
+    return some[torch.randint(len(some), (rows, size), generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_equal_similarities_stand_in_the_order_of_the_gallery(monkeypatch, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    similarity = close_ones()
+    values, order = similarity.sort(dim=1, descending=True, stable=True)
+    ranked = Ranked(similarity)
+    assert torch.equal(ranked.order, order)
+    last = [[max(j for j in range(len(row)) if row[j] == x) for x in row] for row in values.tolist()]
+    assert ranked.ends.tolist() == last
+
+
+def test_places_are_those_in_the_order_and_what_is_not_real_comes_last():
+    ranked = Ranked(close_ones())
+    entries = torch.randperm(400, generator=torch.Generator().manual_seed(1))[:90].repeat(5, 1)
+    real = torch.arange(90) < torch.tensor([90, 1, 0, 45, 89])[:, None]
+    places, upto, found = ranked.places(entries, real)
+    for i in range(5):
+        want = sorted(ranked.order[i].tolist().index(j) for j in entries[i, real[i]].tolist())
+        ends = [int(ranked.ends[i, p]) for p in want]
+        assert places[i].tolist() == want + [400] * (90 - len(want))
+        assert upto[i, : len(want)].tolist() == [end + 1 for end in ends]
+        assert found[i, : len(want)].tolist() == [sum(p <= end for p in want) for end in ends]
+
+
+def test_without_numpy_beside_torch_the_metrics_are_the_same(monkeypatch):
+    data = made(3, ties=True)
+    want = retrieval_metrics(*data)
+
+    def refused(_):
+        raise RuntimeError("Numpy is not available")
+
+    monkeypatch.setattr(torch.Tensor, "numpy", refused)
+    assert retrieval_metrics(*data) == want
+
+
+def test_labels_of_very_different_numbers_equal_the_loop_reference():
+    q, y, g, b = made(4, queries=9, gallery=60, ties=True)
+    b[:], y[:] = 7, 7  # one label has nearly all, another one entry, a third none of the queries
+    b[20], y[4], b[21] = 3, 3, 1
+    want = reference.retrieval(*(x.tolist() for x in (q, y, g, b)), topk=(1, 5, 10, 20))
+    assert retrieval_metrics(q, y, g, b) == pytest.approx(want, rel=1e-5)
 
 
 @pytest.mark.slow
