@@ -212,6 +212,9 @@ FAST_MIN_TAU = 0.04
 # GPU, where starting an operation costs more, they are as many as bounded memory allows: a million keys do not grow it.
 BLOCK = {"cpu": 2**20, "cuda": 2**26}
 
+# And anchors at least: each block reads the whole bank, which of a million keys is far more than its own numbers.
+LEAST_ROWS = 16
+
 
 def fast_terms(
     query: Tensor,
@@ -253,7 +256,7 @@ class _FastTerms(torch.autograd.Function):
         min_probability: float,
     ) -> tuple[Tensor, Tensor]:
         most = (1 - min_probability) / min_probability if min_probability > 0 else math.inf  # odds of a kept term
-        rows = max(1, BLOCK.get(query.device.type, BLOCK["cuda"]) // (len(bank) + 1))
+        rows = max(LEAST_ROWS, BLOCK.get(query.device.type, BLOCK["cuda"]) // (len(bank) + 1))
         bank_grads = query.new_zeros(len(groups), *bank.shape) if ctx.needs_input_grad[2] else None  # [G, K, D]
         found = []
         for start in range(0, max(len(query), 1), rows):

@@ -1,4 +1,4 @@
-"""The loss in three forms, on a device: ours, plain in log space, as published."""
+"""The loss in three forms, on a device: ours, ours in log space, as published."""
 
 import math
 from unittest import mock
@@ -53,7 +53,7 @@ def loss_forms(case: Case, device) -> list[dict]:
         return published_loss(query, key, labels, bank, known, criterion)
 
     rows = []
-    for name, form in (("ours", ours), ("plain, in log space", in_log_space), ("published form", published)):
+    for name, form in (("ours", ours), ("ours, in log space", in_log_space), ("published form", published)):
 
         def run(name=name, form=form):
             query.grad = None

@@ -44,7 +44,7 @@ def of_bank(size: int) -> dict:
         q.grad = None
         loss(q, *given).backward()
 
-    forms = {"RINCE": lambda: step(ranked), "plain InfoNCE": lambda: step(plain_infonce)}
+    forms = {"RINCE": lambda: step(lambda *x: ranked.terms(*x).loss()), "plain InfoNCE": lambda: step(plain_infonce)}
     return row(size, forms, ANCHORS, rounds=3 if size <= 2**16 else 1)
 
 

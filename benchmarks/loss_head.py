@@ -100,7 +100,7 @@ def main():
 
         return run
 
-    heads = {"plain InfoNCE": step(plain_infonce), "RINCE out_in": step(criterion)}
+    heads = {"plain InfoNCE": step(plain_infonce), "RINCE out_in": step(lambda *x: criterion.terms(*x).loss())}
     heads["in one block"] = partial(in_one_block, heads["RINCE out_in"], args.device)
     times, rows = in_turn(heads, args.repeats, warm=3), []
     for name, run in heads.items():

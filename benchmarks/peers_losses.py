@@ -55,8 +55,10 @@ def over_a_bank() -> Work:
         (q.detach() @ bank.T) @ bank
 
     forms = {
-        "RINCE out-in, two ranks": forward_and_backward(lambda: ranked(*given), q),
-        "the same in one block, as on a GPU": lambda: in_one_block(forward_and_backward(lambda: ranked(*given), q)),
+        "RINCE out-in, two ranks": forward_and_backward(lambda: ranked.terms(*given).loss(), q),
+        "the same in one block, as on a GPU": lambda: in_one_block(
+            forward_and_backward(lambda: ranked.terms(*given).loss(), q)
+        ),
         "plain InfoNCE, one term, autograd": forward_and_backward(lambda: plain_infonce(*given), q),
         "lightly: NTXentLoss with a bank, no labels": forward_and_backward(lambda: moco(q, k), q),
         "pytorch-metric-learning: CrossBatchMemory(SupConLoss)": forward_and_backward(
@@ -101,8 +103,8 @@ def at_low_temperature() -> Work:
     with torch.no_grad():
         must_equal("nested groups", nested(*given), RINCELoss(table())(*given), 1e-4)
     forms = {
-        "RINCE out-in, temperature 0.03, in log space": forward_and_backward(lambda: cold(*given), q),
-        "RINCE out-in, ranks from nested groups": forward_and_backward(lambda: nested(*given), q),
+        "RINCE out-in, temperature 0.03, in log space": forward_and_backward(lambda: cold.terms(*given).loss(), q),
+        "RINCE out-in, ranks from nested groups": forward_and_backward(lambda: nested.terms(*given).loss(), q),
         "plain InfoNCE, one term, autograd": forward_and_backward(lambda: plain_infonce(*given), q),
     }
     return Work("low temperature and nested groups, the same sizes", forms)
@@ -132,7 +134,7 @@ def in_the_batch() -> Work:
         must_equal("pytorch-metric-learning's SupConLoss", of_package(q, labels), plain(), 1e-4)
         must_equal("ours", ours(q, None, labels), as_ours(), 1e-4)
     forms = {
-        "InBatchLoss(SupConLoss), one rank": forward_and_backward(lambda: ours(q, None, labels), q),
+        "InBatchLoss(SupConLoss), one rank": forward_and_backward(lambda: ours.terms(q, None, labels).loss(), q),
         "SupContrast, plain, autograd": forward_and_backward(plain, q),
         "ours, plain, autograd": forward_and_backward(as_ours, q),
         "pytorch-metric-learning: SupConLoss": forward_and_backward(lambda: of_package(q, labels), q),
