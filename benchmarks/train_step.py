@@ -4,7 +4,8 @@ python -m benchmarks.train_step [--device cuda] [--model resnet18] [--size 32] [
     [--compile] [--json FILE]
 
 Views are random numbers on the device, so that no data is waited for. The plain form's loss is `losses.rince_terms` by
-autograd, its momentum update and SGD go parameter by parameter. The last column is the difference of the loss at the last step.
+autograd, its momentum update and SGD go parameter by parameter. The last column is the difference of the loss at the
+last step.
 """
 
 import argparse
