@@ -344,5 +344,6 @@ def load_strictly(module: nn.Module, weights: dict, source: str) -> None:
     ]
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise InputError(f"{source}: of another architecture: {'; '.join(differences[:3])}{more}; check --model")
+        flag = "--size" if any("pos_embed has shape" in difference for difference in differences) else "--model"
+        raise InputError(f"{source}: of another architecture: {'; '.join(differences[:3])}{more}; check {flag}")
     module.load_state_dict(weights)

@@ -4,17 +4,21 @@ python -m engine.export --ckpt save/SupCon/cifar100_models/NAME --out my_encoder
 """
 
 import argparse
+import importlib.metadata
 import json
 from pathlib import Path
 
 import datasets
 import util
 from engine import checkpoint, config, initial, published
-from networks import cards, exported
+from networks import cards, encoders, exported
 from util import InputError
 
 # options of a training that say what the features mean
-TOLD = ("loss_type", "variant", "ranking", "thresholds", "epochs", "batch_size", "seed", "images_per_class", "hold_out")
+TOLD = (
+    "loss_type", "variant", "ranking", "thresholds", "epochs", "batch_size", "optimizer", "learning_rate",
+    "weight_decay", "seed", "images_per_class", "hold_out",
+)  # fmt: skip
 
 
 def get_parser():
@@ -67,9 +71,14 @@ def card_of(state: dict, start: initial.Initial, path: Path, licence: str | None
         "metrics": metrics_of(sha256, results),
         "licence": licence,
         "checkpoint_sha256": sha256,
-        "versions": config.versions(),
+        "versions": config.versions() | {name: importlib.metadata.version(name) for name in _libraries(start.model)},
         "commit": config.commit(),
     }
+
+
+def _libraries(model: str) -> tuple[str, ...]:
+    """What else reads the encoder back."""
+    return ("safetensors", "timm") if encoders.of_timm(model) else ("safetensors",)
 
 
 def _plain(ranking: dict, classes: list[str]) -> dict:

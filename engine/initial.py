@@ -1,6 +1,7 @@
 """Where an encoder's training starts: at random, at a library's own weights, or at a file's."""
 
 import contextlib
+import logging
 import pickle
 import sys
 from dataclasses import dataclass, field
@@ -149,6 +150,9 @@ def _torchvision_weights(model: str) -> dict[str, Tensor]:
 @contextlib.contextmanager
 def told(source: str):
     """As a context: where the network is missing, or a library does not take a file, that is one line."""
+    hub = logging.getLogger("huggingface_hub")  # which tells of each of its tries
+    before = hub.level
+    hub.setLevel(logging.ERROR)
     try:
         yield
     except OSError as error:
@@ -158,3 +162,5 @@ def told(source: str):
         line = " ".join(str(error).split())
         line = line if len(line) < 200 else f"{line[:200]}..."
         raise InputError(f"{source}: of another architecture, or no weights ({line}); check --model") from None
+    finally:
+        hub.setLevel(before)

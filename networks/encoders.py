@@ -75,6 +75,9 @@ def _check(name: str, size: int, dim: int, how: dict[str, Any]) -> None:
     except (RuntimeError, AssertionError, ValueError, ZeroDivisionError) as error:  # each encoder has its own
         line = " ".join(str(error).split())[:100]
         raise ValueError(f"{name}: takes no images of {size} pixels ({line}); give another --size") from None
+    patch = getattr(getattr(net, "patch_embed", None), "patch_size", (1, 1))
+    if any(size % side for side in patch):
+        raise ValueError(f"{name}: has patches of {patch[0]} pixels; give a --size that is a multiple, not {size}")
     if shape != (1, dim):
         raise ValueError(f"{name}: gives {list(shape)} for an image instead of {dim} features: it does not pool")
 

@@ -61,7 +61,8 @@ def test_the_card_says_what_the_encoder_was_trained_on_and_what_it_was_found_to_
     assert card["options"]["epochs"] == 1
     (record,) = card["metrics"]
     assert 0 < record["metrics"]["fine"]["mAP"] <= 100
-    assert torch.__version__.startswith(card["versions"]["torch"])
+    assert torch.__version__.startswith(card["versions"]["torch"]) and "safetensors" in card["versions"]
+    assert card["options"]["optimizer"] == "sgd"
 
 
 def test_an_exported_encoder_is_a_checkpoint_to_evaluate_and_to_start_from(monkeypatch, taken):

@@ -176,6 +176,7 @@ def test_names_of_runs_hold_no_slash(monkeypatch):
         ("--model timm:test_convnext --size 32 --init {0}/vit.pth", "of another architecture, or no weights"),
         ("--model resnet18 --init {0}/convnext.safetensors", "convnext.safetensors: of another architecture"),
         ("--model timm:test_vit --size 8", "takes no images of 8 pixels"),
+        ("--model timm:vit_tiny_patch16_224 --size 30", "has patches of 16 pixels; give a --size that is a multiple"),
         ("--model timm:test_vit --size 32 --init {0}/resnet18.pth", "of another architecture, or no weights"),
         ("--model timm:test_vit --size 32 --init {0}/prefixed.pth", "of another architecture, or no weights"),
         ("--model timm:test_vit --init {0}/empty.pth", "empty.pth: holds no weights by name"),

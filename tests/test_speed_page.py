@@ -1,0 +1,109 @@
+"""docs/speed.md is made of what the benchmarks found, and by nobody's hand."""
+
+import json
+import sys
+
+import pytest
+from commands import ROOT
+
+import benchmarks
+import util
+from benchmarks import in_turn, must_equal, page, peers, ratio, report
+from figures import growth
+from util import InputError
+
+RECORDS = {
+    "loss": {
+        "title": "a loss", "machine": "a machine", "command": "python -m it", "date": "2026-01-01",
+        "versions": {"python": "3", "torch": "2"},
+        "rows": [{"form": "ours", "ms": 12.345}, {"form": "plain", "ms": 1234.5, "times": 2}],
+    }
+}  # fmt: skip
+
+
+def test_the_docs_are_the_page_of_their_records():
+    records = json.loads((ROOT / "docs/speed.json").read_text())
+    assert (ROOT / "docs/speed.md").read_text() == page.filled(page.TEMPLATE.read_text(), records)
+
+
+def test_every_record_has_its_command_machine_versions_and_date():
+    for record in json.loads((ROOT / "docs/speed.json").read_text()).values():
+        assert record["command"].startswith("python -m benchmarks.")
+        assert all(record[name] for name in ("title", "machine", "date", "rows")) and "torch" in record["versions"]
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{loss / plain / ms}} ms", "1,234 ms"),
+        ("{{loss / ours / ms}}", "12.3"),
+        ("{{table loss}}", "| form | ms | times |\n| --- | --- | --- |\n| ours | 12.3 |  |\n| plain | 1,234 | 2 |"),
+        ("{{table loss: ms}}", "| ms |\n| --- |\n| 12.3 |\n| 1,234 |"),
+        ("{{title loss}}, {{machine loss}}", "a loss, a machine"),
+        ("{{about loss}}", "`python -m it`, a machine, torch 2, 2026-01-01"),
+    ],
+)
+def test_a_template_is_filled(template, text):
+    assert page.filled(template, RECORDS) == text
+
+
+@pytest.mark.parametrize("wanted", ["table other", "loss / mine / ms", "loss / ours / seconds", "title other"])
+def test_a_figure_that_was_not_measured_is_named(wanted):
+    with pytest.raises(InputError, match="the records hold no such figure"):
+        page.filled(f"{{{{{wanted}}}}}", RECORDS)
+
+
+def test_a_benchmark_adds_its_record_to_those_of_others(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "new" / "all.json"
+    monkeypatch.setattr(sys, "argv", ["it.py", "--rounds", "2", "--json", str(path)])
+    report("one", [{"form": "a", "ms": 1.5}], path, name="first")
+    report("two", [{"form": "b", "ms": 2}, {"form": "c", "s": 3}], path, name="second")
+    found = json.loads(path.read_text())
+    assert {name: record["title"] for name, record in found.items()} == {"first": "one", "second": "two"}
+    assert found["first"]["command"].endswith(" --rounds 2")  # where it was written to is nobody's business
+    assert "form  ms  s" in capsys.readouterr().out
+
+
+def test_forms_are_measured_in_turn_and_the_first_rounds_do_not_count():
+    calls = []
+    times = in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warm=2)
+    assert calls == ["a", "b"] * 5
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
+
+
+def test_a_ratio_is_the_median_of_the_rounds():
+    assert ratio([2.0, 30.0, 8.0], [1.0, 3.0, 2.0]) == 4.0
+
+
+def test_unequal_results_are_not_timed():
+    must_equal("it", [1.0, 2.0], [1.0, 2.1], 0.2)
+    for wrong in (2.3, float("nan")):
+        with pytest.raises(SystemExit, match="it: results are"):
+            must_equal("it", [1.0, 2.0], [1.0, wrong], 0.2)
+
+
+def test_missing_peers_are_named_with_what_installs_them(monkeypatch):
+    monkeypatch.setattr(peers, "PACKAGES", {"a_package_of_nobody": "its-name"})
+    monkeypatch.setattr(sys, "argv", ["peers.py", "--only", "bank"])
+    with pytest.raises(InputError, match=r'missing: its-name; install them with: pip install "\.\[bench\]"'):
+        peers.main()
+
+
+def test_growth_is_drawn(tmp_path, monkeypatch):
+    out = tmp_path / "growth.png"
+    monkeypatch.setattr(sys, "argv", ["growth", "--json", str(ROOT / "docs/speed.json"), "--out", str(out)])
+    growth.main()
+    assert out.stat().st_size > 10_000
+
+
+def test_records_without_growth_are_one_line(tmp_path, monkeypatch, capsys):
+    util.write_file(tmp_path / "a.json", json.dumps(RECORDS).encode())
+    monkeypatch.setattr(sys, "argv", ["growth", "--json", str(tmp_path / "a.json"), "--out", str(tmp_path / "a.png")])
+    with pytest.raises(SystemExit) as stop:
+        util.run_command(growth.main)
+    assert stop.value.code == 2
+    assert "no record growth_bank" in capsys.readouterr().err
+
+
+def test_the_machine_says_its_threads():
+    assert benchmarks.machine().endswith(" cores")
