@@ -257,12 +257,16 @@ class _FastTerms(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         most = (1 - min_probability) / min_probability if min_probability > 0 else math.inf  # odds of a kept term
         rows = max(LEAST_ROWS, BLOCK.get(query.device.type, BLOCK["cuda"]) // (len(bank) + 1))
+        rows -= rows % 32 if rows > 32 else 0  # odd lengths of rows are slow
         bank_grads = query.new_zeros(len(groups), *bank.shape) if ctx.needs_input_grad[2] else None  # [G, K, D]
+        # matrices that all blocks work in: to be given new memory takes a CPU longer than to fill it
+        matrices = 4 + any(g.out for g in groups[1:])
+        rooms = query.new_empty(matrices, (1 + len(bank)) * min(rows, len(query)))
         found = []
         for start in range(0, max(len(query), 1), rows):
             part = slice(start, start + rows)
             rank = _ranks(anchors[part], entries, None if own_place is None else own_place[part])
-            found.append(_block(query[part], own[part], bank, rank, groups, most, bank_grads))
+            found.append(_block(query[part], own[part], bank, rank, groups, most, bank_grads, rooms))
         # nll and count [N, G], query_grads [N, G, D], own_grads [N, G]
         nll, count, query_grads, own_grads = (_joined(part) for part in zip(*found, strict=True))
         ctx.save_for_backward(query_grads, own_grads, bank_grads)
@@ -302,19 +306,22 @@ def _block(
     groups: Groups,
     most: float,
     bank_grads: Tensor | None,
+    rooms: Tensor,
 ) -> list[Tensor]:
     """Some anchors' terms: the sum of each, their number, and the sum's gradients, all [n, G] or [n, G, D].
 
-    bank_grads [G, K, D], unless None, grows by the gradients that reach the bank.
+    bank_grads [G, K, D], unless None, grows by the gradients that reach the bank; rooms: memory that is worked in.
     """
-    similarity = query.new_empty(rank.shape)  # [1 + K, n], the own key first
+    # [1 + K, n] each; the own key first
+    similarity, free, *others = rooms[:, : rank.numel()].unflatten(1, rank.shape).unbind()
     similarity[0] = own
     torch.mm(bank, query.T, out=similarity[1:])
     similarity.sub_(similarity.amax(0))
 
     def terms_and_grads(g: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # the last one, rank 0, needs no copy of the similarities
-        nll, count, grads = _group(similarity.clone() if g else similarity, rank, groups[g], most)
+        used = (free.copy_(similarity), *others) if g else (similarity, *others[:2], free)
+        nll, count, grads = _group(used, rank, groups[g], most)
         if bank_grads is not None:
             bank_grads[g].addmm_(grads[1:], query)
         return nll, count, grads[1:].T @ bank, grads[0].clone()  # a view would keep it all
@@ -327,15 +334,16 @@ def _joined(parts: tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _group(similarity: Tensor, rank: Tensor, group: Group, most: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Terms [n], their number [n], and the gradient of their sum in the cosines [1 + K, n], which are used up.
+def _group(rooms: Sequence[Tensor], rank: Tensor, group: Group, most: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Terms [n], their number [n], and the gradient of their sum in the cosines [1 + K, n].
 
+    rooms: matrices that are used up: the cosines, two, and for the out form one more.
     Masks are numbers, 1 or 0: on a CPU, arithmetic with truth values is slow.
     """
-    negative = torch.ge(rank, group.first_negative, out=torch.empty_like(similarity))
-    positive = _positive(rank, group, out=torch.empty_like(similarity))
+    negative = torch.ge(rank, group.first_negative, out=rooms[1])
+    positive = _positive(rank, group, out=rooms[2])
     form = _log_space if group.tau < FAST_MIN_TAU else _exponentials
-    nll, count, moved = form(similarity, positive, negative, group, most)
+    nll, count, moved = form((rooms[0], positive, negative, rooms[-1]), group, most)
     if group.out and group.reduction == "anchors":  # those that are left in share a weight of 1: one term an anchor
         each = count.clamp(min=1).reciprocal_()
         positive.mul_(each)
@@ -354,23 +362,23 @@ def _positive(rank: Tensor, group: Group, out: Tensor) -> Tensor:
     return out
 
 
-# A form takes the cosines, less their largest, and 1 or 0 for each positive and negative, all [1 + K, n]. It gives the
-# terms, their number, and what moves to the negatives, as a factor of their exponentials, all [n]; positives turn into
-# the probability that each one loses, negatives into their exponentials, on a scale of the form's own.
+# A form takes matrices [1 + K, n] that it uses up: the cosines, less their largest; 1 or 0 for each positive; for each
+# negative; and, if it is an out form, one more. It gives the terms, their number, and what moves to the negatives, as a
+# factor of their exponentials, all [n]; positives turn into the probability that each one loses, negatives into their
+# exponentials, on a scale of the form's own.
 
 
-def _exponentials(
-    similarity: Tensor, positive: Tensor, negative: Tensor, group: Group, most: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The form by sums of exponentials; uses up the similarities."""
+def _exponentials(rooms: Sequence[Tensor], group: Group, most: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The form by sums of exponentials."""
+    similarity, positive, negative, free = rooms
     e = similarity.mul_(math.log2(math.e) / group.tau).exp2_()  # on a CPU, exp takes longer
     s_negative, tiny = negative.mul_(e).sum(0), torch.finfo(e.dtype).tiny
     if group.out:
         odds = torch.div(s_negative, e, out=e)
         if most < math.inf:
-            positive.mul_(torch.rsub(odds, most).sign_().clamp_(min=0))  # NaN shows
+            positive.mul_(torch.lt(odds, most, out=free))
         count, rest = positive.sum(0), odds.add_(1)
-        nll = rest.log().mul_(positive).sum(0)
+        nll = torch.log(rest, out=free).mul_(positive).sum(0)  # NaN shows, though it is left out
         moved = positive.addcdiv_(positive, rest, value=-1).sum(0)  # 1 - p
     else:
         s_positive = positive.mul_(e).sum(0)
@@ -383,10 +391,9 @@ def _exponentials(
     return nll, count, moved / s_negative.clamp_(min=tiny)
 
 
-def _log_space(
-    similarity: Tensor, positive: Tensor, negative: Tensor, group: Group, most: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The form that is right at any temperature; uses up the similarities."""
+def _log_space(rooms: Sequence[Tensor], group: Group, most: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The form that is right at any temperature."""
+    similarity, positive, negative, free = rooms
     logits, least = similarity.div_(group.tau), math.log1p(most)  # a term of this or more is left out
     log_n = _softmax(logits, negative)
     # threshold as in `infonce`
@@ -394,8 +401,8 @@ def _log_space(
         log_odds = torch.sub(log_n, logits, out=logits)
         nll = F.softplus(log_odds, threshold=40)
         if least < math.inf:
-            positive.mul_(torch.rsub(nll, least).sign_().clamp_(min=0))  # NaN shows
-        count, nll = positive.sum(0), nll.mul_(positive).sum(0)
+            positive.mul_(torch.lt(nll, least, out=free))
+        count, nll = positive.sum(0), nll.mul_(positive).sum(0)  # NaN shows, though it is left out
         return nll, count, positive.mul_(log_odds.sigmoid_()).sum(0)
     log_p = _softmax(logits, positive)
     log_odds = log_n - log_p

@@ -320,7 +320,7 @@ def computed_peak(case: Case, precision: torch.dtype) -> float:
     """GB that `engine.memory` says a step holds, CUDA's own and the allocator's left out."""
     with torch.device("meta"):
         encoder = resnet.encoder(case.model, small_images=case.size <= 64)
-    needs = memory.of_training(encoder, case.size, precision, case.batch_size, memory.Bank(case.bank, 128, True))
+    needs = memory.of_training(encoder, case.size, precision, case.batch_size, memory.Bank(case.bank, 128))
     return (needs.fixed + max(distributed.shares(case.batch_size)) * sum(needs.per_image.values())) / 1e9
 
 

@@ -271,11 +271,13 @@ def skips_damage(args) -> bool:
 
 def loading(args, device, channels_last: bool = False) -> Loading:
     """How batches come to the device, in which layout; says how the cores are shared out."""
-    distributed.say(cores.line(args.num_workers, getattr(args, "nproc_per_node", None)))
-    if args.num_workers > util.cores():
-        distributed.say(f"--num_workers {args.num_workers}: more loader processes than the {util.cores()} cores")
+    per_node, usable = getattr(args, "nproc_per_node", None), util.cores()
+    workers = cores.loaders(per_node) if args.num_workers is None else args.num_workers
+    distributed.say(cores.line(workers, per_node))
+    if workers > usable:
+        distributed.say(f"--num_workers {workers}: more loader processes than the {usable} cores")
     minutes = getattr(args, "timeout_minutes", Loading.timeout_minutes)  # the pictures have no such option
-    return Loading(args.batch_size, args.num_workers, device, channels_last, minutes)
+    return Loading(args.batch_size, workers, device, channels_last, minutes)
 
 
 def stepper(args, model, device, warm_for_batch: bool = True) -> Stepper:
