@@ -7,7 +7,7 @@ waits for the device, but the first `forward` of a loss, which checks what it is
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -204,52 +204,35 @@ def _groups(taus: Sequence[float], variant: str, cumulative: bool, reduction: st
     )
 
 
-def masked_terms(
-    similarity: Tensor, own: Tensor, rank: Tensor, column: Tensor, groups: Groups, min_probability: float
-) -> tuple[Tensor, Tensor]:
-    """The terms over a class table in log space, right at any temperature.
-
-    similarity: [N, K] cosines with the bank; the other arguments are those of `fast_terms`.
-    """
-    return entry_terms(similarity, own, rank.gather(1, column.expand(len(rank), -1)), groups, min_probability)
-
-
-def entry_terms(
-    similarity: Tensor, own: Tensor, rank: Tensor, groups: Groups, min_probability: float
-) -> tuple[Tensor, Tensor]:
-    """The terms in log space: similarity [N, K] with the bank, own [N] with the own key, rank [N, K] of the entries."""
-    similarity = torch.cat([own[:, None], similarity], 1)
-    rank_with_own = F.pad(rank, (1, 0), value=0)
-    rank_without = F.pad(rank, (1, 0), value=-1)
-    terms = []
-    for group in groups:
-        r = rank_with_own if group.own_key else rank_without
-        positive = (r >= group.positive.start) & (r < group.positive.stop)
-        variant, negative = "out" if group.out else "in", r >= group.first_negative
-        terms.append(infonce(similarity / group.tau, positive, negative, variant, min_probability, group.reduction))
-    total, count = zip(*terms, strict=True)
-    return torch.stack(total), torch.stack(count)
-
-
 # Cosines span 2 / tau in the exponent. From here on every sum of exp stays inside float32's range (exp(-50) = 2e-22)
-# with the row's largest logit as offset, so that sums may be taken before the logarithm.
+# with the row's largest logit as offset, so that sums may be taken before the logarithm; below, in log space.
 FAST_MIN_TAU = 0.04
 
-# Entries of [anchors, K] that are worked on at a time. On a CPU they fit the cache, which a whole [N, K] does not; on a
+# Entries of [K, anchors] that are worked on at a time. On a CPU they fit the cache, which a whole [K, N] does not; on a
 # GPU, where starting an operation costs more, they are as many as bounded memory allows: a million keys do not grow it.
 BLOCK = {"cpu": 2**20, "cuda": 2**26}
 
 
 def fast_terms(
-    query: Tensor, own: Tensor, bank: Tensor, rank: Tensor, column: Tensor, groups: Groups, min_probability: float
+    query: Tensor,
+    own: Tensor,
+    bank: Tensor,
+    anchors: Tensor,
+    entries: Tensor,
+    own_place: Tensor | None,
+    groups: Groups,
+    min_probability: float,
 ) -> tuple[Tensor, Tensor]:
-    """The terms over a class table by sums of exponentials, a block of anchors at a time, without any [N, K] kept.
+    """The terms over a bank, a block of anchors at a time, without any [N, K] kept -> total, count [G].
 
-    query: [N, D] unit vectors; own: [N] cosines with the own key; bank: [K, D] unit vectors; rank: [N, 1 + C] of every
-    class for each anchor, the first column being the empty slot; column: [K] of the bank entries -> total, count [G].
-    The plain form that it must equal is `masked_terms`.
+    query: [N, D] unit vectors; own: [N] cosines with the own key; bank: [K, D] unit vectors.
+    Ranks by a table: anchors [N, 1 + C] int8 of every class for each anchor, the first column being the empty slot;
+    entries [K] its column for each bank entry. Or by nested groups: the group at each level, anchors [N, L] and
+    entries [K, L], below 0 for an empty slot.
+    own_place: [N] of the own key in the bank, which is then no entry for its anchor; None: it is not in there.
+    The plain form that it must equal is `rince_terms`, on the ranks of all entries.
     """
-    return _FastTerms.apply(query, own, bank, rank, column, groups, min_probability)
+    return _FastTerms.apply(query, own, bank, anchors, entries, own_place, groups, min_probability)
 
 
 class _FastTerms(torch.autograd.Function):
@@ -263,19 +246,24 @@ class _FastTerms(torch.autograd.Function):
         query: Tensor,
         own: Tensor,
         bank: Tensor,
-        rank: Tensor,
-        column: Tensor,
+        anchors: Tensor,
+        entries: Tensor,
+        own_place: Tensor | None,
         groups: Groups,
         min_probability: float,
     ) -> tuple[Tensor, Tensor]:
         most = (1 - min_probability) / min_probability if min_probability > 0 else math.inf  # odds of a kept term
         rows = max(1, BLOCK.get(query.device.type, BLOCK["cuda"]) // (len(bank) + 1))
+        rows -= rows % 32 if rows > 32 else 0  # odd lengths of rows are slow
         bank_grads = query.new_zeros(len(groups), *bank.shape) if ctx.needs_input_grad[2] else None  # [G, K, D]
-        whole = query, own, rank
-        blocks: Iterable[tuple[Tensor, ...]] = [whole]
-        if len(query) > rows:
-            blocks = zip(*(x.split(rows) for x in whole), strict=True)
-        found = [_block(q, k, r, bank, column, groups, most, bank_grads) for q, k, r in blocks]
+        # matrices that all blocks work in: to be given new memory takes a CPU longer than to fill it
+        matrices = 4 + any(g.out for g in groups[1:])
+        rooms = query.new_empty(matrices, (1 + len(bank)) * min(rows, len(query)))
+        found = []
+        for start in range(0, max(len(query), 1), rows):
+            part = slice(start, start + rows)
+            rank = _ranks(anchors[part], entries, None if own_place is None else own_place[part])
+            found.append(_block(query[part], own[part], bank, rank, groups, most, bank_grads, rooms))
         # nll and count [N, G], query_grads [N, G, D], own_grads [N, G]
         nll, count, query_grads, own_grads = (_joined(part) for part in zip(*found, strict=True))
         ctx.save_for_backward(query_grads, own_grads, bank_grads)
@@ -287,37 +275,53 @@ class _FastTerms(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         # once_differentiable would let a second derivative through, silently wrong, where grad_total is a constant
         if torch.is_grad_enabled():
-            raise RuntimeError("losses: the fast loss cannot be differentiated twice; masked_terms can")
+            raise RuntimeError("losses: this loss cannot be differentiated twice; losses.rince can")
         query_grads, own_grads, bank_grads = ctx.saved_tensors
         to_bank = None if bank_grads is None else torch.tensordot(grad_total, bank_grads, 1)
-        return (query_grads * grad_total[:, None]).sum(1), own_grads @ grad_total, to_bank, None, None, None, None
+        return (query_grads * grad_total[:, None]).sum(1), own_grads @ grad_total, to_bank, *[None] * 5
+
+
+def _ranks(anchors: Tensor, entries: Tensor, own_place: Tensor | None) -> Tensor:
+    """[1 + K, n] int8 rank of every entry for some anchors, from arguments of `fast_terms`; -1: no entry.
+
+    The first row is the own key. An entry's row is contiguous: to copy rows is ten times as fast as to gather columns.
+    """
+    rank = torch.zeros(1 + len(entries), len(anchors), dtype=torch.int8, device=anchors.device)
+    if entries.ndim == 1:
+        torch.index_select(anchors.T.contiguous(), 0, entries, out=rank[1:])
+    else:
+        for of_anchor, of_entry in zip(anchors.T, entries.T, strict=True):
+            rank[1:] += of_entry[:, None] != of_anchor
+    return rank if own_place is None else rank.scatter_(0, own_place[None] + 1, -1)
 
 
 def _block(
     query: Tensor,
     own: Tensor,
-    rank: Tensor,
     bank: Tensor,
-    column: Tensor,
+    rank: Tensor,
     groups: Groups,
     most: float,
     bank_grads: Tensor | None,
+    rooms: Tensor,
 ) -> list[Tensor]:
     """Some anchors' terms: the sum of each, their number, and the sum's gradients, all [n, G] or [n, G, D].
 
-    bank_grads [G, K, D], unless None, grows by the gradients that reach the bank.
+    bank_grads [G, K, D], unless None, grows by the gradients that reach the bank; rooms: memory that is worked in.
     """
-    similarity = torch.cat([own[:, None], query @ bank.T], 1)  # [n, 1 + K], the own key first
-    similarity.sub_(similarity.amax(1, keepdim=True))
-    rank = F.pad(rank.gather(1, column.expand(len(query), -1)), (1, 0))  # [n, 1 + K] int8; the own key's is 0
+    # [1 + K, n] each; the own key first
+    similarity, free, *others = rooms[:, : rank.numel()].unflatten(1, rank.shape).unbind()
+    similarity[0] = own
+    torch.mm(bank, query.T, out=similarity[1:])
+    similarity.sub_(similarity.amax(0))
 
     def terms_and_grads(g: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        tau = groups[g].tau
         # the last one, rank 0, needs no copy of the similarities
-        nll, count, grads = _group((similarity.div(tau) if g else similarity.div_(tau)).exp_(), rank, groups[g], most)
+        used = (free.copy_(similarity), *others) if g else (similarity, *others[:2], free)
+        nll, count, grads = _group(used, rank, groups[g], most)
         if bank_grads is not None:
-            bank_grads[g].addmm_(grads[:, 1:].T, query)
-        return nll, count, grads[:, 1:] @ bank, grads[:, 0].clone()  # a view would keep it all
+            bank_grads[g].addmm_(grads[1:], query)
+        return nll, count, grads[1:].T @ bank, grads[0].clone()  # a view would keep it all
 
     found = [terms_and_grads(g) for g in reversed(range(len(groups)))][::-1]
     return [torch.stack(part, 1) for part in zip(*found, strict=True)]
@@ -327,68 +331,103 @@ def _joined(parts: tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _group(e: Tensor, rank: Tensor, group: Group, most: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Terms [n], their number [n], and the gradient of their sum in the cosines [n, 1 + K], of exponentials and ranks.
+def _group(rooms: Sequence[Tensor], rank: Tensor, group: Group, most: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Terms [n], their number [n], and the gradient of their sum in the cosines [1 + K, n].
 
+    rooms: matrices that are used up: the cosines, two, and for the out form one more.
     Masks are numbers, 1 or 0: on a CPU, arithmetic with truth values is slow.
     """
-    negative = rank.sub(group.first_negative - 1).clamp_(0, 1).to(e.dtype).mul_(e)
-    s_negative = negative.sum(1)
-    positive = _positive(rank, group).to(e.dtype)
-    form = _anchors if not group.out else _pairs if group.reduction == "pairs" else _pairs_of_anchors
-    nll, count, moved = form(e, positive, s_negative, most)
-    per_negative = moved / s_negative.clamp_(min=torch.finfo(e.dtype).tiny).mul_(group.tau)
-    return nll, count, negative.mul_(per_negative[:, None]).sub_(positive, alpha=1 / group.tau)
+    negative = torch.ge(rank, group.first_negative, out=rooms[1])
+    positive = _positive(rank, group, out=rooms[2])
+    form = _log_space if group.tau < FAST_MIN_TAU else _exponentials
+    nll, count, moved = form((rooms[0], positive, negative, rooms[-1]), group, most)
+    if group.out and group.reduction == "anchors":  # those that are left in share a weight of 1: one term an anchor
+        each = count.clamp(min=1).reciprocal_()
+        positive.mul_(each)
+        nll, count, moved = nll * each, count.clamp(max=1), moved * each
+    return nll, count, negative.mul_(moved / group.tau).sub_(positive, alpha=1 / group.tau)
 
 
-def _positive(rank: Tensor, group: Group) -> Tensor:
-    """[n, 1 + K] int8: 1 where an entry is a positive of the group, else 0."""
-    first, last = group.positive.start, group.positive.stop - 1
-    if first == last == 0:
-        return torch.rsub(rank, 1).clamp_(min=0)
-    if first == last:
-        return torch.rsub(rank.sub(first).abs_(), 1).clamp_(min=0)
-    positive = torch.rsub(rank, last + 1).clamp_(0, 1)  # cumulative: from rank 0
-    positive[:, 0] = group.own_key
-    return positive
+def _positive(rank: Tensor, group: Group, out: Tensor) -> Tensor:
+    """1 where an entry is a positive of the group, else 0, in `out` [1 + K, n]."""
+    if len(group.positive) == 1:
+        torch.eq(rank, group.positive.start, out=out)
+    else:  # cumulative: from rank 0; what is no entry, -1, is 255 without a sign
+        torch.lt(rank.view(torch.uint8), group.positive.stop, out=out)
+    if group.positive.start == 0 and not group.own_key:
+        out[0] = 0
+    return out
 
 
-def _anchors(e: Tensor, positive: Tensor, s_negative: Tensor, most: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The "in" form from exponentials and 1 or 0 for each positive [n, 1 + K]; these turn into the probability that
-    each positive loses. All [n]: terms, their number, and the probability that moves to the negatives.
+# A form takes matrices [1 + K, n] that it uses up: the cosines, less their largest; 1 or 0 for each positive; for each
+# negative; and, if it is an out form, one more. It gives the terms, their number, and what moves to the negatives, as a
+# factor of their exponentials, all [n]; positives turn into the probability that each one loses, negatives into their
+# exponentials, on a scale of the form's own.
+
+
+def _exponentials(rooms: Sequence[Tensor], group: Group, most: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The form by sums of exponentials."""
+    similarity, positive, negative, free = rooms
+    e = similarity.mul_(math.log2(math.e) / group.tau).exp2_()  # on a CPU, exp takes longer
+    s_negative, tiny = negative.mul_(e).sum(0), torch.finfo(e.dtype).tiny
+    if group.out:
+        odds = torch.div(s_negative, e, out=e)
+        if most < math.inf:
+            positive.mul_(torch.lt(odds, most, out=free))
+        count, rest = positive.sum(0), odds.add_(1)
+        nll = torch.log(rest, out=free).mul_(positive).sum(0)  # NaN shows, though it is left out
+        moved = positive.addcdiv_(positive, rest, value=-1).sum(0)  # 1 - p
+    else:
+        s_positive = positive.mul_(e).sum(0)
+        at_least = s_positive.clamp(min=tiny)
+        odds = s_negative / at_least
+        dropped = (s_positive <= 0) | (odds >= most)  # so written, NaN is kept and shows
+        odds = odds.masked_fill(dropped, 0)
+        nll, count, moved = odds.log1p(), ~dropped, odds / (1 + odds)
+        positive.mul_(moved / at_least)
+    return nll, count, moved / s_negative.clamp_(min=tiny)
+
+
+def _log_space(rooms: Sequence[Tensor], group: Group, most: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The form that is right at any temperature."""
+    similarity, positive, negative, free = rooms
+    logits, least = similarity.div_(group.tau), math.log1p(most)  # a term of this or more is left out
+    log_n = _softmax(logits, negative)
+    # threshold as in `infonce`
+    if group.out:
+        log_odds = torch.sub(log_n, logits, out=logits)
+        nll = F.softplus(log_odds, threshold=40)
+        if least < math.inf:
+            positive.mul_(torch.lt(nll, least, out=free))
+        count, nll = positive.sum(0), nll.mul_(positive).sum(0)  # NaN shows, though it is left out
+        return nll, count, positive.mul_(log_odds.sigmoid_()).sum(0)
+    log_p = _softmax(logits, positive)
+    log_odds = log_n - log_p
+    nll = F.softplus(log_odds, threshold=40)
+    dropped = (log_p <= -FAR / 2) | (nll >= least)
+    moved = log_odds.sigmoid().masked_fill_(dropped, 0)
+    positive.mul_(moved)
+    return nll.masked_fill(dropped, 0), ~dropped, moved
+
+
+FAR = 1e30  # below any logit: infinities would turn into NaN
+
+
+def _softmax(logits: Tensor, mask: Tensor) -> Tensor:
+    """[n] log of the sum of exp over the entries where the mask [1 + K, n] is 1, whose place their softmax takes.
+
+    A column without entries gives about -FAR, and a softmax without meaning.
     """
-    s_positive = positive.mul_(e).sum(1)
-    at_least = s_positive.clamp(min=torch.finfo(e.dtype).tiny)
-    odds = s_negative / at_least
-    dropped = (s_positive <= 0) | (odds >= most)  # so written, NaN is kept and shows
-    odds = odds.masked_fill(dropped, 0)
-    moved = odds / (1 + odds)
-    positive.mul_((moved / at_least)[:, None])
-    return odds.log1p(), ~dropped, moved
-
-
-def _pairs(e: Tensor, positive: Tensor, s_negative: Tensor, most: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The "out" form, as `_anchors`; uses up e."""
-    odds = torch.div(s_negative[:, None], e, out=e)
-    if most < math.inf:
-        positive.mul_(torch.rsub(odds, most).sign_().clamp_(min=0))  # NaN shows
-    count, rest = positive.sum(1), odds.add_(1)
-    nll = rest.log().mul_(positive).sum(1)
-    positive.addcdiv_(positive, rest, value=-1)  # 1 - p
-    return nll, count, positive.sum(1)
-
-
-def _pairs_of_anchors(e: Tensor, positive: Tensor, s_negative: Tensor, most: float) -> tuple[Tensor, Tensor, Tensor]:
-    """`_pairs`, of which those of an anchor that are left in share a weight of 1: one term an anchor."""
-    nll, count, moved = _pairs(e, positive, s_negative, most)
-    each = count.clamp(min=1).reciprocal_()
-    positive.mul_(each[:, None])
-    return nll * each, count.clamp(max=1), moved * each
+    e = mask.sub_(1).mul_(FAR).add_(logits)
+    offset = e.amax(0)
+    total = e.sub_(offset).exp_().sum(0)
+    e.div_(total)
+    return offset + total.log()
 
 
 class _RankedLoss(nn.Module):
     """What the losses over a bank share. A subclass registers has_rank [labels, R] bool: which ranks a label has, and
-    gives `bank_terms`, `ranks` and `entries_per_rank`.
+    gives `rank_sources` and `entries_per_rank`.
     """
 
     has_rank: Tensor
@@ -433,10 +472,15 @@ class _RankedLoss(nn.Module):
         self, query: Tensor, own: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor
     ) -> tuple[Tensor, Tensor]:
         """query [N, D], own [N] cosines with the own key, bank [K, D], and the labels -> total, count [G]."""
-        raise NotImplementedError
+        sources = self.rank_sources(labels, bank_labels)
+        return fast_terms(query, own, bank, *sources, None, self.groups, self.min_probability)
 
     def ranks(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[N], [K] -> [N, K] int8 rank of each pair of labels; R, as of a negative, for an empty slot."""
+        return _ranks(*self.rank_sources(labels, bank_labels), None)[1:].T
+
+    def rank_sources(self, labels: Tensor, bank_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """[N], [K] -> what `fast_terms` makes the ranks of a block of anchors from: its `anchors` and `entries`."""
         raise NotImplementedError
 
     def entries_per_rank(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
@@ -541,14 +585,9 @@ class RINCELoss(_RankedLoss):
         has_rank = torch.stack([(rank == r).any(1) for r in range(len(values))], 1)
         self.register_buffer("has_rank", has_rank, persistent=False)  # [C, R]
 
-    def bank_terms(
-        self, query: Tensor, own: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """By sums of exponentials, where the temperature is safe for them."""
-        how = self.rank[labels], bank_labels + 1, self.groups, self.min_probability
-        if min(self.taus) >= FAST_MIN_TAU:
-            return fast_terms(query, own, bank, *how)
-        return masked_terms(query @ bank.clone().T, own, *how)  # backward needs the bank as it was
+    def rank_sources(self, labels: Tensor, bank_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """[N], [K] -> [N, 1 + C] int8, [K]: the table's rows and columns."""
+        return self.rank[labels], bank_labels + 1
 
     def entries_per_rank(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[N], [K] -> [N, R + 1] float64: bank entries of each rank, and negatives."""
@@ -556,10 +595,6 @@ class RINCELoss(_RankedLoss):
         # sums, not a product of matrices, which TF32 would round
         of_class = [torch.where(self.rank == r, in_bank, 0).sum(1) for r in range(len(self.taus) + 1)]
         return torch.stack(of_class, 1)[labels].double()
-
-    def ranks(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """[N], [K] -> [N, K] int8 rank of each pair of labels; R, as of a negative, for an empty slot."""
-        return self.rank[labels].gather(1, (bank_labels + 1).expand(len(labels), -1))
 
 
 class SupConLoss(RINCELoss):
@@ -622,21 +657,10 @@ class NestedRINCELoss(_RankedLoss):
         self.register_buffer("levels", levels, persistent=False)  # [G, L]
         self.register_buffer("has_rank", has_rank, persistent=False)  # [G, R], R = L
 
-    def ranks(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """[N], [K] -> [N, K] int8: number of levels, from the finest, at which two labels share no group."""
-        rank = torch.zeros(len(labels), len(bank_labels), dtype=torch.int8, device=labels.device)
-        anchors, entries = self.levels[labels], self.levels[bank_labels.clamp(min=0)]
-        for level in range(self.levels.shape[1]):
-            rank += anchors[:, level, None] != entries[:, level]
-        return rank.masked_fill_(bank_labels < 0, self.levels.shape[1])
-
-    def bank_terms(
-        self, query: Tensor, own: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """In log space, entry by entry."""
-        return entry_terms(
-            query @ bank.clone().T, own, self.ranks(labels, bank_labels), self.groups, self.min_probability
-        )
+    def rank_sources(self, labels: Tensor, bank_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """[N], [K] -> [N, L], [K, L]: the groups at each level, -1 for an empty slot."""
+        empty = (bank_labels < 0)[:, None]
+        return self.levels[labels], self.levels[bank_labels.clamp(min=0)].masked_fill_(empty, -1)
 
     def entries_per_rank(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[N], [K] -> [N, R + 1] float64: bank entries of each rank, and negatives."""
@@ -815,8 +839,8 @@ class InBatchLoss(nn.Module):
             with torch.no_grad():
                 known = _GatherKeys.apply(labels) if several else labels
                 place = first + torch.arange(len(q), device=q.device)  # of the own key among the keys
-                rank = c.ranks(labels, known).scatter(1, place[:, None], -1)
-            total, count = entry_terms(q @ keys.T, (q * k).sum(1), rank, groups, c.min_probability)
+                sources = c.rank_sources(labels, known)
+            total, count = fast_terms(q, (q * k).sum(1), keys, *sources, place, groups, c.min_probability)
         terms = RankTerms(total, count, c.occurring(labels))
         return terms.over_processes(_all_reduce, dist.get_world_size()) if several else terms
 

@@ -96,7 +96,7 @@ def worker(args, device):
 
     def needs():
         encoder = start.build(spec.small, size, "meta")
-        bank = memory.Bank(args.memorybank_size, args.feat_dim, objective.in_blocks(args))
+        bank = memory.Bank(args.memorybank_size, args.feat_dim)
         return memory.of_training(encoder, size, stepper.precision, args.batch_size, bank, stepper.momenta)
 
     with memory.within(device, needs):

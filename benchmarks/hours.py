@@ -19,7 +19,7 @@ import datasets
 import recipes
 import util
 from benchmarks import report
-from engine import config, memory, objective, options, training
+from engine import config, memory, options, training
 from util import InputError
 
 IMAGES = {  # of training, and classes; ImageNet-100's about
@@ -58,7 +58,7 @@ def row(command: str, tflops: float) -> dict:
     total = forward * passes * images(args, command) * args.epochs
     bank = None
     if contrastive:
-        bank = memory.Bank(args.memorybank_size, args.feat_dim, objective.in_blocks(args))
+        bank = memory.Bank(args.memorybank_size, args.feat_dim)
     needs = memory.of_training(encoder, size, torch.bfloat16, args.batch_size, bank)
     return {
         "run": args.exp_name,

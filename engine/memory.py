@@ -22,11 +22,10 @@ CONTEXT, WORKSPACES, PIECES = 0.5e9, 0.5e9, 1.05
 
 @dataclass(frozen=True)
 class Bank:
-    """Keys, their dimensions, and whether the loss takes the anchors in blocks (losses.BLOCK), or all at once."""
+    """Keys and their dimensions."""
 
     keys: int
     dim: int
-    in_blocks: bool
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def of_training(
         return Needs(fixed, per_image, batch_size)
     fixed += 2 * 4 * bank.keys * bank.dim  # and its copy for backward
     matrices = 5 * 4  # bytes an entry of [images, keys]: the similarities, and what is made of them at one time
-    most = matrices * losses.BLOCK["cuda"] if bank.in_blocks else math.inf
+    most = matrices * losses.BLOCK["cuda"]
     return Needs(fixed, per_image, batch_size, (matrices * bank.keys, most))
 
 

@@ -7,7 +7,7 @@ import datasets
 from datasets import rankings
 from datasets.rankings import instances
 from engine import distributed, options, watching
-from losses import FAST_MIN_TAU, REDUCTIONS, VARIANTS, NestedRINCELoss, RINCELoss
+from losses import REDUCTIONS, VARIANTS, NestedRINCELoss, RINCELoss
 from util import InputError, user_text
 
 # beside those that every script has
@@ -49,11 +49,6 @@ def add_options(p) -> None:
 def variant(args) -> str:
     """--variant, or the published flags' meaning."""
     return args.variant or ("out_in" if args.mixed_out_in else "in" if args.do_sum_in_log else "out")
-
-
-def in_blocks(args) -> bool:
-    """Whether the loss takes the anchors in blocks, whatever the bank: not in log space, nor over groups."""
-    return args.min_tau >= FAST_MIN_TAU and not args.instance_ranks
 
 
 def load_data(args):

@@ -106,6 +106,21 @@ def test_an_anchor_without_a_positive_adds_nothing_and_gets_no_gradient():
     assert torch.equal(gradient, torch.zeros_like(query))
 
 
+@pytest.mark.parametrize("kind", [RINCELoss, NestedRINCELoss])
+@pytest.mark.parametrize("own_key", [True, False])
+@pytest.mark.parametrize("min_tau", [0.01, 0.1])
+def test_blocks_of_anchors_change_nothing(min_tau, own_key, kind, monkeypatch):
+    query, key, labels = batch(seed=3)
+    inputs = [x.requires_grad_() for x in ((query, key) if own_key else (query,))]
+    of = TABLE if kind is RINCELoss else torch.tensor([[0, 0], [1, 0], [2, 1], [3, 1]])
+    loss, found = InBatchLoss(kind(of, min_tau, 0.6, cumulative_positives=True)), []
+    for rows in (3, 100):
+        monkeypatch.setitem(losses.BLOCK, "cpu", rows * 11)  # an anchor has 10 candidates and its own key
+        value = loss(query, key if own_key else None, labels)
+        found.append((value.detach(), *torch.autograd.grad(value, inputs)))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
+
+
 def test_gradcheck_passes_for_queries_and_keys():
     query, key, labels = batch(n=6)
     loss = InBatchLoss(RINCELoss(TABLE, 0.2, 0.6, min_probability=0))

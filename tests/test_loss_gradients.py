@@ -73,11 +73,12 @@ def test_the_bank_may_be_overwritten_before_backward(head, use_head):
     torch.testing.assert_close(query.grad, want)
 
 
+@pytest.mark.parametrize("min_tau", [0.01, 0.1])
 @pytest.mark.parametrize("scale_needs_grad", [False, True])
-def test_differentiating_twice_raises(scale_needs_grad):
+def test_differentiating_twice_raises(scale_needs_grad, min_tau):
     query, key, *rest = batch(seed=17)
     query, key = query.requires_grad_(), key.requires_grad_()
-    loss = RINCELoss(superclass_table())(query, key, *rest)
+    loss = RINCELoss(superclass_table(), min_tau)(query, key, *rest)
     scale = torch.ones((), dtype=loss.dtype, requires_grad=scale_needs_grad)
 
     def gradient_penalty():

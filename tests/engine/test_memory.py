@@ -68,15 +68,15 @@ def test_the_published_batch_keeps_so_many_gigabytes(name, small_images, size, w
 
 def test_a_bank_takes_a_second_view_the_keys_weights_and_the_losses_similarities():
     how = 4, torch.float32, 64
-    one, two = (memory.of_training(on_meta(small), *how, bank) for bank in (None, Bank(1000, 16, False)))
+    one, two = (memory.of_training(on_meta(small), *how, bank) for bank in (None, Bank(1000, 16)))
     weights = sum(x.numel() for x in small().parameters())
     assert two.fixed - one.fixed == 4 * weights + 8 * 1000 * 16
     assert two.per_image["images"] == 2 * one.per_image["images"] == 2 * 5 * 3 * 4 * 4
-    assert (one.loss[0], two.loss) == (0, (20_000, math.inf))
+    assert (one.loss[0], two.loss) == (0, (20_000, 20 * losses.BLOCK["cuda"]))
 
 
 def test_a_loss_in_blocks_takes_no_more_than_a_block_whatever_bank_and_batch():
-    needs = memory.of_training(on_meta(small), 4, torch.float32, 64, Bank(2**20, 16, True))
+    needs = memory.of_training(on_meta(small), 4, torch.float32, 64, Bank(2**20, 16))
     most = 20 * losses.BLOCK["cuda"]
     assert needs.loss == (20 * 2**20, most)
     without = replace(needs, loss=(0.0, math.inf))
@@ -94,7 +94,7 @@ def test_a_key_encoders_pass_counts_where_it_takes_more_than_gradients():
     encoder = build_encoder("resnet18", True, "meta")
     _, largest = memory.activations(encoder, 32, torch.bfloat16)
     passing = memory.passing_through(encoder, 32, torch.bfloat16)
-    one, two = (memory.of_training(encoder, 32, torch.bfloat16, 64, bank) for bank in (None, Bank(64, 8, True)))
+    one, two = (memory.of_training(encoder, 32, torch.bfloat16, 64, bank) for bank in (None, Bank(64, 8)))
     assert (one.per_image["passing"], two.per_image["passing"]) == (2 * largest, passing)
     assert passing > 2 * largest
 
@@ -105,7 +105,7 @@ def test_a_key_encoders_pass_counts_where_it_takes_more_than_gradients():
         (torch.float32, 1, None, 4 + 4 + 4),  # weight, gradient, momentum
         (torch.bfloat16, 1, None, 4 + 4 + 4 + 2),  # autocast's copy
         (torch.float32, 2, None, 4 + 4 + 4 + 4),  # the buckets in which gradients are sent
-        (torch.float16, 8, Bank(10, 3, True), 4 + 4 + 4 + 2 + 4 + 4),  # and the key encoder's
+        (torch.float16, 8, Bank(10, 3), 4 + 4 + 4 + 2 + 4 + 4),  # and the key encoder's
     ],
 )
 def test_a_weight_takes_so_many_bytes(monkeypatch, precision, processes, bank, bytes_a_weight):
