@@ -210,7 +210,7 @@ FAST_MIN_TAU = 0.04
 
 # Entries of [K, anchors] that are worked on at a time. On a CPU they fit the cache, which a whole [K, N] does not; on a
 # GPU, where starting an operation costs more, they are as many as bounded memory allows: a million keys do not grow it.
-BLOCK = {"cpu": 2**20, "cuda": 2**26}
+BLOCK = {"cpu": 2**21, "cuda": 2**26}
 
 # And anchors at least: each block reads the whole bank, which of a million keys is far more than its own numbers.
 LEAST_ROWS = 16
