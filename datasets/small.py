@@ -45,6 +45,7 @@ def fits(images, size: int) -> bool:
     return isinstance(images, np.ndarray) and max(*images.shape[1:3], size) <= SIDE
 
 
+@torch.autocast("cpu", enabled=False)  # its sums would not be exact
 def crop(images: np.ndarray, boxes: Tensor, out: Tensor) -> None:
     """Resize boxes [V, n, 4] (top, left, height, width) of images [n, H, W] or [n, H, W, 3] to `out` [V, n, 3, S, S],
     of either layout; uint8.
