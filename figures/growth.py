@@ -1,6 +1,6 @@
 """How time and memory of the loss and of retrieval grow, from the records of benchmarks.growth.
 
-python -m figures.growth [--json docs/speed.json] [--out docs/growth.png]
+python -m figures.growth [--json docs/speed.json] [--out figures/growth.png]
 """
 
 import argparse
@@ -37,7 +37,7 @@ def draw(path: Path, records: dict) -> None:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=util.user_path, default=Path("docs/speed.json"), help="of the benchmarks")
-    parser.add_argument("--out", type=util.user_path, default=Path("docs/growth.png"), help="picture to draw")
+    parser.add_argument("--out", type=util.user_path, default=Path("figures/growth.png"), help="picture to draw")
     args = parser.parse_args()
     figures.check_picture(args.out, "--out")
     try:
