@@ -3,9 +3,10 @@
 python -m benchmarks.peers [--only NAME ...] [--rounds 5] [--threads N] [--json FILE]
 
 Peers: pytorch-metric-learning, lightly, faiss, kornia, albumentations (which is cv2), scikit-learn, torchvision:
-`pip install ".[bench]"`. SupContrast and the published code are no packages: their plain forms are written from the
-papers. Results are compared before anything is timed, and an unequal one ends the run. The forms of a table run in
-turn; `times ours` is the median, over the rounds, of a form's time over that of ours in the same round.
+`pip install ".[bench]"`; and DALI, where it is installed: `pip install nvidia-dali-cuda120`, a gigabyte. SupContrast
+and the published code are no packages: their plain forms are written from the papers. Results are compared before
+anything is timed, and an unequal one ends the run. The forms of a table run in turn; `times ours` is the median, over
+the rounds, of a form's time over that of ours in the same round.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import util  # first: where packages are missing it says what to do
 # isort: split
 import torch
 
-from benchmarks import Work, in_turn, peers_images, peers_losses, peers_scores, peers_steps, ratio, report
+from benchmarks import Work, in_turn, peers_dali, peers_images, peers_losses, peers_scores, peers_steps, ratio, report
 from engine import config
 
 WORKS = {
@@ -64,13 +65,14 @@ def main():
     missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise util.InputError(f'missing: {", ".join(missing)}; install them with: pip install ".[bench]"')
+    packages = [*PACKAGES.values(), *[peers_dali.PACKAGE] * peers_dali.installed()]
     config.huge_pages()  # as every script of ours does; the peers have them, too
     threads = args.threads or torch.get_num_threads()
     for name in args.only:
         torch.set_num_threads(threads)
         work = WORKS[name]()
         torch.set_num_threads(work.threads or threads)
-        report(work.title, measured(work, args.rounds), args.json, name=name, libraries=PACKAGES.values())
+        report(work.title, measured(work, args.rounds), args.json, name=name, libraries=packages)
         print()
 
 

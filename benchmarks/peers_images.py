@@ -1,4 +1,4 @@
-"""Two augmented views an image, beside torchvision's two pipelines, albumentations (cv2) and kornia: of peers.
+"""Two augmented views an image, beside torchvision's two pipelines, albumentations (cv2), kornia, DALI: of peers.
 
 All draw crop, flip, jitter and grey as published, each by its own random numbers: that their results are alike is
 checked by the mean and the spread of the views.
@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import datasets
-from benchmarks import Work, data_pipeline, must_equal
+from benchmarks import Work, data_pipeline, must_equal, peers_dali
 from benchmarks.data_pipeline import MEAN, STD, by_batch, one_by_one
 from datasets import decoding
 
@@ -115,6 +115,8 @@ def photographs() -> Work:
     data = datasets.build("path", root)
     raw, jpeg = (data_pipeline.pack(data, Path(scratch.name), f, root) for f in ("raw", "jpeg"))
     peers = _peers(lambda i: Image.open(data.images[i]).convert("RGB"), len(data), 224, 50)
+    if peers_dali.installed():
+        peers["DALI on the CPU"] = peers_dali.views_of_files(list(map(str, data.images)), 224, 50)
     _alike(peers)
     ours = {
         "JPEG folder, everything on the CPU": by_batch(data, 224, 64, finished=True),
@@ -131,6 +133,8 @@ def small() -> Work:
     pixels = np.random.default_rng(0).integers(0, 256, (1024, 32, 32, 3), dtype=np.uint8)
     data = datasets.ImageData(pixels, torch.zeros(len(pixels), dtype=torch.long), ["0"])
     peers = _peers(lambda i: Image.fromarray(pixels[i]), len(pixels), 32, 512)
+    if peers_dali.installed():
+        peers["DALI on the CPU"] = peers_dali.views_of_pixels(pixels, 32, 512)
     _alike(peers)
     whole, part = (by_batch(data, 32, 512, finished) for finished in (True, False))
     published = one_by_one(data, 32, 512)

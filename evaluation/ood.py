@@ -165,7 +165,8 @@ def knn_scores(train_features: Tensor, features: Tensor, k: int = 50, chunk: int
     centre = train.mean(0, dtype=torch.float64).float()  # distances stay; features in a narrow cone keep their digits
     train, test = train - centre, test - centre
     squares = train.square().sum(1)
-    places = [(squares - 2 * (x @ train.T)).topk(k, dim=1, largest=False).indices[:, -1] for x in test.split(chunk)]
+    distances = (torch.addmm(squares, x, train.T, alpha=-2) for x in test.split(chunk))
+    places = [part.topk(k, dim=1, largest=False).indices[:, -1] for part in distances]
     # from the difference itself: from the products, an image that is in the training set would not be at distance 0
     parts = zip(test.split(chunk), places, strict=True)
     return -torch.cat([(x - train[place]).norm(dim=1) for x, place in parts])
