@@ -165,11 +165,22 @@ def read(path, flag: str = "--ckpt"):
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named:
             raise InputError(f"{flag} {path}: refused unrun, it holds a pickled object ({named[1]})") from None
-        raise InputError(f"{flag} {path}: not a readable checkpoint") from None
+        raise _unreadable(path, flag, "no file of torch.save") from None
     except zipfile.BadZipFile as error:
-        raise InputError(f"{flag} {path}: not a readable checkpoint ({error})") from None
+        raise _unreadable(path, flag, str(error)) from None
     except Exception as error:  # torch.load meets damage in many ways, each with an exception of its own
-        raise InputError(f"{flag} {path}: not a readable checkpoint ({type(error).__name__})") from None
+        raise _unreadable(path, flag, type(error).__name__) from None
+
+
+def _unreadable(path: Path, flag: str, why: str) -> InputError:
+    """Why a file could not be read; a text, such as a pointer of Git LFS or a saved web page, shows how it begins."""
+    with path.open("rb") as file:
+        start = file.read(60)
+    if not start.strip():
+        why = "it is empty"
+    elif start.decode("utf-8", "replace").replace("\n", " ").rstrip("\ufffd").isprintable():
+        why = f"it is a text that begins: {start.decode('utf-8', 'ignore').splitlines()[0]}"
+    return InputError(f"{flag} {path}: not a readable checkpoint ({why})")
 
 
 def load(path, flag: str = "--ckpt", bare: bool = False) -> dict:

@@ -173,13 +173,29 @@ class Bomb:
         return os.mkdir, ("exploded",)
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", pickle.dumps(Bomb()), b"PK\x03\x04 damaged"])
-def test_a_file_that_is_no_checkpoint_is_refused_without_running_it(tmp_path, monkeypatch, content):
-    monkeypatch.chdir(tmp_path)
+NO_CHECKPOINTS = {
+    "it is empty": b"",
+    "it is a text that begins: version https://git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d",
+    "it is a text that begins: na\u00efve": "na\u00efve".encode(),
+    "no file of torch.save": b"\x80\x02\x93 damaged",
+    "File is not a zip file": b"PK\x03\x04 damaged",
+}
+
+
+@pytest.mark.parametrize(("reason", "content"), NO_CHECKPOINTS.items())
+def test_a_file_that_is_no_checkpoint_is_refused_and_what_it_is_said(tmp_path, content, reason):
     (tmp_path / "last.pth").write_bytes(content)
-    with pytest.raises(InputError, match="not a readable checkpoint") as error:
+    with pytest.raises(InputError) as error:
         checkpoint.load(tmp_path, "--resume")
-    assert "--resume" in str(error.value)
+    assert f"--resume {tmp_path / 'last.pth'}: not a readable checkpoint ({reason}" in str(error.value)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickled_object_is_refused_without_running_it(tmp_path, monkeypatch, protocol):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "last.pth").write_bytes(pickle.dumps(Bomb(), protocol))
+    with pytest.raises(InputError, match=r"last.pth: (not a readable checkpoint|refused unrun)"):
+        checkpoint.load(tmp_path)
     assert not (tmp_path / "exploded").exists()
 
 
