@@ -4,7 +4,8 @@ python -m benchmarks.page [--json docs/speed.json] [--out docs/speed.md]
 
 In the template, {{table NAME}} is the table of a record of the JSON file, {{table NAME: column; column}} some columns
 of it, {{NAME / row / column}} one figure, of the row whose first cell begins so, {{title NAME}} and {{machine NAME}}
-what they say, and {{about NAME}} command, machine, versions and date. The docs hold no figure of a benchmark but these.
+what they say ({{Title NAME}} where a sentence begins), and {{about NAME}} command, machine, versions and date. The docs
+hold no figure of a benchmark but these.
 """
 
 import argparse
@@ -46,6 +47,8 @@ def _filled(wanted: str, records: dict) -> str:
         return about(records[rest])
     if kind in ("title", "machine"):
         return records[rest][kind]
+    if kind == "Title":  # where a sentence begins
+        return records[rest]["title"][:1].upper() + records[rest]["title"][1:]
     if kind == "table":
         name, _, columns = rest.partition(":")
         rows = records[name.strip()]["rows"]

@@ -40,6 +40,7 @@ def test_every_record_has_its_command_machine_versions_and_date():
         ("{{table loss}}", "| form | ms | times |\n| --- | --- | --- |\n| ours | 12.3 |  |\n| plain | 1,234 | 2 |"),
         ("{{table loss: ms}}", "| ms |\n| --- |\n| 12.3 |\n| 1,234 |"),
         ("{{title loss}}, {{machine loss}}", "a loss, a machine"),
+        ("{{Title loss}}", "A loss"),
         ("{{about loss}}", "`python -m it`, a machine, torch 2, 2026-01-01"),
     ],
 )
