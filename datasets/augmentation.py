@@ -157,9 +157,7 @@ def finish(views: Tensor, look: Tensor, mean, std, memory_format=torch.contiguou
     what is to be done is known without waiting for the device -> [n, 3, H, W] float32.
     """
     out = torch.empty(views.shape, dtype=torch.float32, device=views.device, memory_format=memory_format)
-    with (
-        torch.inference_mode()
-    ):  # thousands of small operations, each of which is dearer where a gradient could be asked
+    with torch.inference_mode():  # thousands of small operations, each dearer where a gradient could be asked for
         _finish_into(out, views, look, mean, std)
     return out
 
