@@ -1,11 +1,13 @@
 """The RINCE and SupCon objectives (Hoffmann et al., "Ranking Info Noise Contrastive Estimation", AAAI 2022).
 
 Shapes: N anchors, K bank entries, D dimensions, C classes, R ranks.
-Pure tensor functions first, the small modules that hold a class-similarity table after them. All is computed in log
-space and in float32 or better, whatever autocast says; nothing depends on the data's values for its shape, and nothing
-waits for the device, but the first `forward` of a loss, which checks what it is given; training calls `terms`.
+Pure tensor functions first, the small modules that hold a class-similarity table after them. All is computed in
+float32 or better, whatever autocast says, and in log space where exponentials would not do. Nothing depends on the
+data's values for its shape, and nothing waits for the device, but the first `forward` of a loss, which checks what it
+is given; training calls `terms`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -130,6 +132,12 @@ def _check_unit(x: Tensor, name: str) -> None:
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _of_one_type(*vectors: Tensor) -> list[Tensor]:
+    """All in the widest of their types, float32 at least."""
+    widest = functools.reduce(torch.promote_types, [x.dtype for x in vectors], torch.float32)
+    return [x.to(widest) for x in vectors]
 
 
 def rince_terms(
@@ -280,8 +288,9 @@ class _FastTerms(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("losses: this loss cannot be differentiated twice; losses.rince can")
         query_grads, own_grads, bank_grads = ctx.saved_tensors
-        to_bank = None if bank_grads is None else torch.tensordot(grad_total, bank_grads, 1)
-        return (query_grads * grad_total[:, None]).sum(1), own_grads @ grad_total, to_bank, *[None] * 5
+        with torch.autocast(grad_total.device.type, enabled=False):
+            to_bank = None if bank_grads is None else torch.tensordot(grad_total, bank_grads, 1)
+            return (query_grads * grad_total[:, None]).sum(1), own_grads @ grad_total, to_bank, *[None] * 5
 
 
 def _ranks(anchors: Tensor, entries: Tensor, own_place: Tensor | None) -> Tensor:
@@ -374,12 +383,12 @@ def _exponentials(rooms: Sequence[Tensor], group: Group, most: float) -> tuple[T
     e = similarity.mul_(math.log2(math.e) / group.tau).exp2_()  # on a CPU, exp takes longer
     s_negative, tiny = negative.mul_(e).sum(0), torch.finfo(e.dtype).tiny
     if group.out:
-        odds = torch.div(s_negative, e, out=e)
         if most < math.inf:
-            positive.mul_(torch.lt(odds, most, out=free))
-        count, rest = positive.sum(0), odds.add_(1)
-        nll = torch.log(rest, out=free).mul_(positive).sum(0)  # NaN shows, though it is left out
-        moved = positive.addcdiv_(positive, rest, value=-1).sum(0)  # 1 - p
+            positive.mul_(torch.gt(e, s_negative / most, out=free))  # odds below `most`
+        count, lost = positive.sum(0), torch.add(e, s_negative, out=free)
+        torch.div(s_negative, lost, out=lost)  # 1 - p; that difference would have no digit where odds are small
+        nll = torch.div(s_negative, e, out=e).log1p_().mul_(positive).sum(0)  # NaN shows, though it is left out
+        moved = positive.mul_(lost).sum(0)
     else:
         s_positive = positive.mul_(e).sum(0)
         at_least = s_positive.clamp(min=tiny)
@@ -526,7 +535,7 @@ class _RankedLoss(nn.Module):
         """The terms of each rank; the arguments of `forward`, whose values it does not check."""
         labels, bank_labels = _integers(labels, "labels"), _integers(bank_labels, "bank_labels")
         with torch.autocast(query.device.type, enabled=False):
-            q, k, m = (_at_least_float32(x) for x in (query, key, bank))
+            q, k, m = _of_one_type(query, key, bank)
             total, count = self.bank_terms(q, (q * k).sum(1), labels, m, bank_labels)
         return RankTerms(total, count, self.occurring(labels))
 
@@ -835,8 +844,7 @@ class InBatchLoss(nn.Module):
         c, several = self.criterion, dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         groups = c.groups if key is not None else tuple(g._replace(own_key=False) for g in c.groups)
         with torch.autocast(query.device.type, enabled=False):
-            q = _at_least_float32(query)
-            k = q if key is None else _at_least_float32(key)
+            q, k = _of_one_type(query, query if key is None else key)
             first = dist.get_rank() * len(q) if several else 0
             keys = _GatherKeys.apply(k) if several else k
             with torch.no_grad():

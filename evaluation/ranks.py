@@ -97,8 +97,8 @@ class Order:
     def __init__(self, labels: Tensor, gallery_labels: Tensor | None, levels: Levels):
         if len(labels) and int(labels.min()) < 0:
             raise ValueError(f"label {int(labels.min())} is none: labels count from 0")
-        self.labels, self.levels, self.means = labels, levels, _Means()
-        self.gallery_labels = labels if gallery_labels is None else gallery_labels
+        self.labels, self.levels, self.means = labels.long(), levels, _Means()
+        self.gallery_labels = self.labels if gallery_labels is None else gallery_labels.long()
 
     def add(self, rows: slice, ranked: Ranked) -> None:
         """The chunk of these rows, as it is ranked."""

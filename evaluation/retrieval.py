@@ -58,8 +58,9 @@ class Curve:
     """
 
     def __init__(self, labels: Tensor, gallery_labels: Tensor | None, topk: tuple[int, ...] = (1, 5, 10, 20)):
+        labels = labels.long()
         self.labels, self.topk, self.uses = labels, topk, torch.ones_like(labels, dtype=torch.bool)
-        self.gallery_labels = labels if gallery_labels is None else gallery_labels
+        self.gallery_labels = labels if gallery_labels is None else gallery_labels.long()
         if gallery_labels is None:
             self.uses = not_alone(labels)
         if len(labels) and not self.uses.any():
@@ -136,13 +137,19 @@ def look_up(features: Tensor, gallery: Tensor | None, scorers: Sequence, chunk: 
     own, gallery = gallery is None, features if gallery is None else gallery
     if len(features) == 0 or len(gallery) - own < 1:
         raise ValueError("retrieval needs at least one query and one gallery image")
-    if not features.isfinite().all() or not gallery.isfinite().all():
-        raise ValueError("some features are NaN or infinite")
-    q, g = F.normalize(features.float(), dim=1), F.normalize(gallery.float(), dim=1)
+    for scorer in scorers:
+        if (len(scorer.labels), len(scorer.gallery_labels)) != (len(features), len(gallery)):
+            raise ValueError(
+                f"there are {len(scorer.labels)} and {len(scorer.gallery_labels)} labels for {len(features)} queries "
+                f"in a gallery of {len(gallery)}"
+            )
+    q, g = unit(features), unit(gallery)
     chunk = chunk or max(1, min(64, 2**23 // len(g)))
     for begin in range(0, len(q), chunk):
         rows = slice(begin, begin + chunk)
-        similarity = q[rows] @ g.T
+        # two rows at least: the product of a single one may give equal entries of the gallery different last bits
+        similarity = (q[rows].repeat(2, 1) if len(q[rows]) == 1 else q[rows]) @ g.T
+        similarity = similarity[: len(q[rows])]
         if own:
             similarity.diagonal(begin).fill_(-torch.inf)  # the queries themselves, which come last and go
         ranked = Ranked(similarity, own)
@@ -213,6 +220,14 @@ def _sort(keys: Tensor) -> Tensor:
     with ThreadPoolExecutor(len(parts)) as pool:
         list(pool.map(lambda part: part.sort(axis=1), parts))
     return keys
+
+
+def unit(features: Tensor) -> Tensor:
+    """[n, d] -> L2-normalised, float32. Raises ValueError for what is no number, or too large for float32's squares."""
+    x = features.float()
+    if not x.norm(dim=1).isfinite().all():
+        raise ValueError("some features are NaN, infinite, or too large")
+    return F.normalize(x, dim=1)
 
 
 def not_alone(labels: Tensor) -> Tensor:

@@ -125,13 +125,42 @@ def test_bfloat16_inputs_give_a_finite_float32_loss(variant, min_tau):
     assert all(g.isfinite().all() and g.dtype == torch.bfloat16 for g in grads)
 
 
+@pytest.mark.parametrize("tau", [0.05, 0.07, 0.1])
+@pytest.mark.parametrize("variant", ["in", "out"])
+def test_float32_keeps_its_digits_where_almost_all_is_learnt(variant, tau):
+    """Classes at the corners of a simplex, their images close together: odds far below float32's last digit of 1."""
+    gen = generator(16)
+    corners = torch.eye(32, dtype=torch.float64) - 1 / 32
+    label, bank_labels = torch.arange(8), torch.arange(64) % 32
+    inputs = [
+        torch.nn.functional.normalize(corners[y] + 1e-3 * torch.randn(len(y), 32, generator=gen).double(), dim=1)
+        for y in (label, label, bank_labels)
+    ]
+    criterion = SupConLoss(32, tau, variant)
+
+    def found(dtype):
+        query, key, bank = (x.to(dtype).requires_grad_() for x in inputs)
+        loss = criterion(query, key, label, bank, bank_labels)
+        return loss, *torch.autograd.grad(loss, (query, key, bank))
+
+    for narrow, wide in zip(found(torch.float32), found(torch.float64), strict=True):
+        assert (narrow - wide).norm() < 1e-4 * wide.norm()
+
+
 @pytest.mark.parametrize("min_tau", [0.01, 0.1])
 def test_autocast_changes_nothing(min_tau):
-    criterion, data = RINCELoss(superclass_table(), min_tau, 0.6), batch(seed=20, dtype=torch.float32)
+    criterion = RINCELoss(superclass_table(), min_tau, 0.6)
+    query, key, labels, bank, bank_labels = batch(seed=20, dtype=torch.float32)
+
+    def loss_and_gradients():  # of all three
+        inputs = [x.clone().requires_grad_() for x in (query, key, bank)]
+        loss = criterion(*inputs[:2], labels, inputs[2], bank_labels)
+        return loss, *torch.autograd.grad(loss, inputs)
+
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = criterion(*data)
-    assert loss.dtype == torch.float32
-    assert torch.equal(loss, criterion(*data))
+        found = loss_and_gradients()
+    assert found[0].dtype == torch.float32
+    assert all(map(torch.equal, found, loss_and_gradients()))
 
 
 def test_autocast_changes_nothing_on_ranks():

@@ -325,3 +325,11 @@ def test_shapes_that_differ_raise():
 def test_rank_temperatures_that_are_none_raise(taus):
     with pytest.raises(ValueError, match="one temperature above 0 a rank"):
         losses.rince(torch.zeros(2, 3), torch.zeros(2, 3), taus)
+
+
+def test_vectors_of_different_types_count_in_the_widest():
+    query, key, labels, bank, bank_labels = batch(seed=23)
+    criterion = RINCELoss(superclass_table())
+    found = criterion(query.float(), key.float(), labels, bank, bank_labels)
+    assert found.dtype == torch.float64
+    assert float(found) == pytest.approx(float(criterion(query, key, labels, bank, bank_labels)), rel=1e-6)

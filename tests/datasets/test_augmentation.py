@@ -147,7 +147,7 @@ def test_a_crop_is_the_same_wherever_its_pixels_lie():
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (28, 28, 32), (32, 20, 7), (8, 8, 8), (1, 3, 32)])
+@pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (28, 28, 32), (32, 20, 9), (8, 8, 8), (1, 3, 32)])
 def test_crops_of_small_images_at_once_are_those_of_each_to_the_bit(height, width, size, layout):
     count = small.BLOCK + 3
     images = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
@@ -161,6 +161,15 @@ def test_crops_of_small_images_at_once_are_those_of_each_to_the_bit(height, widt
     for v, i in np.ndindex(2, count):
         augmentation.crop(torch.from_numpy(images[i]), boxes[v][i], want)
         assert torch.equal(got[v, i], want[0])
+
+
+def test_sums_of_small_crops_are_below_two_to_the_24():
+    for size in range(8, small.SIDE + 1):
+        assert small.fits(np.zeros((1, 32, 32, 3)), size)
+        for length in range(1, small.SIDE + 1):
+            parts = small.weights(length, size) * 2**16  # of which a row's sum is about 1, and pixels are below 256
+            assert (parts == parts.round()).all()
+            assert (255 * parts.sum(1)).max() + 2**15 < 2**24
 
 
 @pytest.mark.parametrize("shape", [(40, 12, 9), (40, 12, 9, 3)])
@@ -179,6 +188,7 @@ def test_only_small_images_in_memory_are_cut_at_once():
     assert small.fits(np.zeros((1, 32, 32, 3)), 32)
     assert not small.fits(np.zeros((1, 32, 33, 3)), 32)
     assert not small.fits(np.zeros((1, 32, 32, 3)), 64)
+    assert not small.fits(np.zeros((1, 32, 32, 3)), 7)  # sums would have more than 24 bits
     assert not small.fits(["a.jpg"], 32)
 
 

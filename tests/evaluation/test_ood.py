@@ -225,12 +225,31 @@ def test_knn_keeps_its_digits_where_all_features_lie_in_a_narrow_cone():
     assert knn_scores(train, test, 3).tolist() == pytest.approx(want, rel=1e-3)
 
 
+@pytest.mark.parametrize("spread", [0.03, 1e-3, 1e-5])
+def test_knn_keeps_its_digits_in_tight_clusters_far_from_one_another(spread):
+    g = torch.Generator().manual_seed(0)
+    means = torch.randn(4, 16, generator=g)
+    cluster = torch.arange(80) % 4
+    train, test = (means[cluster[:n]] + spread * torch.randn(n, 16, generator=g) for n in (80, 20))
+    want = reference.knn_scores(train.tolist(), test.tolist(), 3)
+    assert knn_scores(train, test, 3).tolist() == pytest.approx(want, rel=1e-4)
+    assert not knn_scores(train, train, 1).any()  # each is there itself
+
+
 def test_features_that_are_not_finite_are_an_error_that_says_so():
     train, labels, test = made(2, 5, 4, 4)
     train[0, 0] = math.nan
     for score in (gaussian_scores, mahalanobis_scores, relative_mahalanobis_scores):
         with pytest.raises(ValueError, match="not positive definite: features must be finite"):
             score(train, labels, test)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
+def test_knn_of_features_that_are_no_numbers_or_too_large_is_an_error(bad):
+    train, _, test = made(2, 5, 4, 4)
+    test[0, 0] = bad
+    with pytest.raises(ValueError, match="NaN, infinite, or too large"):
+        knn_scores(train, test, 1)
 
 
 def test_an_image_that_is_in_the_training_set_lies_at_distance_zero():

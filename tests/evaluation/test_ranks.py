@@ -150,7 +150,7 @@ def test_what_has_no_order_or_no_numbers_is_an_error():
             Levels.of_groups(torch.zeros(2, levels_of, dtype=torch.long))
     with pytest.raises(ValueError, match="every query is alone with its label"):
         retrieval_metrics(torch.eye(3), torch.arange(3), None, None)
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match="NaN, infinite, or too large"):
         rank_metrics(*QUERY, torch.tensor([[torch.nan, 0]]), torch.tensor([0]), levels("one rank"))
     with pytest.raises(ValueError, match="at least one"):
         rank_metrics(*QUERY, None, None, levels("one rank"))

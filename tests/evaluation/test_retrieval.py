@@ -63,6 +63,29 @@ def test_chunks_change_nothing():
         assert retrieval_metrics(*data, chunk=chunk) == pytest.approx(whole, rel=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_equal_entries_are_one_step_for_a_query_that_is_alone_in_its_chunk(chunk):
+    g = torch.Generator().manual_seed(0)
+    queries, entry = torch.randn(65, 512, generator=g), torch.randn(1, 512, generator=g)
+    labels, gallery_labels = torch.zeros(65).long(), torch.arange(1037) % 2
+    metrics = retrieval_metrics(queries, labels, entry.expand(1037, -1), gallery_labels, chunk=chunk)
+    assert metrics["mAP"] == pytest.approx(519 / 1037, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
+def test_labels_may_be_integers_of_any_type(kind):
+    q, y, g, b = made(3)
+    want = retrieval_metrics(q, y, g, b), retrieval_metrics(g, b, None, None)
+    assert (retrieval_metrics(q, y.to(kind), g, b.to(kind)), retrieval_metrics(g, b.to(kind), None, None)) == want
+
+
+def test_labels_of_another_number_than_features_are_an_error_that_says_both():
+    q, y, g, b = made(3)
+    for labels, gallery_labels, said in ((y, b[:20], "7 and 20 labels"), (y.repeat(2), b, "14 and 30 labels")):
+        with pytest.raises(ValueError, match=f"there are {said} for 7 queries in a gallery of 30"):
+            retrieval_metrics(q, labels, g, gallery_labels)
+
+
 def test_scaling_a_feature_changes_nothing():
     q, y, g, b = made(1)
     assert retrieval_metrics(q * 7, y, g * torch.rand(len(g), 1).add(0.5), b) == pytest.approx(
@@ -94,7 +117,7 @@ def test_features_that_are_no_numbers_are_an_error():
     bad = x.clone()
     bad[1, 1] = torch.nan
     for pair in ((bad, x), (x, bad)):
-        with pytest.raises(ValueError, match="NaN or infinite"):
+        with pytest.raises(ValueError, match="NaN, infinite, or too large"):
             retrieval_metrics(pair[0], y, pair[1], y)
 
 
