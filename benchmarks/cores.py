@@ -47,7 +47,7 @@ def side_by_side(count: int, way: dict[str, str], seconds: float) -> float:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--json", type=Path, help="file to add the figures to")
     args = parser.parse_args()
     rows = [

@@ -65,7 +65,7 @@ def checkpoint_of(name: str, small: bool) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, help="file to add the figures to")
     args = parser.parse_args()
     spent = {}

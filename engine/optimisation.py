@@ -58,13 +58,18 @@ def precision(choice: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def slow_precision(choice: str, device: torch.device) -> str:
-    """What to say of a --precision that is slower on this device than float32, which is a CPU's default; else ""."""
-    if device.type == "cuda" or choice not in ("bfloat16", "float16"):
-        return ""
+def precision_advice(choice: str, device: torch.device) -> str:
+    """What to say of a --precision on this CPU, whose default is float32 everywhere, so that figures do not depend on
+    the machine: that bfloat16 or float16 is slower here, or that bfloat16 would be faster; else "".
+    """
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    wanted = {"bfloat16": ("avx512_bf16", "amx_bf16", "bf16"), "float16": ("avx512_fp16", "amx_fp16", "fp16")}[choice]
-    if not any(name in known for name in wanted) or any(known.get(name) for name in wanted):
+    wanted = {"bfloat16": ("avx512_bf16", "amx_bf16", "bf16"), "float16": ("avx512_fp16", "amx_fp16", "fp16")}
+    if device.type == "cuda":
+        return ""
+    if choice == "auto" and known.get("amx_bf16"):
+        return "--precision auto is float32 on a CPU; this one has AMX, with which bfloat16 is up to twice as fast"
+    names = [name for name in wanted.get(choice, ()) if name in known]
+    if not names or any(known[name] for name in names):
         return ""
     return f"--precision {choice}: this CPU has no instructions for it; float32, the default, is several times as fast"
 

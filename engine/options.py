@@ -21,8 +21,8 @@ from engine.optimisation import (
     adamw,
     allow_tf32,
     precision,
+    precision_advice,
     sgd,
-    slow_precision,
     warm_up_epochs,
 )  # fmt: skip
 from engine.parsing import (
@@ -289,7 +289,7 @@ def stepper(args, model, device, warm_for_batch: bool = True) -> Stepper:
     warm = warm_up_epochs(args.warm, args.batch_size if warm_for_batch else 0, args.epochs)
     schedule = Schedule(args.learning_rate, args.epochs, args.cosine, args.lr_decay_rate, args.lr_decay_epochs, warm)
     allow_tf32(args.precision == "tf32")
-    distributed.say(slow_precision(args.precision, device))
+    distributed.say(precision_advice(args.precision, device))
     if args.optimizer == "adamw":
         schedule = replace(schedule, warm_share=0.01)  # SGD's first rate, 0.01, would be ten times the last
         optimizer = adamw(model, args.learning_rate, args.weight_decay)

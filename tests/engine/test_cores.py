@@ -8,7 +8,7 @@ from commands import run
 
 import util
 from engine import config, cores
-from engine.optimisation import slow_precision
+from engine.optimisation import precision_advice
 
 
 @pytest.fixture
@@ -110,6 +110,16 @@ def test_a_run_says_it(monkeypatch, capsys, tmp_path):
 )
 def test_a_precision_that_the_cpu_is_slow_at_is_said(monkeypatch, choice, has, said):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
-    line = slow_precision(choice, torch.device("cpu"))
+    line = precision_advice(choice, torch.device("cpu"))
     assert line.startswith(f"--precision {choice}: this CPU") == said
-    assert slow_precision(choice, torch.device("cuda")) == ""
+    assert precision_advice(choice, torch.device("cuda")) == ""
+
+
+@pytest.mark.parametrize(("choice", "has", "said"), [
+    ("auto", {"amx_bf16": True}, True), ("auto", {"amx_bf16": False}, False), ("auto", {}, False),
+    ("float32", {"amx_bf16": True}, False),
+])  # fmt: skip
+def test_that_bfloat16_would_be_faster_is_said_where_the_cpu_has_amx(monkeypatch, choice, has, said):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    assert ("bfloat16 is up to twice as fast" in precision_advice(choice, torch.device("cpu"))) == said
+    assert precision_advice(choice, torch.device("cuda")) == ""
