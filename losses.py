@@ -212,8 +212,8 @@ def _groups(taus: Sequence[float], variant: str, cumulative: bool, reduction: st
     )
 
 
-# Cosines span 2 / tau in the exponent. From here on every sum of exp stays inside float32's range (exp(-50) = 2e-22)
-# with the row's largest logit as offset, so that sums may be taken before the logarithm; below, in log space.
+# The exponentials of cosines over tau lie between exp(-1 / tau) and exp(1 / tau). From here on, with exp(25) = 7e10,
+# they, their sums and the ratios of these stay far inside float32's range as they are; below, in log space.
 FAST_MIN_TAU = 0.04
 
 # Entries of [K, anchors] that are worked on at a time. On a CPU they fit the cache, which a whole [K, N] does not; on a
@@ -325,12 +325,11 @@ def _block(
     similarity, free, *others = rooms[:, : rank.numel()].unflatten(1, rank.shape).unbind()
     similarity[0] = own
     torch.mm(bank, query.T, out=similarity[1:])
-    similarity.sub_(similarity.amax(0))
 
     def terms_and_grads(g: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # the last one, rank 0, needs no copy of the similarities
-        used = (free.copy_(similarity), *others) if g else (similarity, *others[:2], free)
-        nll, count, grads = _group(used, rank, groups[g], most)
+        # the last one, rank 0, may use up the similarities
+        used = (free, *others) if g else (similarity, *others[:2], free)
+        nll, count, grads = _group(similarity, used, rank, groups[g], most)
         if bank_grads is not None:
             bank_grads[g].addmm_(grads[1:], query)
         return nll, count, grads[1:].T @ bank, grads[0].clone()  # a view would keep it all
@@ -343,16 +342,19 @@ def _joined(parts: tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _group(rooms: Sequence[Tensor], rank: Tensor, group: Group, most: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Terms [n], their number [n], and the gradient of their sum in the cosines [1 + K, n].
+def _group(
+    similarity: Tensor, rooms: Sequence[Tensor], rank: Tensor, group: Group, most: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Terms [n], their number [n], and the gradient of their sum in the cosines, `similarity` [1 + K, n].
 
-    rooms: matrices that are used up: the cosines, two, and for the out form one more.
+    rooms: three matrices to work in, and for the out form one more; the first may be the cosines themselves.
     Masks are numbers, 1 or 0: on a CPU, arithmetic with truth values is slow.
     """
     negative = torch.ge(rank, group.first_negative, out=rooms[1])
     positive = _positive(rank, group, out=rooms[2])
-    form = _log_space if group.tau < FAST_MIN_TAU else _exponentials
-    nll, count, moved = form((rooms[0], positive, negative, rooms[-1]), group, most)
+    form, scale = (_log_space, 1.0) if group.tau < FAST_MIN_TAU else (_exponentials, math.log2(math.e))
+    logits = torch.mul(similarity, scale / group.tau, out=rooms[0])
+    nll, count, moved = form((logits, positive, negative, rooms[-1]), group, most)
     if group.out and group.reduction == "anchors":  # those that are left in share a weight of 1: one term an anchor
         each = count.clamp(min=1).reciprocal_()
         positive.mul_(each)
@@ -371,16 +373,16 @@ def _positive(rank: Tensor, group: Group, out: Tensor) -> Tensor:
     return out
 
 
-# A form takes matrices [1 + K, n] that it uses up: the cosines, less their largest; 1 or 0 for each positive; for each
+# A form takes matrices [1 + K, n] that it uses up: the logits, to its base; 1 or 0 for each positive; for each
 # negative; and, if it is an out form, one more. It gives the terms, their number, and what moves to the negatives, as a
 # factor of their exponentials, all [n]; positives turn into the probability that each one loses, negatives into their
 # exponentials, on a scale of the form's own.
 
 
 def _exponentials(rooms: Sequence[Tensor], group: Group, most: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The form by sums of exponentials."""
-    similarity, positive, negative, free = rooms
-    e = similarity.mul_(math.log2(math.e) / group.tau).exp2_()  # on a CPU, exp takes longer
+    """The form by sums of exponentials; logits to base 2."""
+    logits, positive, negative, free = rooms
+    e = logits.exp2_()  # on a CPU, exp takes longer
     s_negative, tiny = negative.mul_(e).sum(0), torch.finfo(e.dtype).tiny
     if group.out:
         if most < math.inf:
@@ -401,9 +403,9 @@ def _exponentials(rooms: Sequence[Tensor], group: Group, most: float) -> tuple[T
 
 
 def _log_space(rooms: Sequence[Tensor], group: Group, most: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The form that is right at any temperature."""
-    similarity, positive, negative, free = rooms
-    logits, least = similarity.div_(group.tau), math.log1p(most)  # a term of this or more is left out
+    """The form that is right at any temperature; logits to base e."""
+    logits, positive, negative, free = rooms
+    least = math.log1p(most)  # a term of this or more is left out
     log_n = _softmax(logits, negative)
     # threshold as in `infonce`
     if group.out:
