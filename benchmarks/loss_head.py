@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
 from benchmarks import in_turn, ratio, report
+from engine import config
 from losses import RINCELoss
 
 N, D, C = 768, 128, 100  # anchors, dimensions, classes
@@ -88,6 +89,7 @@ def main():
     parser.add_argument("--keys", type=int, default=8192, help="in the bank; a million takes 10 GB for plain InfoNCE")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
+    config.huge_pages()  # as every script of ours does; the plain form has them, too
     given = inputs(args.keys, args.device)
     criterion = RINCELoss(table()).to(args.device)
 
