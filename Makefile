@@ -4,7 +4,8 @@ DEVICE ?= cuda
 GPUS   ?= 1
 BENCH  ?= save/bench.json
 BIN    := $(VENV)/bin
-BENCHMARKS := peers growth starts cores loss_head "train_step --model resnet20 --steps 3" whole_step data_pipeline finish
+BENCHMARKS := peers growth starts cores loss_head "train_step --model resnet20 --steps 3" whole_step data_pipeline finish \
+	"scaling --step_ms 10 --image_ms 0.4 --entry_ns 0.02 --banks 8192 1048576"
 
 .PHONY: demo test test-slow check bench gpu
 
@@ -24,7 +25,8 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# about twelve minutes on two cores; the figures are added to those of $(BENCH), tables are made of them by benchmarks.page
+# about twelve minutes on two cores, and as much again for benchmarks.retrieval and ood, which are run by themselves;
+# the figures are added to those of $(BENCH), tables are made of them by benchmarks.page
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --only-deps ".[bench]"
 	set -e; for name in $(BENCHMARKS); do echo "== python -m benchmarks.$$name"; \

@@ -25,13 +25,13 @@ ANCHORS, QUERIES, DIM = 128, 64, 128
 
 
 def row(size: int, forms: dict, per: int, rounds: int) -> dict:
-    """Time and memory of each form, and ours per entry. forms: ours first."""
+    """Time and memory of each form, and ours per similarity. forms: ours first."""
     found = {"size": size}
     for name, seconds in in_turn(forms, rounds).items():
         found[f"{name}, ms"] = 1000 * statistics.median(seconds)
         found[f"{name}, MB"] = peak_bytes(forms[name], "cpu") / 1e6
     ours = next(iter(forms))
-    return found | {"ns per entry": 1e6 * found[f"{ours}, ms"] / (per * size)}
+    return found | {"ns per similarity": 1e6 * found[f"{ours}, ms"] / (per * size)}
 
 
 def of_bank(size: int) -> dict:

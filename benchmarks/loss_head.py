@@ -110,7 +110,7 @@ def main():
             run()
         extra = peak_bytes(run, args.device)
         row = {"head": name, "median ms": 1000 * statistics.median(times[name])}
-        row |= {"ratio": ratio(times[name], times["plain InfoNCE"]), "operations": counter.count}
+        row |= {"times plain": ratio(times[name], times["plain InfoNCE"]), "operations": counter.count}
         rows.append(row | {"extra [N, K] floats": extra / (4 * N * args.keys), "extra MB": extra / 1e6})
     title = f"N {N}, K {args.keys}, D {D}, {C} classes, 2 ranks, float32, forward + backward"
     report(title, rows, args.json, args.device)

@@ -3,7 +3,7 @@
 python -m benchmarks.peers [--only NAME ...] [--rounds 5] [--threads N] [--json FILE]
 
 Peers: pytorch-metric-learning, lightly, faiss, kornia, albumentations (which is cv2), scikit-learn, torchvision:
-`pip install ".[bench]"`; and DALI, where it is installed: `pip install nvidia-dali-cuda120`, a gigabyte. SupContrast
+`pip install ".[bench]"`; and DALI, where it is installed: `pip install ".[dali]"`, a gigabyte. SupContrast
 and the published code are no packages: their plain forms are written from the papers. Results are compared before
 anything is timed, and an unequal one ends the run. The forms of a table run in turn; `times ours` is the median, over
 the rounds, of a form's time over that of ours in the same round.

@@ -1,4 +1,4 @@
-"""NVIDIA's DALI on the CPU, where it is installed (`pip install nvidia-dali-cuda120`, a gigabyte): of peers."""
+"""NVIDIA's DALI on the CPU, where it is installed (`pip install ".[dali]"`, a gigabyte): of peers."""
 
 import importlib.util
 

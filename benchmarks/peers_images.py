@@ -88,14 +88,11 @@ def _alike(forms: dict) -> None:
         must_equal(f"{name}: their spread", views.std(), wanted.std(), 0.25)
 
 
-def _peers(read, count: int, size: int, batch: int) -> dict:
-    """Forms of the packages over images that `read` gives as PIL's; each returns its views."""
-
-    def pixels(i):
-        return np.asarray(read(i))
+def _peers(read, pixels, count: int, size: int, batch: int) -> dict:
+    """Forms of the packages over images that `read` gives as PIL's and `pixels` as arrays; each returns its views."""
 
     def planes(i):
-        return torch.from_numpy(pixels(i).copy()).permute(2, 0, 1)
+        return torch.from_numpy(pixels(i)).permute(2, 0, 1)
 
     published, kornia = data_pipeline.published(size), by_kornia(size)
     numbers = range(count)
@@ -119,7 +116,13 @@ def photographs() -> Work:
     data_pipeline.photographs(root, 100)
     data = datasets.build("path", root)
     raw, jpeg = (data_pipeline.pack(data, Path(scratch.name), f, root) for f in ("raw", "jpeg"))
-    peers = _peers(lambda i: Image.open(data.images[i]).convert("RGB"), len(data), 224, 50)
+
+    def by_cv2(i):
+        import cv2
+
+        return cv2.cvtColor(cv2.imread(data.images[i]), cv2.COLOR_BGR2RGB)
+
+    peers = _peers(lambda i: Image.open(data.images[i]).convert("RGB"), by_cv2, len(data), 224, 50)
     if peers_dali.installed():
         peers["DALI on the CPU"] = peers_dali.views_of_files(list(map(str, data.images)), 224, 50)
     _alike(peers)
@@ -130,14 +133,14 @@ def photographs() -> Work:
         "packed raw 256, colour on the device": by_batch(raw, 224, 100, finished=False),
     }
     forms = {name: (lambda run=run: run(0)) for name, run in ours.items()} | peers
-    return Work("JPEGs of 500 x 375 to two views of 224, one core", forms, len(data), 3, threads=1, keep=scratch)
+    return Work("JPEGs of 500 x 375 to two views of 224, one core", forms, len(data), 5, threads=1, keep=scratch)
 
 
 def small() -> Work:
     """Images of 32 x 32 in memory, on one core."""
     pixels = np.random.default_rng(0).integers(0, 256, (1024, 32, 32, 3), dtype=np.uint8)
     data = datasets.ImageData(pixels, torch.zeros(len(pixels), dtype=torch.long), ["0"])
-    peers = _peers(lambda i: Image.fromarray(pixels[i]), len(pixels), 32, 512)
+    peers = _peers(lambda i: Image.fromarray(pixels[i]), lambda i: pixels[i], len(pixels), 32, 512)
     if peers_dali.installed():
         peers["DALI on the CPU"] = peers_dali.views_of_pixels(pixels, 32, 512)
     _alike(peers)

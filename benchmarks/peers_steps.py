@@ -21,11 +21,11 @@ TAU, MOMENTUM, RATE = 0.1, 0.99, 0.05
 class Encoders(torch.nn.Module):
     """Query and momentum encoder of the packages' steps: ours, of the same weights, with their own update."""
 
-    def __init__(self, args):
+    def __init__(self, args, layout=torch.contiguous_format):
         super().__init__()
         util.seed_everything(0)
         encoder = resnet.encoder(args.model, small_images=True)
-        self.query = torch.nn.Sequential(encoder, projection_head(encoder.dim))
+        self.query = torch.nn.Sequential(encoder, projection_head(encoder.dim)).to(memory_format=layout)
         self.key = copy.deepcopy(self.query).requires_grad_(False)
         self.optimizer = torch.optim.SGD(self.query.parameters(), RATE, momentum=0.9, weight_decay=1e-4)
 
@@ -43,21 +43,24 @@ class Encoders(torch.nn.Module):
         return found.detach()
 
 
-def of_lightly(args):
+def of_lightly(args, **how):
     """MoCo as lightly's guide builds it; a generator of losses."""
     from lightly.loss import NTXentLoss
 
-    nets, criterion = Encoders(args), NTXentLoss(TAU, memory_bank_size=(args.bank, 128))
+    nets, criterion = Encoders(args, **how), NTXentLoss(TAU, memory_bank_size=(args.bank, 128))
     while True:
         views, _ = random_batch(args)
         yield nets.step(views, criterion)
 
 
-def of_metric_learning(args):
+def of_metric_learning(args, **how):
     """A labelled momentum bank as pytorch-metric-learning's guide builds it; a generator of losses."""
     from pytorch_metric_learning.losses import CrossBatchMemory, SupConLoss
 
-    nets, criterion = Encoders(args), CrossBatchMemory(SupConLoss(TAU), 128, args.bank)
+    nets, criterion = Encoders(args, **how), CrossBatchMemory(SupConLoss(TAU), 128, args.bank)
+    criterion.add_to_memory(  # as full as in the middle of a training
+        F.normalize(torch.randn(args.bank, 128), dim=1), torch.randint(CLASSES, (args.bank,)), args.bank
+    )
     while True:
         views, labels = random_batch(args)
 
@@ -93,9 +96,12 @@ def _step(model: str, batch: int, rounds: int) -> Work:
     _same_features(args)
     runs = {
         "RINCE out-in, channels_last (default)": ours(args, plain=False, channels_last=True),
+        "the same, contiguous": ours(args, plain=False),
         "published loop, plain": ours(args, plain=True),
         "lightly: MoCo, no labels": of_lightly(args),
         "pytorch-metric-learning: labelled bank": of_metric_learning(args),
+        "lightly, channels_last": of_lightly(args, layout=torch.channels_last),
+        "pytorch-metric-learning, channels_last": of_metric_learning(args, layout=torch.channels_last),
     }
     forms = {name: partial(next, run) for name, run in runs.items()}
     return Work(
@@ -108,7 +114,7 @@ def resnet8() -> Work:
 
 
 def resnet18() -> Work:
-    return _step("resnet18", 64, 3)
+    return _step("resnet18", 64, 5)
 
 
 def bfloat16() -> Work:
