@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .retrieval import not_alone, unit
+from .retrieval import not_alone
 
 HELD = 2**24  # numbers of features that wait on the device to be copied at once: 64 MB
 
@@ -59,7 +60,7 @@ def knn_accuracy(
         gallery, gallery_labels = features, labels
     if not len(features) or len(gallery) <= own:
         raise ValueError("kNN accuracy needs queries and a gallery")
-    q, g = unit(features), unit(gallery)
+    q, g = F.normalize(features.float(), dim=1), F.normalize(gallery.float(), dim=1)
     classes, right = int(gallery_labels.max()) + 1, 0
     asks = not_alone(labels) if own else torch.ones_like(labels, dtype=torch.bool)
     if not asks.any():
@@ -79,7 +80,7 @@ def neighbour_accuracy(features: Tensor, groups: Tensor) -> list[float | None]:
     """At each level of groups [n, L], numbered from 0: the share of the images whose nearest other one, by cosine of
     features [n, d], is of their group; of those that are not alone in it, None where all are.
     """
-    x = unit(features)
+    x = F.normalize(features.float(), dim=1)
     nearest = []
     for begin in range(0, len(x), 256):
         cosine = x[begin : begin + 256] @ x.T

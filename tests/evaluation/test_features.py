@@ -73,3 +73,11 @@ def test_the_accuracy_of_the_nearest_neighbour_equals_the_loop_reference(seed):
     groups = torch.cat([torch.arange(300)[:, None], groups, groups // 7], 1)
     want = reference.neighbour_accuracy(x.tolist(), groups.tolist())
     assert want[0] is None and neighbour_accuracy(x, groups) == [None, *map(pytest.approx, want[1:])]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
+def test_figures_that_are_watched_in_training_do_not_end_it_where_a_feature_is_no_number(bad):
+    x, y = torch.eye(6), torch.arange(6) % 2
+    x[2, 2] = bad
+    assert 0 <= knn_accuracy(x, y, x, y) <= 1
+    assert 0 <= neighbour_accuracy(x, y[:, None])[0] <= 1
