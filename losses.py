@@ -122,7 +122,7 @@ def _check_unit(x: Tensor, name: str) -> None:
     Rounding to bfloat16 passes, and so do zeros, which are not to be normalised, and NaN, which shows in the loss.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        norm = _at_least_float32(x.detach()).norm(dim=-1)
+        norm = _at_least_float32(x.detach())[0].norm(dim=-1)
     wrong = norm[((norm - 1).abs() > 0.02) & (norm > 1e-3)]
     if len(wrong):
         raise ValueError(
@@ -130,11 +130,7 @@ def _check_unit(x: Tensor, name: str) -> None:
         )
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _of_one_type(*vectors: Tensor) -> list[Tensor]:
+def _at_least_float32(*vectors: Tensor) -> list[Tensor]:
     """All in the widest of their types, float32 at least."""
     widest = functools.reduce(torch.promote_types, [x.dtype for x in vectors], torch.float32)
     return [x.to(widest) for x in vectors]
@@ -154,7 +150,7 @@ def rince_terms(
         raise ValueError(f"similarity {tuple(similarity.shape)} and rank {tuple(rank.shape)} must be the same [N, K]")
     if len(taus) == 0 or min(taus) <= 0:
         raise ValueError(f"taus are {tuple(taus)}; one temperature above 0 a rank is needed")
-    similarity = _at_least_float32(similarity)
+    (similarity,) = _at_least_float32(similarity)
     positives = [rank == r for r in range(len(taus))]
     terms = [
         infonce(similarity / tau, positives[r], rank > r, _variant_of(r, variant), min_probability, reduction)
@@ -537,7 +533,7 @@ class _RankedLoss(nn.Module):
         """The terms of each rank; the arguments of `forward`, whose values it does not check."""
         labels, bank_labels = _integers(labels, "labels"), _integers(bank_labels, "bank_labels")
         with torch.autocast(query.device.type, enabled=False):
-            q, k, m = _of_one_type(query, key, bank)
+            q, k, m = _at_least_float32(query, key, bank)
             total, count = self.bank_terms(q, (q * k).sum(1), labels, m, bank_labels)
         return RankTerms(total, count, self.occurring(labels))
 
@@ -846,7 +842,7 @@ class InBatchLoss(nn.Module):
         c, several = self.criterion, dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         groups = c.groups if key is not None else tuple(g._replace(own_key=False) for g in c.groups)
         with torch.autocast(query.device.type, enabled=False):
-            q, k = _of_one_type(query, query if key is None else key)
+            q, k = _at_least_float32(query, query if key is None else key)
             first = dist.get_rank() * len(q) if several else 0
             keys = _GatherKeys.apply(k) if several else k
             with torch.no_grad():

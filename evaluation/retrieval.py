@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 LOW = 2**32 - 1  # of a key, the bits of the index
@@ -147,9 +146,9 @@ def look_up(features: Tensor, gallery: Tensor | None, scorers: Sequence, chunk: 
     chunk = chunk or max(1, min(64, 2**23 // len(g)))
     for begin in range(0, len(q), chunk):
         rows = slice(begin, begin + chunk)
+        asked = q[rows]
         # two rows at least: the product of a single one may give equal entries of the gallery different last bits
-        similarity = (q[rows].repeat(2, 1) if len(q[rows]) == 1 else q[rows]) @ g.T
-        similarity = similarity[: len(q[rows])]
+        similarity = ((asked if len(asked) > 1 else asked.repeat(2, 1)) @ g.T)[: len(asked)]
         if own:
             similarity.diagonal(begin).fill_(-torch.inf)  # the queries themselves, which come last and go
         ranked = Ranked(similarity, own)
@@ -225,9 +224,10 @@ def _sort(keys: Tensor) -> Tensor:
 def unit(features: Tensor) -> Tensor:
     """[n, d] -> L2-normalised, float32. Raises ValueError for what is no number, or too large for float32's squares."""
     x = features.float()
-    if not x.norm(dim=1).isfinite().all():
+    norm = x.norm(dim=1, keepdim=True)
+    if not norm.isfinite().all():
         raise ValueError("some features are NaN, infinite, or too large")
-    return F.normalize(x, dim=1)
+    return x / norm.clamp_min(1e-12)  # as F.normalize
 
 
 def not_alone(labels: Tensor) -> Tensor:
