@@ -19,6 +19,8 @@ import util
 # isort: split
 import torch
 
+from engine.optimisation import cpu_capabilities
+
 LIBRARIES = ("torch", "torchvision", "numpy")
 
 
@@ -66,7 +68,7 @@ def machine(device: str = "cpu") -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     instructions = torch.backends.cpu.get_cpu_capability()
-    if hasattr(torch.cpu, "get_capabilities") and torch.cpu.get_capabilities().get("amx_bf16"):
+    if cpu_capabilities().get("amx_bf16"):
         instructions += ", AMX"
     threads, cores = torch.get_num_threads(), os.cpu_count()
     return f"{_processor()} ({instructions}), {threads} of {cores} cores"

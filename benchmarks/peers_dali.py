@@ -27,8 +27,9 @@ def views_of_pixels(pixels: np.ndarray, size: int, batch: int):
     from nvidia.dali import fn
 
     batches = [pixels[start : start + batch] for start in range(0, len(pixels) - batch + 1, batch)]
-    images = lambda: fn.external_source(lambda i: batches[i % len(batches)], layout="HWC")  # noqa: E731
-    return _in_batches(images, len(batches), size, batch)
+    return _in_batches(
+        lambda: fn.external_source(lambda i: batches[i % len(batches)], layout="HWC"), len(batches), size, batch
+    )
 
 
 def _in_batches(images, batches: int, size: int, batch: int):

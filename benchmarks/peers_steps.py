@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import util
 from benchmarks import Work, must_equal
 from benchmarks.loss_head import plain_infonce
-from benchmarks.peers_losses import key_mask
+from benchmarks.peers_losses import key_mask, memory
 from benchmarks.train_step import CLASSES, random_batch, steps
 from networks import resnet
 from networks.contrastive import projection_head
@@ -57,10 +57,8 @@ def of_metric_learning(args, **how):
     """A labelled momentum bank as pytorch-metric-learning's guide builds it; a generator of losses."""
     from pytorch_metric_learning.losses import CrossBatchMemory, SupConLoss
 
-    nets, criterion = Encoders(args, **how), CrossBatchMemory(SupConLoss(TAU), 128, args.bank)
-    criterion.add_to_memory(  # as full as in the middle of a training
-        F.normalize(torch.randn(args.bank, 128), dim=1), torch.randint(CLASSES, (args.bank,)), args.bank
-    )
+    nets, bank = Encoders(args, **how), F.normalize(torch.randn(args.bank, 128), dim=1)
+    criterion, _ = memory(CrossBatchMemory, SupConLoss, bank, torch.randint(CLASSES, (args.bank,)))
     while True:
         views, labels = random_batch(args)
 

@@ -58,14 +58,19 @@ def precision(choice: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
+def cpu_capabilities() -> dict:
+    """Which instructions this CPU has, by torch's names; {} where torch does not say."""
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+
+
 def precision_advice(choice: str, device: torch.device) -> str:
     """What to say of a --precision on this CPU, whose default is float32 everywhere, so that figures do not depend on
     the machine: that bfloat16 or float16 is slower here, or that bfloat16 would be faster; else "".
     """
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    wanted = {"bfloat16": ("avx512_bf16", "amx_bf16", "bf16"), "float16": ("avx512_fp16", "amx_fp16", "fp16")}
     if device.type == "cuda":
         return ""
+    known = cpu_capabilities()
+    wanted = {"bfloat16": ("avx512_bf16", "amx_bf16", "bf16"), "float16": ("avx512_fp16", "amx_fp16", "fp16")}
     if choice == "auto" and known.get("amx_bf16"):
         return "--precision auto is float32 on a CPU; this one has AMX, with which bfloat16 is up to twice as fast"
     names = [name for name in wanted.get(choice, ()) if name in known]
