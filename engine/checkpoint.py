@@ -165,22 +165,26 @@ def read(path, flag: str = "--ckpt"):
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named:
             raise InputError(f"{flag} {path}: refused unrun, it holds a pickled object ({named[1]})") from None
-        raise _unreadable(path, flag, "no file of torch.save") from None
+        why = "no file of torch.save"
     except zipfile.BadZipFile as error:
-        raise _unreadable(path, flag, str(error)) from None
+        why = str(error)
     except Exception as error:  # torch.load meets damage in many ways, each with an exception of its own
-        raise _unreadable(path, flag, type(error).__name__) from None
+        why = type(error).__name__
+    raise InputError(f"{flag} {path}: not a readable checkpoint ({_why_unreadable(path, why)})")
 
 
-def _unreadable(path: Path, flag: str, why: str) -> InputError:
-    """Why a file could not be read; a text, such as a pointer of Git LFS or a saved web page, shows how it begins."""
-    with path.open("rb") as file:
-        start = file.read(60)
+def _why_unreadable(path: Path, why: str) -> str:
+    """`why`, but for a file that is empty, or a text, such as a pointer of Git LFS or a saved web page: that it is."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(60)
+    except OSError:
+        return why
     if not start.strip():
-        why = "it is empty"
-    elif start.decode("utf-8", "replace").replace("\n", " ").rstrip("\ufffd").isprintable():
-        why = f"it is a text that begins: {start.decode('utf-8', 'ignore').splitlines()[0]}"
-    return InputError(f"{flag} {path}: not a readable checkpoint ({why})")
+        return "it is empty"
+    if not start.decode("utf-8", "replace").replace("\n", " ").rstrip("\ufffd").isprintable():
+        return why
+    return f"it is a text that begins: {start.decode('utf-8', 'ignore').splitlines()[0]}"
 
 
 def load(path, flag: str = "--ckpt", bare: bool = False) -> dict:
@@ -243,7 +247,8 @@ def _read_safetensors(path: Path, flag: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{flag} {path}: not a readable safetensors file ({error})") from None
+        why = _why_unreadable(path, str(error))
+        raise InputError(f"{flag} {path}: not a readable safetensors file ({why})") from None
 
 
 def random_state() -> dict:

@@ -181,8 +181,14 @@ def test_names_of_runs_hold_no_slash(monkeypatch):
         ("--model timm:test_vit --size 32 --init {0}/prefixed.pth", "of another architecture, or no weights"),
         ("--model timm:test_vit --init {0}/empty.pth", "empty.pth: holds no weights by name"),
         ("--model timm:test_vit --init {0}/number.pth", "number.pth: holds no weights by name"),
-        ("--model timm:test_vit --init {0}/bad.safetensors", "not a readable safetensors file"),
-        ("--model resnet18 --init {0}/bad.safetensors", "not a readable safetensors file"),
+        (
+            "--model timm:test_vit --init {0}/bad.safetensors",
+            "not a readable safetensors file (it is a text that begins: nothing",
+        ),
+        (
+            "--model resnet18 --init {0}/bad.safetensors",
+            "not a readable safetensors file (it is a text that begins: nothing",
+        ),
         ("--model timm:test_vit.foo --pretrained", "timm:test_vit.foo: Invalid pretrained tag"),
         ("--model timm:test_vit.foo", "--model timm:test_vit.foo: Invalid pretrained tag"),
     ],
