@@ -16,6 +16,11 @@ DETECTORS = {
     "energy": "minus the energy",
 }
 ON_LOGITS = ("msp", "energy")
+BY_CLASS = {
+    "gaussian": evaluation.gaussian_scores,
+    "mahalanobis": evaluation.mahalanobis_scores,
+    "rmds": evaluation.relative_mahalanobis_scores,
+}
 
 
 def scores(detector: str, k: int, device, train: tuple | None, parts: list[Tensor]) -> list[Tensor]:
@@ -24,19 +29,18 @@ def scores(detector: str, k: int, device, train: tuple | None, parts: list[Tenso
     k: neighbour of "knn"; train: features [n, d] and labels [n], which those on logits do without. Raises InputError
     where they do not suffice.
     """
-    if detector in ON_LOGITS:
-        score = evaluation.msp_scores if detector == "msp" else evaluation.energy_scores
-        return [score(x) for x in parts]
-    gallery, labels = F.normalize(train[0], dim=1).to(device), train[1].to(device)
-    joined = torch.cat(parts).to(device)  # so that the training set is looked at, or Gaussians are fitted, once
+    joined = torch.cat(parts)  # equal features of two parts have equal scores, and Gaussians are fitted once
     try:
-        if detector == "knn":
-            found = evaluation.knn_scores(gallery, joined, k)
-        elif detector == "gaussian":
-            found = evaluation.gaussian_scores(gallery, labels, F.normalize(joined, dim=1))
+        if detector == "msp":
+            found = evaluation.msp_scores(joined)
+        elif detector == "energy":
+            found = evaluation.energy_scores(joined)
         else:
-            score = evaluation.relative_mahalanobis_scores if detector == "rmds" else evaluation.mahalanobis_scores
-            found = score(gallery, labels, F.normalize(joined, dim=1))
+            gallery, labels, joined = F.normalize(train[0], dim=1).to(device), train[1].to(device), joined.to(device)
+            if detector == "knn":
+                found = evaluation.knn_scores(gallery, joined, k)
+            else:
+                found = BY_CLASS[detector](gallery, labels, F.normalize(joined, dim=1))
         return list(found.cpu().split([len(x) for x in parts]))
     except ValueError as error:
         raise InputError(f"--detector {detector}: {error}") from None

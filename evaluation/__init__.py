@@ -12,7 +12,7 @@ from .ood import (
     relative_mahalanobis_scores,
 )
 from .ranks import Levels, Order, class_correlation, rank_metrics
-from .retrieval import Curve, look_up, not_alone, retrieval_curve, retrieval_metrics
+from .retrieval import Curve, distinct, look_up, nearest, not_alone, retrieval_curve, retrieval_metrics
 
 __all__ = [
     "Curve",
@@ -21,6 +21,7 @@ __all__ = [
     "alignment",
     "auroc_by_class",
     "class_correlation",
+    "distinct",
     "energy_scores",
     "extract",
     "gaussian_scores",
@@ -29,6 +30,7 @@ __all__ = [
     "look_up",
     "mahalanobis_scores",
     "msp_scores",
+    "nearest",
     "neighbour_accuracy",
     "not_alone",
     "ood_metrics",

@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .retrieval import not_alone
+from .retrieval import nearest, not_alone
 
 HELD = 2**24  # numbers of features that wait on the device to be copied at once: 64 MB
 
@@ -57,22 +56,18 @@ def knn_accuracy(
     """
     own = gallery is None or gallery_labels is None
     if gallery is None or gallery_labels is None:
-        gallery, gallery_labels = features, labels
-    if not len(features) or len(gallery) <= own:
+        gallery, gallery_labels = None, labels
+    if not len(features) or len(gallery_labels) <= own:
         raise ValueError("kNN accuracy needs queries and a gallery")
-    q, g = F.normalize(features.float(), dim=1), F.normalize(gallery.float(), dim=1)
-    classes, right = int(gallery_labels.max()) + 1, 0
     asks = not_alone(labels) if own else torch.ones_like(labels, dtype=torch.bool)
     if not asks.any():
         raise ValueError("every query is alone with its label: there is nothing to find")
-    for begin, (x, y) in enumerate(zip(q.split(256), labels.split(256), strict=True)):
-        cosine = x @ g.T
-        if own:
-            cosine.diagonal(256 * begin).fill_(-torch.inf)
-        cosine, nearest = cosine.topk(min(k, len(g) - own), dim=1)
-        votes = torch.zeros(len(x), classes, device=x.device)
-        votes.scatter_add_(1, gallery_labels[nearest], ((cosine - 1) / tau).exp())
-        right += int(((votes.argmax(1) == y) & asks[256 * begin : 256 * begin + len(y)]).sum())
+    cosines, indices = nearest(features, gallery, min(k, len(gallery_labels) - own))
+    classes, right = int(gallery_labels.max()) + 1, 0
+    for cosine, index, y, ask in zip(*(x.split(256) for x in (cosines, indices, labels, asks)), strict=True):
+        votes = torch.zeros(len(y), classes, dtype=torch.float64, device=y.device)
+        votes.scatter_add_(1, gallery_labels[index], ((cosine.double() - 1) / tau).exp())
+        right += int(((votes.argmax(1) == y) & ask).sum())
     return right / int(asks.sum())
 
 
@@ -80,13 +75,7 @@ def neighbour_accuracy(features: Tensor, groups: Tensor) -> list[float | None]:
     """At each level of groups [n, L], numbered from 0: the share of the images whose nearest other one, by cosine of
     features [n, d], is of their group; of those that are not alone in it, None where all are.
     """
-    x = F.normalize(features.float(), dim=1)
-    nearest = []
-    for begin in range(0, len(x), 256):
-        cosine = x[begin : begin + 256] @ x.T
-        cosine[torch.arange(len(cosine)), torch.arange(begin, begin + len(cosine))] = -torch.inf  # the image itself
-        nearest.append(cosine.argmax(1))
-    hit = groups[torch.cat(nearest)] == groups
+    hit = groups[nearest(features, None, 1)[1][:, 0]] == groups
     found = []
     for group, right in zip(groups.T, hit.T, strict=True):
         finds = not_alone(group)

@@ -1,4 +1,7 @@
-"""Out-of-distribution detection: a score an image, larger = more like the training data."""
+"""Out-of-distribution detection: a score an image, larger = more like the training data.
+
+Equal features have equal scores within one call, however a product's kernel rounds: scores are of distinct rows.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .retrieval import unit
+from .retrieval import distinct, unit
 
 
 def ood_metrics(inlier_scores: Tensor | Sequence[float], outlier_scores: Tensor | Sequence[float]) -> dict[str, float]:
@@ -70,12 +73,13 @@ def gaussian_scores(
     Raises ValueError for no training features or other widths.
     """
     _check_widths(train_features, features)
+    features, which = distinct(features)
     best = torch.full((len(features),), -math.inf, dtype=torch.float64, device=features.device)
     for c in train_labels.unique():
         log_density = _gaussian(train_features[train_labels == c].double(), ridge)
         for part, into in zip(features.split(chunk), best.split(chunk), strict=True):
             torch.maximum(into, log_density(part.double()), out=into)
-    return best
+    return best[which]
 
 
 def _gaussian(x: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
@@ -124,6 +128,7 @@ def mahalanobis_scores(
     (Lee et al. 2018, sec. 2.1). Shapes and errors as gaussian_scores.
     """
     _check_widths(train_features, features)
+    features, which = distinct(features)
     _, label = train_labels.unique(return_inverse=True)
     count = torch.bincount(label).double()[:, None]
     means = torch.zeros(len(count), features.shape[1], dtype=torch.float64, device=features.device)
@@ -138,7 +143,7 @@ def mahalanobis_scores(
     origin = means.mean(0)
     centres = (means - origin) @ whiten.T
     whitened = ((x.double() - origin) @ whiten.T for x in features.split(chunk))
-    return torch.cat([-torch.cdist(x, centres).amin(1).square() for x in whitened])
+    return torch.cat([-torch.cdist(x, centres).amin(1).square() for x in whitened])[which]
 
 
 @torch.no_grad()
@@ -165,12 +170,13 @@ def knn_scores(train_features: Tensor, features: Tensor, k: int = 50, chunk: int
     _check_widths(train_features, features)
     if not 1 <= k <= len(train_features):
         raise ValueError(f"k = {k} does not lie between 1 and the {len(train_features)} training images")
+    features, which = distinct(features)
     distance = _kth_distance(unit(train_features), unit(features), k, chunk)
     near = distance < NEAR
     if near.any():
         train, test = (F.normalize(x.double(), dim=1) for x in (train_features, features[near]))
         distance[near] = _kth_distance(train, test, k, chunk).float()
-    return -distance
+    return -distance[which]
 
 
 NEAR = 0.1  # the square of a distance from products is right to about 5e-7 in float32: here to a part in 20,000
@@ -193,13 +199,15 @@ def msp_scores(logits: Tensor) -> Tensor:
 
     From the sum over the other classes, so that probabilities near 1 keep their order.
     """
-    top, index = logits.double().max(1, keepdim=True)
-    return -(logits.double() - top).exp().scatter(1, index, 0).sum(1).log1p()
+    logits, which = distinct(logits.double())
+    top, index = logits.max(1, keepdim=True)
+    return -(logits - top).exp().scatter(1, index, 0).sum(1).log1p()[which]
 
 
 def energy_scores(logits: Tensor) -> Tensor:
     """[M] minus the energy, log sum exp of logits [M, C] at temperature 1 (Liu et al. 2020)."""
-    return logits.double().logsumexp(1)
+    logits, which = distinct(logits.double())
+    return logits.logsumexp(1)[which]
 
 
 def _check_widths(train_features: Tensor, features: Tensor) -> None:

@@ -1,10 +1,11 @@
 """Retrieval by cosine: does a query find its class first?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LOW = 2**32 - 1  # of a key, the bits of the index
@@ -57,7 +58,7 @@ class Curve:
     """
 
     def __init__(self, labels: Tensor, gallery_labels: Tensor | None, topk: tuple[int, ...] = (1, 5, 10, 20)):
-        labels = labels.long()
+        labels = labels.long().contiguous()  # searchsorted warns of other strides
         self.labels, self.topk, self.uses = labels, topk, torch.ones_like(labels, dtype=torch.bool)
         self.gallery_labels = labels if gallery_labels is None else gallery_labels.long()
         if gallery_labels is None:
@@ -81,8 +82,8 @@ class Curve:
         self.hits = torch.zeros(self.size + 1, dtype=torch.long, device=device)
         self.shares = torch.zeros(self.size + 1, dtype=torch.float64, device=device)
 
-    def add(self, rows: slice, ranked: "Ranked") -> None:
-        """The chunk of these rows, as it is ranked."""
+    def add(self, rows: Tensor, ranked: "Ranked") -> None:
+        """The chunk of these rows [n], as it is ranked."""
         nth = torch.arange(self.most, device=self.first.device)
         there = self.first[rows, None] + nth
         real, relevant = there < self.last[rows, None], self.relevant[rows, None].clamp_min(1)
@@ -142,18 +143,51 @@ def look_up(features: Tensor, gallery: Tensor | None, scorers: Sequence, chunk: 
                 f"there are {len(scorer.labels)} and {len(scorer.gallery_labels)} labels for {len(features)} queries "
                 f"in a gallery of {len(gallery)}"
             )
-    q, g = unit(features), unit(gallery)
-    chunk = chunk or max(1, min(64, 2**23 // len(g)))
-    for begin in range(0, len(q), chunk):
-        rows = slice(begin, begin + chunk)
-        asked = q[rows]
-        # two rows at least: the product of a single one may give equal entries of the gallery different last bits
-        similarity = ((asked if len(asked) > 1 else asked.repeat(2, 1)) @ g.T)[: len(asked)]
-        if own:
-            similarity.diagonal(begin).fill_(-torch.inf)  # the queries themselves, which come last and go
+    chunk = chunk or max(1, min(64, 2**23 // len(gallery)))
+    for rows, similarity in _similarities(features, None if own else gallery, chunk, unit):
         ranked = Ranked(similarity, own)
         for scorer in scorers:
             scorer.add(rows, ranked)
+
+
+@torch.no_grad()
+def nearest(features: Tensor, gallery: Tensor | None, k: int, chunk: int = 256) -> tuple[Tensor, Tensor]:
+    """Of each query [Q, d] the k nearest of the gallery [G, d] by cosine, k at most G: cosines and indices [Q, k].
+
+    The nearest comes first; equal ones stand in the order of the gallery. gallery None: the queries look for one
+    another, and none finds itself. Features that are no numbers are no error here: they are near to nothing.
+    """
+    cosines = torch.empty(len(features), k, device=features.device)
+    indices = torch.empty(len(features), k, dtype=torch.long, device=features.device)
+    for rows, similarity in _similarities(features, gallery, chunk, F.normalize):
+        keys = _keys(similarity, torch.arange(similarity.shape[1], device=similarity.device))
+        indices[rows] = keys.topk(k, dim=1, largest=False).values & LOW
+        cosines[rows] = similarity.gather(1, indices[rows])
+    return cosines, indices
+
+
+def _similarities(
+    features: Tensor, gallery: Tensor | None, chunk: int, normalize: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """In chunks, rows [n] of the queries [Q, d], and their cosines [n, G] with the gallery [G, d].
+
+    gallery None: with one another, and -inf with themselves. Equal queries, and equal entries of the gallery, have
+    equal cosines, although a kernel may round the edge of a product differently: the product is of distinct rows.
+    """
+    q, query = distinct(features)
+    g, entry = (q, query) if gallery is None else distinct(gallery)
+    queries_repeat, entries_repeat = len(q) < len(query), len(g) < len(entry)
+    q, g = normalize(q.float()), normalize(g.float())
+    by_query = query.argsort(stable=True)
+    ends = F.pad(torch.bincount(query, minlength=len(q)).cumsum(0), (1, 0)).tolist()
+    for begin in range(0, len(q), chunk):
+        products = q[begin : begin + chunk] @ g.T
+        for rows in by_query[ends[begin] : ends[min(begin + chunk, len(q))]].split(chunk):
+            similarity = products[query[rows] - begin] if queries_repeat else products
+            similarity = similarity.index_select(1, entry) if entries_repeat else similarity
+            if gallery is None:
+                similarity[torch.arange(len(rows), device=rows.device), rows] = -torch.inf  # comes last, and goes
+            yield rows, similarity
 
 
 class Ranked:
@@ -228,6 +262,13 @@ def unit(features: Tensor) -> Tensor:
     if not norm.isfinite().all():
         raise ValueError("some features are NaN, infinite, or too large")
     return x / norm.clamp_min(1e-12)  # as F.normalize
+
+
+def distinct(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct rows of x [n, d], and of each row which of them it is [n]; x as it is where no two are equal."""
+    bits = (x + 0).view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])  # + 0: -0 is 0
+    rows, which = bits.unique(dim=0, return_inverse=True)
+    return (x, torch.arange(len(x), device=x.device)) if len(rows) == len(x) else (rows.view(x.dtype), which)
 
 
 def not_alone(labels: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import evaluation
 from figures.maps import COLOURS, Drawn
 
 # ---- the numbers -----------------------------------------------------------------------------------------------------
@@ -31,10 +32,9 @@ def within_and_across(cosines: np.ndarray, group_of: list[int]) -> tuple[float, 
 def nearest_in_group(z: np.ndarray, group_of: list[int]) -> tuple[int, int]:
     """Of unit vectors [C, d]: how many have their nearest other one in their group, and how many could have it."""
     group = np.array(group_of)
-    cosines = z @ z.T
-    np.fill_diagonal(cosines, -np.inf)
+    other = evaluation.nearest(torch.from_numpy(z), None, 1)[1][:, 0].numpy()
     companions = (group[:, None] == group).sum(1) > 1
-    return int((group[cosines.argmax(1)] == group)[companions].sum()), int(companions.sum())
+    return int((group[other] == group)[companions].sum()), int(companions.sum())
 
 
 def pair_kinds(labels: np.ndarray, others: np.ndarray, group_of: list[int]) -> np.ndarray:

@@ -15,10 +15,10 @@ import util  # first: where packages are missing it says what to do
 # isort: split
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 import datasets
+import evaluation
 import figures
 from datasets import rankings
 from datasets.rankings import files
@@ -46,12 +46,6 @@ def queries_of(labels: np.ndarray, n: int) -> tuple[list[int], int]:
         raise InputError(f"--queries {n}: there are {len(present)} classes with test images; give at most so many")
     step = len(present) // n
     return first[::step][:n].tolist(), step
-
-
-def nearest(queries: torch.Tensor, gallery: torch.Tensor, k: int, chunk: int = 256) -> np.ndarray:
-    """[Q, k] the images of the gallery [G, d] of largest cosine with each query [Q, d], the nearest first."""
-    q, g = F.normalize(queries, dim=1), F.normalize(gallery, dim=1)
-    return torch.cat([(part @ g.T).topk(k, dim=1).indices for part in q.split(chunk)]).numpy()
 
 
 def shares(kinds: np.ndarray) -> list[float]:
@@ -185,7 +179,7 @@ def main():
     gallery = encoders.features(nets, train, "gallery", loading, cache)
     features = encoders.features(nets, test, "queries", loading, cache)
     group_of = rankings.superclass_labels(groups, train.classes, "superclasses").tolist()
-    neighbours = {name: nearest(features[name], gallery[name], args.nearest) for name in nets}
+    neighbours = {n: evaluation.nearest(features[n], gallery[n], args.nearest)[1].numpy() for n in nets}
     own, labels = test.labels.numpy()[:, None], train.labels.numpy()
     kinds = {name: pair_kinds(own, labels[found], group_of) for name, found in neighbours.items()}
     words, in_groups, queries = files.in_words(train.classes), list(files.in_words(groups).values()), []

@@ -533,19 +533,16 @@ def uniformity(x):
 
 
 def knn_accuracy(features, labels, gallery, gallery_labels, k, tau):
-    """Share of the queries whose class has the largest sum of exp(cosine / tau) over the k nearest."""
-
-    def cosine(a, b):
-        dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
-        return dot / math.sqrt(math.fsum(x * x for x in a) * math.fsum(x * x for x in b))
-
+    """Share of the queries whose class has the largest sum of exp(cosine / tau) over the k nearest, the first ones of
+    equally near; of equal sums the smallest class counts.
+    """
     right = 0
-    for x, y in zip(features, labels, strict=True):
-        nearest = sorted(((cosine(x, g), c) for g, c in zip(gallery, gallery_labels, strict=True)), reverse=True)[:k]
+    for x, y, places in zip(features, labels, nearest(features, gallery, k), strict=True):
         votes = {}
-        for similarity, c in nearest:
-            votes[c] = votes.get(c, 0.0) + math.exp(similarity / tau)
-        right += max(votes, key=votes.get) == y
+        for j in places:
+            c = gallery_labels[j]
+            votes[c] = votes.get(c, 0.0) + math.exp(_cosine(x, gallery[j]) / tau)
+        right += max(sorted(votes), key=votes.get) == y
     return right / len(labels)
 
 

@@ -63,15 +63,6 @@ def test_chunks_change_nothing():
         assert retrieval_metrics(*data, chunk=chunk) == pytest.approx(whole, rel=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [None, 1])
-def test_equal_entries_are_one_step_for_a_query_that_is_alone_in_its_chunk(chunk):
-    g = torch.Generator().manual_seed(0)
-    queries, entry = torch.randn(65, 512, generator=g), torch.randn(1, 512, generator=g)
-    labels, gallery_labels = torch.zeros(65).long(), torch.arange(1037) % 2
-    metrics = retrieval_metrics(queries, labels, entry.expand(1037, -1), gallery_labels, chunk=chunk)
-    assert metrics["mAP"] == pytest.approx(519 / 1037, rel=1e-9)
-
-
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
 def test_labels_may_be_integers_of_any_type(kind):
     q, y, g, b = made(3)

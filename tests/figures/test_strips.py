@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-import reference
-import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
@@ -23,15 +21,6 @@ def test_classes_without_an_image_do_not_count():
     assert strips.queries_of(np.array([7, 3, 3, 9]), 3) == ([1, 0, 3], 1)
     with pytest.raises(InputError, match="--queries 4: there are 3 classes with test images"):
         strips.queries_of(np.array([7, 3, 3, 9]), 4)
-
-
-def test_neighbours_are_those_of_largest_cosine_in_order():
-    g = torch.Generator().manual_seed(0)
-    queries, gallery = torch.randn(5, 4, generator=g), 3 * torch.randn(9, 4, generator=g)
-    for chunk in (2, 256):
-        assert strips.nearest(queries, gallery, 6, chunk).tolist() == reference.nearest(
-            queries.tolist(), gallery.tolist(), 6
-        )
 
 
 def test_the_shares_of_the_kinds_are_over_all_neighbours():
