@@ -24,6 +24,10 @@ ORIENTATION = 0x0112  # in EXIF
 HARMLESS = "extraneous bytes before marker"
 # what to do about a damaged file
 WAY_ROUND = "leave it out with --skip_images LIST, such as damaged_images.txt in the folder of a run on these images"
+# how PIL unpacks a PNG -> its transparent color as PIL has the pixels
+PNG_SCALE = {
+    "L;2": lambda gray: gray * 85, "L;4": lambda gray: gray * 17, "RGB;16B": lambda color: tuple(x >> 8 for x in color)
+}  # fmt: skip
 # value of the orientation -> what turns the image upright
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -33,12 +37,12 @@ UPRIGHT = {
 
 
 def version() -> str:
-    """Names and versions of what decodes plain JPEGs, and the rest: features are kept under them."""
-    return " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("simplejpeg", "pillow"))
+    """Names and versions of what decodes plain JPEGs, and the rest, and ours: features are kept under them."""
+    return "rules 2 " + " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("simplejpeg", "pillow"))
 
 
 def read_rgb(path: str | Path) -> Image.Image:
-    """An image file as 8-bit RGB: turned as its EXIF says, transparency over white, 16 bits scaled to 8.
+    """An image file as 8-bit RGB: turned as its EXIF says, transparency over white, more bits scaled to 8.
 
     Raises InputError naming the file where it is damaged, truncated, or no image.
     """
@@ -69,7 +73,7 @@ def decode_plain_jpeg(content: bytes | np.ndarray, name) -> Tensor:
         except ValueError as error:
             if HARMLESS not in str(error):
                 raise
-        with Image.open(io.BytesIO(content)) as file:
+        with _damage_named(name), Image.open(io.BytesIO(content)) as file:
             return torch.from_numpy(np.array(file.convert("RGB")))
 
 
@@ -86,9 +90,14 @@ def _is_plain_jpeg(file: Image.Image) -> bool:
 
 def _loaded(file: Image.Image) -> Image.Image:
     """Turned by its orientation alone: PIL's exif_transpose writes the whole EXIF anew, and stumbles over odd tags."""
+    if file.format == "PNG" and "transparency" in file.info:  # in samples of the file's depth, which PIL's are not
+        scale = PNG_SCALE.get(file.tile[0][3])
+        if scale:
+            file.info["transparency"] = scale(file.info["transparency"])
     file.load()
     turn = UPRIGHT.get(file.getexif().get(ORIENTATION))
-    return to_rgb(file if turn is None else file.transpose(turn))
+    image = to_rgb(file)
+    return image if turn is None else image.transpose(turn)
 
 
 @contextlib.contextmanager
@@ -133,22 +142,35 @@ def write_list(path: Path, images: list) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of PIL's as RGB. Raises ValueError for pixels that are no numbers."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):  # 16 bits; PIL would cut off all above 255
-        return Image.fromarray(_eight_bits(np.asarray(image) / 257)).convert("RGB")
-    if image.mode == "F":  # fractions of 1, or of 255
+    """Any mode of PIL's as RGB. Raises ValueError for pixels that no rule makes 8 bits of."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # of 16 bits
+        bits = image.tag_v2[258][0] if image.format == "TIFF" else 16  # 12 in some
         pixels = np.asarray(image)
-        if not np.isfinite(pixels).all():
-            raise ValueError("a pixel is NaN or infinite")
-        return Image.fromarray(_eight_bits(pixels * 255 if pixels.max(initial=0) <= 1 else pixels)).convert("RGB")
+        gray = _eight_bits(pixels, 2**bits - 1)
+        if "transparency" in image.info:
+            gray[pixels == image.info["transparency"]] = 255
+        return Image.fromarray(gray).convert("RGB")
+    if image.mode in ("I", "F"):  # 32 bits, with nothing that says what white is
+        whites = (255, 65535) if image.mode == "I" else (1, 255, 65535)
+        return Image.fromarray(_eight_bits(np.asarray(image), *whites)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         over = Image.new("RGBA", image.size, "white")
         over.alpha_composite(image.convert("RGBA"))
         return over.convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    return np.rint(pixels.clip(0, 255)).astype(np.uint8)
+def _eight_bits(pixels: np.ndarray, *whites: int) -> np.ndarray:
+    """Bytes of pixels, by the first of some values of white that no pixel exceeds.
+
+    Raises ValueError where none is, a pixel is negative, or all are near black by a white that is not the first.
+    """
+    if not np.isfinite(pixels).all():
+        raise ValueError("a pixel is NaN or infinite")
+    low, high = pixels.min(initial=0), pixels.max(initial=0)
+    white = next((white for white in whites if np.rint(high * (255 / white)) <= 255), 0)
+    if not white or np.rint(low * (255 / white)) < 0 or (white != whites[0] and high < white / 16):
+        raise ValueError(
+            f"pixels of 32 bits from {low:,.6g} to {high:,.6g}, which does not tell what white is; save 8 or 16 bits"
+        )
+    return np.rint(pixels * (255 / white)).astype(np.uint8)

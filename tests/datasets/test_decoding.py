@@ -1,6 +1,7 @@
 """Image files of every kind become the RGB image that a person sees."""
 
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -38,10 +39,50 @@ def test_sixteen_bits_are_scaled_not_cut_off(tmp_path):
         assert (read(tmp_path, Image.fromarray(deep), name)[..., 0] == [[0, 100], [200, 255]]).all()
 
 
-def test_floating_point_is_a_fraction_of_1_or_of_255(tmp_path):
-    deep = np.array([[0, 0.2], [0.4, 1]], dtype=np.float32)
-    for factor in (1, 255):
-        assert (read(tmp_path, Image.fromarray(deep * factor), "a.tiff")[..., 0] == [[0, 51], [102, 255]]).all()
+@pytest.mark.parametrize(
+    ("pixels", "wanted"),
+    [
+        (np.float32([0, 0.2, 1]), [0, 51, 255]),
+        (np.float32([0, 51, 255]), [0, 51, 255]),
+        (np.float32([0, 0.2 * 65535, 65535]), [0, 51, 255]),
+        (np.float32([-0.001, 0.2, 1.001]), [0, 51, 255]),  # less than half a step of 8 bits
+        (np.float32([0, 0.01, 0.02]), [0, 3, 5]),
+        (np.int32([0, 51, 255]), [0, 51, 255]),
+        (np.int32([0, 1, 2]), [0, 1, 2]),
+        (np.int32([0, 257 * 51, 65535]), [0, 51, 255]),
+        (np.int32([0, 0, 0]), [0, 0, 0]),
+        (np.float32([0, 1.2]), "0 to 1.2"),  # would be black
+        (np.float32([-0.4, 0.5]), "-0.4 to 0.5"),
+        (np.float32([0, 70000]), "0 to 70,000"),
+        (np.int32([0, 4095]), "0 to 4,095"),
+        (np.int32([-5, 100]), "-5 to 100"),
+        (np.int32([0, 100000]), "0 to 100,000"),
+    ],
+    ids=str,
+)
+def test_32_bits_are_scaled_by_the_largest_pixel_or_refused_in_a_line(tmp_path, pixels, wanted):
+    image = Image.fromarray(pixels[None])
+    if isinstance(wanted, list):
+        assert read(tmp_path, image, "a.tiff")[0, :, 0].tolist() == wanted
+        return
+    with pytest.raises(InputError, match=rf"a\.tiff: not a readable image \(pixels of 32 bits from {wanted}, which"):
+        read(tmp_path, image, "a.tiff")
+
+
+def test_12_bits_of_a_tiff_are_scaled_by_these():
+    tags = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 6}  # 4 x 1 pixels after the head
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items())
+    pixels = bytes.fromhex("000fff800001")
+    content = struct.pack("<2sHI", b"II", 42, 16) + pixels + bytes(2) + struct.pack("<H", 9) + entries + bytes(4)
+    assert decoding.decode(content, "a.tiff")[0, :, 0].tolist() == [0, 255, 128, 0]
+
+
+@pytest.mark.parametrize("maximum", [255, 1023, 65535])
+def test_a_pgm_is_scaled_by_its_own_maximum(tmp_path, maximum):
+    (tmp_path / "a.pgm").write_bytes(
+        f"P5 2 1 {maximum}\n".encode() + np.array([0, maximum // 5], ">u2" if maximum > 255 else "u1").tobytes()
+    )
+    assert decoding.read_pixels(tmp_path / "a.pgm")[0, :, 0].tolist() == [0, 51]
 
 
 def test_a_palette_gives_its_colours(tmp_path):
@@ -59,6 +100,36 @@ def test_transparency_lies_over_white_also_in_a_palette_and_in_grey(tmp_path):
     assert read(tmp_path, palette, transparency=0).tolist() == [[[255] * 3, [40, 50, 60]]]
     grey = Image.fromarray(np.dstack([alpha, np.zeros_like(alpha)]), mode="LA")
     assert (read(tmp_path, grey) == 255).all()
+
+
+def png(depth, color, row, transparent):
+    """A PNG of one row of two pixels and a transparent color."""
+    head = struct.pack(">IIBBBBB", 2, 1, depth, color, 0, 0, 0)
+    parts = {b"IHDR": head, b"tRNS": struct.pack(">H" if color == 0 else ">HHH", *transparent)}
+    chunks = {**parts, b"IDAT": zlib.compress(b"\0" + row), b"IEND": b""}.items()
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(x)) + name + x + struct.pack(">I", zlib.crc32(name + x)) for name, x in chunks
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "second"),
+    [
+        (png(1, 0, b"\x40", [0]), 255),
+        (png(1, 0, b"\x80", [1]), 0),
+        (png(2, 0, b"\x60", [1]), 170),
+        (png(4, 0, b"\x36", [3]), 102),
+        (png(8, 0, b"\x36\x40", [0x36]), 0x40),
+        (png(16, 0, b"\x36\x40\x36\x41", [0x3640]), 0x36),
+        (png(8, 2, b"\1\2\3\1\2\4", [1, 2, 3]), [1, 2, 4]),
+        (png(16, 2, b"\1\0\2\0\3\0\4\0\5\0\6\0", [0x100, 0x200, 0x300]), [4, 5, 6]),
+    ],
+    ids=["1 bit, black", "1 bit, white", "2 bits", "4 bits", "8 bits", "16 bits", "RGB", "RGB of 16 bits"],
+)
+def test_the_transparent_color_of_a_png_of_any_depth_is_white(content, second):
+    first, found = decoding.decode(content, "a.png")[0].tolist()
+    assert first == [255, 255, 255]
+    assert found == (second if isinstance(second, list) else [second] * 3)
 
 
 def test_cmyk_has_the_colours_that_it_prints(tmp_path):
