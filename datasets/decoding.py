@@ -5,6 +5,7 @@ import importlib.metadata
 import io
 import os
 import re
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +25,9 @@ ORIENTATION = 0x0112  # in EXIF
 HARMLESS = "extraneous bytes before marker"
 # what to do about a damaged file
 WAY_ROUND = "leave it out with --skip_images LIST, such as damaged_images.txt in the folder of a run on these images"
+# What PIL warns of, odd tags of an EXIF for example, changes no pixel; its lines name no image, but site-packages
+warnings.filterwarnings("ignore", module=r"PIL\.")
+MOST_PIXELS = 500_000_000  # of an image that is read: 2 GB in PIL
 # how PIL unpacks a PNG -> its transparent color as PIL has the pixels
 PNG_SCALE = {
     "L;2": lambda gray: gray * 85, "L;4": lambda gray: gray * 17, "RGB;16B": lambda color: tuple(x >> 8 for x in color)
@@ -44,9 +48,9 @@ def version() -> str:
 def read_rgb(path: str | Path) -> Image.Image:
     """An image file as 8-bit RGB: turned as its EXIF says, transparency over white, more bits scaled to 8.
 
-    Raises InputError naming the file where it is damaged, truncated, or no image.
+    Raises InputError naming the file where it is damaged, truncated, too large, or no image.
     """
-    with _damage_named(path), Image.open(path) as file:
+    with _opened(path, path) as file:
         return _loaded(file)
 
 
@@ -59,7 +63,7 @@ def read_pixels(path: str | Path) -> Tensor:
 
 def decode(content: bytes, name) -> Tensor:
     """[H, W, 3] uint8 of an image file's bytes; errors call it `name`."""
-    with _damage_named(name), Image.open(io.BytesIO(content)) as file:
+    with _opened(io.BytesIO(content), name) as file:
         if not _is_plain_jpeg(file):
             return torch.from_numpy(np.array(_loaded(file)))
     return decode_plain_jpeg(content, name)
@@ -73,19 +77,32 @@ def decode_plain_jpeg(content: bytes | np.ndarray, name) -> Tensor:
         except ValueError as error:
             if HARMLESS not in str(error):
                 raise
-        with _damage_named(name), Image.open(io.BytesIO(content)) as file:
+        with _opened(io.BytesIO(content), name) as file:
             return torch.from_numpy(np.array(file.convert("RGB")))
 
 
 def is_plain_jpeg(path: str | Path) -> bool:
     """Whether a file is a JPEG in RGB or grey that is not turned."""
-    with _damage_named(path), Image.open(path) as file:
+    with _opened(path, path) as file:
         return _is_plain_jpeg(file)
 
 
 def _is_plain_jpeg(file: Image.Image) -> bool:
     upright = "exif" not in file.info or file.getexif().get(ORIENTATION, 1) == 1
     return file.format == "JPEG" and file.mode in ("RGB", "L") and upright
+
+
+@contextlib.contextmanager
+def _opened(source, name):
+    """PIL's image of a path or a file, not decoded yet, whose faults are damage of the image `name`."""
+    Image.MAX_IMAGE_PIXELS = None  # PIL's own limit, a warning or an error that takes large photographs for an attack
+    with _damage_named(name), Image.open(source) as file:
+        if file.width * file.height > MOST_PIXELS:
+            raise InputError(
+                f"{name}: has {file.width:,} x {file.height:,} pixels, more than the {MOST_PIXELS:,} that are read "
+                "(MOST_PIXELS in datasets/decoding.py); make the image smaller"
+            )
+        yield file
 
 
 def _loaded(file: Image.Image) -> Image.Image:

@@ -119,7 +119,7 @@ class PackedImage:
         except PackInputError:
             raise
         except InputError as error:
-            return str(error)
+            return str(error).removeprefix(f"{self}: ")
         return None
 
 

@@ -57,8 +57,9 @@ def pack(folder: Path, out: Path, side: int, format: str, skip: str | None, chec
             images = packed.Pack(out / f"{split}.pack").images()
             damaged = find_damage(images)
             if damaged:
+                first, reason = min(damaged.items())
                 raise InputError(
-                    f"--check: {len(damaged)} of {len(images)} images are damaged, as {min(damaged.items())[1]}"
+                    f"--check: {len(damaged)} of {len(images)} images are damaged, as {images[first]}: {reason}"
                 )
         print("checked: every image is as it was written")
 

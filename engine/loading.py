@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Sampler, Subset, TensorDataset
 
 import util
-from datasets.decoding import find_damage
+from datasets.decoding import damage, find_damage
 from datasets.views import Views, as_it_is
 from engine import distributed, signals, waiting
 from engine.batches import Batches
@@ -70,8 +70,8 @@ def check_images(run, device, check: bool, skip: bool, **parts) -> list:
         if not skip:
             counts = " and ".join(f"{len(images)} of {len(parts[n])} {n}" for n, images in damaged.items() if images)
             raise InputError(
-                f"--check_data: {counts} images are damaged, as {found[0]}; give --skip_images {listed}, or "
-                "--on_bad_image skip"
+                f"--check_data: {counts} images are damaged, as {found[0]}: {damage(found[0])}; "
+                f"give --skip_images {listed}, or --on_bad_image skip"
             )
     return kept
 

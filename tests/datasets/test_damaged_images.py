@@ -10,6 +10,7 @@ from commands import run
 from made_data import make_image_folders
 
 import datasets
+from datasets import decoding
 from util import InputError
 
 error_of = partial(commands.error_of, script="main_supcon")
@@ -105,6 +106,24 @@ def test_an_evaluation_names_the_image_and_the_way_round_it(monkeypatch, capsys,
     assert "leave it out with --skip_images LIST" in line
     run(monkeypatch, mine, f"{evaluate} --skip_images save/SupCon/path_models/a/damaged_images.txt", "retrieval")
     assert "fine" in capsys.readouterr().out
+
+
+def test_an_image_above_the_limit_is_said_to_be_large_in_training_evaluation_and_packing(monkeypatch, capsys, tmp_path):
+    for split in ("train", "val"):
+        make_image_folders(tmp_path / "mine" / split, ["cat", "dog"], each=2)
+    make_image_folders(tmp_path / "mine" / "train", ["eel"], each=3, size=(64, 48))
+    monkeypatch.setattr(decoding, "MOST_PIXELS", 48 * 64 - 1)
+    line = "eel_0.JPEG: has 64 x 48 pixels, more than the 3,071 that are read (MOST_PIXELS in datasets/decoding.py)"
+    train = f"{SMALL} --num_workers 0 --exp_name a --hold_out dog"
+    assert line in error_of(monkeypatch, capsys, tmp_path, f"{train} --check_data", script="main_ce")
+    run(monkeypatch, tmp_path, train, "main_ce")
+    assert f"warning: mine/train/eel/{line}" in capsys.readouterr().err
+    evaluate = "--dataset path --data_folder mine --ckpt save/SupCon/path_models/a --num_workers 0 --hold_out dog"
+    assert f"{line}; make the image smaller; leave it out" in commands.error_of(
+        monkeypatch, capsys, tmp_path, evaluate, "retrieval"
+    )
+    commands.error_of(monkeypatch, capsys, tmp_path, "pack --data_folder mine --out packs", "datasets.prepare")
+    assert (tmp_path / "packs" / "damaged_images.txt").read_text().count("eel_") == 3
 
 
 def test_another_image_takes_the_place_with_its_own_label(tmp_path, capsys):

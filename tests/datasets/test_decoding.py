@@ -1,11 +1,14 @@
 """Image files of every kind become the RGB image that a person sees."""
 
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
 import torch
+from commands import ROOT
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
@@ -264,3 +267,28 @@ def test_a_pixel_that_is_no_number_is_damage(tmp_path, pixel):
     Image.fromarray(np.array([[0, pixel]], dtype=np.float32)).save(tmp_path / "a.tiff")
     with pytest.raises(InputError, match=r"a\.tiff: not a readable image \(a pixel is NaN or infinite\)"):
         read_rgb(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize("most", [2000, 1500])  # Pillow warns from the one on, and refuses above twice it
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".webp", ".gif"])
+def test_large_images_are_read_up_to_a_limit_of_ours_whatever_pillows_is(monkeypatch, tmp_path, ending, most):
+    path = tmp_path / f"a{ending}"
+    Image.new("L", (60, 60)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+    assert decoding.read_pixels(path).shape == (60, 60, 3)
+    assert read_rgb(path).size == (60, 60)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+    assert decoding.is_plain_jpeg(path) == (ending == ".jpg")
+    monkeypatch.setattr(decoding, "MOST_PIXELS", 3599)
+    for way in (read_rgb, decoding.read_pixels):
+        with pytest.raises(InputError, match=r"has 60 x 60 pixels, more than the 3,599 that are read .*make the image"):
+            way(path)
+
+
+def test_pillows_warnings_are_not_shown(tmp_path):
+    Image.fromarray(COLOURS).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0" + struct.pack("<IH", 8, 9))
+    code = "import sys; from datasets import decoding; decoding.read_rgb(sys.argv[1])"
+    command = [sys.executable, "-W", "always", "-c", code, str(tmp_path / "a.jpg")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "PIL" not in done.stderr
