@@ -2,15 +2,24 @@
 classes, and what is left out.
 """
 
+import functools
 import os
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image
+
 from util import InputError
 
-# those that torchvision's ImageFolder takes, and the published code with it
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# what Pillow knows and does not decode itself: data that only other programs decode, film, pages
+NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# images that Pillow, or an older one, does not read: counted where they lie among images
+UNREAD_ENDINGS = {
+    ".arw", ".avif", ".cr2", ".cr3", ".crw", ".dcm", ".djvu", ".dng", ".emf", ".eps", ".exr", ".hdr", ".heic",
+    ".heif", ".hif", ".jp2", ".jxl", ".jxr", ".nef", ".nrw", ".orf", ".pef", ".qoi", ".raf", ".rw2", ".srw", ".svg",
+    ".svgz", ".webp", ".wmf", ".x3f", ".xcf",
+}  # fmt: skip
 # what desktops, network storage and archives leave beside images, in lower case; whatever begins with a dot is hidden
 COMPANIONS = {
     "@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found",
@@ -36,7 +45,9 @@ def existing_folder(path: str | Path, source: str) -> Path:
 
 @dataclass
 class LeftOut:
-    """What was not taken for an image or a class: HIDDEN, TWICE or DANGLING -> how many, and the first path."""
+    """What was not taken for an image or a class: HIDDEN, TWICE, DANGLING, or images of an ending that is not read ->
+    how many, and the first path.
+    """
 
     found: dict[str, tuple[int, str]] = field(default_factory=dict)
 
@@ -66,9 +77,12 @@ def is_companion(name: str) -> bool:
     return name.startswith(COMPANION_BEGINNINGS) or name in COMPANIONS or name.endswith(UNFINISHED)
 
 
-def has_image_ending(name: str) -> bool:
-    """Whether a file of this name would be an image."""
-    return os.path.splitext(name)[1].lower() in IMAGE_ENDINGS
+@functools.cache
+def image_endings() -> frozenset[str]:
+    """The endings, in lower case, of the image files that this Pillow reads."""
+    known = Image.registered_extensions()  # first: it finds out what can be opened
+    read = {*Image.OPEN, "MPO"} - NOT_DECODED  # JPEG's reader opens MPO
+    return frozenset(ending for ending, format in known.items() if format in read)
 
 
 def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
@@ -115,15 +129,15 @@ def images_below(folder: Path, left_out: LeftOut) -> list[Path]:
         inner = []
         for entry in _entries(place):
             kind = _kind(entry)
-            if kind in (HIDDEN, DANGLING):
-                left_out.add(kind, entry.path)
-            elif kind == "folder":
+            if kind == "folder":
                 if entry.is_symlink() and _lies_in(real, os.path.realpath(entry.path)):
                     left_out.add(TWICE, entry.path)
                 else:
                     (waiting if entry.is_symlink() else inner).append(entry.path)
             elif kind == "image":
                 (linked if entry.is_symlink() else found).append(entry.path)
+            elif kind:
+                left_out.add(kind, entry.path)
         waiting.extendleft(reversed(inner))  # before the links that wait
     return sorted(map(Path, found + _new(linked, found, left_out)))
 
@@ -142,17 +156,21 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _kind(entry: os.DirEntry) -> str:
-    """HIDDEN, DANGLING, "folder", "image", or "" for what does not matter."""
+    """ "folder", "image", a kind of LeftOut, or "" for what does not matter."""
     is_link = entry.is_symlink()
     is_folder = _is_folder(entry)
+    ending = os.path.splitext(entry.name)[1].lower()
+    is_read = ending in image_endings()
     if is_companion(entry.name):
-        return HIDDEN if is_folder or has_image_ending(entry.name) else ""
+        return HIDDEN if is_folder or is_read or ending in UNREAD_ENDINGS else ""
     if is_folder:
         return "folder"
     if is_link and not os.path.exists(entry.path):
         return DANGLING
     is_file = os.path.isfile(entry.path) if is_link else entry.is_file()
-    return "image" if is_file and has_image_ending(entry.name) else ""
+    if not is_file or not (is_read or ending in UNREAD_ENDINGS):
+        return ""
+    return "image" if is_read else f"unreadable images ending in {ending}"
 
 
 def _new(linked: list[str], found: list[str], left_out: LeftOut) -> list[str]:

@@ -11,11 +11,10 @@ import torch
 from commands import real, run
 from made_data import make_cifar100, make_image_folders, make_tiny_imagenet
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import datasets
 import main_supcon
-from datasets import augmentation, folders
+from datasets import augmentation
 from datasets.rankings import files
 from util import InputError
 
@@ -305,7 +304,3 @@ def test_fashion_mnist_as_class_folders_has_the_same_classes_labels_and_ranks(mo
 
 def test_the_real_fashion_mnist_as_class_folders_has_the_same_classes_labels_and_ranks(monkeypatch, tmp_path):
     check_equal_to_folders(real("FASHION_MNIST"), tmp_path, monkeypatch)
-
-
-def test_image_files_are_those_that_torchvision_takes():
-    assert folders.IMAGE_ENDINGS == IMG_EXTENSIONS

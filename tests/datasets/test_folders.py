@@ -1,14 +1,18 @@
 """Folders as they are found: hidden and companion files are no images, a file counts once, dangling links never."""
 
 import argparse
+import contextlib
 import errno
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from commands import run
 from made_data import make_image_folders
+from PIL import Image, features
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import datasets
 from datasets import folders, packed, prepare
@@ -121,6 +125,100 @@ def test_a_class_of_clutter_alone_is_named_with_what_was_left_out(tmp_path):
     clutter(tmp_path / "dog")
     with pytest.raises(InputError, match=r"the class folder dog holds no image; left out: \d+ hidden"):
         datasets.build("path", tmp_path)
+
+
+# ---- endings ---------------------------------------------------------------------------------------------------------
+
+ORANGE = (255, 153, 51)  # also of the palette for the web
+# formats that Pillow reads and does not write
+NOT_WRITTEN = {"CUR", "DCX", "FITS", "FLI", "FTEX", "GBR", "IPTC", "PCD", "PIXAR", "PSD", "SUN", "XPM"}
+
+
+def write_any(path, format):
+    """An orange image in the first mode that a format takes; whether it is in color."""
+    for mode in ("RGB", "P", "L", "1"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            Image.new("RGB", (32, 32), ORANGE).convert(mode).save(path, format)
+            return mode in ("RGB", "P")
+    raise AssertionError(f"{format} takes no mode")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:PIL")
+def test_an_image_of_every_ending_that_pillow_reads_is_found_and_read(tmp_path):
+    formats = Image.registered_extensions()
+    read = folders.image_endings()
+    assert read >= {*IMG_EXTENSIONS, *[".jfif", ".jpe", ".gif", ".tga", ".jp2", ".mpo", ".apng"]}
+    assert ".avif" in read or not features.check("avif")
+    assert not read & {*[".csv", ".txt", ".json", ".mat", ".h5", ".hdf", ".eps", ".pdf", ".mpg", ".xml"]}
+    written = {e for e in read if formats[e] in Image.SAVE}
+    assert {formats[e] for e in read - written} <= NOT_WRITTEN
+    (tmp_path / "a").mkdir()
+    in_color = {e for e in written if write_any(tmp_path / "a" / f"0{e}", formats[e])}
+    os.rename(tmp_path / "a" / "0.png", tmp_path / "a" / "0.PNG")
+    data = datasets.build("path", tmp_path)
+    assert {os.path.splitext(f)[1].lower() for f in data.images} == written
+    assert datasets.left_out(data) == ""
+    for i, image in enumerate(data.images):
+        pixels = data.pixels(i).float()
+        assert pixels.shape[0] == pixels.shape[1]
+        if os.path.splitext(image)[1].lower() in in_color:
+            assert (pixels[8, 8] - torch.tensor(ORANGE)).abs().max() < 12, image
+
+
+def test_of_several_frames_the_first_is_read(tmp_path):
+    (tmp_path / "a").mkdir()
+    first, second = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
+    endings = [".gif", ".png", ".tiff", ".webp", *([".avif"] if features.check("avif") else [])]
+    for ending in endings:
+        first.save(tmp_path / "a" / f"0{ending}", save_all=True, append_images=[second])
+    data = datasets.build("path", tmp_path)
+    assert len(data) == len(endings)
+    for i in range(len(data)):
+        assert (data.pixels(i)[4, 4] - torch.tensor([255.0, 0, 0])).abs().max() < 5
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Two images a class, others that nothing here reads, and files that are no images."""
+    make_image_folders(tmp_path / "mine" / "train", ["cat", "dog"], each=2)
+    for name in (
+        "cat/1.HEIC",
+        "cat/2.heic",
+        "dog/deep/3.jxl",
+        "cat/a.csv",
+        "cat/a.txt",
+        "dog/a.json",
+        "dog/a.mat",
+        "dog/a",
+    ):
+        put(tmp_path / "mine" / "train" / name)
+    return tmp_path / "mine"
+
+
+def test_images_that_nothing_here_reads_are_counted_with_their_ending_wherever_folders_are_read(
+    mixed, monkeypatch, capsys, tmp_path
+):
+    train = mixed / "train"
+    line = f"left out: 2 unreadable images ending in .heic (such as {train}/cat/1.HEIC), "
+    line += f"1 unreadable images ending in .jxl (such as {train}/dog/deep/3.jxl)"
+    for data in (datasets.build("path", mixed), datasets.build_outliers("path", mixed, "train")):
+        assert names(data.images) == OURS
+        assert datasets.left_out(data) == line
+    run(monkeypatch, tmp_path, f"pack --data_folder {mixed} --out packs", "datasets.prepare")
+    assert line in capsys.readouterr().out
+    put(train / "cat" / "._1.heic")
+    assert "1 hidden or companion files" in datasets.left_out(datasets.build("path", mixed))
+    for f in (train / "dog").glob("*.JPEG"):
+        f.unlink()
+    with pytest.raises(InputError, match=r"the class folder dog holds no image; left out: .*1 .* ending in \.jxl"):
+        datasets.build("path", mixed)
+
+
+def test_what_this_pillow_was_built_without_is_counted_not_taken_for_damage(monkeypatch, mixed):
+    read = folders.image_endings()
+    put(mixed / "train" / "cat" / "1.avif")
+    monkeypatch.setattr(folders, "image_endings", lambda: read - {".avif"})
+    assert "1 unreadable images ending in .avif" in datasets.left_out(datasets.build("path", mixed))
 
 
 # ---- links -----------------------------------------------------------------------------------------------------------
