@@ -38,6 +38,7 @@ def alignment(x: Tensor, y: Tensor) -> Tensor:
 
 def uniformity(x: Tensor) -> Tensor:
     """Log of the mean Gaussian potential exp(-2 d^2) over the pairs of unit vectors [N, D], N > 1 (t = 2)."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     return torch.pdist(x).square().mul(-2).exp().mean().log()
 
 

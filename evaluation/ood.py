@@ -51,7 +51,7 @@ def auroc_by_class(inlier_scores: Tensor, outlier_scores: Tensor, labels: Tensor
     labels: [m] of the outliers; NaN of a class that has none. Raises ValueError without inliers, or for scores that are
     not finite.
     """
-    inlier, outlier = inlier_scores.double().sort().values, outlier_scores.double()
+    inlier, outlier = inlier_scores.double().sort().values, outlier_scores.double().contiguous()
     if len(inlier) == 0 or not inlier.isfinite().all() or not outlier.isfinite().all():
         raise ValueError("AUROC needs inliers, and scores that are finite")
     below, upto = (torch.searchsorted(inlier, outlier, right=right) for right in (False, True))

@@ -213,6 +213,7 @@ def _nearest_other(found: _Found, means: _Means) -> None:
     means.add("nearest other", mean, other.any(1))
 
 
+@torch.no_grad()
 def class_correlation(features: Tensor, labels: Tensor, similarity: Tensor) -> dict[str, float]:
     """Spearman's rho and Kendall's tau-b, in [-1, 1], over the pairs of classes, between the cosine of their means and
     their similarity.
