@@ -7,13 +7,29 @@ BIN    := $(VENV)/bin
 BENCHMARKS := peers growth starts cores loss_head "train_step --model resnet20 --steps 3" whole_step data_pipeline finish \
 	"scaling --step_ms 10 --image_ms 0.4 --entry_ns 0.02 --banks 8192 1048576"
 
-.PHONY: demo test test-slow check bench gpu
+# what computes, and kinds of processors as torch, oneDNN and MKL name them, each with all that those before it have
+NUMERIC := $(wildcard tests/test_*loss*.py) tests/test_chance.py tests/test_nested_groups.py tests/test_reduction.py \
+	tests/evaluation tests/networks tests/datasets/test_augmentation.py tests/datasets/test_decoding.py \
+	tests/datasets/test_fused.py tests/datasets/test_packed.py tests/datasets/rankings/test_builders.py
+CPUS := default,sse41,SSE4_2,COMPATIBLE avx2,avx2,AVX2,AVX2 avx512,avx512_core,AVX512,AVX512
+ON_THREADS = for threads in 1 2; do echo "== $$kind, threads: $$threads"; \
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(NUMERIC) -n $$((3 - threads)) --threads $$threads; done
+
+.PHONY: demo test test-cpus test-slow check bench gpu
 
 demo: $(VENV)/.installed
 	$(BIN)/python reproduce.py recipes/digits.yaml
 
 test: check
 	$(BIN)/python -m pytest
+
+# the numeric tests as other processors compute, as far as this one can, and as itself, on one thread and on two
+test-cpus: $(VENV)/.installed
+	set -e; own=$$($(BIN)/python -c "import torch; print(torch.backends.cpu.get_cpu_capability().lower())"); \
+	for kind in $(CPUS); do IFS=,; set -- $$kind; unset IFS; \
+		export ATEN_CPU_CAPABILITY=$$1 ONEDNN_MAX_CPU_ISA=$$2 MKL_ENABLE_INSTRUCTIONS=$$3 MKL_CBWR=$$4; \
+		$(ON_THREADS); [ $$1 != $$own ] || break; done
+	set -e; kind="as it is"; $(ON_THREADS)
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --only-deps ".[oracles]"

@@ -1,4 +1,4 @@
-"""One thread a test process, since pytest runs several; what several files of tests begin with.
+"""One thread a test process, since pytest runs several (or --threads); what several files of tests begin with.
 
 The process that hands out the tests reads this file too, and waits for nothing: torch is imported where tests run.
 """
@@ -11,7 +11,6 @@ import signal
 
 import pytest
 
-os.environ["OMP_NUM_THREADS"] = "1"
 # tests send these; a suite that a script starts in the background would have its processes ignore Ctrl-C
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -22,20 +21,22 @@ def pytest_addoption(parser):
     group = parser.getgroup("gpu", "tests of a GPU machine: -m gpu")
     group.addoption("--gpu-device", choices=["cuda", "cpu"], default="cuda", help="cpu: to try the tests themselves")
     group.addoption("--gpus", type=int, default=1, metavar="N", help="GPUs of the tests of several")
+    parser.addoption("--threads", type=int, default=1, metavar="N", help="threads of a test process")
 
 
 def pytest_configure(config):
+    os.environ["OMP_NUM_THREADS"] = str(config.getoption("threads"))
     if config.getoption("gpu_device") == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for what the tests start, too
 
 
 @pytest.fixture(scope="session", autouse=True)
-def few_threads_and_pictures():
+def few_threads_and_pictures(pytestconfig):
     import torch
 
     from engine import watching
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(pytestconfig.getoption("threads"))
     watching.PAIRS, watching.PROJECTED = 16, 16  # what a run shows of itself took a third of the shortest ones
 
 
