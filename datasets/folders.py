@@ -186,6 +186,15 @@ def _new(linked: list[str], found: list[str], left_out: LeftOut) -> list[str]:
     return new
 
 
+def real_paths(files) -> list[str]:
+    """The real path of each file: the one rule of what is the same file, whatever links and dots lead to it. An image
+    of a pack is the file that it was made of.
+    """
+    folder = functools.cache(os.path.realpath)
+    found = [os.path.join(folder(os.path.dirname(f)), os.path.basename(f)) for f in map(os.fspath, files)]
+    return [os.path.realpath(f) if os.path.islink(f) else f for f in found]
+
+
 def _lies_in(path: str, folder: str) -> bool:
     """Whether a real path is a real folder, or below it."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from datasets import texts
+from datasets.folders import LeftOut, real_paths
 from util import InputError
 
 OPENOOD = ("images_classic", "images_largescale")  # beside OpenOOD's benchmark_imglist
@@ -19,29 +20,25 @@ def is_list(path: Path) -> bool:
     return path.suffix.lower() in (".csv", ".txt")
 
 
-def read(path: Path, split: str, outliers: bool = False) -> tuple[list[str], list[int], list[str]]:
-    """Images, labels and sorted classes of a split of a list: "train", "test" (rows of val or test), or "all". Of
-    outliers, a list without splits is taken whole, as a folder without them is.
+def read(path: Path, split: str, outliers: bool = False) -> tuple[list[str], list[int], list[str], LeftOut]:
+    """Images, labels and sorted classes of a split of a list: "train", "test" (rows of val or test), or "all"; and what
+    was no row. Of outliers, a list without splits is taken whole, as a folder without them is.
 
     Paths are relative to the list's own folder. The whole list is looked at, whichever split is asked for. Raises
     InputError, naming file and line, for a file that is not there or there twice, an unknown split, or a label of test
     images that no training image has.
     """
+    left_out = LeftOut()
     if path.suffix.lower() == ".txt":
         if not outliers:
             raise InputError(f"{path}: lines of `path label` do for outliers alone; give a CSV path,label,split")
-        return _read_openood(path)
-    rows, columns = _rows(path)
-    seen: dict[str, int] = {}
+        return *_read_openood(path), left_out
+    rows, columns = _rows(path, left_out)
     images, of_split = [], columns.get("split")
     if outliers and of_split is None:
         split = "all"
-    for line, row in rows:
-        image = os.path.join(path.parent, row[0])
-        if not os.path.isfile(image):
-            raise InputError(f"{path}, line {line}: there is no image {image}; paths are relative to the list's folder")
-        if seen.setdefault(image, line) != line:
-            raise InputError(f"{path}, line {line}: the image {row[0]} stands in line {seen[image]} too")
+    files = existing_images([(line, row[0]) for line, row in rows], path.parent, str(path))
+    for (line, row), image in zip(rows, files, strict=True):
         part = row[of_split] if of_split is not None else "train"
         if part not in SPLITS["all"]:
             raise InputError(f"{path}, line {line}: split {part} is none of train, val and test")
@@ -54,7 +51,23 @@ def read(path: Path, split: str, outliers: bool = False) -> tuple[list[str], lis
     if not chosen:
         hint = "" if of_split is not None else "; it has no column split, so that all are training images"
         raise InputError(f"{path}: has no row of the split {' or '.join(SPLITS[split])}{hint}")
-    return [image for image, _ in chosen], *_numbered([label for _, label in chosen])
+    return [image for image, _ in chosen], *_numbered([label for _, label in chosen]), left_out
+
+
+def existing_images(rows: list[tuple[int, str]], root: Path, source: str, home: str = "the list's folder") -> list[str]:
+    """Paths of the images that lines of a table or list name, below `root`.
+
+    Raises InputError, naming the line, for one that is not there, or is the same file as an earlier one. home: what the
+    names are relative to, in words.
+    """
+    images = [str(root / name) for _, name in rows]
+    seen: dict[str, int] = {}
+    for (line, name), image, real in zip(rows, images, real_paths(images), strict=True):
+        if not os.path.isfile(image):
+            raise InputError(f"{source}, line {line}: there is no image {image}; paths are relative to {home}")
+        if seen.setdefault(real, line) != line:
+            raise InputError(f"{source}, line {line}: the image {name} stands in line {seen[real]} too")
+    return images
 
 
 def _numbered(labels: list[str]) -> tuple[list[int], list[str]]:
@@ -68,23 +81,23 @@ def _read_openood(path: Path) -> tuple[list[str], list[int], list[str]]:
     """Images, labels and classes of a list of OpenOOD's download, whose paths are relative to a folder of OPENOOD in
     the same place, or to the list's own.
     """
-    rows = [line.rsplit(maxsplit=1) for line in texts.read(path, str(path)).splitlines() if line.strip()]
-    if not rows or any(len(row) != 2 for row in rows):
+    lines = enumerate(texts.read(path, str(path)).splitlines(), 1)
+    rows = [(number, line.rsplit(maxsplit=1)) for number, line in lines if line.strip()]
+    if not rows or any(len(row) != 2 for _, row in rows):
         raise InputError(f"{path}: must be lines of `path label`, an image and its class, as OpenOOD's lists are")
     places = [path.parent, *(above / name for above in path.absolute().parents[:4] for name in OPENOOD)]
-    root = next((place for place in places if (place / rows[0][0]).is_file()), None)
+    first = rows[0][1][0]
+    root = next((place for place in places if (place / first).is_file()), None)
     if root is None:
         where = " or ".join(OPENOOD)
-        raise InputError(f"{path}: there is no image {rows[0][0]} in {where} near the list, nor beside it")
-    images = [os.path.join(root, image) for image, _ in rows]
-    if missing := next((image for image in images if not os.path.isfile(image)), None):
-        raise InputError(f"{path}: there is no image {missing}")
-    return images, *_numbered([label for _, label in rows])
+        raise InputError(f"{path}: there is no image {first} in {where} near the list, nor beside it")
+    images = existing_images([(line, row[0]) for line, row in rows], root, str(path), str(root))
+    return images, *_numbered([row[1] for _, row in rows])
 
 
-def _rows(path: Path) -> tuple[list[tuple[int, list[str]]], dict[str, int]]:
+def _rows(path: Path, left_out: LeftOut) -> tuple[list[tuple[int, list[str]]], dict[str, int]]:
     """The rows of a list with their lines, and the place of each column."""
-    found = texts.read_rows(path, str(path))
+    found = texts.read_rows(path, str(path), left_out)
     head = found[0][1] if found else []
     if head[:2] != ["path", "label"] or len(set(head)) < len(head):
         raise InputError(f"{path}: the first line of an image list must be `path,label`, or `path,label,split`")

@@ -6,13 +6,18 @@ import codecs
 import csv
 import io
 import json
+import os
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from datasets.folders import LeftOut
 from util import InputError, reason
 
+OF_IMAGES = ("path", "image")  # the first column of a table whose rows are images; these may begin with #
+COMMENTS = "comments before the header"
 DELIMITERS = ",;\t"
 # byte-order mark -> encoding; the mark of UTF-32 begins with that of UTF-16
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -41,19 +46,30 @@ def read(path: Path, source: str) -> str:
     return text
 
 
-def read_rows(path: Path, source: str) -> list[tuple[int, list[str]]]:
+def read_rows(path: Path, source: str, left_out: LeftOut | None = None) -> list[tuple[int, list[str]]]:
     """Number of the line and cells, stripped, of the rows of a table.
 
     Cells are parted by commas, semicolons or tabs: by the first of these in the file, outside of quotes. They may be
-    quoted. Empty cells at the end of a row, rows of them alone, and lines that begin with # do not count.
+    quoted. Empty cells at the end of a row, rows of them alone, and lines that begin with # do not count. Below the
+    header of a table of images, such a line is a row; `left_out` grows by those above.
     """
-    # comments become empty lines, so that the numbers of the others stay
-    text = io.StringIO(read(path, source), newline="")
-    lines = ["\n" if line.lstrip().startswith("#") else line for line in text]
+    lines: list[str] = list(io.StringIO(read(path, source), newline=""))
     named = re.fullmatch(rf"sep=([{DELIMITERS}])\s*", lines[0]) if lines else None  # Excel's
     if named:
         lines[0] = "\n"
-    reader, rows = csv.reader(lines, delimiter=named[1] if named else _delimiter(lines), strict=True), []
+    rows: list[tuple[int, list[str]]] = []
+
+    def uncommented() -> Iterator[str]:
+        """The lines, as they are asked for; comments are empty ones, so that the numbers of the others stay."""
+        for number, line in enumerate(lines, 1):
+            if not line.lstrip().startswith("#") or (rows and rows[0][1][0] in OF_IMAGES):
+                yield line
+                continue
+            if left_out is not None:
+                left_out.add(COMMENTS, f"{path}, line {number}")
+            yield "\n"
+
+    reader = csv.reader(uncommented(), delimiter=named[1] if named else _delimiter(lines), strict=True)
     try:
         for row in reader:
             cells = [cell.strip() for cell in row]
@@ -74,8 +90,10 @@ def check_widths(head: list[str], rows: list[tuple[int, list[str]]], source: str
 
 
 def _delimiter(lines: list[str]) -> str:
-    """The first delimiter outside of quotes; a comma where there is none."""
+    """The first delimiter outside of quotes and comments; a comma where there is none."""
     for line in lines:
+        if line.lstrip().startswith("#"):
+            continue
         found = re.search(rf"[{DELIMITERS}]", re.sub(r'"[^"]*"', "", line))
         if found:
             return found[0]
@@ -96,9 +114,11 @@ def path_line(path: str) -> str:
 
 
 def path_of(line: str) -> str:
-    """The path of a line of a list; "" for an empty one and a comment. What stands after a tab is another column."""
+    """The path of a line of a list; "" for an empty one and a comment, which begins with # and is no file. What stands
+    after a tab is another column.
+    """
     line = line.strip().split("\t")[0].rstrip(" ,;")  # a spreadsheet ends rows with empty columns
-    if line.startswith("#"):
+    if line.startswith("#") and not os.path.lexists(line):
         return ""
     if len(line) > 1 and line[0] == line[-1] == '"':
         try:

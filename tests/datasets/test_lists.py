@@ -48,6 +48,16 @@ def test_a_list_without_splits_is_for_training_alone_and_paths_may_be_absolute(l
         datasets.build("path", listed / "other.csv", "test")
 
 
+def test_rows_whose_path_begins_with_a_hash_are_rows_and_comments_stand_above_the_header(listed):
+    (listed / "flat").rename(listed / "#flat")
+    text = (listed / "list.csv").read_text().replace("flat/", "#flat/")
+    (listed / "list.csv").write_text(f"# by hand, by me\n\n# again\n{text}")
+    train = datasets.build("path", listed / "list.csv")
+    assert len(train) == 18
+    assert datasets.left_out(train) == f"left out: 2 comments before the header (such as {listed}/list.csv, line 1)"
+    assert rankings.source_table(f"{listed}/list.csv", ["lion", "tiger", "wolf"])[0].tolist() == [1, 0.75, 0]
+
+
 def test_a_list_for_the_digits_is_an_error_that_says_how_it_was_meant(listed):
     with pytest.raises(InputError, match="is an image list, and the data set digits reads none: give --dataset path"):
         datasets.build("digits", listed / "list.csv")
@@ -74,6 +84,9 @@ def test_a_list_of_absolute_paths_is_packed_and_its_damaged_images_can_be_skippe
         ("path,label\n", "names no image"),
         ("path,label\nflat/none.jpg,a\n", "line 2: there is no image"),
         ("path,label,split\nIMAGE,a,train\nIMAGE,b,train\n", "line 3: the image IMAGE stands in line 2 too"),
+        ("path,label,split\nIMAGE,a,train\n./IMAGE,b,val\n", "line 3: the image ./IMAGE stands in line 2 too"),
+        ("path,label,split\nIMAGE,a,train\nlink.JPEG,a,val\n", "line 3: the image link.JPEG stands in line 2 too"),
+        ("path,label\n#1.JPEG,a\n", "line 2: there is no image #1.JPEG"),
         ("path,label,split\nIMAGE,a,training\n", "line 2: split training is none of train, val and test"),
         ("path,label,split\nIMAGE,a,train\nOTHER,b,val\n", "line 3: no training image has the label b"),
         ("path,label,split\nIMAGE,a\n", "line 2: must have 3 entries"),
@@ -86,6 +99,7 @@ def test_a_fault_in_a_list_is_one_line_with_its_place(monkeypatch, capsys, liste
     for name, path in text.items():
         rows, reason = rows.replace(name, path), reason.replace(name, path)
     (listed / "bad.csv").write_text(rows)
+    (listed / "link.JPEG").symlink_to(listed / first)
     command = "--dataset path --data_folder bad.csv --ranking identity --model resnet8 --size 32"
     error = error_of(monkeypatch, capsys, listed, command)
     assert "--data_folder bad.csv" in error and reason in error
@@ -170,7 +184,8 @@ def test_what_is_no_list_of_openood_is_one_line(openood):
         ("a.jpg\n", "must be lines of `path label`"),
         ("", "must be lines of `path label`"),
         ("a.jpg -1\n", "there is no image a.jpg in images_classic or images_largescale near the list"),
-        (f"{names[0]} -1\na.jpg -1\n", "there is no image"),
+        (f"{names[0]} -1\na.jpg -1\n", "line 2: there is no image"),
+        (f"{names[0]} -1\n\n./{names[0]} -1\n", f"line 3: the image ./{names[0]} stands in line 1 too"),
     ):
         file.write_text(text)
         with pytest.raises(InputError, match=message):

@@ -263,6 +263,13 @@ def test_a_path_with_any_character_is_one_line_of_the_list_and_is_read_back(monk
     assert texts.read_paths(tmp_path / "list.txt", "") == [str(path) for path in paths]
 
 
+def test_a_line_that_begins_with_a_hash_is_a_path_where_there_is_such_a_file(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "#a.jpg").touch()
+    (tmp_path / "list.txt").write_text("#a.jpg\n# a comment\n")
+    assert texts.read_paths(tmp_path / "list.txt", "") == ["#a.jpg"]
+
+
 def test_a_list_of_before_is_read_as_it_was(tmp_path):
     (tmp_path / "list.txt").write_text("  /a/b c.jpg\n\n/a/d,e;f.png\n/a/ü.jpg  \n")
     assert texts.read_paths(tmp_path / "list.txt", "") == ["/a/b c.jpg", "/a/d,e;f.png", "/a/ü.jpg"]
