@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from datasets import ImageData, sources, texts
-from datasets.folders import LeftOut, images_below
+from datasets import ImageData, lists, sources, texts
+from datasets.folders import LeftOut, images_below, real_paths
 from datasets.rankings import taxonomy
 from util import InputError
 
@@ -15,35 +15,42 @@ from util import InputError
 def build(folder: str | Path, table: str | Path) -> tuple[ImageData, torch.Tensor, list[str]]:
     """The images that a CSV names, labelled by their finest group; groups [G, L] of the labels; names of the levels.
 
-    folder: the images' paths in the table are relative to it. table: a header `image,<finest>,...,<coarsest>`, then a
-    row an image with the name of its group at each level. A group lies in one group of the next level.
+    folder: the images' paths in the table are relative to it, or to an image list's own folder. table: a header
+    `image,<finest>,...,<coarsest>`, then a row an image with the name of its group at each level. A group lies in one
+    group of the next level.
     Raises InputError, naming --instance_ranks and the line.
     """
-    flag, folder = f"--instance_ranks {table}", Path(folder)
-    levels, rows = _read(Path(table), flag)
+    flag, folder, left_out = f"--instance_ranks {table}", Path(folder), LeftOut()
+    levels, rows = _read(Path(table), flag, left_out)
+    named = [(line, row[0]) for line, row in rows]
+    root, listed = (folder.parent, _listed(folder, "all")) if lists.is_list(folder) else (folder, None)
+    images = lists.existing_images(named, root, flag, "--data_folder" if listed is None else "the image list's folder")
+    for (line, name), real in zip(named, real_paths(images), strict=True):
+        if listed is not None and real not in listed:
+            raise InputError(f"{flag}, line {line}: the image {name} is not in the list --data_folder {folder}")
     names = [sorted({row[level] for _, row in rows}) for level in range(1, len(levels) + 1)]
     number = [{name: i for i, name in enumerate(of_level)} for of_level in names]
     groups = torch.zeros(len(names[0]), len(levels), dtype=torch.long)
-    images, labels, parents, seen = [], [], {}, set()
+    labels, parents = [], {}
     for line, row in rows:
-        where = f"{flag}, line {line}"
-        image = folder / row[0]
-        if row[0] in seen:
-            raise InputError(f"{where}: the image {row[0]} stands in it twice")
-        if not image.is_file():
-            raise InputError(f"{where}: there is no image {image}; paths are relative to --data_folder")
-        seen.add(row[0])
-        taxonomy.check_nested(row[1:], levels, parents, where)
+        taxonomy.check_nested(row[1:], levels, parents, f"{flag}, line {line}")
         label = number[0][row[1]]
         groups[label] = torch.tensor([number[level][name] for level, name in enumerate(row[1:])])
-        images.append(str(image))
         labels.append(label)
-    return ImageData(images, torch.tensor(labels), names[0]), groups, levels
+    return ImageData(images, torch.tensor(labels), names[0], left_out=left_out), groups, levels
 
 
-def _read(path: Path, flag: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _listed(path: Path, split: str) -> set[str]:
+    """The real paths of the images of an image list. Raises InputError."""
+    try:
+        return set(real_paths(lists.read(path, split)[0]))
+    except InputError as error:
+        raise InputError(f"--data_folder {error}") from None
+
+
+def _read(path: Path, flag: str, left_out: LeftOut) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Names of the levels, and the rows, with their lines: image, its groups."""
-    found = texts.read_rows(path, flag)
+    found = texts.read_rows(path, flag, left_out)
     if not found:
         raise InputError(f"{flag}: not readable as CSV (it is empty)")
     (_, head), *rows = found
@@ -56,11 +63,15 @@ def _read(path: Path, flag: str) -> tuple[list[str], list[tuple[int, list[str]]]
 
 
 def unlisted(data: ImageData, folder: str | Path) -> tuple[int, LeftOut]:
-    """How many images of the folder's training split the table does not name, and what there is no image."""
-    listed, left_out = set(data.images), LeftOut()
-    root = sources.split_folder(Path(folder), "train")
-    found = images_below(root, left_out) if root.is_dir() else ()  # a pack beside the listed images
-    return sum(str(f) not in listed for f in found), left_out
+    """How many training images of the folder or list the table does not name, and what of both is no image."""
+    left_out = LeftOut.joined([data.left_out])
+    if lists.is_list(Path(folder)):
+        found = _listed(Path(folder), "train")
+    else:
+        root = sources.split_folder(Path(folder), "train")
+        # a pack beside the listed images has none of its own
+        found = set(real_paths(images_below(root, left_out) if root.is_dir() else ()))
+    return len(found - {*real_paths(data.images)}), left_out
 
 
 def summary(groups: torch.Tensor, levels: list[str], taus, labels: torch.Tensor) -> list[str]:

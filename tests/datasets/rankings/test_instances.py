@@ -63,6 +63,23 @@ def test_a_run_prints_its_levels_and_what_the_table_leaves_out(monkeypatch, caps
     assert {"nn_frame", "nn_shot", "nn_video"} <= json.loads(log[-1]).keys()
 
 
+def test_an_image_list_stands_for_the_folder_of_the_table(monkeypatch, capsys, tmp_path):
+    made(tmp_path / "deep")
+    names = ("a/a_0", "a/a_1", "a/a_2", "b/b_0", "b/b_1", "b/b_2")
+    listed = "path,label,split\n" + "".join(f"./{name}.JPEG,{name[0]},train\n" for name in names)
+    (tmp_path / "deep" / "list.csv").write_text(listed)
+    options = TINY.replace("--data_folder .", "--data_folder deep/list.csv") + "--instance_ranks deep/groups.csv"
+    run(monkeypatch, tmp_path, f"{options} --mixed_out_in --exp_name a")
+    printed = capsys.readouterr().out
+    assert "RINCE out_in: 5 images, 4 groups" in printed
+    assert "--instance_ranks does not name 1 images of deep/list.csv: they are left out" in printed
+    evaluate = options.replace("--model resnet8 --epochs 1", "--ckpt save/SupCon/path_models/a")
+    run(monkeypatch, tmp_path, evaluate, "retrieval")
+    (tmp_path / "deep" / "list.csv").write_text(listed.replace("./b/b_0.JPEG,b,train\n", ""))
+    line = error_of(monkeypatch, capsys, tmp_path, options)
+    assert "groups.csv, line 5: the image b/b_0.JPEG is not in the list --data_folder deep/list.csv" in line
+
+
 def test_images_of_nested_groups_look_for_one_another_at_every_level(monkeypatch, capsys, tmp_path):
     made(tmp_path)
     torch.manual_seed(0)
@@ -137,7 +154,9 @@ def test_they_do_so_better_with_ranks_than_with_one(monkeypatch, tmp_path):
         ("image,g\na/a_0.JPEG,x\na/a_1.JPEG\n", "line 3: must have 2 entries"),
         ("image,g\na/a_0.JPEG,\n", "line 2: must have 2 entries"),
         ("image,g\na/none.JPEG,x\n", "line 2: there is no image"),
-        ("image,g\na/a_0.JPEG,x\na/a_0.JPEG,y\n", "line 3: the image a/a_0.JPEG stands in it twice"),
+        ("image,g\na/a_0.JPEG,x\na/a_0.JPEG,y\n", "line 3: the image a/a_0.JPEG stands in line 2 too"),
+        ("image,g\na/a_0.JPEG,x\n./a/../a/a_0.JPEG,y\n", "line 3: the image ./a/../a/a_0.JPEG stands in line 2 too"),
+        ("# mine\nimage,g\n#a_0.JPEG,x\n", "line 3: there is no image #a_0.JPEG"),
         (
             "image,frame,video\na/a_0.JPEG,1,A\na/a_1.JPEG,1,B\n",
             "line 3: frame 1 lies in video B and in A; groups must be nested, the finest column first, and their names "
