@@ -178,23 +178,33 @@ def any_images(folder: Path, split: str):
     """The images of a folder's train/ or val/ where it has one, else (and for "all") of the whole folder, at any depth.
     Or those of an image list.
 
-    The folder that an image lies in is its class. Beside images, labels and classes: what was left out.
+    An image's class is, as in training, the folder in this folder, or in its train/ or val/, that it lies below; of
+    those in the folder itself, the folder. Beside images, labels and classes: what was left out.
     """
     if lists.is_list(folder):
         return lists.read(folder, split, outliers=True)
     existing_folder(folder, str(folder))
-    names = {"train": ("train",), "test": ("val", "test")}.get(split, ())
-    for name in names:
-        if not (folder / name).is_dir() and (folder / f"{name}.pack").is_file():
-            return packed.read(folder / f"{name}.pack")
-    folder = next((folder / name for name in names if (folder / name).is_dir()), folder)
+    names = lists.SPLITS[split]
+    there = [name for name in names if (folder / name).is_dir()]
+    packs = [pack for name in names if name not in there and (pack := folder / f"{name}.pack").is_file()]
+    if packs and split == "all":
+        raise InputError(f"{folder}: {packs[0].name} is a pack, of one split; give --outlier_split train or test")
+    if packs:
+        return packed.read(packs[0])
+    whole = split == "all" or not there
+    folder = folder if whole else folder / there[0]
     left_out = LeftOut()
     found = images_below(folder, left_out)
     if not found:
         raise InputError(_with(left_out, f"{folder}: holds no image, at any depth"))
-    classes = sorted({f.parent.name for f in found})
+    of_image = []
+    for image in found:
+        above = image.relative_to(folder).parts[:-1]
+        above = above[1:] if whole and len(above) > 1 and above[0] in lists.SPLITS["all"] else above
+        of_image.append(above[0] if above else folder.absolute().name)
+    classes = sorted(set(of_image))
     number = {name: label for label, name in enumerate(classes)}
-    return [str(f) for f in found], [number[f.parent.name] for f in found], classes, left_out
+    return [str(f) for f in found], [number[name] for name in of_image], classes, left_out
 
 
 def tiny_imagenet(folder: Path, split: str):

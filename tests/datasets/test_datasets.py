@@ -201,6 +201,26 @@ def test_outliers_are_val_where_there_is_one_else_the_whole_folder(tmp_path):
     assert len(datasets.build_outliers("path", tmp_path / "whole" / "x")) == 2
 
 
+@pytest.mark.parametrize("home", ["", "train", "val"])
+@pytest.mark.parametrize("split", ["train", "test", "all"])
+def test_outliers_of_a_class_lie_at_any_depth_as_in_training(tmp_path, home, split):
+    for place, name in (("", "gnu"), ("gnu", "young"), ("gnu/young", "very"), ("elk", "young")):
+        make_image_folders(tmp_path / home / place, [name], each=2)
+    assert datasets.build("path", tmp_path / home).classes == ["elk", "gnu"]
+    outliers = datasets.build_outliers("path", tmp_path, split, classes=("gnu",))
+    assert len(outliers) == 6
+    assert all("/gnu/" in image for image in outliers.images)
+    assert datasets.build_outliers("path", tmp_path, split).classes == ["elk", "gnu"]
+    assert datasets.build_outliers("path", tmp_path / home / "elk/young", split).classes == ["young"]
+
+
+def test_packs_of_two_splits_are_no_outliers_of_all(tmp_path):
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.pack").touch()
+    with pytest.raises(InputError, match=r"train\.pack is a pack, of one split; give --outlier_split train or test"):
+        datasets.build_outliers("path", tmp_path, "all")
+
+
 def test_outliers_of_both_splits_keep_their_classes():
     both = datasets.build_outliers("digits", split="all", classes=("8", "4"))
     assert both.classes == ["8", "4"]
