@@ -3,7 +3,7 @@
 import itertools
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from util import InputError  # first: where packages are missing it says what to do
@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 from datasets import sources, texts
 from datasets.decoding import WAY_ROUND, read_pixels, read_rgb
-from datasets.folders import LeftOut
-from datasets.packed import PackInputError
+from datasets.folders import LeftOut, real_paths
+from datasets.packed import Pack, PackedImage, PackInputError
 
 NAMES = tuple(sources.SOURCES)
 
@@ -29,7 +29,8 @@ class ImageData(Dataset):
     images: paths, PackedImages, or uint8 arrays [H, W] or [H, W, 3]; labels: [n] long; classes: the name of each label.
     bad: [n] bool, shared with loader processes: an image that cannot be read is marked in it, and the next readable
     one, with its label, takes its place; None (as built): it is an InputError.
-    left_out: what of the folder is no image of the set.
+    left_out: what of the folder is no image of the set; groups: the classes are groups without names, which may lose
+    all their images.
     """
 
     images: list | np.ndarray
@@ -38,6 +39,7 @@ class ImageData(Dataset):
     transform: object = None
     bad: torch.Tensor | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
+    groups: bool = False
 
     def tolerate_damage(self) -> None:
         """From now on, let other images take the place of those that cannot be read."""
@@ -98,7 +100,19 @@ class ImageData(Dataset):
         """These images of the set, with the same classes."""
         array = isinstance(self.images, np.ndarray)
         images = self.images[indices] if array else [self.images[i] for i in indices]
-        return ImageData(images, self.labels[indices], self.classes, self.transform, left_out=self.left_out)
+        return replace(self, images=images, labels=self.labels[indices], bad=None)
+
+    def reduced(self, indices: list[int], option: str, part: str) -> "ImageData":
+        """These images, to which `option` reduces a part, "training" say. InputError where a class loses its last."""
+        data = self.chosen(indices)
+        if not indices:
+            raise InputError(f"{option}: leaves no {part} image of {self.images[0]} and its like")
+        before, after = (torch.bincount(x.labels, minlength=len(self.classes)) for x in (self, data))
+        lost = ((before > 0) & (after == 0)).nonzero()[:, 0].tolist()
+        if lost and not self.groups:
+            hint = "name the others in --outlier_classes" if part == "outlier" else "leave it out with --hold_out"
+            raise InputError(f"{option}: leaves no {part} image of the class {self.classes[lost[0]]}; {hint}")
+        return data
 
 
 def build(
@@ -124,22 +138,26 @@ def build(
     kept = [c for c in data.classes if c not in hold_out and (not only or c in only)]
     if not kept:
         raise InputError(f"--hold_out: leaves no class of {name}")
-    return without(_keep(data, kept), skip)
+    (data,) = without(skip, **{"training" if split == "train" else "validation": _keep(data, kept)})
+    return data
 
 
 def build_pair(name, folder="./data", hold_out=(), only=(), skip=None, per_class=None) -> tuple[ImageData, ImageData]:
     """Training and validation set with the same numbers for the same classes; validation may lack some of them, and is
     whole whatever `per_class`.
     """
-    train, test = build(name, folder, "train", hold_out, only, skip), build(name, folder, "test", skip=skip)
-    train = subset(train, per_class)
+    train, test = build(name, folder, "train", hold_out, only), build(name, folder, "test")
     known = (*train.classes, *hold_out)
     lacking = [c for c in test.classes if c not in known and (not only or c in only)]
     if lacking:
         raise InputError(f"--data_folder {folder}: class {lacking[0]} is in validation, but training lacks it")
     test = _keep(test, [c for c in test.classes if c in train.classes])
+    if not len(test):
+        raise InputError(f"--data_folder {folder}: no validation image is of the classes that --hold_out leaves")
     number = torch.tensor([train.classes.index(c) for c in test.classes], dtype=torch.long)
-    return train, ImageData(test.images, number[test.labels], train.classes, left_out=test.left_out)
+    test = ImageData(test.images, number[test.labels], train.classes, left_out=test.left_out)
+    train, test = without(skip, training=train, validation=test)
+    return subset(train, per_class), test
 
 
 def left_out(*parts: ImageData) -> str:
@@ -166,27 +184,40 @@ def build_outliers(name, folder="./data", split: str = "test", classes: tuple[st
     else:
         data = _read(source.read, folder, split, flag)
     _check_known(classes, data.classes, "--outlier_classes", name)
-    return without(_keep(data, list(classes)) if classes else data, skip)
+    (data,) = without(skip, outlier=_keep(data, list(classes)) if classes else data)
+    return data
 
 
-def without(data: ImageData, skip: str | Path | None) -> ImageData:
-    """The images that the file `skip` does not list; a path counts as its target where it is a link."""
-    if skip is None:
-        return data
-    if isinstance(data.images, np.ndarray):
-        return data  # no files
-    listed = texts.read_paths(Path(skip), f"--skip_images {skip}")
-    # a pack has names of images whose files may be gone
-    if listed and isinstance(data.images[0], str) and not any(map(os.path.lexists, listed)):
-        raise InputError(
-            f"--skip_images {skip}: none of its lines is a file, as {listed[0]}; give paths from the root, or relative "
-            "to the folder that the command is run in"
-        )
-    left_out = set(map(os.path.realpath, listed))
-    kept = [i for i, f in enumerate(data.images) if os.path.realpath(f) not in left_out]
-    if not kept:
-        raise InputError(f"--skip_images {skip}: leaves no image of {data.images[0]} and its like")
-    return data.chosen(kept)
+def _moved(*parts: ImageData) -> Pack | None:
+    """A pack of the parts whose images' folder is gone, if any: paths of today are not those that it knows."""
+    packs = [x.images[0].pack for x in parts if isinstance(x.images[0], PackedImage)]
+    return next((pack for pack in packs if not os.path.isdir(pack.root)), None)
+
+
+def without(skip: str | Path | None, **parts: ImageData) -> list[ImageData]:
+    """The parts without the images that the file `skip` lists, by their real paths; images without files stay.
+
+    parts: by what their images are called, as "training". Raises InputError where no line can mean an image of theirs,
+    or a class loses its last image.
+    """
+    files = {name: data for name, data in parts.items() if not isinstance(data.images, np.ndarray)}
+    if skip is None or not files:
+        return [*parts.values()]
+    flag = f"--skip_images {skip}"
+    listed = texts.read_paths(Path(skip), flag)
+    left_out, kept = set(real_paths(listed)), {}
+    for name, data in files.items():
+        kept[name] = [i for i, real in enumerate(real_paths(data.images)) if real not in left_out]
+    if listed and all(len(kept[name]) == len(data) for name, data in files.items()):
+        if moved := _moved(*files.values()):
+            know = f"{moved.path}, whose images' folder was {moved.root} and is gone; give their paths of then"
+            raise InputError(f"{flag}: none of its lines, as {listed[0]}, is an image of {know}")
+        if not any(map(os.path.lexists, listed)):
+            raise InputError(
+                f"{flag}: none of its lines is a file, as {listed[0]}; give paths from the root, or relative to the "
+                "folder that the command is run in"
+            )
+    return [data.reduced(kept[name], flag, name) if name in kept else data for name, data in parts.items()]
 
 
 def subset(data: ImageData, per_class: int | None) -> ImageData:

@@ -51,19 +51,20 @@ def check_images(run, device, check: bool, skip: bool, **parts) -> list:
     """Where `check` holds, decode every image of the parts (name -> data), the processes sharing the work; returns the
     parts without the damaged ones.
 
-    They are listed in the run's damaged_images.txt; unless `skip` holds, they are an InputError.
+    They are listed in the run's damaged_images.txt; unless `skip` holds, they are an InputError, as is a class without
+    any other.
     """
-    damaged, kept = {}, []
+    damaged, kept = {}, {}
     for name, data in parts.items():
         if not check or isinstance(data.images, np.ndarray):
-            kept.append(data)
             continue
         bad = _damaged(data, device)
         damaged[name] = [data.images[i] for i in bad.nonzero()[:, 0].tolist()]
         run.say(f"decoded {len(data)} {name} images, {len(damaged[name])} damaged")
         if bad.all():
             raise InputError(f"--check_data: none of the {len(data)} {name} images can be read")
-        kept.append(data.chosen((~bad).nonzero()[:, 0].tolist()) if bad.any() else data)
+        if bad.any():
+            kept[name] = (~bad).nonzero()[:, 0].tolist()
     found = [image for images in damaged.values() for image in images]
     if found:
         listed = run.list_damage(found)
@@ -73,7 +74,8 @@ def check_images(run, device, check: bool, skip: bool, **parts) -> list:
                 f"--check_data: {counts} images are damaged, as {found[0]}: {damage(found[0])}; "
                 f"give --skip_images {listed}, or --on_bad_image skip"
             )
-    return kept
+    option = "--on_bad_image skip"
+    return [data.reduced(kept[name], option, name) if name in kept else data for name, data in parts.items()]
 
 
 def _damaged(data, device) -> torch.Tensor:

@@ -68,7 +68,8 @@ def load_data(args):
     distributed.say(left_out.text())
     if unlisted:
         distributed.say(f"--instance_ranks does not name {unlisted} images of {args.data_folder}: they are left out")
-    return datasets.without(data, args.skip_images), (groups, levels)
+    (data,) = datasets.without(args.skip_images, training=data)
+    return data, (groups, levels)
 
 
 def finest(data, nested=None) -> tuple[torch.Tensor, list[str]]:

@@ -37,7 +37,7 @@ def build(folder: str | Path, table: str | Path) -> tuple[ImageData, torch.Tenso
         label = number[0][row[1]]
         groups[label] = torch.tensor([number[level][name] for level, name in enumerate(row[1:])])
         labels.append(label)
-    return ImageData(images, torch.tensor(labels), names[0], left_out=left_out), groups, levels
+    return ImageData(images, torch.tensor(labels), names[0], left_out=left_out, groups=True), groups, levels
 
 
 def _listed(path: Path, split: str) -> set[str]:

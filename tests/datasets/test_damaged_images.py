@@ -11,6 +11,7 @@ from made_data import make_image_folders
 
 import datasets
 from datasets import decoding
+from datasets.rankings import instances
 from util import InputError
 
 error_of = partial(commands.error_of, script="main_supcon")
@@ -155,6 +156,60 @@ def test_a_linked_image_is_skipped_by_its_target_and_a_list_may_name_others(tmp_
     (tmp_path / "list.txt").write_text("a/a_1.JPEG\n")  # relative to another folder than this one
     with pytest.raises(InputError, match=r"none of its lines is a file, as a/a_1\.JPEG; give paths from the root"):
         datasets.build("path", tmp_path / "links", skip=tmp_path / "list.txt")
+
+
+SCRIPTS = {
+    "main_supcon": "--loss_type supcon",
+    "main_ce": "",
+    "main_linear": "--ckpt none",
+    "retrieval": "--ckpt none",
+    "out_of_dist_detection": "--ckpt none --dataset_outliers digits",
+    "rankings": "--ckpt none --out r.csv",
+    "figures.strips": "--ckpt none",
+    "figures.classes": "--ckpt none",
+    "figures.embedding": "--ckpt none",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_a_list_that_empties_a_class_is_one_line_in_every_script(monkeypatch, capsys, tmp_path, script, part):
+    folders = {"training": "mine/train", "validation": "mine/val"}
+    for place in folders.values():
+        make_image_folders(tmp_path / place, ["cat", "dog", "eel"], each=2)
+    files = sorted((tmp_path / folders[part] / "dog").iterdir())
+    (tmp_path / "bad.txt").write_text("".join(f"{f}\n" for f in files))
+    kind = {"training": "features ", "validation": "confusion "}[part] if script == "rankings" else ""
+    if (script, part) == ("main_supcon", "validation"):
+        kind = "--knn_freq 1 "
+    options = f"{kind}--dataset path --data_folder mine --skip_images bad.txt {SCRIPTS[script]}"
+    line = commands.error_of(monkeypatch, capsys, tmp_path, options, script)
+    assert f"--skip_images bad.txt: leaves no {part} image of the class dog; leave it out with --hold_out" in line
+    assert not (tmp_path / "r.csv").exists()
+
+
+def test_other_filters_that_empty_a_class_name_it_and_themselves(monkeypatch, capsys, mine, tmp_path):
+    for i in range(5):
+        if not (i == 1 or i == 3):
+            damage(mine / f"mine/train/cat/cat_{i}.JPEG")
+    line = error_of(monkeypatch, capsys, mine, f"{RINCE} --num_workers 0 --check_data --on_bad_image skip")
+    assert "--on_bad_image skip: leaves no training image of the class cat; leave it out with --hold_out" in line
+    make_image_folders(tmp_path / "other/train", ["cat", "dog"], each=1)
+    make_image_folders(tmp_path / "other/val", ["dog"], each=1)
+    with pytest.raises(InputError, match="no validation image is of the classes that --hold_out leaves"):
+        datasets.build_pair("path", tmp_path / "other", hold_out=("dog",))
+    (tmp_path / "bad.txt").write_text(f"{tmp_path}/other/val/dog/dog_0.JPEG\n")
+    with pytest.raises(InputError, match="leaves no outlier image of"):
+        datasets.build_outliers("path", tmp_path / "other", skip=tmp_path / "bad.txt")
+
+
+def test_groups_without_classes_may_lose_all_their_images(tmp_path):
+    make_image_folders(tmp_path, ["a"], each=3)
+    (tmp_path / "groups.csv").write_text("image,g\na/a_0.JPEG,x\na/a_1.JPEG,y\n")
+    (tmp_path / "bad.txt").write_text(f"{tmp_path}/a/a_0.JPEG\n")
+    data = instances.build(tmp_path, tmp_path / "groups.csv")[0]
+    (data,) = datasets.without(tmp_path / "bad.txt", training=data)
+    assert (len(data), data.classes) == (1, ["x", "y"])
 
 
 def test_two_processes_share_the_check_and_count_each_image_once(mine):

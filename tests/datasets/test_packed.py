@@ -196,6 +196,34 @@ def test_all_damaged_images_are_listed_at_once_and_the_list_leaves_them_out(monk
     assert [len(datasets.build("path", tmp_path / "small", split)) for split in ("train", "test")] == [3, 1]
 
 
+def test_a_list_leaves_images_of_a_pack_out_by_the_paths_that_it_knows_or_is_refused(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        make_image_folders(Path("mine") / split, ["a", "b"], each=2)
+    packing.pack(Path("mine"), Path("packs"), 20, "raw", None, False)
+    old = [f"{tmp_path}/mine/{name}\n" for name in ("train/a/a_0.JPEG", "elsewhere.JPEG")]
+    (tmp_path / "mine").rename("new")
+    make_image_folders(Path("out"), ["x"], each=2)
+    outliers = datasets.build_outliers("path", "out")
+    for text in (old[0], "".join(old)):  # the files are gone, and one of the parts has one
+        Path("list.txt").write_text(text)
+        parts = dict(
+            zip(("training", "validation"), datasets.build_pair("path", "packs"), strict=True), outlier=outliers
+        )
+        assert [len(part) for part in datasets.without("list.txt", **parts)] == [3, 4, 2]
+        assert [len(part) for part in datasets.build_pair("path", "packs", skip="list.txt")] == [3, 4]
+    for text in (f"{tmp_path}/new/train/a/a_0.JPEG\n", old[1]):
+        Path("list.txt").write_text(text)
+        with pytest.raises(
+            InputError, match=r"--skip_images list\.txt: none of its lines, as .* is an image of packs/"
+        ):
+            datasets.build_pair("path", "packs", skip="list.txt")
+    Path("list.txt").write_text(f"{tmp_path}/new/train/a/a_0.JPEG\n")
+    (tmp_path / "new").rename("mine")
+    with pytest.raises(InputError, match="none of its lines is a file"):
+        datasets.build_pair("path", "packs", skip="list.txt")
+
+
 def test_the_fast_way_to_pixels_gives_pils(tmp_path):
     image = Image.fromarray(load_sample_images().images[1][:90, :120])
     image.save(tmp_path / "plain.jpg")
