@@ -5,8 +5,6 @@ python out_of_dist_detection.py --hold_out 4 8 --dataset_outliers digits --outli
 python out_of_dist_detection.py --dataset cifar100 --data_folder ./data --dataset_outliers cifar10 --ckpt PATH
 """
 
-import os
-import re
 import time
 from functools import partial
 from pathlib import Path
@@ -14,12 +12,9 @@ from pathlib import Path
 import util  # first: where packages are missing it says what to do
 
 # isort: split
-import numpy as np
-
 import datasets
 import evaluation
 import figures
-from datasets import lists
 from engine import config, detectors, distributed, frozen, options, ordering, results
 from engine.detectors import DETECTORS, ON_LOGITS
 from engine.launch import launch
@@ -47,24 +42,15 @@ def get_parser():
 
 def load_data(args):
     """Training set, inliers (validation set) and outliers."""
-    train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
-    chosen = args.outlier_split, tuple(args.outlier_classes), args.skip_images
-    outliers = datasets.build_outliers(args.dataset_outliers, args.data_folder_outliers, *chosen)
-    shared = [c for c in outliers.classes if c in train.classes]
-    same = args.dataset == args.dataset_outliers and isinstance(outliers.images, np.ndarray)
-    wnids = [c for c in shared if re.fullmatch(r"n\d{8}", c)]  # the same in every folder
-    if (same and shared) or wnids:
-        raise InputError(f"--outlier_classes: class {shared[0]} is an inlier too; leave it out of one with --hold_out")
-    listed = any(lists.is_list(Path(f)) for f in (args.data_folder, args.data_folder_outliers))  # of one folder, say
-    folders = [
-        {os.path.realpath(f if listed else os.path.dirname(f)) for f in x.images if isinstance(f, str)}
-        for x in (test, outliers)
-    ]
-    if folders[0] & folders[1]:
-        raise InputError(
-            f"--data_folder_outliers {args.data_folder_outliers}: holds inliers, {min(folders[0] & folders[1])}"
-        )
-    return train, test, outliers
+    chosen = options.chosen_images(args)
+    skip, per_class = chosen.pop("skip"), chosen.pop("per_class")
+    train, test = datasets.build_pair(args.dataset, **chosen)
+    folder, only = args.data_folder_outliers, tuple(args.outlier_classes)
+    outliers = datasets.build_outliers(args.dataset_outliers, folder, args.outlier_split, only)
+    train, test, outliers = datasets.without(skip, training=train, validation=test, outlier=outliers)
+    same = args.dataset == args.dataset_outliers
+    distributed.say(datasets.check_outliers(train, test, outliers, same, folder))
+    return datasets.subset(train, per_class), test, outliers
 
 
 def worker(args, device):

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -186,6 +187,32 @@ def build_outliers(name, folder="./data", split: str = "test", classes: tuple[st
     _check_known(classes, data.classes, "--outlier_classes", name)
     (data,) = without(skip, outlier=_keep(data, list(classes)) if classes else data)
     return data
+
+
+def check_outliers(train: ImageData, test: ImageData, outliers: ImageData, same: bool, folder) -> str:
+    """A line where some outliers are training images, or where that cannot be known; "" elsewhere.
+
+    same: whether they are of the data set of the other two; folder: theirs. Raises InputError where a class of them is
+    one of training, an image is an inlier, or all are training images: equal real paths are one image.
+    """
+    shared = [c for c in outliers.classes if c in train.classes]
+    wnids = [c for c in shared if re.fullmatch(r"n\d{8}", c)]  # the same in every folder
+    if (same and shared and isinstance(outliers.images, np.ndarray)) or wnids:
+        raise InputError(f"--outlier_classes: class {shared[0]} is an inlier too; leave it out of one with --hold_out")
+    if any(isinstance(x.images, np.ndarray) for x in (train, outliers)):
+        return ""  # no files
+    inliers, trained = set(real_paths(test.images)), set(real_paths(train.images))
+    real, flag = real_paths(outliers.images), f"--data_folder_outliers {folder}"
+    if found := [f for f in real if f in inliers]:
+        raise InputError(f"{flag}: holds inliers, {found[0]} ({len(found)} of its {len(real)} images)")
+    if found := [f for f in real if f in trained]:
+        line = f"{len(found)} of the {len(real)} outliers are training images, such as {found[0]}"
+        if len(found) == len(real):
+            raise InputError(f"{flag}: {line}; leave their classes out with --hold_out, or give other images")
+        return f"warning: {line}"
+    if moved := _moved(train, test, outliers):
+        return f"{moved.path}: its images' folder {moved.root} is gone: outliers among them are known by old paths only"
+    return ""
 
 
 def _moved(*parts: ImageData) -> Pack | None:

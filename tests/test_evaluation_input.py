@@ -4,8 +4,9 @@ import math
 
 import pytest
 from commands import CE, error_of, result, run
-from made_data import make_image_folders
+from made_data import make_image_folders, make_tiny_imagenet
 
+import out_of_dist_detection as ood
 import retrieval
 import util
 from engine import checkpoint
@@ -95,12 +96,90 @@ def test_other_classes_than_in_training_are_warned_of(monkeypatch, capsys, digit
     assert "was trained on 10 classes of digits, this evaluates 9; see --hold_out" in capsys.readouterr().err
 
 
-def test_outliers_that_lie_among_the_inliers_are_refused(monkeypatch, capsys, tmp_path, digits):
+@pytest.fixture
+def same(monkeypatch, tmp_path):
+    """Images as a folder, another's links, a list and packs; and other images in `out`."""
     for split in ("train", "val"):
         make_image_folders(tmp_path / "mine" / split, ["cat", "dog"], each=2)
-    options = f"--dataset path --data_folder mine --ckpt {digits / CE} --dataset_outliers path --data_folder_outliers"
-    line = error_of(monkeypatch, capsys, tmp_path, f"{options} mine/val", "out_of_dist_detection")
-    assert "--data_folder_outliers mine/val: holds inliers, " in line
+    make_image_folders(tmp_path / "out", ["eel"], each=2)
+    files = sorted((tmp_path / "mine").rglob("*.JPEG"))
+    rows = [f"./{f.relative_to(tmp_path)},{f.parent.name},{f.parent.parent.name}\n" for f in files]
+    (tmp_path / "list.csv").write_text("path,label,split\n" + "".join(rows))
+    (tmp_path / "openood.txt").write_text(f"out/eel/eel_0.JPEG -1\n{files[-1].relative_to(tmp_path)} -1\n")
+    for place, targets in (
+        ("links/a", files[4:5]),
+        ("some", files[:2]),
+        ("links/b", [*(tmp_path / "out/eel").iterdir()]),
+    ):
+        (tmp_path / place).mkdir(parents=True)
+        for target in targets:
+            (tmp_path / place / target.name).symlink_to(target)
+    (tmp_path / "some" / "eel.JPEG").symlink_to(tmp_path / "out/eel/eel_0.JPEG")
+    run(monkeypatch, tmp_path, "pack --data_folder mine --out packs --side 32 --format raw", "datasets.prepare")
+    return tmp_path
+
+
+def outliers_of(inliers, outliers):
+    return (
+        f"--dataset path --data_folder {inliers} --ckpt none --dataset_outliers path --data_folder_outliers {outliers}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("inliers", "outliers", "reason"),
+    [
+        ("mine", "mine/val", "holds inliers, ROOT/mine/val/cat/cat_0.JPEG (4 of its 4 images)"),
+        ("mine", "mine --outlier_split all", "(4 of its 8 images)"),
+        ("mine", "links", "holds inliers, ROOT/mine/val/cat/cat_0.JPEG (1 of its 3 images)"),
+        ("mine", "packs", "(4 of its 4 images)"),
+        ("mine", "list.csv", "(4 of its 4 images)"),
+        ("mine", "openood.txt", "holds inliers, ROOT/mine/val/dog/dog_1.JPEG (1 of its 2 images)"),
+        ("packs", "packs", "(4 of its 4 images)"),
+        ("packs", "mine", "(4 of its 4 images)"),
+        ("packs", "list.csv", "(4 of its 4 images)"),
+        ("list.csv", "packs", "(4 of its 4 images)"),
+        ("mine", "mine --outlier_split train", "4 of the 4 outliers are training images, such as ROOT/mine/train/cat"),
+        ("mine --images_per_class 1", "mine/train", "4 of the 4 outliers are training images"),
+        ("packs", "packs --outlier_split train", "4 of the 4 outliers are training images"),
+        ("list.csv", "mine --outlier_split train", "4 of the 4 outliers are training images"),
+    ],
+)
+def test_outliers_that_are_inliers_or_training_images_are_refused(monkeypatch, capsys, same, inliers, outliers, reason):
+    line = error_of(monkeypatch, capsys, same, outliers_of(inliers, outliers), "out_of_dist_detection")
+    assert f"--data_folder_outliers {outliers.split()[0]}: " in line
+    assert reason.replace("ROOT", str(same)) in line
+
+
+@pytest.mark.parametrize(
+    ("inliers", "outliers", "line"),
+    [
+        ("mine", "some", "warning: 2 of the 3 outliers are training images, such as ROOT/mine/train/cat/cat_0.JPEG"),
+        ("packs", "some", "warning: 2 of the 3 outliers are training images, such as ROOT/mine/train/cat/cat_0.JPEG"),
+        ("packs", "out", ""),
+        ("mine --hold_out dog", "mine --outlier_split train --outlier_classes dog", ""),
+        ("moved", "out", "packs/train.pack: its images' folder ROOT/moved/train is gone"),
+    ],
+)
+def test_training_images_among_outliers_are_counted(monkeypatch, capsys, same, inliers, outliers, line):
+    monkeypatch.chdir(same)
+    if inliers == "moved":
+        (same / "mine").rename(same / "moved")
+        run(monkeypatch, same, "pack --data_folder moved --out packs2/packs --side 32", "datasets.prepare")
+        (same / "moved").rename(same / "mine")
+        inliers = "packs2/packs"
+    capsys.readouterr()
+    args = ood.get_parser().parse_args(outliers_of(inliers, outliers).split())
+    assert len(ood.load_data(args)[2])
+    printed = capsys.readouterr().out
+    assert line.replace("ROOT", str(same)) in printed if line else not printed
+
+
+def test_held_out_classes_of_a_flat_folder_are_no_inliers(monkeypatch, tmp_path):
+    make_tiny_imagenet(tmp_path, ["cat", "eel"], each=2)
+    monkeypatch.chdir(tmp_path)
+    options = "--dataset tiny_imagenet --data_folder . --hold_out eel --ckpt none --dataset_outliers tiny_imagenet"
+    args = ood.get_parser().parse_args(f"{options} --data_folder_outliers . --outlier_classes eel".split())
+    assert [len(part) for part in ood.load_data(args)] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
