@@ -17,6 +17,7 @@ from datasets import augmentation
 from engine import checkpoint, config, distributed, initial, loading, memory, options, results, runs, training
 from engine.launch import launch
 from engine.optimisation import in_force
+from engine.parsing import Means
 from networks.classifier import Classifier
 
 RECIPES = {
@@ -30,11 +31,12 @@ RECIPES = {
 def get_parser():
     p = options.parser(__doc__)
     options.add_data(p, datasets.NAMES)
-    g = p.add_argument_group("model and views")
+    g = p.add_argument_group("model and views", means=Means.RESULT)
     options.add_encoder(g)
     options.flag(g, "--use_ssl_augmentations", help="augment as the contrastive methods do; else crop and flip")
     options.flag(g, "--syncBN", help=options.SYNC_BN)
-    options.flag(g, "--imagenet100", help="use ImageNet-100's classes only, of a folder that holds more")
+    of_more = "use ImageNet-100's classes only, of a folder that holds more"
+    options.flag(g, "--imagenet100", means=Means.SUBSET, help=of_more)
     options.add_views(p)
     options.add_training(p)
     options.add_distributed(p)
@@ -97,7 +99,7 @@ def worker(args, device):
         about = {"images": {"train": len(train), "validation": len(test)}, "seconds": util.seconds_since(begin)}
         about |= in_force(stepper.precision)
         title, folders = ("cross_entropy", run_name(args), ""), {"images": args.data_folder}
-        path = results.write(options.plain(args), title, metrics, record, folders, about)
+        path = results.write(options.recorded(args), title, metrics, record, folders, about)
         results.show("cross-entropy", metrics)
         print(f"saved {path}", flush=True)
 

@@ -18,6 +18,7 @@ from datasets import augmentation
 from engine import config, distributed, frozen, loading, options, results, runs, training
 from engine.launch import launch
 from engine.optimisation import in_force
+from engine.parsing import Means
 
 SMALL = dict(epochs=30, batch_size=64, learning_rate=0.1, cosine=True, num_workers=0)
 RECIPES = {"digits": SMALL, "fashion_mnist": {**SMALL, "num_workers": 2}}
@@ -27,9 +28,8 @@ def get_parser():
     p = options.parser(__doc__)
     options.add_data(p, datasets.NAMES)
     options.add_evaluation(p)
-    options.flag(
-        p, "--cache_features", help="probe features without augmentation, extracted once: far cheaper, other figures"
-    )
+    once = "probe features without augmentation, extracted once: far cheaper, other figures"
+    options.flag(p, "--cache_features", means=Means.FIXED, help=once)
     options.add_training(p, warm="linear warm-up over 10 epochs")
     options.add_distributed(p)
     # the probe's own defaults: Khosla et al. 2020
@@ -52,7 +52,8 @@ def worker(args, device):
         net = frozen.load(options.wanted(args), train)
         kind = "cached" if args.cache_features else "augmented"
         detail = f"{kind}_lr{args.learning_rate:g}{options.images_in_name(args.images_per_class)}_seed{args.seed}"
-        run = runs.Run(args, "linear", args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}")
+        name = args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}"
+        run = runs.Run(args, "linear", name)
     skip, how = options.skips_damage(args), options.loading(args, device, args.channels_last)
     train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)
     counts = {"train": len(train), "validation": len(test)}
@@ -96,7 +97,7 @@ def worker(args, device):
         title, folders = ("linear", args.exp_name or net.name, detail), {"images": args.data_folder}
         about = {"images": counts, "seconds": util.seconds_since(begin), "probe": kind}
         about |= net.about() | ({} if args.cache_features else in_force(stepper.precision))  # cached: float32
-        path = results.write(options.plain(args), title, metrics, net.record, folders, about)
+        path = results.write(options.recorded(args), title, metrics, net.record, folders, about)
         results.show(f"probe ({kind})", metrics)
         print(f"saved {path}", flush=True)
 

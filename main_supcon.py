@@ -12,6 +12,7 @@ import util
 from datasets import augmentation
 from engine import config, distributed, initial, loading, memory, objective, options, runs, training, watching
 from engine.launch import launch
+from engine.parsing import Means
 from networks.contrastive import ContrastiveModel, projection_head
 from networks.memory_bank import MemoryBank
 from util import InputError
@@ -32,10 +33,11 @@ RECIPES = {
 def get_parser():
     p = options.parser(__doc__, objective.OTHER_DEFAULTS)
     options.add_data(p, datasets.NAMES)
-    g = p.add_argument_group("model")
+    g = p.add_argument_group("model", means=Means.RESULT)
     options.add_encoder(g)
-    g.add_argument("--feat_dim", type=options.positive_int, default=128, help="dimensions after the head")
-    g.add_argument("--memorybank_size", type=options.positive_int, default=4096, help="keys in the bank")
+    fixed = {"type": options.positive_int, "means": Means.FIXED}
+    g.add_argument("--feat_dim", default=128, help="dimensions after the head", **fixed)
+    g.add_argument("--memorybank_size", default=4096, help="keys in the bank", **fixed)
     g.add_argument("--m", type=options.fraction, default=0.99, help="momentum of the key encoder")
     options.flag(g, "--syncBN", help=options.SYNC_BN)
     options.flag(g, "--shuffle_bn", help="encode keys in batches shuffled over the processes, as MoCo does")

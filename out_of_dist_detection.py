@@ -18,6 +18,7 @@ import figures
 from engine import config, detectors, distributed, frozen, options, ordering, results
 from engine.detectors import DETECTORS, ON_LOGITS
 from engine.launch import launch
+from engine.parsing import Means
 from figures.curves import draw_nearness, draw_ood
 from util import InputError
 
@@ -26,15 +27,16 @@ def get_parser():
     p = options.parser(__doc__)
     options.add_data(p, datasets.NAMES)
     options.add_evaluation(p)
-    g = p.add_argument_group("outliers")
+    g = p.add_argument_group("outliers", means=Means.RESULT)
     g.add_argument("--dataset_outliers", choices=datasets.NAMES, required=True, help="data set of the outliers")
-    g.add_argument("--data_folder_outliers", type=util.user_text, default="./data", help="its folder")
+    where = Means.UNHASHED | Means.FILE  # the hash has the folder itself, wherever it is named from
+    g.add_argument("--data_folder_outliers", type=util.user_text, default="./data", means=where, help="its folder")
     g.add_argument("--outlier_classes", nargs="+", default=[], metavar="CLASS", help="these of its classes only")
     g.add_argument("--outlier_split", choices=["test", "train", "all"], default="test", help="a folder without: whole")
     g.add_argument("--detector", choices=DETECTORS, default="gaussian", help="msp, energy: cross-entropy models only")
     g.add_argument("--knn_k", type=options.positive_int, default=50, help="neighbour of --detector knn")
     nearness = "of training and outlier classes, as in training: AUROC of each outlier class by its nearness"
-    g.add_argument("--ranking", type=util.user_text, help=nearness)
+    g.add_argument("--ranking", type=util.user_text, means=Means.FILE, help=nearness)
     options.add_output(p)
     options.add_distributed(p)
     return p
@@ -95,7 +97,7 @@ def worker(args, device):
     folders = {"inliers": args.data_folder, "outliers": args.data_folder_outliers}
     images = {"train": len(train), "inliers": len(test), "outliers": len(outliers)}
     about = {"images": images, "seconds": util.seconds_since(begin), **said, **net.about()}
-    path = results.write(options.plain(args), title, metrics, net.record, folders, about)
+    path = results.write(options.recorded(args), title, metrics, net.record, folders, about)
     results.show(f"{inliers} against", {label: {k: v for k, v in metrics.items() if k != "AUPR"}})
     texts = f"{net.name}: {inliers} against {label}", f"{detector}: {DETECTORS[args.detector]}"
     picture = path.with_suffix(".png"), *scores, metrics, *texts

@@ -22,6 +22,7 @@ from datasets.rankings import files
 from engine import config, distributed, frozen, objective, options, ordering, results
 from engine.launch import launch
 from engine.ordering import Asked
+from engine.parsing import Means
 from figures.curves import draw_precision_recall
 from util import InputError
 
@@ -30,19 +31,19 @@ def get_parser():
     p = options.parser(__doc__)
     options.add_data(p, datasets.NAMES)
     options.add_evaluation(p)
-    g = p.add_argument_group("labels")
+    g = p.add_argument_group("labels", means=Means.RESULT)
     within = "where queries, the test images, look: among the training images, or for one another"
     g.add_argument("--within", choices=["train", "test"], default="train", help=within)
     g.add_argument("--knn_k", type=options.positive_int, help="column kNN: accuracy of a vote of so many (None: none)")
     labelsets = "classes, superclasses, or every level of a taxonomy"
     g.add_argument("--labelset", default="fine", choices=["fine", "coarse", "both", "levels"], help=labelsets)
     superclasses = "YAML file for coarse (None: the data set's own); for levels a taxonomy's file, or inaturalist"
-    g.add_argument("--superclasses", type=util.user_text, help=superclasses)
+    g.add_argument("--superclasses", type=util.user_text, means=Means.FILE, help=superclasses)
     groups = "no classes: CSV of nested groups, as in training; each image looks for the others"
-    g.add_argument("--instance_ranks", type=util.user_text, metavar="FILE", help=groups)
-    g = p.add_argument_group("order of the ranks (None: it is not measured)")
+    g.add_argument("--instance_ranks", type=util.user_text, metavar="FILE", means=Means.FILE, help=groups)
+    g = p.add_argument_group("order of the ranks (None: it is not measured)", means=Means.RESULT)
     ranking = "checkpoint, as it was trained on, or what --ranking is in training"
-    g.add_argument("--ranking", type=util.user_text, help=ranking)
+    g.add_argument("--ranking", type=util.user_text, means=Means.FILE, help=ranking)
     options.add_ranks(g)
     options.add_output(p)
     options.add_distributed(p)
@@ -133,7 +134,7 @@ def worker(args, device):
     about = {"images": {"train": len(train), "test": len(test)}, "seconds": util.seconds_since(begin)} | said
     if asked.levels is not None:
         about["similarity_of_ranks"] = asked.levels.values.tolist()
-    path = results.write(options.plain(args), title, metrics, net.record, folders, about | net.about())
+    path = results.write(options.recorded(args), title, metrics, net.record, folders, about | net.about())
     data = datasets.title(args.dataset, args.data_folder)
     show(args, asked, metrics)
     picture = path.with_suffix(".png"), curves, f"retrieval on {data}, {net.name}"

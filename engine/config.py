@@ -18,13 +18,10 @@ import yaml
 import util
 from datasets.texts import read_yaml
 from engine import cores, optimisation, options
+from engine.parsing import Means, Options
 from util import InputError
 
 NAME = "config.yaml"
-# these say how a run was started, not what it is: a new run by the same file must not take them over
-STARTS = ("resume", "overwrite")
-# what a file left by another script, a training say, tells an evaluation: which images, and their views
-IMAGES = ("dataset", "data_folder", "size", "mean", "std", "hold_out", "skip_images", "images_per_class")
 # script -> a number that grows where the same command comes to give other figures, or more: a table takes no older ones
 PROTOCOL = {"main_linear": 2, "retrieval": 2, "out_of_dist_detection": 2}
 
@@ -46,7 +43,7 @@ def one_compiler() -> None:
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
-def parse(parser: argparse.ArgumentParser, recipes: dict) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, recipes: dict) -> Options:
     """Parse --config files and the command line, with the defaults of the data set that they name."""
     huge_pages()
     args = parse_words(parser, recipes, sys.argv[1:], Path(sys.argv[0]).stem)
@@ -55,7 +52,7 @@ def parse(parser: argparse.ArgumentParser, recipes: dict) -> argparse.Namespace:
     return args
 
 
-def parse_words(parser, recipes: dict, words: list[str], script: str) -> argparse.Namespace:
+def parse_words(parser, recipes: dict, words: list[str], script: str) -> Options:
     """What `parse` reads from these words for a script, whichever runs."""
     words = command_line(parser, words, script)
     known, _ = parser.parse_known_args(words)
@@ -66,17 +63,23 @@ def parse_words(parser, recipes: dict, words: list[str], script: str) -> argpars
     return parser.parse_args(words)
 
 
-def command_line(parser: argparse.ArgumentParser, words: list[str], script: str) -> list[str]:
-    """The command line of a script with the options of its --config files put before its own, which so win.
-
-    Of a file that a run of another script left, only IMAGES count. Raises InputError naming file and key, where a key
-    is no option of the parser, or its value none of the option's.
-    """
+def _config_files(words: list[str]) -> tuple[list[Path], list[str]]:
+    """The --config files of a command line, and its other words."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", action="append", default=[], type=util.user_path)
     known, own = finder.parse_known_args(words)
+    return known.config, own
+
+
+def command_line(parser: argparse.ArgumentParser, words: list[str], script: str) -> list[str]:
+    """The command line of a script with the options of its --config files put before its own, which so win.
+
+    Of a file that a run of another script left, only options that mean IMAGES count. Raises InputError naming file and
+    key, where a key is no option of the parser, or its value none of the option's.
+    """
+    files, own = _config_files(words)
     found = {}  # option -> its words, of the last file that names it
-    for path in known.config:
+    for path in files:
         found |= _options(parser, path, script)
     return [word for of_option in found.values() for word in of_option] + own
 
@@ -88,7 +91,8 @@ def _options(parser, path: Path, script: str) -> dict[str, list[str]]:
         raise InputError(f"--config {path}: must be lines of `option: value`")
     actions = {name.lstrip("-"): action for action in parser._actions for name in (*action.option_strings, action.dest)}
     if _left_by(content.pop("about", None)) not in (None, script):
-        content = {key: value for key, value in content.items() if key in IMAGES}
+        means = parser.meanings()
+        content = {key: value for key, value in content.items() if Means.IMAGES in means.get(key, Means.RESULT)}
     found = {}
     for key, value in content.items():
         if key not in actions or key in ("help", "config"):
@@ -152,7 +156,7 @@ def write(folder: Path, args, numbers: dict) -> None:
     """Write a run's options, and under `about` its command, commit, versions and numbers (optimisation.in_force), for
     --config to take back.
     """
-    content = {key: value for key, value in options.plain(args).items() if key not in STARTS}
+    content = {key: value for key, value in options.plain(args).items() if Means.START not in args.means[key]}
     about = {"command": list(sys.argv), "commit": commit(), "versions": versions(), **numbers}
     about["protocol"] = protocol(Path(sys.argv[0]).name)
     text = yaml.safe_dump({"about": about, **content}, sort_keys=False, allow_unicode=True, width=120)

@@ -10,15 +10,10 @@ from pathlib import Path
 
 import datasets
 import util
-from engine import checkpoint, config, initial, published
+from engine import checkpoint, config, initial, objective, options, published
+from engine.parsing import Means, Parser
 from networks import cards, encoders, exported
 from util import InputError
-
-# options of a training that say what the features mean
-TOLD = (
-    "loss_type", "variant", "ranking", "thresholds", "epochs", "batch_size", "optimizer", "learning_rate",
-    "weight_decay", "seed", "images_per_class", "hold_out",
-)  # fmt: skip
 
 
 def get_parser():
@@ -65,7 +60,7 @@ def card_of(state: dict, start: initial.Initial, path: Path, licence: str | None
         "classes": state.get("classes"),
         "ranking": _plain(ranking, state["classes"]) if isinstance(ranking, dict) else None,
         "pretrained": start.pretrained,
-        "options": {key: trained[key] for key in TOLD if trained.get(key) not in (None, [], ())},
+        "options": {key: trained[key] for key in told_options() if trained.get(key) not in (None, [], ())},
         "epoch": state.get("epoch"),
         "published": known and known.name,
         "metrics": metrics_of(sha256, results),
@@ -74,6 +69,15 @@ def card_of(state: dict, start: initial.Initial, path: Path, licence: str | None
         "versions": config.versions() | {name: importlib.metadata.version(name) for name in _libraries(start.model)},
         "commit": config.commit(),
     }
+
+
+def told_options() -> list[str]:
+    """The options of trainings that say what the features mean."""
+    p = Parser()
+    objective.add_options(p)
+    options.add_training(p)
+    options.add_data(p, datasets.NAMES)
+    return [name for name, means in p.meanings().items() if Means.CARD in means]
 
 
 def _libraries(model: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import datasets
 from datasets import rankings
 from datasets.rankings import instances
 from engine import distributed, options, watching
+from engine.parsing import Means
 from losses import REDUCTIONS, VARIANTS, NestedRINCELoss, RINCELoss
 from util import InputError, user_text
 
@@ -18,9 +19,11 @@ OTHER_DEFAULTS = (
 
 def add_options(p) -> None:
     """The objective, and which classes are similar."""
-    g = p.add_argument_group("objective")
-    g.add_argument("--loss_type", choices=["rince", "supcon"], help="None: rince, or supcon if n_sim_classes is 1")
-    g.add_argument("--variant", choices=VARIANTS, help="form of the terms (None: as the two published flags below say)")
+    g = p.add_argument_group("objective", means=Means.RESULT)
+    which = "None: rince, or supcon if n_sim_classes is 1"
+    g.add_argument("--loss_type", choices=["rince", "supcon"], means=Means.CARD, help=which)
+    form = "form of the terms (None: as the two published flags below say)"
+    g.add_argument("--variant", choices=VARIANTS, means=Means.CARD, help=form)
     options.flag(g, "--mixed_out_in", "--mixed_out_in_log", help="RINCE out-in: rank 0 out, farther ranks in")
     options.flag(g, "--do_sum_in_log", default=True, help="else: positives summed in the logarithm (in), or not (out)")
     options.flag(g, "--one_loss_per_rank", default=True, help="False: all similar classes count as the own class")
@@ -30,18 +33,18 @@ def add_options(p) -> None:
     options.flag(g, "--use_dynamic_tau", default=True, help="temperature grows with distance; False: min_tau for all")
     g.add_argument("--min_probability", type=float, default=1e-7, help="harder terms are left out (published); 0: none")
     g.add_argument("--reduction", choices=REDUCTIONS, default="pairs", help="out: mean over pairs, or anchor by anchor")
-    g = p.add_argument_group("ranking of classes")
+    g = p.add_argument_group("ranking of classes", means=Means.RESULT)
     ranking = "identity, superclass, roberta_threshold, or a CSV, npz or YAML file"
-    g.add_argument("--ranking", type=user_text, help=ranking)
+    g.add_argument("--ranking", type=user_text, means=Means.FILE | Means.CARD, help=ranking)
     options.flag(g, "--use_supercategories", help="published spelling of --ranking superclass")
     published = "published spelling of --ranking for ImageNet-100"
-    g.add_argument("--similarity_ranking_imagenet", type=user_text, help=published)
+    g.add_argument("--similarity_ranking_imagenet", type=user_text, means=Means.FILE, help=published)
     options.add_ranks(g)
     g.add_argument("--hierarchy_k", type=int, default=3, help="largest distance that counts as similar")
     g.add_argument("--similarity_threshold", type=float, default=0.0, help="smaller similarities become 0")
     g.add_argument("--n_sim_classes", type=options.positive_int, help="most similar classes to keep, the own included")
     g.add_argument(
-        "--instance_ranks", type=user_text, metavar="FILE",
+        "--instance_ranks", type=user_text, metavar="FILE", means=Means.FILE | Means.SUBSET,
         help="no classes: CSV image,<finest group>,...,<coarsest>; --dataset path",
     )  # fmt: skip
 

@@ -1,7 +1,9 @@
-"""Argument groups that the scripts share. Booleans are written --flag=True, --flag True, or --flag alone."""
+"""Argument groups that the scripts share, and what each option means. Booleans are written --flag=True, --flag True, or
+--flag alone.
+"""
 
 import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,6 +29,7 @@ from engine.optimisation import (
 )  # fmt: skip
 from engine.parsing import (
     Help,
+    Means,
     Parser,
     count,
     crop_scale,
@@ -58,7 +61,7 @@ def parser(description: str, defaults: str = "") -> argparse.ArgumentParser:
         "all that it used.",
     )  # fmt: skip
     p.add_argument(
-        "--config", metavar="FILE", default=argparse.SUPPRESS,
+        "--config", metavar="FILE", default=argparse.SUPPRESS, means=Means.RUNNING | Means.FILE,
         help="YAML of options, such as a run's config.yaml; the command line wins",
     )  # fmt: skip
     return p
@@ -69,24 +72,30 @@ SYNC_BN = "BatchNorm of the (query) encoder over the batch of all processes, not
 
 def add_data(p, names) -> None:
     """Which images, and how they are read."""
-    g = p.add_argument_group("data")
-    g.add_argument("--dataset", default="digits", choices=names, help="data set")
-    g.add_argument("--data_folder", type=user_text, default="./data", help="folder, or a list in CSV")
+    g = p.add_argument_group("data", means=Means.IMAGES)
+    g.add_argument("--dataset", default="digits", choices=names, means=Means.IMAGES | Means.FIXED, help="data set")
+    where = Means.IMAGES | Means.UNHASHED | Means.FILE  # the hash has the folder itself, wherever it is named from
+    g.add_argument("--data_folder", type=user_text, default="./data", means=where, help="folder, or a list in CSV")
     g.add_argument("--size", type=positive_int, help="side of a view (None: the data set's own)")
     g.add_argument("--mean", type=three_numbers, help='"(r, g, b)" in [0, 1] (None: the data set\'s, or estimated)')
     g.add_argument("--std", type=three_positive, help="likewise")
-    g.add_argument("--hold_out", nargs="+", default=[], metavar="CLASS", help="classes to leave out")
-    g.add_argument("--skip_images", type=user_text, metavar="FILE", help="list of images to leave out, one path a line")
+    which = Means.IMAGES | Means.SUBSET
+    told = which | Means.CARD
+    g.add_argument("--hold_out", nargs="+", default=[], metavar="CLASS", means=told, help="classes to leave out")
+    listed = "list of images to leave out, one path a line"
+    g.add_argument("--skip_images", type=user_text, metavar="FILE", means=which | Means.FILE, help=listed)
     few = "train on so many of each class (None: all)"
-    g.add_argument("--images_per_class", type=positive_int, metavar="N", help=few)
-    g.add_argument("--batch_size", type=positive_int, default=256, help="images a step, all processes")
+    g.add_argument("--images_per_class", type=positive_int, metavar="N", means=told, help=few)
+    of_all = "images a step, all processes"
+    g.add_argument("--batch_size", type=positive_int, default=256, means=Means.CARD, help=of_all)
     by_cores = "loader processes of each process (None: by the cores)"
-    g.add_argument("--num_workers", type=count, help=by_cores)
+    g.add_argument("--num_workers", type=count, means=Means.RUNNING, help=by_cores)
 
 
 def add_views(p) -> None:
     """How training images are augmented, and which of them meet in a batch."""
-    g = p.add_argument_group("augmentation and batches (None: as published, or as is usual for the data set)")
+    usual = "augmentation and batches (None: as published, or as is usual for the data set)"
+    g = p.add_argument_group(usual, means=Means.RESULT)
     g.add_argument("--crop_scale", type=crop_scale, metavar="LOW,HIGH", help="share of the area, as 0.2,1; or none")
     flag(g, "--flip", default=None, help="mirror half of the views")
     g.add_argument("--colour", type=strength, metavar="X", help="strength of jitter and grey, 1: as published; or none")
@@ -98,88 +107,102 @@ def add_views(p) -> None:
 
 def add_encoder(g) -> None:
     """Which encoder is trained, and where it starts."""
-    g.add_argument("--model", default="resnet50", help="encoder: torchvision's ResNets, resnet8 to resnet56, timm:NAME")
-    flag(g, "--pretrained", help="start from the library's own weights")
-    g.add_argument("--init", type=user_text, metavar="FILE", help="start from a library's weights, or a checkpoint")
+    names = "encoder: torchvision's ResNets, resnet8 to resnet56, timm:NAME"
+    g.add_argument("--model", default="resnet50", means=Means.FIXED, help=names)
+    # a resume has weights already
+    flag(g, "--pretrained", means=Means.FREE, help="start from the library's own weights")
+    start = "start from a library's weights, or a checkpoint"
+    g.add_argument("--init", type=user_text, metavar="FILE", means=Means.FREE | Means.FILE, help=start)
 
 
 def add_ranks(g) -> None:
     """How a ranking's values become ranks."""
-    g.add_argument("--thresholds", "--roberta_float_threshold", type=float, nargs="+", help="falling, one a rank")
-    flag(g, "--ranks", help="a rank for every distinct value of the ranking, instead of --thresholds")
+    names = "--thresholds", "--roberta_float_threshold"
+    g.add_argument(*names, type=float, nargs="+", means=Means.CARD, help="falling, one a rank")
+    every = "a rank for every distinct value of the ranking, instead of --thresholds"
+    flag(g, "--ranks", means=Means.RESULT, help=every)
 
 
 def add_training(p, warm: str = "linear warm-up over 10 epochs; always above batch size 256") -> None:
     """Optimisation and what a run leaves behind. warm: the help of --warm."""
-    g = p.add_argument_group("optimisation")
-    g.add_argument("--epochs", type=positive_int, default=1000, help="epochs")
+    g = p.add_argument_group("optimisation", means=Means.RESULT)
+    g.add_argument("--epochs", type=positive_int, default=1000, means=Means.CARD, help="epochs")
     own = "adamw: no decay of biases and norms, and, if not given, rate 0.001, weight decay 0.05, --warm"
-    g.add_argument("--optimizer", choices=DEFAULTS, default="sgd", help=own)
-    g.add_argument("--learning_rate", type=positive, default=0.05, help="base learning rate")
+    g.add_argument("--optimizer", choices=DEFAULTS, default="sgd", means=Means.FIXED | Means.CARD, help=own)
+    g.add_argument("--learning_rate", type=positive, default=0.05, means=Means.CARD, help="base learning rate")
     flag(g, "--cosine", help="cosine schedule; else steps")
     g.add_argument("--lr_decay_epochs", type=integers, default=(700, 800, 900), help="of the steps, as 700,800,900")
     g.add_argument("--lr_decay_rate", type=positive, default=0.1, help="factor a step; cosine ends at its cube")
     flag(g, "--warm", help=warm)
     g.add_argument("--momentum", type=fraction, default=0.9, help="of SGD")
-    g.add_argument("--weight_decay", type=float, default=1e-4, help="weight decay")
-    g.add_argument("--seed", type=int, default=0, help="random seed")
-    flag(g, "--detect_anomaly", help="name the operation whose gradient turns NaN first; slow")
-    g = p.add_argument_group("speed")
-    g.add_argument("--augment_on", choices=["device", "worker"], help="flip, colour, normalise (None: device on CUDA)")
+    g.add_argument("--weight_decay", type=float, default=1e-4, means=Means.CARD, help="weight decay")
+    g.add_argument("--seed", type=int, default=0, means=Means.CARD, help="random seed")
+    first = "name the operation whose gradient turns NaN first; slow"
+    flag(g, "--detect_anomaly", means=Means.RUNNING_SINCE, help=first)
+    g = p.add_argument_group("speed", means=Means.RESULT)  # to the last digits
+    where = "flip, colour, normalise (None: device on CUDA)"
+    g.add_argument("--augment_on", choices=["device", "worker"], means=Means.FREE, help=where)
     g.add_argument(
         "--precision", choices=["auto", "float32", "tf32", "bfloat16", "float16"], default="auto",
         help="of encoders; auto: bfloat16 on CUDA",
     )  # fmt: skip
     flag(g, "--channels_last", default=True, help="layout of images and convolutions; False: channels first")
     flag(g, "--compile", help="compile the encoders: slow start, faster steps; wants a C++ compiler")
-    g = p.add_argument_group("damaged images")
-    flag(g, "--check_data", help="decode every image that is trained or validated on before it starts")
+    g = p.add_argument_group("damaged images", means=Means.RESULT)
+    decode = "decode every image that is trained or validated on before it starts"
+    flag(g, "--check_data", means=Means.FREE, help=decode)
     g.add_argument(
         "--on_bad_image", choices=["error", "skip"], help="(None: error with --check_data, else skip and report)"
     )
-    g = p.add_argument_group("output")
+    g = p.add_argument_group("output", means=Means.RUNNING)
     g.add_argument("--exp_name", help="name of the run (None: made from the options)")
     g.add_argument("--save_folder", type=user_text, default="./save", help="root of everything written")
     g.add_argument("--save_freq", type=positive_int, default=50, help="epochs between checkpoints that stay")
-    g.add_argument("--keep_checkpoints", type=positive_int, metavar="K", help="of these, the last K only (None: all)")
+    few = "of these, the last K only (None: all)"
+    g.add_argument("--keep_checkpoints", type=positive_int, metavar="K", means=Means.RUNNING_SINCE, help=few)
     g.add_argument("--print_freq", type=positive_int, default=10, help="steps between progress lines")
-    g.add_argument("--save_minutes", type=positive, default=10, help="minutes between checkpoints inside an epoch")
-    g.add_argument("--max_hours", type=positive, help="then save, exit with 75 (None: no limit)")
+    since, inside = Means.RUNNING_SINCE, "minutes between checkpoints inside an epoch"
+    g.add_argument("--save_minutes", type=positive, default=10, means=since, help=inside)
+    g.add_argument("--max_hours", type=positive, means=since, help="then save, exit with 75 (None: no limit)")
     resume = "checkpoint or run's folder to go on from; auto: this run's own, if it has begun"
-    g.add_argument("--resume", type=user_text, help=resume)
-    flag(g, "--overwrite", help="start anew in a folder that holds a run; its files are replaced")
+    start = Means.START | Means.RUNNING
+    g.add_argument("--resume", type=user_text, means=start, help=resume)
+    flag(g, "--overwrite", means=start, help="start anew in a folder that holds a run; its files are replaced")
 
 
 def add_evaluation(p, several: bool = False, required: bool = True) -> None:
     """Whose features, and where results go. several: --ckpt takes any number, for `all_wanted`."""
-    g = p.add_argument_group("frozen encoders" if several else "frozen encoder")
+    g = p.add_argument_group("frozen encoders" if several else "frozen encoder", means=Means.RESULT)
     ckpt = "checkpoint, ours or published, or a run's folder with last.pth" + ("; any number" if several else "")
-    g.add_argument("--ckpt", type=user_text, required=required, nargs="+" if several else None, help=ckpt)
-    g.add_argument("--model", help="encoder (None: as the checkpoint says)")
+    file = Means.UNHASHED | Means.FILE  # the hash has its content
+    g.add_argument("--ckpt", type=user_text, required=required, nargs="+" if several else None, means=file, help=ckpt)
+    g.add_argument("--model", means=Means.FIXED, help="encoder (None: as the checkpoint says)")
     g.add_argument("--model_type", choices=["contrastive", "cross_entropy"], help="its training (None: as in the file)")
-    g.add_argument("--features_cache", type=user_text, metavar="DIR", help="keep features here, and reuse them")
+    keep = "keep features here, and reuse them"
+    g.add_argument("--features_cache", type=user_text, metavar="DIR", means=Means.RUNNING, help=keep)
 
 
 def add_output(p) -> None:
     """Where an evaluation writes."""
-    g = p.add_argument_group("output")
+    g = p.add_argument_group("output", means=Means.RUNNING)
     g.add_argument("--save_folder", type=user_text, default="./save", help="root of everything written")
 
 
 def add_distributed(p) -> None:
     """How many processes, and how they find one another."""
-    g = p.add_argument_group("processes (torchrun and srun set these themselves)")
+    g = p.add_argument_group("processes (torchrun and srun set these themselves)", means=Means.RUNNING)
     g.add_argument("--nproc_per_node", type=positive_int, help="processes of this node (None: one per GPU)")
     g.add_argument("--world-size", type=int, default=1, help="number of NODES")
     g.add_argument("--rank", type=int, default=0, help="number of this node, from 0")
     g.add_argument("--dist-url", help="tcp://HOST:PORT of node 0 (None: this machine)")
     g.add_argument("--dist-backend", default="nccl", type=str.lower, choices=["nccl", "gloo"], help="on CUDA")
-    g.add_argument("--timeout_minutes", type=positive, default=30, help="a run that hangs for so long is ended")
+    hangs = "a run that hangs for so long is ended"
+    g.add_argument("--timeout_minutes", type=positive, default=30, means=Means.RUNNING_SINCE, help=hangs)
 
 
 def add_watching(p) -> None:
     """What is measured between epochs, beside what costs next to nothing."""
-    g = p.add_argument_group("watching")
+    g = p.add_argument_group("watching", means=Means.RUNNING)
     g.add_argument(
         "--knn_freq", type=count, default=0, metavar="N",
         help="epochs between kNN accuracies on the validation images; 0: never",
@@ -308,3 +331,22 @@ def processes(args) -> Processes:
 def plain(args: argparse.Namespace) -> dict:
     """The options as plain types, for a checkpoint."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(args).items()}
+
+
+@dataclass(frozen=True)
+class RecordedOptions:
+    """What the record of a result has of its options: all, and those that its name's hash is made of."""
+
+    plain: dict
+    hashed: dict
+
+
+def recorded(args) -> RecordedOptions:
+    """The options of a result, for its record."""
+    given, means = plain(args), args.means
+    hashed = {
+        k: args.defaults[k] if Means.AS_DEFAULT in means[k] else v
+        for k, v in given.items()
+        if Means.UNHASHED not in means[k]
+    }
+    return RecordedOptions(given, hashed)

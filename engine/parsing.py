@@ -1,6 +1,7 @@
-"""Values of options as they are written, and a parser that shows defaults and names what may have been meant."""
+"""Values of options as they are written, what options mean, and a parser that shows defaults and nearest options."""
 
 import argparse
+import enum
 import re
 
 from util import closest
@@ -97,9 +98,30 @@ def share(text: str) -> float:
     return fraction(text) if text.lower() != "none" else 0.0
 
 
-def flag(group, *names: str, default: bool = False, help: str) -> None:
+def flag(group, *names: str, default: bool = False, help: str, means: "Means | None" = None) -> None:
     """Declare a boolean that may stand alone."""
-    group.add_argument(*names, type=boolean, nargs="?", const=True, default=default, metavar="BOOL", help=help)
+    how = {"type": boolean, "nargs": "?", "const": True, "default": default, "metavar": "BOOL"}
+    group.add_argument(*names, help=help, means=means, **how)
+
+
+class Means(enum.Flag):
+    """What an option means to a run, its resume, a record and a card; said where the option, or its group, is declared.
+
+    RESULT alone: it makes a result what it is. A resume that changes it names it, and another value is another record.
+    """
+
+    RESULT = 0
+    FIXED = enum.auto()  # no resume may change it: the weights would mean something else
+    FREE = enum.auto()  # a resume may change it without a word: the mathematics stays as it is
+    UNHASHED = enum.auto()  # the hash in a record's name leaves it out
+    AS_DEFAULT = enum.auto()  # that hash has its default instead
+    START = enum.auto()  # how a run is started, not what it is: neither in its config.yaml nor in a command's meaning
+    IMAGES = enum.auto()  # an evaluation takes it from a training's config.yaml: which images, and their views
+    SUBSET = enum.auto()  # which of the images at hand are trained on
+    CARD = enum.auto()  # an exported encoder's card tells it: what the features mean
+    FILE = enum.auto()  # may name a file, or a folder with a checkpoint: its check sum stands beside the result
+    RUNNING = FREE | UNHASHED  # where, how fast and how long something runs
+    RUNNING_SINCE = FREE | AS_DEFAULT  # likewise, of options that stand in the hashes of older records
 
 
 LETTERS = {"positive_int": "N", "count": "N", "int": "N", "float": "X", "positive": "X", "fraction": "X"}
@@ -124,10 +146,53 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
         return f"{', '.join(action.option_strings)} {values}"
 
 
-class Parser(argparse.ArgumentParser):
+class Options(argparse.Namespace):
+    """What a parser read; and beside the options, so that `vars` has them alone: by option, what it means and its
+    default.
+    """
+
+    __slots__ = ("defaults", "means")
+
+
+class _Declaring:
+    """Takes `means` with an option; without, an option means what its group does."""
+
+    means = None
+
+    def add_argument(self, *names, means=None, **how):
+        action = super().add_argument(*names, **how)
+        action.means = self.means if means is None else means
+        return action
+
+
+class Group(_Declaring, argparse._ArgumentGroup):
+    """A group of options that mean the same where they do not say otherwise."""
+
+    def __init__(self, *args, means=None, **how):
+        super().__init__(*args, **how)
+        self.means = means
+
+
+class Parser(_Declaring, argparse.ArgumentParser):
     """Names the options nearest to unknown ones. exit_with(message): what ends it, argparse's way if None."""
 
     exit_with = None
+
+    def meanings(self) -> dict[str, Means]:
+        """What each option means, by its name."""
+        return {a.dest: getattr(a, "means", None) or Means.RESULT for a in self._actions}
+
+    def add_argument_group(self, *args, **how):
+        group = Group(self, *args, **how)
+        self._action_groups.append(group)
+        return group
+
+    def parse_known_args(self, words=None, namespace=None):
+        if namespace is None:
+            namespace = Options()
+            namespace.means = self.meanings()
+            namespace.defaults = {a.dest: a.default for a in self._actions}
+        return super().parse_known_args(words, namespace)
 
     def error(self, message):
         unknown = re.findall(r"--[^\s=]+", message) if message.startswith("unrecognized arguments: ") else []

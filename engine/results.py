@@ -13,29 +13,24 @@ import util
 from engine import config, options
 from util import InputError
 
-# options that change where and how fast a result is made, not what it is
-NO_MEANING = (
-    "ckpt", "data_folder", "data_folder_outliers", "save_folder", "features_cache", "num_workers", "nproc_per_node",
-    "world_size", "rank", "dist_url", "dist_backend", "print_freq", "save_freq", "resume", "overwrite", "exp_name",
-)  # fmt: skip
 
-
-def write(given: dict, title: tuple, metrics: dict, checkpoint: dict, data_folders: dict, about: dict) -> Path:
+def write(
+    of_options: options.RecordedOptions, title: tuple, metrics: dict, checkpoint: dict, data_folders: dict, about: dict
+) -> Path:
     """Write the record of a result, whole or not at all; returns its path.
 
-    given: the options, as plain types; title: (script, name of the run, detail); metrics: in percent; checkpoint: path,
-    sha256, ...; data_folders: by split; about: further entries, such as images (counts by split) and seconds.
-    The file's name holds script, data set, run, detail, and eight digits of a hash of checkpoint and options: only the
-    same command on the same checkpoint replaces it.
+    title: (script, name of the run, detail); metrics: in percent; checkpoint: path, sha256, ...; data_folders: by
+    split; about: further entries, such as images (counts by split) and seconds.
+    The file's name holds script, data set, run, detail, and eight digits of a hash of checkpoint and options, those
+    left out that a result does not depend on: only the same evaluation of the same checkpoint replaces it.
     """
-    script, name, detail = title
+    (script, name, detail), given = title, of_options.plain
     folder = Path(given["save_folder"]) / "results"
     folder.mkdir(parents=True, exist_ok=True)
     dataset = given["dataset"] + ("_without_" + "-".join(given["hold_out"])[:40] if given["hold_out"] else "")
     dataset += options.images_in_name(given["images_per_class"])
-    meaning = {k: v for k, v in given.items() if k not in NO_MEANING}
-    meaning |= {"checkpoint": checkpoint["sha256"], **{k: str(Path(v).resolve()) for k, v in data_folders.items()}}
-    key = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:8]
+    made_of = {"checkpoint": checkpoint["sha256"], **{k: str(Path(v).resolve()) for k, v in data_folders.items()}}
+    key = hashlib.sha256(json.dumps(of_options.hashed | made_of, sort_keys=True).encode()).hexdigest()[:8]
     parts = [script, dataset, name[:60], detail[:60], key]  # a disk takes 255 bytes
     path = folder / ("_".join(part for part in parts if part) + ".json")
     record = {

@@ -10,32 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from engine.optimisation import MOMENTA
+from engine.parsing import Means
 from util import InputError
-
-# options that a resumed run must share with its checkpoint, or the weights mean something else
-FIXED = ("dataset", "model", "optimizer", "feat_dim", "memorybank_size", "cache_features")
-# options that leave the mathematics as it is; any other that a resumed run changes is named
-FREE = (
-    "resume", "overwrite", "exp_name", "save_folder", "save_freq", "save_minutes", "print_freq", "num_workers",
-    "data_folder", "check_data", "detect_anomaly", "nproc_per_node", "world_size", "rank", "dist_url", "dist_backend",
-    "timeout_minutes", "augment_on", "knn_freq", "config", "keep_checkpoints", "max_hours", "init",
-    "pretrained",
-)  # fmt: skip
-
 
 NAMES = {"momentum_buffer": "momentum"}
 
 
-def changed_options(before: dict, now: dict, flag: str) -> list[str]:
-    """In words, the options of a resumed run that are not as before and leave the mathematics another. InputError,
-    beginning with `flag`, where weights would mean something else.
+def changed_options(before: dict, now: dict, means: dict[str, Means], flag: str) -> dict[str, str]:
+    """By name, in words: the options of a resumed run that are not as before and leave the mathematics another.
+    InputError, beginning with `flag`, where weights would mean something else.
     """
     before = {"optimizer": "sgd", **before}  # older runs had no other
     changed = [n for n in now if n in before and before[n] != now[n]]
-    for name in FIXED:
-        if name in changed:
+    for name in changed:
+        if Means.FIXED in means[name]:
             raise InputError(f"{flag}: was trained with --{name} {before[name]}, not {now[name]}")
-    return [f"--{n} {now[n]} (was {before[n]})" for n in changed if n not in FREE]
+    return {n: f"--{n} {now[n]} (was {before[n]})" for n in changed if Means.FREE not in means[n]}
 
 
 def differs(saved, now) -> bool:

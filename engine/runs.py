@@ -128,9 +128,10 @@ class Run:
         if "optimizer" not in state or not isinstance(state.get("epoch"), int):
             raise InputError(f"{flag}: holds no state of an optimiser; it can only be evaluated")
         before = checkpoint.trained_options(state)
-        changed = resuming.changed_options(before, options.plain(self.args), flag)
+        means = self.args.means
+        changed = resuming.changed_options(before, options.plain(self.args), means, flag)
         if changed:
-            self.say(f"resumed with other options: {', '.join(changed)}")
+            self.say(f"resumed with other options: {', '.join(changed.values())}")
         if state.get("classes") != self.facts["classes"]:
             raise InputError(f"{flag}: was trained on other classes than --data_folder holds")
         if state.get("encoder") != self.facts.get("encoder"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import util
 from engine import config
+from engine.parsing import Parser
 from recipes import grid
 from recipes.form import NUMBERS, check, check_entry, in_one_line, option, words
 from util import InputError
@@ -219,6 +220,11 @@ def check_commands(recipe: dict, names, scope: Scope, source: str) -> None:
                 parse(command, where)
 
 
+def parser_of(script: str) -> Parser:
+    """The parser of a script, as NAME.py; one that knows no option for a module or command of another kind."""
+    return importlib.import_module(script.removesuffix(".py")).get_parser() if script.endswith(".py") else Parser()
+
+
 def parse(command: str, where: str) -> None:
     """Let a script's own parser read a command; InputError, beginning with `where`, for what it refuses."""
     script, given = words(command)[1], words(command)[2:]
@@ -226,7 +232,7 @@ def parse(command: str, where: str) -> None:
         return
     if not (ROOT / script).is_file():
         raise InputError(f"{where}: there is no script {script}")
-    parser = importlib.import_module(script.removesuffix(".py")).get_parser()
+    parser = parser_of(script)
 
     def refuse(message):
         raise InputError(f"{where}: {script}: {message}")

@@ -4,33 +4,45 @@ checkpoint.
 
 import json
 import shlex
+from functools import cache
 from pathlib import Path
 
 import util
-from engine import checkpoint, config, published, resuming
+from engine import checkpoint, config, published
 from engine.config import protocol
+from engine.parsing import Means
+from recipes import parser_of
 from recipes.form import option, words
 from util import InputError
 
 
 def same(called: list[str], command: str) -> bool:
     """Whether a script was called so, wherever it lies, overwriting or not; whatever it may have resumed."""
-    return _meaning([Path(called[0]).name, *called[1:]]) == _meaning(words(command)[1:])
+    script, *own = words(command)[1:]
+    return Path(called[0]).name == script and _meaning(called[1:], script) == _meaning(own, script)
 
 
-def _meaning(called: list[str]) -> list[str]:
-    """The words without --resume and --overwrite, however they are spelt."""
-    kept, skip = [], False
-    for i, word in enumerate(called):
+def _meaning(called: list[str], script: str) -> list[str]:
+    """The words without options of Means.START, however they are spelt."""
+    starts, kept, skip = _starts(script), [], False
+    for word, value in zip(called, [*called[1:], ""], strict=True):
+        name, with_value = word.partition("=")[:2]
         if skip:
             skip = False
-        elif word.partition("=")[0] == "--resume":
-            skip = "=" not in word
-        elif word.partition("=")[0] == "--overwrite":
-            skip = "=" not in word and called[i + 1 : i + 2] and called[i + 1].lower() in ("true", "false")
+        elif name in starts:
+            skip = not with_value and (not starts[name] or value.lower() in ("true", "false"))
         else:
             kept.append(word)
     return kept
+
+
+@cache
+def _starts(script: str) -> dict[str, bool]:
+    """The options of a script that say how a run is started, and whether each may stand alone."""
+    parser = parser_of(script)
+    means = parser.meanings()
+    found = [action for action in parser._actions if Means.START in means[action.dest]]
+    return {name: action.nargs == "?" for action in found for name in action.option_strings}
 
 
 def find_run(folders, command: str) -> Path | None:
@@ -44,25 +56,32 @@ def find_run(folders, command: str) -> Path | None:
             called = found["about"]["command"]
         except (TypeError, KeyError):
             raise InputError(f"{file}: does not say by which command the run was started") from None
-        now = found["about"].get("protocol", 1) == protocol(words(command)[1])
-        if now and same(called, command) and began_so(folder):
+        script = words(command)[1]
+        if found["about"].get("protocol", 1) == protocol(script) and same(called, command) and began_so(folder, script):
             return folder
     return None
 
 
-def began_so(folder: Path) -> bool:
-    """Whether a run began from scratch, and went on from nothing but itself with the options that it has now."""
+def starts_of(folder: Path) -> list[dict]:
+    """What is known of a run's starts, from the last one that began from scratch; [] where none did."""
     starts = util.read_json_lines(folder / "starts.jsonl")
-    for start in reversed(starts):
+    scratch = [i for i, start in enumerate(starts) if start["resumed"] is None]
+    return starts[scratch[-1] :] if scratch else []
+
+
+def began_so(folder: Path, script: str) -> bool:
+    """Whether a run of a script began from scratch, and went on from nothing but itself with the options that it has
+    now.
+    """
+    starts, means = starts_of(folder), parser_of(script).meanings()
+    for start in starts:
         then, now = start["options"], starts[-1]["options"]
-        known = then.keys() & now.keys() - {*resuming.FREE}  # an option may be younger than the run
-        if any(then[name] != now[name] for name in known):
+        known = then.keys() & now.keys()  # an option may be younger than the run
+        if any(then[name] != now[name] for name in known if Means.FREE not in means.get(name, Means.RESULT)):
             return False
-        if start["resumed"] is None:
-            return True
-        if Path(start["resumed"]).resolve().parent != folder.resolve():
+        if start["resumed"] is not None and Path(start["resumed"]).resolve().parent != folder.resolve():
             return False
-    return False
+    return bool(starts)
 
 
 def epochs_left(folder: Path) -> int:
@@ -112,10 +131,11 @@ def find_record(command: str, sha256: str) -> dict | None:
             record = json.loads(path.read_text())
             wanted = record["checkpoint"]["sha256"] == sha256 and same(record["command"], command)
             wanted = wanted and record.get("protocol", 1) == protocol(words(command)[1])
-            if wanted and _resumed_itself(record["command"], command):
-                return {**record, "file": str(path)}
+            wanted = wanted and _resumed_itself(record["command"], command)
         except (ValueError, TypeError, KeyError):  # not a record
             continue
+        if wanted:
+            return {**record, "file": str(path)}
     return None
 
 
