@@ -58,6 +58,7 @@ def trained(title: str, command: str, runner: Runner | None) -> dict | None:
         folder = runner.train(f"{title}: training", command)
     else:
         folder = done.find_run([recipes.run_folder(command)], command)
+        folder = None if folder and done.changed_since(folder, command) else folder
     if folder is None or done.epochs_left(folder) > 0:
         return None
     seconds = done.seconds(folder)

@@ -11,14 +11,16 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import yaml
 
 import util
 from datasets.texts import read_yaml
-from engine import cores, optimisation, options
+from engine import checkpoint, cores, optimisation, options
 from engine.parsing import Means, Options
+from networks import cards
 from util import InputError
 
 NAME = "config.yaml"
@@ -52,15 +54,41 @@ def parse(parser: argparse.ArgumentParser, recipes: dict) -> Options:
     return args
 
 
-def parse_words(parser, recipes: dict, words: list[str], script: str) -> Options:
+def parse_words(parser, recipes: dict, own: list[str], script: str) -> Options:
     """What `parse` reads from these words for a script, whichever runs."""
-    words = command_line(parser, words, script)
+    words = command_line(parser, own, script)
     known, _ = parser.parse_known_args(words)
     if "num_workers" in known:
         parser.set_defaults(num_workers=cores.loaders(getattr(known, "nproc_per_node", None)))
     parser.set_defaults(**recipes.get(known.dataset, {}))
     parser.set_defaults(**optimisation.DEFAULTS.get(getattr(known, "optimizer", None), {}))
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    args.files = files_of(args, own)
+    return args
+
+
+def files_of(args: Options, words: list[str]) -> dict[str, str]:
+    """Check sums (SHA-256) of the files that the options of a command name, its `words`' --config among them, by option
+    and path; of a folder, that of its checkpoint. What cannot be read is for its reader to refuse.
+    """
+    named = [("config", path) for path in _config_files(words)[0]]
+    for name, value in vars(args).items():
+        if Means.FILE in args.means.get(name, Means.RESULT):
+            named += [(name, path) for path in (value if isinstance(value, list) else [value]) if path]
+    found = {}
+    for name, path in named:
+        places = path, os.path.join(path, "last.pth"), os.path.join(path, cards.WEIGHTS)
+        with contextlib.suppress(OSError, StopIteration):
+            file = next(filter(os.path.isfile, places))
+            stat = os.stat(file)
+            found[f"--{name} {path}"] = _sum(file, (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    return found
+
+
+@cache
+def _sum(file: str, state: tuple) -> str:
+    """The check sum of a file in this state; a recipe asks for that of a checkpoint at each of its evaluations."""
+    return checkpoint.sha256(Path(file))
 
 
 def _config_files(words: list[str]) -> tuple[list[Path], list[str]]:

@@ -335,10 +335,13 @@ def plain(args: argparse.Namespace) -> dict:
 
 @dataclass(frozen=True)
 class RecordedOptions:
-    """What the record of a result has of its options: all, and those that its name's hash is made of."""
+    """What the record of a result has of its options: all; those that its name's hash is made of; the check sums of the
+    files that they name.
+    """
 
     plain: dict
     hashed: dict
+    files: dict
 
 
 def recorded(args) -> RecordedOptions:
@@ -349,4 +352,4 @@ def recorded(args) -> RecordedOptions:
         for k, v in given.items()
         if Means.UNHASHED not in means[k]
     }
-    return RecordedOptions(given, hashed)
+    return RecordedOptions(given, hashed, args.files)

@@ -148,10 +148,10 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 class Options(argparse.Namespace):
     """What a parser read; and beside the options, so that `vars` has them alone: by option, what it means and its
-    default.
+    default, and the check sums of files (`config.files_of`).
     """
 
-    __slots__ = ("defaults", "means")
+    __slots__ = ("defaults", "files", "means")
 
 
 class _Declaring:

@@ -39,6 +39,7 @@ def write(
         "checkpoint": checkpoint,
         "options": given,
         "command": sys.argv,
+        "files": of_options.files,
         "protocol": config.protocol(Path(sys.argv[0]).name),
         "data_folders": {split: str(Path(where).resolve()) for split, where in data_folders.items()},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -28,6 +28,14 @@ def changed_options(before: dict, now: dict, means: dict[str, Means], flag: str)
     return {n: f"--{n} {now[n]} (was {before[n]})" for n in changed if Means.FREE not in means[n]}
 
 
+def changed_files(before: dict | None, now: dict, means: dict[str, Means]) -> dict[str, str]:
+    """Likewise, the options whose files (config.files_of) have another content than before."""
+    before = before if isinstance(before, dict) else {}  # of an older version
+    changed = [f for f in now if before.get(f, now[f]) != now[f]]
+    found = {f.removeprefix("--").partition(" ")[0]: f"{f} (its content was another)" for f in changed}
+    return {name: text for name, text in found.items() if Means.FREE not in means[name]}
+
+
 def differs(saved, now) -> bool:
     """Whether a checkpoint's ranking is another than the run's (objective.build): other entries, or other numbers."""
     if not isinstance(saved, dict) or now is None or saved.keys() != now.keys():

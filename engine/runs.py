@@ -130,6 +130,7 @@ class Run:
         before = checkpoint.trained_options(state)
         means = self.args.means
         changed = resuming.changed_options(before, options.plain(self.args), means, flag)
+        changed |= resuming.changed_files(state.get("files"), self.args.files, means)
         if changed:
             self.say(f"resumed with other options: {', '.join(changed.values())}")
         if state.get("classes") != self.facts["classes"]:
@@ -232,6 +233,7 @@ class Run:
         self._open()
         state = {
             "options": options.plain(self.args),
+            "files": self.args.files,
             "versions": VERSIONS,
             "epoch": epochs_done,
             "step": step,
@@ -291,6 +293,7 @@ class Run:
         self.journal = Journal(self.folder, self.tensorboard, after_epoch, self.say)
         record = {"options": options.plain(self.args), "versions": VERSIONS, "processes": distributed.world_size()}
         record |= {"after_epoch": self.resumed_from, "resumed": str(self.good) if self.source else None}
+        record["files"] = self.args.files
         util.append_json(self.folder / "starts.jsonl", record)
         config.write(self.folder, self.args, in_force(self.precision))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import util
 from engine import config
-from engine.parsing import Parser
+from engine.parsing import Options, Parser
 from recipes import grid
 from recipes.form import NUMBERS, check, check_entry, in_one_line, option, words
 from util import InputError
@@ -225,11 +225,13 @@ def parser_of(script: str) -> Parser:
     return importlib.import_module(script.removesuffix(".py")).get_parser() if script.endswith(".py") else Parser()
 
 
-def parse(command: str, where: str) -> None:
-    """Let a script's own parser read a command; InputError, beginning with `where`, for what it refuses."""
+def parse(command: str, where: str) -> Options:
+    """Let a script's own parser read a command; InputError, beginning with `where`, for what it refuses. A command of
+    another kind has no options that are known.
+    """
     script, given = words(command)[1], words(command)[2:]
     if not script.endswith(".py"):
-        return
+        return Options()
     if not (ROOT / script).is_file():
         raise InputError(f"{where}: there is no script {script}")
     parser = parser_of(script)
@@ -238,7 +240,7 @@ def parse(command: str, where: str) -> None:
         raise InputError(f"{where}: {script}: {message}")
 
     parser.exit_with = refuse
-    parser.parse_args(config.command_line(parser, given, script.removesuffix(".py")))
+    return parser.parse_args(config.command_line(parser, given, script.removesuffix(".py")))
 
 
 def print_commands(recipe: dict, names, scope: Scope) -> None:

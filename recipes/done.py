@@ -11,7 +11,7 @@ import util
 from engine import checkpoint, config, published
 from engine.config import protocol
 from engine.parsing import Means
-from recipes import parser_of
+from recipes import parse, parser_of
 from recipes.form import option, words
 from util import InputError
 
@@ -45,6 +45,20 @@ def _starts(script: str) -> dict[str, bool]:
     return {name: action.nargs == "?" for action in found for name in action.option_strings}
 
 
+def changed_file(command: str, *before: dict) -> str | None:
+    """The first option of a command, with its file, whose content is another than when something was made from it; None
+    where there is none.
+
+    before: check sums as runs and records have them (config.files_of). What they do not know, as those of older
+    versions, and a file that is gone, is not held against them.
+    """
+    try:
+        now = config.files_of(parse(command, command), words(command)[2:])
+    except InputError:  # the file of --config is gone
+        return None
+    return next((f for files in before for f in sorted(files.keys() & now.keys()) if files[f] != now[f]), None)
+
+
 def find_run(folders, command: str) -> Path | None:
     """The folder of a run of this command, whole or cut off, whose every start had its options."""
     for folder in folders:
@@ -60,6 +74,11 @@ def find_run(folders, command: str) -> Path | None:
         if found["about"].get("protocol", 1) == protocol(script) and same(called, command) and began_so(folder, script):
             return folder
     return None
+
+
+def changed_since(folder: Path, command: str) -> str | None:
+    """`changed_file` since a run of this command was started, or gone on with."""
+    return changed_file(command, *(start.get("files", {}) for start in starts_of(folder)))
 
 
 def starts_of(folder: Path) -> list[dict]:
@@ -124,7 +143,9 @@ def _resumed_itself(called: list[str], command: str) -> bool:
 
 
 def find_record(command: str, sha256: str) -> dict | None:
-    """The record of an evaluation by this command of this checkpoint, with the file that holds it; None without."""
+    """The record of an evaluation by this command, whose files are as they were, of this checkpoint, with the file that
+    holds it; None without.
+    """
     folder = Path(option(command, "--save_folder", "./save")) / "results"
     for path in sorted(folder.glob("*.json")):
         try:
@@ -134,7 +155,7 @@ def find_record(command: str, sha256: str) -> dict | None:
             wanted = wanted and _resumed_itself(record["command"], command)
         except (ValueError, TypeError, KeyError):  # not a record
             continue
-        if wanted:
+        if wanted and not changed_file(command, record.get("files", {})):
             return {**record, "file": str(path)}
     return None
 

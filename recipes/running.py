@@ -12,6 +12,7 @@ from pathlib import Path
 from engine import checkpoint
 from recipes import ROOT, done, run_folder
 from recipes.form import option
+from util import InputError
 
 EPOCH = re.compile(r"epoch \d+/\d+  ")  # the line that ends one, not those of its steps
 SHOW_EVERY = 10  # seconds between such lines of a job beside others
@@ -82,6 +83,11 @@ class Runner:
         """The folder of the finished training."""
         folder = run_folder(command)
         found = done.find_run([folder], command)
+        if found and (changed := done.changed_since(folder, command)):
+            raise InputError(
+                f"{changed} has changed since {folder} was trained; put the file back, remove the folder to train "
+                "again, or give another --exp_name"
+            )
         if found and done.epochs_left(folder) <= 0:
             say(f"== {title}: is done, {folder}")
             return folder
@@ -100,7 +106,8 @@ class Runner:
         folders = [place.parent for name in names for place in sorted((root / "linear").glob(f"*/{name}/last.pth"))]
         probe = done.find_run(folders, command)
         if probe:
-            command += f" --resume {shlex.quote(str(probe))}" if done.epochs_left(probe) > 0 else " --overwrite"
+            goes_on = done.epochs_left(probe) > 0 and not done.changed_since(probe, command)
+            command += f" --resume {shlex.quote(str(probe))}" if goes_on else " --overwrite"
         if not self.call(title, command):
             return None
         record = done.find_record(command, sha256)
