@@ -54,7 +54,7 @@ def worker(args, device):
         distributed.say(datasets.left_out(train, test))
         datasets.check_several_classes(train, args.data_folder)
         spec = datasets.spec(args.dataset)
-        run = runs.Run(args, "SupCon", run_name(args))
+        run = runs.Run(args, "SupCon", run_name(args), train.images)
         start = initial.read(args.model, args.init, args.pretrained, run.source)
         size, mean, std = datasets.view_settings(args.dataset, start.views_of(options.chosen_views(args)), train)
         encoder = start.build(spec.small, size)

@@ -53,7 +53,7 @@ def worker(args, device):
         kind = "cached" if args.cache_features else "augmented"
         detail = f"{kind}_lr{args.learning_rate:g}{options.images_in_name(args.images_per_class)}_seed{args.seed}"
         name = args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}"
-        run = runs.Run(args, "linear", name)
+        run = runs.Run(args, "linear", name, train.images)
     skip, how = options.skips_damage(args), options.loading(args, device, args.channels_last)
     train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)
     counts = {"train": len(train), "validation": len(test)}

@@ -70,7 +70,7 @@ def worker(args, device):
     with distributed.main_first():
         data, nested = objective.load_data(args)
         spec = datasets.spec(args.dataset)
-        run = runs.Run(args, "SupCon", args.exp_name or default_name(args))
+        run = runs.Run(args, "SupCon", args.exp_name or default_name(args), data.images)
         start = initial.read(args.model, args.init, args.pretrained, run.source)
         size, mean, std = datasets.view_settings(args.dataset, start.views_of(options.chosen_views(args)), data)
         criterion, summary, ranking = objective.build(args, data, nested)

@@ -1,6 +1,8 @@
 """Going on with a checkpoint: all of its content is held against the run before any of it is used."""
 
+import hashlib
 import itertools
+import os
 import random
 from collections.abc import Iterator
 from numbers import Real
@@ -34,6 +36,30 @@ def changed_files(before: dict | None, now: dict, means: dict[str, Means]) -> di
     changed = [f for f in now if before.get(f, now[f]) != now[f]]
     found = {f.removeprefix("--").partition(" ")[0]: f"{f} (its content was another)" for f in changed}
     return {name: text for name, text in found.items() if Means.FREE not in means[name]}
+
+
+def seen_images(images) -> dict:
+    """What a checkpoint keeps of the training images, paths or an array: how many there are, and, of paths, a check sum
+    of those below the folder that holds all of them, which may be moved, or packed.
+    """
+    if isinstance(images, np.ndarray):
+        return {"count": len(images), "names": None}
+    paths = [os.fspath(image) for image in images]
+    root = len(os.path.dirname(os.path.commonprefix([min(paths), max(paths)])))  # noqa: RUF071 (a folder, by dirname)
+    names = hashlib.sha256("\0".join(path[root:] for path in paths).encode(errors="surrogateescape"))
+    return {"count": len(images), "names": names.hexdigest()}
+
+
+def check_images(before: dict | None, now: dict, flag: str, folder: str) -> None:
+    """Raise InputError, beginning with `flag`, where the training images (seen_images) were others before; of an older
+    version, nobody knows.
+    """
+    if not isinstance(before, dict) or before == now:
+        return
+    fault = f"was trained on images of other names, or in another order, than --data_folder {folder} has"
+    if before.get("count") != now["count"]:
+        fault = f"was trained on {before.get('count')} images, --data_folder {folder} has {now['count']}"
+    raise InputError(f"{flag}: {fault}; give the images that it was trained on, or begin a run of its own")
 
 
 def differs(saved, now) -> bool:

@@ -16,6 +16,7 @@ from datasets.texts import read_paths
 from engine import checkpoint, config, distributed, locking, options, resuming, watching
 from engine.journal import Journal
 from engine.optimisation import Stepper, in_force
+from engine.parsing import Means
 from engine.signals import StopSignals
 from util import InputError
 
@@ -51,8 +52,10 @@ def _is_plain(name: str) -> bool:
 class Run:
     """A run's folder: refuses to mix two runs, writes checkpoints, TensorBoard scalars and log.jsonl (main process)."""
 
-    def __init__(self, args, method: str, name: str):
+    def __init__(self, args, method: str, name: str, images):
+        """images: those of the training set, before damaged ones are left out."""
         self.args, self.start = args, time.perf_counter()
+        self.images = resuming.seen_images(images)
         self.folder = folder_of(args, method, name)
         self.last = self.folder / "last.pth"
         self.lock, self.journal = locking.FolderLock(self.folder), None
@@ -137,6 +140,8 @@ class Run:
             raise InputError(f"{flag}: was trained on other classes than --data_folder holds")
         if state.get("encoder") != self.facts.get("encoder"):
             raise InputError(f"{flag}: was trained on the features of another --ckpt")
+        if not any(Means.SUBSET in means[name] for name in changed):
+            resuming.check_images(state.get("images"), self.images, flag, self.args.data_folder)
         if state.get("ranking") and resuming.differs(state["ranking"], self.facts.get("ranking")):
             self.say("the ranking is another than the checkpoint was trained on: other ranks from here on")
         steps = len(self.sampler) if state.get("order") == self._order() else None
@@ -234,6 +239,7 @@ class Run:
         state = {
             "options": options.plain(self.args),
             "files": self.args.files,
+            "images": self.images,
             "versions": VERSIONS,
             "epoch": epochs_done,
             "step": step,

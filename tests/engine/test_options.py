@@ -5,9 +5,11 @@ import shlex
 
 import pytest
 from commands import CE, run
+from made_data import make_image_folders
 
+import datasets
 import util
-from engine import config, export, options, resuming
+from engine import checkpoint, config, export, options, resuming
 from engine.parsing import Means
 from util import InputError
 
@@ -84,3 +86,64 @@ def test_a_result_has_one_record_however_it_was_run(monkeypatch, digits, tmp_pat
         run(monkeypatch, tmp_path, f"{retrieval} {words}", "retrieval")
     records = sorted(file.name.partition("_")[0] for file in (tmp_path / "save/results").glob("*.json"))
     assert records == ["linear", "retrieval"]
+
+
+# ---- resumed on other images -----------------------------------------------------------------------------------------
+
+RUN = "--dataset path --size 32 --batch_size 4 --model resnet8 --num_workers 0"
+A = "save/SupCon/path_models/a"
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """Twelve images, a run of one epoch on them, and copies in other folders, of which two lack an image, or a name."""
+    root = tmp_path_factory.mktemp("images")
+    for name in ("first", "moved/further", "fewer", "renamed"):
+        for split in ("train", "val"):
+            make_image_folders(root / name / split, ["cat", "dog"], each=6)
+    (root / "fewer/train/cat/cat_3.JPEG").unlink()
+    (root / "renamed/train/dog/dog_3.JPEG").rename(root / "renamed/train/dog/other.JPEG")
+    (root / "skipped.txt").write_text("# none yet\n")
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, root, f"{RUN} --exp_name a --epochs 1 --data_folder first", "main_ce")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("folder", "fault"),
+    [
+        ("fewer", "was trained on 12 images, --data_folder fewer has 11; give the images that it was trained on, or "),
+        ("renamed", "was trained on images of other names, or in another order, than --data_folder renamed has; "),
+    ],
+)
+def test_other_images_in_the_place_of_a_runs_own_are_refused(monkeypatch, capsys, begun, folder, fault):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run(monkeypatch, begun, f"{RUN} --epochs 2 --exp_name {folder} --resume {A} --data_folder {folder}", "main_ce")
+    printed = capsys.readouterr()
+    assert f"main_ce.py: error: --resume {A}: {fault}" in printed.err
+    assert f"resumed with other options: --data_folder {folder} (was first), --epochs 2 (was 1)" in printed.out
+    assert not (begun / A).with_name(folder).exists()
+
+
+def test_a_run_goes_on_where_its_images_were_moved_or_a_named_option_leaves_some_out(monkeypatch, capsys, begun):
+    moved = f"{RUN} --exp_name moved --data_folder moved/further --skip_images skipped.txt"
+    run(monkeypatch, begun, f"{moved} --epochs 2 --resume {A}", "main_ce")
+    others = "--data_folder moved/further (was first), --skip_images skipped.txt (was None), --epochs 2 (was 1)"
+    assert f"resumed with other options: {others}\n" in capsys.readouterr().out
+    (begun / "skipped.txt").write_text("moved/further/train/dog/dog_5.JPEG\n")
+    run(monkeypatch, begun, f"{moved} --epochs 3 --resume auto", "main_ce")
+    assert ", --skip_images skipped.txt (its content was another)\n" in capsys.readouterr().out
+    assert checkpoint.load((begun / A).with_name("moved"))["images"]["count"] == 11
+
+
+def test_a_checkpoint_that_does_not_know_its_images_goes_on_with_any(monkeypatch, capsys, begun):
+    state = checkpoint.load(begun / A)
+    checkpoint.save(begun / "older.pth", {k: v for k, v in state.items() if k not in ("images", "files")})
+    run(monkeypatch, begun, f"{RUN} --epochs 2 --exp_name old --resume older.pth --data_folder fewer", "main_ce")
+    assert "--data_folder fewer (was first)" in capsys.readouterr().out
+
+
+def test_a_pack_has_the_names_of_the_images_that_it_was_made_of(monkeypatch, begun):
+    run(monkeypatch, begun, "pack --data_folder first --out packed --side 64", "datasets.prepare")
+    folder, pack = (datasets.build("path", begun / name).images for name in ("first", "packed"))
+    assert resuming.seen_images(folder) == resuming.seen_images(pack)
