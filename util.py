@@ -11,6 +11,7 @@ import re
 import select
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -52,7 +53,12 @@ class InputError(ValueError):
 
 def plain_name(text: str) -> str:
     """A text as part of a file's name: letters, digits, ._+- and for anything else _."""
-    return re.sub(r"[^\w.+-]+", "_", text).strip("_")
+    return re.sub(r"[^\w.+-]+", "_", one_form(text)).strip("_")
+
+
+def in_file_name(text: str, most: int = 60) -> str:
+    """A user's name as part of a file's: no folder, and at most so many bytes, of which a disk takes 255 in all."""
+    return os.fsencode(re.sub(r"[/\0]", "_", text))[:most].decode(errors="ignore")
 
 
 def reason(error: BaseException) -> str:
@@ -174,6 +180,23 @@ def nearest(word: str, known: Iterable[object]) -> str:
     """ "; did you mean X?" for the end of an error, X being the known word that is spelt most like it; else ""."""
     found = closest(word, known)
     return f"; did you mean {found}?" if found else ""
+
+
+def one_form(name: str) -> str:
+    """A name as names are compared: macOS has é as two characters (NFD), most editors as one (NFC)."""
+    return unicodedata.normalize("NFC", str(name))
+
+
+def spelt_as(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """The names, each in the Unicode form that it has among the known ones, if it is one of them."""
+    spelling = {one_form(name): name for name in known}
+    return [spelling.get(one_form(name), name) for name in names]
+
+
+def twice(names: Iterable[str]) -> str | None:
+    """The first name that stands there a second time, in whatever Unicode form; None where there is none."""
+    seen: set[str] = set()
+    return next((name for name in names if (form := one_form(name)) in seen or seen.add(form)), None)
 
 
 def cores() -> int:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from util import InputError  # first: where packages are missing it says what to do
+import util  # first: where packages are missing it says what to do
 
 # isort: split
 import numpy as np
@@ -19,6 +19,7 @@ from datasets import sources, texts
 from datasets.decoding import WAY_ROUND, read_pixels, read_rgb
 from datasets.folders import LeftOut, real_paths
 from datasets.packed import Pack, PackedImage, PackInputError
+from util import InputError
 
 NAMES = tuple(sources.SOURCES)
 
@@ -134,8 +135,8 @@ def build(
     if name not in sources.SOURCES:
         raise InputError(f"--dataset {name} is unknown; choose one of {', '.join(NAMES)}")
     data = _read(sources.SOURCES[name].read, folder, split, "--data_folder")
-    _check_known(hold_out, data.classes, "--hold_out", name)
-    _check_known(only, data.classes, "--imagenet100: class", f"--data_folder {folder}")
+    hold_out = _known(hold_out, data.classes, "--hold_out", name)
+    only = _known(only, data.classes, "--imagenet100: class", f"--data_folder {folder}")
     kept = [c for c in data.classes if c not in hold_out and (not only or c in only)]
     if not kept:
         raise InputError(f"--hold_out: leaves no class of {name}")
@@ -149,6 +150,7 @@ def build_pair(name, folder="./data", hold_out=(), only=(), skip=None, per_class
     """
     train, test = build(name, folder, "train", hold_out, only), build(name, folder, "test")
     known = (*train.classes, *hold_out)
+    test.classes = util.spelt_as(test.classes, known)
     lacking = [c for c in test.classes if c not in known and (not only or c in only)]
     if lacking:
         raise InputError(f"--data_folder {folder}: class {lacking[0]} is in validation, but training lacks it")
@@ -184,8 +186,8 @@ def build_outliers(name, folder="./data", split: str = "test", classes: tuple[st
         data = _joined(*(_read(source.read, folder, part, flag) for part in ("train", "test")))
     else:
         data = _read(source.read, folder, split, flag)
-    _check_known(classes, data.classes, "--outlier_classes", name)
-    (data,) = without(skip, outlier=_keep(data, list(classes)) if classes else data)
+    classes = _known(classes, data.classes, "--outlier_classes", name)
+    (data,) = without(skip, outlier=_keep(data, classes) if classes else data)
     return data
 
 
@@ -195,7 +197,7 @@ def check_outliers(train: ImageData, test: ImageData, outliers: ImageData, same:
     same: whether they are of the data set of the other two; folder: theirs. Raises InputError where a class of them is
     one of training, an image is an inlier, or all are training images: equal real paths are one image.
     """
-    shared = [c for c in outliers.classes if c in train.classes]
+    shared = [c for c in util.spelt_as(outliers.classes, train.classes) if c in train.classes]
     wnids = [c for c in shared if re.fullmatch(r"n\d{8}", c)]  # the same in every folder
     if (same and shared and isinstance(outliers.images, np.ndarray)) or wnids:
         raise InputError(f"--outlier_classes: class {shared[0]} is an inlier too; leave it out of one with --hold_out")
@@ -267,14 +269,19 @@ def _read(read, folder, split, flag) -> ImageData:
         images, labels, classes, *left_out = read(Path(folder), split)
     except InputError as error:
         raise InputError(f"{flag} {error}") from None
+    if (again := util.twice(classes)) is not None:
+        raise InputError(f"{flag} {folder}: two classes are called {again}, in two Unicode forms (NFC, NFD); join them")
     labels = torch.as_tensor(np.asarray(labels), dtype=torch.long)
     return ImageData(images, labels, list(classes), left_out=LeftOut.joined(left_out))
 
 
-def _check_known(names, classes, flag, source) -> None:
+def _known(names, classes, flag, source) -> list[str]:
+    """The names as they are spelt among the classes. Raises InputError for one that is none of them."""
+    names = util.spelt_as(names, classes)
     unknown = [c for c in names if c not in classes]
     if unknown:
         raise InputError(f"{flag} {unknown[0]}: {source} has no such class; it has {', '.join(classes[:10])}")
+    return names
 
 
 def _keep(data: ImageData, classes: list[str]) -> ImageData:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from util import InputError
+from util import InputError, one_form
 
 # what Pillow knows and does not decode itself: data that only other programs decode, film, pages
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -100,7 +100,7 @@ def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
             left_out.add(TWICE, entry.path)
         else:
             found.append(entry.name)
-    return found
+    return sorted(found, key=one_form)
 
 
 def holds_classes(folder: Path) -> bool:

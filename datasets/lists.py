@@ -6,6 +6,7 @@ of `path label` in a .txt, whose images lie in a folder beside theirs.
 import os
 from pathlib import Path
 
+import util
 from datasets import texts
 from datasets.folders import LeftOut, real_paths
 from util import InputError
@@ -34,6 +35,7 @@ def read(path: Path, split: str, outliers: bool = False) -> tuple[list[str], lis
             raise InputError(f"{path}: lines of `path label` do for outliers alone; give a CSV path,label,split")
         return *_read_openood(path), left_out
     rows, columns = _rows(path, left_out)
+    spelling: dict[str, str] = {}
     images, of_split = [], columns.get("split")
     if outliers and of_split is None:
         split = "all"
@@ -42,7 +44,7 @@ def read(path: Path, split: str, outliers: bool = False) -> tuple[list[str], lis
         part = row[of_split] if of_split is not None else "train"
         if part not in SPLITS["all"]:
             raise InputError(f"{path}, line {line}: split {part} is none of train, val and test")
-        images.append((image, row[1], part, line))
+        images.append((image, spelling.setdefault(util.one_form(row[1]), row[1]), part, line))
     known = {label for _, label, part, _ in images if part == "train"}
     for _, label, part, line in images:
         if part != "train" and label not in known and known:
@@ -72,7 +74,7 @@ def existing_images(rows: list[tuple[int, str]], root: Path, source: str, home: 
 
 def _numbered(labels: list[str]) -> tuple[list[int], list[str]]:
     """The number of each label among the sorted classes, and these."""
-    classes = sorted({*labels})
+    classes = sorted({*labels}, key=util.one_form)
     number = {name: i for i, name in enumerate(classes)}
     return [number[label] for label in labels], classes
 
@@ -120,9 +122,10 @@ def levels(rows: list[tuple[int, list[str]]], source: str) -> list[tuple[int, li
         raise InputError(f"{source}: an image list without levels beside path, label and split is no ranking")
     texts.check_widths(head, rows[1:], source)
     found: dict[str, tuple[int, list[str]]] = {}
+    spelling: dict[str, str] = {}
     for line, row in rows[1:]:
-        label, *groups = (row[at] for at in places)
+        label, *groups = (spelling.setdefault(util.one_form(row[at]), row[at]) for at in places)
         if found.setdefault(label, (line, groups))[1] != groups:
             raise InputError(f"{source}, line {line}: {label} lies in other groups than in line {found[label][0]}")
     body = [(line, [label, *groups]) for label, (line, groups) in found.items()]
-    return [(rows[0][0], ["class", *(head[at] for at in places[1:])]), *body]
+    return [(rows[0][0], [head[at] for at in places]), *body]

@@ -85,7 +85,8 @@ def load(wanted: Wanted, train: datasets.ImageData) -> Frozen:
         mean, std = datasets.mean_and_std(train)
     name = path.resolve().parent.name + ("" if path.stem == "last" else f"_{path.stem}")
     record = {"path": str(path.resolve()), "sha256": checkpoint.sha256(path), "model": start.model}
-    record |= {"epoch": state.get("epoch"), "dataset": trained.get("dataset"), "classes": state.get("classes")}
+    record |= {"epoch": state.get("epoch"), "dataset": trained.get("dataset")}
+    record["classes"] = util.spelt_as(state.get("classes") or (), train.classes) or None
     record["pretrained"] = bool(start.pretrained)
     record["instance_ranks"] = trained.get("instance_ranks")
     known = published.find(record["sha256"])
@@ -115,7 +116,8 @@ def warn_of_seen(frozen: Frozen, dataset: str, classes: list[str]) -> None:
     library's weights, most likely by these, which are of ImageNet.
     """
     record = frozen.record
-    seen = [c for c in classes if c in (record["classes"] or ())]
+    trained_on = record["classes"] or ()
+    seen = [c for c in util.spelt_as(classes, trained_on) if c in trained_on]
     of_imagenet = [c for c in classes if re.fullmatch(r"n\d{8}", c)]
     if not distributed.is_main():
         return

@@ -7,12 +7,14 @@ from torch import Tensor
 
 import datasets
 import evaluation
+import util
 from datasets import rankings
 from datasets.rankings import taxonomy
 from engine.frozen import Frozen
 from util import InputError
 
 AT_R = ("R-precision", "MAP@R")
+RANKS = "ranks"  # the row of a record that is no label set
 
 
 @dataclass
@@ -29,6 +31,16 @@ class Asked:
     vote: int | None = None
     at_r: bool = False
     classes: list[str] = field(default_factory=list)
+
+
+def with_levels(own: dict[str, Tensor], levels: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Label sets of ours and a user's levels, whose name may be any: one that a row of ours has is `level NAME`."""
+    found = dict(own)
+    for name, of in levels.items():
+        while name in found or name == RANKS:
+            name = f"level {name}"
+        found[name] = of
+    return found
 
 
 def levels_of(file: str | None, classes: list[str]) -> dict[str, Tensor]:
@@ -120,9 +132,9 @@ def measured(asked: Asked, queries, gallery, device) -> tuple[dict, dict, dict]:
             scores = order.result()
         except ValueError as error:
             raise InputError(f"the order of the ranks: {error}") from None
-        metrics["ranks"] = {k: v if k == "nearest other" else 100 * v for k, v in scores.items()}
+        metrics[RANKS] = {k: v if k == "nearest other" else 100 * v for k, v in scores.items()}
         if asked.similarity is not None:
-            metrics["ranks"] |= evaluation.class_correlation(*queries, asked.similarity)
+            metrics[RANKS] |= evaluation.class_correlation(*queries, asked.similarity)
     return metrics, curves, said
 
 
@@ -136,7 +148,7 @@ def nearness(ranking: str, dataset: str, classes: list[str], outliers: list[str]
     """
     if ranking == "checkpoint":
         raise InputError("--ranking checkpoint: knows the classes that were trained on alone; give a ranking of both")
-    both = list(dict.fromkeys([*classes, *outliers]))
+    both = list(dict.fromkeys([*classes, *util.spelt_as(outliers, classes)]))
     table = torch.as_tensor(rankings.source_table(ranking, both, datasets.spec(dataset).superclasses))
     rows, columns = (rankings.chosen(both, names, f"--ranking {ranking}") for names in (outliers, classes))
     return table[rows][:, columns].amax(1)

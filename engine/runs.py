@@ -136,7 +136,8 @@ class Run:
         changed |= resuming.changed_files(state.get("files"), self.args.files, means)
         if changed:
             self.say(f"resumed with other options: {', '.join(changed.values())}")
-        if state.get("classes") != self.facts["classes"]:
+        classes, now = state.get("classes"), self.facts["classes"]
+        if classes != now and not (isinstance(classes, list) and util.spelt_as(classes, now) == now):
             raise InputError(f"{flag}: was trained on other classes than --data_folder holds")
         if state.get("encoder") != self.facts.get("encoder"):
             raise InputError(f"{flag}: was trained on the features of another --ckpt")

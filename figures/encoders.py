@@ -27,7 +27,11 @@ def superclasses_of(file: str | None, dataset: str, classes: list[str]) -> dict[
         return None
     if file:
         rankings.superclass_labels(groups, classes, source)
-    return {g: kept for g, members in groups.items() if (kept := [c for c in members if c in classes])}
+    return {
+        g: kept
+        for g, members in groups.items()
+        if (kept := [c for c in util.spelt_as(members, classes) if c in classes])
+    }
 
 
 def compared_superclasses(file: str | None, dataset: str, classes: list[str]) -> dict[str, list[str]]:
@@ -63,8 +67,9 @@ def load(wanted: list[frozen.Wanted], names: list[str] | None, train: datasets.I
 
 
 def _check_same_classes(first: dict, other: dict) -> None:
-    lacking = [c for c in first["classes"] if c not in other["classes"]]
-    more = [c for c in other["classes"] if c not in first["classes"]]
+    others = util.spelt_as(other["classes"], first["classes"])
+    lacking = [c for c in first["classes"] if c not in others]
+    more = [c for c in others if c not in first["classes"]]
     if lacking or more:
         which = f"without {lacking[0]}" if lacking else f"with {more[0]}"
         raise InputError(f"--ckpt {other['path']}: was trained on other classes than {first['path']} ({which})")

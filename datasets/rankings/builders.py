@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 import datasets
+import util
 from datasets import folders, rankings, texts
 from datasets.rankings import files, taxonomy
 from util import InputError
@@ -67,7 +68,7 @@ def of_counts(path: Path) -> tuple[np.ndarray, list[str], str]:
     rows = texts.read_rows(path, source)
     head = rows[0][1] if rows else []
     classes = [row[0] for _, row in rows[1:]]
-    if len(head) < 3 or head[1:] != classes or len(set(classes)) < len(classes):
+    if len(head) < 3 or head[1:] != classes or util.twice(classes) is not None:
         raise InputError(f"{source}: must be `class,a,b,...`, then a row for each of these, in order")
     counts = np.zeros((len(classes),) * 2)
     for at, (line, row) in enumerate(rows[1:]):
@@ -123,6 +124,7 @@ def read_classes(names_file: Path | None, folder: Path | None) -> dict[str, str]
     if not names_file:
         return files.in_words(classes)
     names = files.read_names(names_file)
+    names = dict(zip(util.spelt_as(names, classes), names.values(), strict=True))
     foreign = [c for c in names if c not in classes]
     if foreign:
         raise InputError(
@@ -198,7 +200,6 @@ def tree(folder: Path) -> dict[str, list[str]]:
             f"--from {folder}: {empty[0] if empty else 'it'} holds no folders; it must be superclass/class/"
         )
     names = [c for classes in groups.values() for c in classes]
-    twice = [c for c in names if names.count(c) > 1]
-    if twice:
-        raise InputError(f"--from {folder}: the class {twice[0]} lies in two superclasses")
+    if (again := util.twice(names)) is not None:
+        raise InputError(f"--from {folder}: the class {again} lies in two superclasses")
     return groups

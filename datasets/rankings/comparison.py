@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import util
 from datasets.rankings import builders, files, table
 from util import InputError
 
@@ -165,14 +166,15 @@ def read(names: list[str]) -> tuple[dict[str, np.ndarray], list[str], str]:
         if name in table.NAMED and name != "roberta_threshold":
             raise InputError(f"compare {name}: of which data set? give one of {', '.join(files.shipped())}, or a file")
         if name == "roberta_threshold":
-            found[name] = files.read_table(files.ROBERTA)
+            values, of = files.read_table(files.ROBERTA)
         elif name in files.shipped():
-            found[name] = builders.of_levels(name, "compare")
+            values, of = builders.of_levels(name, "compare")
         elif not Path(name).is_file():
             known = ", ".join([*files.shipped(), "roberta_threshold"])
             raise InputError(f"compare {name}: no such file, and none of {known}")
         else:
-            found[name] = builders.of_file(name, "compare")
+            values, of = builders.of_file(name, "compare")
+        found[name] = values, util.spelt_as(of, next(iter(found.values()))[1]) if found else of
     first, *others = found.values()
     common = [c for c in first[1] if all(c in of for _, of in others)]
     if len(common) < 4:

@@ -4,6 +4,7 @@ import csv
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +27,9 @@ def read_superclasses(path: Path, flag: str = "--ranking") -> dict[str, list[str
     for name, classes in groups.items():
         if not all(isinstance(c, str) and c for c in (name, *classes)):
             raise InputError(f"{flag} {path}: {name}: an empty name, or something else than one; quote such names")
-    names = [c for v in groups.values() for c in v]
-    twice = [c for c in names if names.count(c) > 1]
-    if twice:
-        raise InputError(f"{flag} {path}: class {twice[0]} stands in it twice")
+    for what, names in (("superclass", groups), ("class", (c for v in groups.values() for c in v))):
+        if (again := util.twice(names)) is not None:
+            raise InputError(f"{flag} {path}: {what} {again} stands in it twice")
     return groups
 
 
@@ -52,8 +52,11 @@ def chosen_superclasses(file: str | None, known: str | None) -> tuple[dict[str, 
     return (known_superclasses(known), known) if known else (None, "")
 
 
-def check_has(classes, names, source: str) -> None:
-    """Raise InputError, beginning with `source`, where `names` lack one of the classes."""
+def of_each(classes, found: dict[str, Any], source: str) -> list:
+    """What stands for each class in `found`, where its name may have another Unicode form. Raises InputError, beginning
+    with `source`, where it lacks one of the classes.
+    """
+    names = dict(zip(util.spelt_as(found, classes), found.values(), strict=True))
     missing = [c for c in classes if c not in names]
     if missing:
         count = f"{len(missing)} in all" if len(missing) > 1 else "it alone"
@@ -61,6 +64,7 @@ def check_has(classes, names, source: str) -> None:
         near = closest(missing[0], unused)
         instead = f"; it has {near}, which is no class: did you mean {missing[0]}?" if near else ""
         raise InputError(f"{source}: lacks the class {missing[0]} of the data set ({count}){instead}")
+    return [names[c] for c in classes]
 
 
 # ---- matrices --------------------------------------------------------------------------------------------------------
@@ -88,9 +92,9 @@ def read_table(path: Path, flag: str = "--ranking") -> tuple[np.ndarray, list[st
             f"{flag} {path}: has {shape}, {len(names)} classes; it must be square"
             + (", with a header line `class,...`" if read is _read_csv else "")
         )
-    if columns != names or len(set(names)) < len(names):
-        twice = next((c for c in names if names.count(c) > 1), None)
-        fault = f"; {twice} stands in it twice" if twice else ""
+    again = util.twice(names)
+    if util.spelt_as(columns, names) != names or again is not None:
+        fault = "" if again is None else f"; {again} stands in it twice"
         raise InputError(
             f"{flag} {path}: header and first column must name the same classes, each once, in order{fault}"
         )
@@ -164,9 +168,9 @@ def read_names(path: Path, flag: str = "--names") -> dict[str, str]:
     rows = [row for _, row in texts.read_rows(path, f"{flag} {path}")]
     rows = rows[1:] if rows and rows[0][0].lower() in ("class", "wnid") else rows
     classes = [row[0] for row in rows]
-    twice = [c for c in classes if classes.count(c) > 1]
-    if not rows or twice:
-        raise InputError(f"{flag} {path}: " + (f"class {twice[0]} stands in it twice" if twice else "is empty"))
+    again = util.twice(classes)
+    if not rows or again is not None:
+        raise InputError(f"{flag} {path}: " + (f"class {again} stands in it twice" if rows else "is empty"))
     return in_words(classes) | {row[0]: row[1] for row in rows if len(row) > 1 and row[1]}
 
 

@@ -22,20 +22,19 @@ def build(folder: str | Path, table: str | Path) -> tuple[ImageData, torch.Tenso
     """
     flag, folder, left_out = f"--instance_ranks {table}", Path(folder), LeftOut()
     levels, rows = _read(Path(table), flag, left_out)
-    named = [(line, row[0]) for line, row in rows]
+    named = [(line, name) for line, name, _ in rows]
     root, listed = (folder.parent, _listed(folder, "all")) if lists.is_list(folder) else (folder, None)
     images = lists.existing_images(named, root, flag, "--data_folder" if listed is None else "the image list's folder")
     for (line, name), real in zip(named, real_paths(images), strict=True):
         if listed is not None and real not in listed:
             raise InputError(f"{flag}, line {line}: the image {name} is not in the list --data_folder {folder}")
-    names = [sorted({row[level] for _, row in rows}) for level in range(1, len(levels) + 1)]
+    names = [sorted({of[level] for _, _, of in rows}) for level in range(len(levels))]
     number = [{name: i for i, name in enumerate(of_level)} for of_level in names]
     groups = torch.zeros(len(names[0]), len(levels), dtype=torch.long)
-    labels, parents = [], {}
-    for line, row in rows:
-        taxonomy.check_nested(row[1:], levels, parents, f"{flag}, line {line}")
-        label = number[0][row[1]]
-        groups[label] = torch.tensor([number[level][name] for level, name in enumerate(row[1:])])
+    labels = []
+    for _, _, of in rows:
+        label = number[0][of[0]]
+        groups[label] = torch.tensor([number[level][group] for level, group in enumerate(of)])
         labels.append(label)
     return ImageData(images, torch.tensor(labels), names[0], left_out=left_out, groups=True), groups, levels
 
@@ -48,18 +47,16 @@ def _listed(path: Path, split: str) -> set[str]:
         raise InputError(f"--data_folder {error}") from None
 
 
-def _read(path: Path, flag: str, left_out: LeftOut) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Names of the levels, and the rows, with their lines: image, its groups."""
+def _read(path: Path, flag: str, left_out: LeftOut) -> tuple[list[str], list[tuple[int, str, list[str]]]]:
+    """Names of the levels, and of each row its line, the image, and its groups."""
     found = texts.read_rows(path, flag, left_out)
     if not found:
         raise InputError(f"{flag}: not readable as CSV (it is empty)")
-    (_, head), *rows = found
-    if len(head) < 2 or head[0] != "image":
-        raise InputError(f"{flag}: the first line must be `image,<finest group>,...,<coarsest group>`")
-    if not rows:
+    if found[0][1][0] != "image":
+        raise InputError(f"{flag}: the first line must be `image,<finest level>,...,<coarsest>`")
+    if len(found) < 2:
         raise InputError(f"{flag}: names no image")
-    texts.check_widths(head, rows, flag)
-    return head[1:], rows
+    return taxonomy.level_rows(found, "image", flag)
 
 
 def unlisted(data: ImageData, folder: str | Path) -> tuple[int, LeftOut]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from datasets.rankings import files, taxonomy
-from datasets.rankings.files import check_has, known_superclasses, read_superclasses
+from datasets.rankings.files import known_superclasses, read_superclasses
 from datasets.rankings.taxonomy import STEP
 from util import InputError
 
@@ -17,8 +17,7 @@ MOST_RANKS = 126  # that a loss can hold
 def superclass_labels(groups: dict[str, list[str]], classes: list[str], source: str) -> torch.Tensor:
     """[C] the number of each class's superclass."""
     where = {c: i for i, members in enumerate(groups.values()) for c in members}
-    check_has(classes, where, source)
-    return torch.tensor([where[c] for c in classes])
+    return torch.tensor(files.of_each(classes, where, source))
 
 
 def superclass_table(groups, classes, source) -> np.ndarray:
@@ -66,9 +65,7 @@ def _from_file(path: Path, classes: list[str], source: str) -> np.ndarray:
 
 def chosen(names: list[str], classes: list[str], source: str) -> list[int]:
     """The rows of a table of `names` that `classes` have; InputError, beginning with `source`, where it lacks one."""
-    where = {name: i for i, name in enumerate(names)}
-    check_has(classes, where, source)
-    return [where[c] for c in classes]
+    return files.of_each(classes, {name: i for i, name in enumerate(names)}, source)
 
 
 def identity(classes: list[str], superclasses: str | None) -> np.ndarray:

@@ -5,14 +5,16 @@ iNaturalist's names of folders say.
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import util
 from datasets import lists, texts
-from datasets.rankings.files import check_has
+from datasets.rankings.files import of_each
 from util import InputError
 
 STEP = 0.25  # of similarity, a rank of distance
@@ -35,10 +37,9 @@ class Taxonomy:
 
 def labels(taxonomy: Taxonomy, classes: list[str], source: str) -> dict[str, torch.Tensor]:
     """By level, the finest first: [C] the number of each class's group. InputError where the taxonomy lacks a class."""
-    check_has(classes, taxonomy.groups, source)
-    found = {}
+    groups_of, found = of_each(classes, taxonomy.groups, source), {}
     for at, level in enumerate(taxonomy.levels):
-        names = [taxonomy.groups[c][at] for c in classes]
+        names = [groups[at] for groups in groups_of]
         number = {name: i for i, name in enumerate(dict.fromkeys(names))}
         found[level] = torch.tensor([number[name] for name in names])
     return found
@@ -68,8 +69,10 @@ def of_labels(levels: list[torch.Tensor]) -> np.ndarray:
 
 def of_yaml(content: dict, source: str) -> Taxonomy:
     """What a file holds: mappings in mappings, down to lists of classes, all at one depth. `source` begins errors."""
-    found: dict[str, tuple[str, ...]] = {}
-    _leaves(content, (), found, source)
+    leaves = list(_leaves(content, (), source))
+    if (again := util.twice(name for name, _ in leaves)) is not None:
+        raise InputError(f"{source}: class {again} stands in it twice")
+    found = dict(leaves)
     at = {len(path): name for name, path in found.items()}
     if len(at) > 1:
         raise InputError(
@@ -79,23 +82,21 @@ def of_yaml(content: dict, source: str) -> Taxonomy:
     return Taxonomy(levels, {name: _nested(path) for name, path in found.items()})
 
 
-def _leaves(content, above: tuple[str, ...], found: dict, source: str) -> None:
-    """Adds class -> the names above it, the coarsest first."""
+def _leaves(content, above: tuple[str, ...], source: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each class, and the names above it in one Unicode form, the coarsest first."""
     where = " / ".join(above) or "the file"
     if isinstance(content, list) and above:
         for name in content:
             if not isinstance(name, str) or not name:
                 raise InputError(f"{source}: {where}: an empty name, or something else than one; quote such names")
-            if name in found:
-                raise InputError(f"{source}: class {name} stands in it twice")
-            found[name] = above
+            yield name, above
         if not content:
             raise InputError(f"{source}: {where} holds no class")
     elif isinstance(content, dict) and content:
         for name, inner in content.items():
             if not isinstance(name, str) or not name:
                 raise InputError(f"{source}: {where}: an empty name, or something else than one; quote such names")
-            _leaves(inner, (*above, name), found, source)
+            yield from _leaves(inner, (*above, util.one_form(name)), source)
     else:
         raise InputError(f"{source}: {where} must hold lines of `name: [class, class, ...]`, or names of names of them")
 
@@ -127,22 +128,43 @@ def _is_number(cell: str) -> bool:
 
 def of_rows(rows: list[tuple[int, list[str]]], source: str) -> Taxonomy:
     """A table of texts.read_rows: the header `class,<finest level>,...,<coarsest>`, then a row a class."""
+    levels, rows_of = level_rows(rows, "class", source)
+    seen: set[str] = set()
+    for line, name, _ in rows_of:
+        if util.one_form(name) in seen:
+            raise InputError(f"{source}, line {line}: the class {name} stands in it twice")
+        seen.add(util.one_form(name))
+    return Taxonomy(tuple(levels), {name: _nested(tuple(reversed(groups))) for _, name, groups in rows_of})
+
+
+def level_rows(
+    rows: list[tuple[int, list[str]]], of: str, source: str
+) -> tuple[list[str], list[tuple[int, str, list[str]]]]:
+    """Names of the levels, and line, name and groups of each row, of a table of levels, whoever asks for it: the header
+    `<of>,<finest level>,...,<coarsest>`, then a row a class or an image, as `of` says.
+
+    Raises InputError, beginning with `source`, where names of the header differ in blanks and signs at most, as tags of
+    TensorBoard must not, or a group lies in two groups of the next level.
+    """
     (_, head), *body = rows
-    if len(set(head)) < len(head) or len(head) < 2:
-        raise InputError(f"{source}: the first line must be `class,<finest level>,...,<coarsest>`, each name once")
-    found: dict[str, tuple[tuple[str, ...], ...]] = {}
-    parents: dict[tuple[int, str], str] = {}
+    again = util.twice(map(util.plain_name, head))
+    if again is not None or len(head) < 2:
+        fault = "" if again is None else f"; {again} stands in it twice"
+        raise InputError(
+            f"{source}: the first line must be `{of},<finest level>,...,<coarsest>`, each name once{fault}"
+        )
     texts.check_widths(head, body, source)
-    for line, row in body:
-        name, *groups = row
-        if name in found:
-            raise InputError(f"{source}, line {line}: class {name} stands in it twice")
-        check_nested(groups, head[1:], parents, f"{source}, line {line}")
-        found[name] = _nested(tuple(reversed(groups)))
-    return Taxonomy(tuple(head[1:]), found)
+    parents: dict[tuple[int, str], str] = {}
+    spelling: dict[str, str] = {}
+    found = []
+    for line, (name, *row) in body:
+        groups = [spelling.setdefault(util.one_form(group), group) for group in row]
+        _check_nested(groups, head[1:], parents, f"{source}, line {line}")
+        found.append((line, name, groups))
+    return head[1:], found
 
 
-def check_nested(groups: list[str], levels: list[str], parents: dict[tuple[int, str], str], where: str) -> None:
+def _check_nested(groups: list[str], levels: list[str], parents: dict[tuple[int, str], str], where: str) -> None:
     """Raise InputError, beginning with `where`, unless each of a row's groups, the finest first, lies in the group that
     it lay in so far. parents: (level, group) -> group of the next level; grows by the row's.
     """

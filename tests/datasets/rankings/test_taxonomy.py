@@ -127,7 +127,7 @@ def test_a_matrix_is_told_from_a_taxonomy(tmp_path, rows, want):
         ("t.yaml", "a:\n  b: [x, [y]]\n", "a / b: an empty name, or something else than one"),
         ("t.csv", "class,genus,genus\nx,a,b\n", "the first line must be `class,<finest level>"),
         ("t.csv", "class,genus,family\nx,a,f\ny,a\n", "line 3: must have 3 entries"),
-        ("t.csv", "class,genus,family\nx,a,f\nx,b,f\n", "line 3: class x stands in it twice"),
+        ("t.csv", "class,genus,family\nx,a,f\nx,b,f\n", "line 3: the class x stands in it twice"),
         (
             "t.csv",
             "class,genus,family\nx,a,f\ny,a,g\n",
@@ -161,6 +161,7 @@ def test_retrieval_looks_at_every_level(monkeypatch, capsys, tmp_path):
     digits = [str(d) for d in range(10)]
     rows = [f"{d},{'odd' if int(d) % 2 else 'even'},{'all'}" for d in digits]
     (tmp_path / "t.csv").write_text("class,parity,everything\n" + "\n".join(rows) + "\n")
+    (tmp_path / "own.csv").write_text("name,ranks,class\n" + "\n".join(rows) + "\n")
     torch.manual_seed(0)
     encoder = training.build_encoder("resnet8", small_images=True).state_dict()
     torch.save({"model": encoder, "options": {"model": "resnet8"}}, tmp_path / "a.pth")
@@ -176,3 +177,12 @@ def test_retrieval_looks_at_every_level(monkeypatch, capsys, tmp_path):
         command = f"--ckpt a.pth --labelset levels {words}"
         assert reason in error_of(monkeypatch, capsys, tmp_path, command, "retrieval")
     assert json.dumps(metrics)
+    (tmp_path / "save").rename(tmp_path / "before")
+    command = "--ckpt a.pth --labelset levels --superclasses own.csv --ranking superclass"
+    run(monkeypatch, tmp_path, command, "retrieval")
+    found = result(tmp_path, "retrieval_*")
+    rows = ["class", "level ranks", "level class"]
+    assert list(found["metrics"]) == [*rows, "ranks"] and list(found["by_class"]) == rows
+    for row, same in zip(rows, metrics.values(), strict=True):
+        assert found["metrics"][row] == same
+    assert "NDCG" in found["metrics"]["ranks"]
