@@ -62,7 +62,8 @@ def label_sets(args, classes) -> dict[str, torch.Tensor]:
             raise InputError(f"--labelset {args.labelset}: {args.dataset} {hint}")
         sets["coarse"] = rankings.superclass_labels(groups, classes, source)
     elif args.labelset == "levels":
-        sets = {"class": torch.arange(len(classes)), **ordering.levels_of(args.superclasses, classes)}
+        levels = ordering.levels_of(args.superclasses, classes)
+        sets = ordering.with_levels({"class": torch.arange(len(classes))}, levels)
     elif args.superclasses:
         raise InputError(f"--superclasses {args.superclasses}: has no use with --labelset fine")
     for name, labels in sets.items():
@@ -96,17 +97,18 @@ def asked_of_groups(args, groups, names) -> Asked:
         raise InputError("--within and --knn_k: have no use with --instance_ranks, whose images look for one another")
     if args.labelset != "fine" or args.superclasses:
         raise InputError("--instance_ranks: has no classes for --labelset or --superclasses; every level is measured")
-    return Asked(dict(zip(names, groups.T, strict=True)), evaluation.Levels.of_groups(groups))
+    sets = ordering.with_levels({}, dict(zip(names, groups.T, strict=True)))
+    return Asked(sets, evaluation.Levels.of_groups(groups))
 
 
 def show(args, asked: Asked, metrics: dict) -> None:
     """The tables of label sets and of the order of the ranks."""
-    results.show("labels", {name: of for name, of in metrics.items() if name != "ranks"})
+    results.show("labels", {name: of for name, of in metrics.items() if name != ordering.RANKS})
     if asked.levels is not None:
         ranks = ", ".join(f"{r}: {value:.3g}" for r, value in enumerate(asked.levels.values.tolist()))
         print(f"ranks by similarity: {ranks}")
         many = len(asked.levels.values) > 5
-        shown = {k: v for k, v in metrics["ranks"].items() if not (many and k.startswith("AUROC "))}
+        shown = {k: v for k, v in metrics[ordering.RANKS].items() if not (many and k.startswith("AUROC "))}
         results.show("order of", {args.ranking or args.instance_ranks: shown})
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import util
 from datasets import ImageData, decoding
 from datasets.packed import PackedImage
 from engine import checkpoint
@@ -41,7 +42,7 @@ def _state(image) -> tuple:
 
 def file(folder: Path, name: str, images: int, key: str) -> Path:
     """Where features of so many images are kept, by a run of this name."""
-    return folder / f"{name[:60]}_{images}_{key[:24]}.pt"
+    return folder / f"{util.in_file_name(name)}_{images}_{key[:24]}.pt"
 
 
 def read(path: Path, key: str, labels: Tensor, dim: int) -> tuple[Tensor | None, str]:

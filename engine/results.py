@@ -27,11 +27,12 @@ def write(
     (script, name, detail), given = title, of_options.plain
     folder = Path(given["save_folder"]) / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    dataset = given["dataset"] + ("_without_" + "-".join(given["hold_out"])[:40] if given["hold_out"] else "")
+    held_out = util.in_file_name("-".join(given["hold_out"]), 40)
+    dataset = given["dataset"] + (f"_without_{held_out}" if held_out else "")
     dataset += options.images_in_name(given["images_per_class"])
     made_of = {"checkpoint": checkpoint["sha256"], **{k: str(Path(v).resolve()) for k, v in data_folders.items()}}
     key = hashlib.sha256(json.dumps(of_options.hashed | made_of, sort_keys=True).encode()).hexdigest()[:8]
-    parts = [script, dataset, name[:60], detail[:60], key]  # a disk takes 255 bytes
+    parts = [script, dataset, util.in_file_name(name), util.in_file_name(detail), key]
     path = folder / ("_".join(part for part in parts if part) + ".json")
     record = {
         "metrics": metrics,

@@ -8,6 +8,7 @@ import figures
 
 INLIER, OUTLIER, GREY = "#0072B2", "#D55E00", "#777777"  # told apart by colour-blind readers
 COLOURS = (INLIER, OUTLIER, "#009E73", "#CC79A7")
+DASHES = ("-", "--", ":", "-.")
 
 
 def draw_ood(path: Path, inlier, outlier, metrics: dict, title: str, score_name: str) -> None:
@@ -48,9 +49,10 @@ def draw_precision_recall(path: Path, curves: dict, title: str) -> None:
     """curves: name -> (precision [G], recall [G], AP): the mean over the queries at every cut-off."""
     plt = figures.pyplot()
     figure, axes = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
-    for (name, (precision, recall, ap)), colour in zip(curves.items(), COLOURS, strict=False):
+    for i, (name, (precision, recall, ap)) in enumerate(curves.items()):
         recall, precision = 100 * np.asarray(recall), 100 * np.asarray(precision)
-        axes.plot(recall, precision, lw=2, color=colour, label=f"{name}: AP {100 * ap:.1f}")
+        style = {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[i // len(COLOURS) % len(DASHES)]}
+        axes.plot(recall, precision, lw=2, label=f"{name}: AP {100 * ap:.1f}", **style)
     axes.set(xlabel="recall in %", ylabel="precision in %", xlim=(0, 100), ylim=(0, 101), title=title)
     axes.legend(frameon=False, loc="lower left")
     figure.savefig(path, dpi=110)

@@ -49,6 +49,7 @@ def read(path: Path) -> dict:
         for number, entry in enumerate(recipe[kind], 1):
             check_entry(entry, kind, f"{path}: {kind} {number}")
     recipe["methods"] = grid.expand(recipe, str(path))
+    check_names(recipe, path)
     for name, entry in recipe["evaluations"].items():
         where = f"{path}: evaluation {name}: for"
         entry["for"] = [cell for method in entry.get("for") or () for cell in grid.chosen(recipe, method, where)]
@@ -72,6 +73,16 @@ def check_source(method: dict, where: str) -> None:
         raise InputError(f"{where}: seeds must be at least 1")
     if command and not option(command, "--exp_name"):
         raise InputError(f"{where}: its command must name the run with --exp_name")
+
+
+def check_names(recipe: dict, path: Path) -> None:
+    """Raise InputError where a method or an evaluation is called as an entry of ours, or two would have one log."""
+    for kind, ours, what in (("method", "source", "published"), ("evaluation", "training", "a method's commands")):
+        names = recipe[f"{kind}s"]
+        if ours in names:
+            raise InputError(f"{path}: {kind} {ours}: give it another name; {ours} has a meaning in {what}")
+        if (again := util.twice(map(util.plain_name, names))) is not None:
+            raise InputError(f"{path}: {kind} {again}: two have this name but for blanks and signs; rename one")
 
 
 def check_columns(recipe: dict, path: Path) -> None:

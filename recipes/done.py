@@ -162,10 +162,11 @@ def find_record(command: str, sha256: str) -> dict | None:
 
 def figure(metrics: dict, path: str) -> float | None:
     """The figure of a record that a column names, as `fine.mAP`; None where there is none."""
-    value = metrics
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value if isinstance(value, int | float) else None
+    if isinstance(value := metrics.get(path), int | float):
+        return value
+    inner = ((key, of) for key, of in metrics.items() if isinstance(of, dict) and path.startswith(f"{key}."))
+    found = (figure(of, path.removeprefix(f"{key}.")) for key, of in inner)  # a name may have dots of its own
+    return next((value for value in found if value is not None), None)
 
 
 def figures(metrics: dict, before: str = "") -> list[str]:

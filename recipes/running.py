@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import util
 from engine import checkpoint
 from recipes import ROOT, done, run_folder
 from recipes.form import option
@@ -41,7 +42,7 @@ class Runner:
         words = [sys.executable, str(ROOT / words[1]) if words[1].endswith(".py") else words[1], *words[2:]]
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)} | ({"OMP_NUM_THREADS": "1"} if self.jobs > 1 else {})
-        log = self.logs / f"{title.replace(', ', '_').replace(': ', '_').replace(' ', '_')}.txt"
+        log = self.logs / f"{util.plain_name(title)}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         say(f"== {title}" if self.jobs > 1 else f"\n== {title}\n{command}")
         begin = shown = time.perf_counter()

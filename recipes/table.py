@@ -100,7 +100,9 @@ def markdown(content: dict, chosen: list[str] | None = None) -> str:
 
 def rows(head: list[str], body: list[list[str]]) -> str:
     """A table in Markdown."""
-    lines = [f"| {' | '.join(row)} |" for row in (head, *body)]
+    # a title may hold what ends a cell, or a line
+    cells = [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in (head, *body)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 

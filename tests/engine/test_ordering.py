@@ -88,6 +88,21 @@ def test_another_ranking_than_the_checkpoints_is_noticed(now, want):
     assert resuming.differs(groups, {**groups, "levels": ["b"]})
 
 
+@pytest.mark.parametrize(
+    ("own", "levels", "rows"),
+    [
+        (["class"], ["genus", "family"], ["class", "genus", "family"]),
+        (["class"], ["order", "class", "phylum"], ["class", "order", "level class", "phylum"]),
+        (["class"], ["class", "level class", "ranks"], ["class", "level class", "level level class", "level ranks"]),
+        ([], ["class", "ranks"], ["class", "level ranks"]),
+    ],
+)
+def test_a_level_of_any_name_takes_no_row_of_ours(own, levels, rows):
+    kept = {name: torch.tensor([i]) for i, name in enumerate([*own, *levels])}
+    found = ordering.with_levels({n: kept[n] for n in own}, dict(zip(levels, range(len(levels)), strict=True)))
+    assert list(found) == rows and list(found.values())[len(own) :] == list(range(len(levels)))
+
+
 # ---- outliers --------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The table of a recipe: differences to a baseline with their intervals, JSON and Markdown that say the same."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ from commands import ROOT, error_of, run
 import recipes
 import reproduce
 from recipes import table
+from recipes.done import figure
+from recipes.done import figures as figures_of
 from recipes.statistics import paired_difference
+from util import InputError
 
 
 def figures(seed, n):
@@ -260,3 +264,40 @@ def test_a_table_that_cannot_be_written_meanwhile_ends_no_run(monkeypatch, capsy
     assert out.endswith((tmp_path / "save/tables/r.md").read_text() + "\nsaved save/tables/r.md and .json\n")
     assert len(writes) == 5 + 1
     assert "UNFINISHED" not in out
+
+
+# ---- names of the user ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("methods", "evaluations", "reason"),
+    [
+        (["source"], ["e"], "method source: give it another name; source has a meaning in published"),
+        (["a"], ["training"], "evaluation training: give it another name"),
+        (["a b", "a_b"], ["e"], "method a_b: two have this name but for blanks and signs; rename one"),
+        (["a"], ["e/f", "e f"], "evaluation e_f: two have this name but for blanks and signs"),
+    ],
+)
+def test_a_name_that_is_ours_or_would_share_a_log_is_one_line(tmp_path, methods, evaluations, reason):
+    one = {"command": "python retrieval.py --ckpt $path2chkpt", "columns": {}}
+    recipe = {
+        "title": "T", "methods": {m: {"command": f"python main_ce.py --exp_name {i}"} for i, m in enumerate(methods)},
+        "evaluations": {e: {**one, "columns": {f"{e} mAP": "fine.mAP"}} for e in evaluations},
+    }  # fmt: skip
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    with pytest.raises(InputError, match=re.escape(reason)):
+        recipes.read(tmp_path / "r.yaml")
+
+
+def test_a_column_finds_a_figure_whatever_stands_in_a_levels_name():
+    metrics = {"fine": {"mAP": 1.0}, "v1.0": {"mAP": 2.0}, "v1": {"R@1": 3.0}, "AUROC": 4.0, "v1.0.mAP": {"x": 5.0}}
+    assert {path: figure(metrics, path) for path in figures_of(metrics)} == {
+        "fine.mAP": 1.0, "v1.0.mAP": 2.0, "v1.R@1": 3.0, "AUROC": 4.0, "v1.0.mAP.x": 5.0,
+    }  # fmt: skip
+    assert [figure(metrics, path) for path in ("fine", "fine.R@1", "v1.0", "none")] == [None] * 4
+
+
+def test_a_title_with_a_bar_or_a_line_break_stays_one_cell():
+    methods = {"scl": {**METHOD, "title": "SCL | in\nhere"}, "rince": METHOD, "given": {"checkpoint": "a.pth"}}
+    row = next(line for line in table.markdown(content(RECIPE | {"methods": methods})).splitlines() if "SCL" in line)
+    assert row.startswith(r"| SCL \| in here | 50.5")

@@ -1,0 +1,23 @@
+"""The record of a result: its file's name takes any name of the user's, and it holds no NaN."""
+
+import json
+
+import pytest
+
+from engine import results
+
+GIVEN = {"save_folder": ".", "dataset": "path", "hold_out": [], "images_per_class": None}
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "../../above", "/root", "a\0b", "猫" * 60, "\U0001f408" * 60, "b\udcffd", "plain name, (1)"]
+)
+def test_a_result_lies_in_the_folder_of_results_whatever_its_names_hold(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    title = "ood", name, f"{name}_gaussian"
+    path = results.write({**GIVEN, "hold_out": [name, "b"]}, title, {"AUROC": 1.0}, {"sha256": ""}, {}, {})
+    assert [tmp_path / path] == list((tmp_path / "results").iterdir())
+    assert json.loads(path.read_text())["options"]["hold_out"] == [name, "b"]
+    assert len(path.name.encode(errors="surrogateescape")) < 240  # a picture's name is a little longer
+    if name.startswith("plain"):
+        assert path.name.startswith("ood_path_without_plain name, (1)-b_plain name, (1)_plain name, (1)_gaussian_")
