@@ -196,7 +196,11 @@ def spelt_as(names: Iterable[str], known: Iterable[str]) -> list[str]:
 def twice(names: Iterable[str]) -> str | None:
     """The first name that stands there a second time, in whatever Unicode form; None where there is none."""
     seen: set[str] = set()
-    return next((name for name in names if (form := one_form(name)) in seen or seen.add(form)), None)
+    for name in names:
+        if (form := one_form(name)) in seen:
+            return name
+        seen.add(form)
+    return None
 
 
 def cores() -> int:

@@ -265,7 +265,7 @@ def shown(name: str, ranks: table.Ranks) -> tuple[np.ndarray, np.ndarray, list[s
     pairs = sorted(itertools.combinations(range(len(classes)), 2), key=lambda p: -values[p])
     words = files.in_words(classes)
     lines = [
-        f"{words[classes[a]]} - {words[classes[b]]}: {values[a, b]:.4g}, in training {float(trained[a, b]):g}"
+        f"{words[classes[a]]} - {words[classes[b]]}: {values[a, b]:.6g}, in training {float(trained[a, b]):g}"
         for a, b in pairs[:10]
     ]
     return values, trained, list(words.values()), lines

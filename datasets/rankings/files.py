@@ -129,10 +129,26 @@ def _read_csv(path, flag):
     return np.array(table, dtype=np.float64).reshape(len(table), -1), [row[0] for _, row in rows], head[1:]
 
 
+def as_read(table: np.ndarray) -> np.ndarray:
+    """Numbers of any precision as float64, those of a narrower one as they are read: 0.9 of float32, not 0.89999998.
+
+    So they are what a CSV of them holds, and at or below a threshold as there: of float16 and float32, the number of
+    the fewest decimal places that is the same in that precision.
+    """
+    wide = table.astype(np.float64)
+    if table.dtype.kind != "f" or table.dtype.itemsize >= wide.dtype.itemsize:
+        return wide
+    found = wide.copy()
+    for places in range(12, -1, -1):
+        short = np.round(wide, places)
+        np.copyto(found, short, where=short.astype(table.dtype) == table)
+    return found
+
+
 def _read_npz(path, flag):
     try:
         with np.load(path, allow_pickle=False) as file:
-            table, names = file["similarity"].astype(np.float64), [str(c) for c in file["classes"].reshape(-1)]
+            table, names = as_read(file["similarity"]), [str(c) for c in file["classes"].reshape(-1)]
     except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{flag} {path}: not readable as arrays `similarity` and `classes` ({util.reason(error)})"

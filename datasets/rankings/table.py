@@ -126,6 +126,7 @@ def to_similarity(table: np.ndarray, ranks: Ranks = ALL, source: str = "ranking"
 
     Raises InputError, naming `source`.
     """
+    table = files.as_read(np.asarray(table))
     if ranks.thresholds and ranks.every_value:
         raise InputError("--ranks and --thresholds: give one of them; --ranks makes a rank of every value")
     if ranks.thresholds:
@@ -183,7 +184,7 @@ def summary(table: torch.Tensor, taus, source: np.ndarray, classes: list[str], i
         of_rank = table == value
         found = source[of_rank.numpy() & ~np.eye(len(classes), dtype=bool)]
         made_of = (
-            f", from {found.min():.4g} to {found.max():.4g}" if len(found) and (abs(found - value) > 1e-6).any() else ""
+            f", from {found.min():.6g} to {found.max():.6g}" if len(found) and (abs(found - value) > 1e-6).any() else ""
         )
         positives = f"{_spread(of_rank.sum(1))} classes, {_spread(of_rank.long() @ images)} images"
         lines.append(f"rank {rank}: similarity {value:g}{made_of}, tau {tau:.3g}; positives of a class {positives}")

@@ -59,7 +59,7 @@ def of_labels(levels: list[torch.Tensor]) -> np.ndarray:
     step = min(STEP, 1 / (len(levels) + 1))
     found = np.zeros((len(levels[0]),) * 2)
     for distance, group in reversed(list(enumerate(levels, 1))):
-        found = np.where((group[:, None] == group).numpy(), 1 - distance * step, found)
+        found = np.where((group[:, None] == group).numpy(), round(1 - distance * step, 12), found)  # 0.4, no 0.3999...
     np.fill_diagonal(found, 1.0)
     return found
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import run
 
 import datasets
 from datasets import rankings, sources
@@ -168,6 +169,40 @@ def test_an_npz_is_a_ranking_as_a_csv_is(tmp_path):
         assert (table == rows).all()
         similarity, _ = class_similarity(str(tmp_path / name), ["c", "a", "b"])
         assert similarity.tolist() == [[1, 0, 0.25], [0, 1, 0.5], [0.25, 0.5, 1]]
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
+def test_thresholds_are_met_by_the_numbers_of_an_npz_as_by_those_of_a_csv(monkeypatch, capsys, tmp_path, kind):
+    steps = np.round(np.random.default_rng(0).choice(np.arange(0, 1, 0.05), (14, 14)), 2)
+    table = np.triu(steps, 1) + np.triu(steps, 1).T + np.eye(14)
+    names = [f"c{i}" for i in range(14)]
+    files.write_table(tmp_path / "r.csv", table, names, "made")
+    np.savez(tmp_path / "r.npz", similarity=table.astype(kind), classes=np.array(names))
+    found, printed = [], []
+    for name in ("r.csv", "r.npz"):
+        for how in ({"thresholds": [0.9, 0.6, 0.3]}, {"similarity_threshold": 0.7, "every_value": True}):
+            found.append(class_similarity(f"{tmp_path}/{name}", names, **how)[0])
+        run(monkeypatch, tmp_path, f"show {name} --thresholds 0.9 0.6 0.3 --out p.png", "rankings")
+        run(monkeypatch, tmp_path, f"compare {name} --thresholds 0.9 0.6 0.3 --out p.png", "rankings")
+        printed.append(capsys.readouterr().out.replace(name, "r"))
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3]) and printed[0] == printed[1]
+    assert int((found[0] == 0.75).sum()) == int(((table >= 0.9) & (table < 1)).sum())
+    assert int((found[1] > 0).sum()) == int((table >= 0.7).sum())
+
+
+def test_a_number_below_a_threshold_by_its_own_precision_is_below_it():
+    below = np.nextafter(np.float32(0.9), np.float32(0))
+    table = np.array([[1, below, 0.9], [below, 1, 0.1], [0.9, 0.1, 1]], np.float32)
+    assert rankings.to_similarity(table, rankings.Ranks(thresholds=[0.9]))[0].tolist() == [1, 0, 0.75]
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_a_number_of_few_digits_is_read_as_it_is_printed(kind):
+    x = np.random.default_rng(0).uniform(-1, 1, 5000).astype(kind)
+    read = files.as_read(x)
+    assert (read.astype(kind) == x).all() and np.abs(read - [float(str(v)) for v in x]).max() < 1e-5
+    short = np.arange(-100, 101) / 100
+    assert (files.as_read(short.astype(kind)) == short).all()
 
 
 @pytest.mark.parametrize(

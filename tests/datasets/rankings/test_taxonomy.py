@@ -72,6 +72,16 @@ def test_the_steps_are_those_of_nested_groups_and_the_farthest_level_is_above_0(
     assert nested.taus == pytest.approx([0.1 + 0.5 * (1 - s) for s in first[:-1]])
 
 
+@pytest.mark.parametrize(("levels", "step"), [(3, 0.25), (4, 0.2), (9, 0.1)])
+def test_a_threshold_at_a_level_is_met_by_it(levels, step):
+    groups = [torch.tensor([0, *(1 if level < at else 0 for at in range(levels))]) for level in range(levels)]
+    table = taxonomy.of_labels(groups)
+    for distance in range(1, levels + 1):
+        threshold = float(f"{1 - distance * step:.2f}")  # as one would type it
+        similar = rankings.to_similarity(table, rankings.Ranks(thresholds=[threshold]))[0]
+        assert int((similar > 0).sum()) == 1 + distance
+
+
 def test_one_level_is_the_superclasses_as_they_were_to_the_bit(tmp_path):
     (tmp_path / "s.yaml").write_text("a: [lion, tiger]\nb: [oak]\n")
     (tmp_path / "s.csv").write_text("class,kind\nlion,a\ntiger,a\noak,b\n")
