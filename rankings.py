@@ -28,7 +28,7 @@ from figures.comparison import draw_comparison
 from figures.ranking import draw_ranking
 from util import InputError
 
-DRAWN = ("show", "compare")  # kinds whose --out is a picture
+DRAWN = {"show": "the ranking's name with .png", "compare": "compare.png"}  # kinds whose --out is a picture, by default
 
 
 def get_parser():
@@ -53,29 +53,30 @@ def get_parser():
         "--from", dest="source", required=True, type=util.user_text,
         help=f"YAML file, CSV class,genus,family, folder superclass/class/, folder cifar-100-python, or one of {known}",
     )  # fmt: skip
-    of_means = "cosines of a checkpoint's mean features of the classes"
-    k = kinds.add_parser("features", formatter_class=options.Help, help=of_means)
+    k = kinds.add_parser("features", formatter_class=options.Help, help="cosines of a checkpoint's class means")
     _add_network(k)
     options.flag(k, "--centre", default=True, help="about the mean of all classes")
-    taken = "what a classifier takes for one another on validation images"
-    k = kinds.add_parser("confusion", formatter_class=options.Help, help=taken)
+    k = kinds.add_parser("confusion", formatter_class=options.Help, help="what a classifier confuses")
     _add_network(k, required=False)
     k.add_argument("--from", dest="source", type=util.user_path, help="CSV of counts instead of --ckpt")
     k = kinds.add_parser("noise", aliases=["random"], help="a share of the pairs dealt anew at random")
-    k.add_argument("--from", dest="source", type=util.user_path, required=True, help="ranking file")
+    of_file = "ranking file: matrix in CSV or .npz, taxonomy in YAML or CSV, superclasses in YAML"
+    k.add_argument("--from", dest="source", type=util.user_path, required=True, help=of_file)
     k.add_argument("--share", type=float, default=1.0, help="of the pairs, in [0, 1] (default: 1, a random ranking)")
-    k.add_argument("--seed", type=options.count, default=0)
+    k.add_argument("--seed", type=options.count, default=0, help="random seed (default: 0)")
     k = kinds.add_parser("show", help="draw a ranking and the ranks that training takes from it")
-    k.add_argument("ranking", type=util.user_path)
+    k.add_argument("ranking", type=util.user_path, help=of_file)
     options.add_ranks(k)
     k = kinds.add_parser("compare", help="what rankings share, and what training would find in each of them")
-    k.add_argument("tables", nargs="+", type=util.user_text, help=f"ranking files, or superclasses of {known}")
+    k.add_argument("tables", nargs="+", type=util.user_text, help=f"{of_file}; or {known}, roberta_threshold")
     options.add_ranks(k)
     k.add_argument("--k", type=options.positive_int, default=5, help="most similar classes to compare (default: 5)")
     k.add_argument("--bank", type=options.positive_int, default=4096, help="keys in the bank (default: 4096)")
     k.add_argument("--permutations", type=options.positive_int, default=999, help="of the test (default: 999)")
     for name, k in {id(k): (name, k) for name, k in kinds.choices.items()}.values():  # an alias is the same parser
-        k.add_argument("--out", type=util.user_path, required=name not in DRAWN, help="file to write: .csv, .npz")
+        picture = f"picture to draw: {', '.join(figures.FORMATS)} (default: {DRAWN.get(name)})"
+        what = picture if name in DRAWN else "ranking file to write: .csv, .npz"
+        k.add_argument("--out", type=util.user_path, required=name not in DRAWN, metavar="FILE", help=what)
     return p
 
 
@@ -148,8 +149,7 @@ def main():
         figures.check_picture(picture, "--out")
         picture.parent.mkdir(parents=True, exist_ok=True)
         return show(args, picture) if args.kind == "show" else compare(args, picture)
-    if args.out.exists():
-        raise InputError(f"--out {args.out}: is there already; nothing is overwritten")
+    files.check_new(args.out, "--out")
     table, classes, about = build(args)
     files.write_table(args.out, table, classes, about)
     print(f"saved {args.out}: {len(classes)} classes, {about}")

@@ -88,7 +88,7 @@ def of_noise(source: Path, share: float, seed: int) -> tuple[np.ndarray, list[st
     """A ranking file with a share of its pairs dealt anew, its classes, and what that is, in words."""
     if not 0 <= share <= 1:
         raise InputError(f"--share {share}: must lie in [0, 1]")
-    table, classes = files.read_table(source, "--from")
+    table, classes = of_file(str(source), "--from")
     noisy, pairs = with_noise(table, share, seed), np.triu_indices(len(table), k=1)
     changed = f"{int((noisy != table)[pairs].sum())} of {len(pairs[0])} pairs have another value"
     return noisy, classes, f"noise {share:g} on {source}, seed {seed}, {changed}"
@@ -140,6 +140,11 @@ def read_classes(names_file: Path | None, folder: Path | None) -> dict[str, str]
 def of_levels(source: str, flag: str = "--from") -> tuple[np.ndarray, list[str]]:
     """A table of superclasses, as `read_superclasses` has them, or of a taxonomy's levels, and its classes."""
     levels = taxonomy.read(source, flag) if Path(source).is_file() else None
+    if levels is None and source.endswith(".csv") and Path(source).is_file():
+        raise InputError(
+            f"{flag} {source}: a CSV of superclasses is `class,<finest level>,...,<coarsest>`, a row a class, or an "
+            "image list `path,label,split,<finest level>,...`; a matrix is a ranking already"
+        )
     if levels is None:
         return superclass_table(read_superclasses(source, flag))
     return _of_taxonomy(levels, f"{flag} {source}")

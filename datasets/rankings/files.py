@@ -21,6 +21,8 @@ ROBERTA = HERE / "imagenet100_roberta_cosine.csv"  # the published cosines of Im
 
 def read_superclasses(path: Path, flag: str = "--ranking") -> dict[str, list[str]]:
     """`superclass: [classes]` from YAML; every class once. `flag` is named in errors."""
+    if path.suffix in (".csv", ".npz"):
+        raise InputError(f"{flag} {path}: superclasses are a YAML file of lines `superclass: [class, class, ...]`")
     groups = texts.read_yaml(path, f"{flag} {path}", as_written=True)
     if not isinstance(groups, dict) or not all(isinstance(v, list) and v for v in groups.values()):
         raise InputError(f"{flag} {path}: must be lines of `superclass: [class, class, ...]`")
@@ -154,6 +156,14 @@ def _read_npz(path, flag):
             f"{flag} {path}: not readable as arrays `similarity` and `classes` ({util.reason(error)})"
         ) from None
     return table, names, names
+
+
+def check_new(path: Path, flag: str) -> None:
+    """Raise InputError, before any work, where a ranking's file would replace one, or be read as something else."""
+    if path.suffix.lower() in (".yaml", ".yml", ".png", ".pdf", ".svg", ".jpg"):
+        raise InputError(f"{flag} {path}: a ranking's name ends in .csv or .npz")
+    if path.exists():
+        raise InputError(f"{flag} {path}: is there already; nothing is overwritten")
 
 
 def write_table(path: Path, table: np.ndarray, classes: list[str], about: str) -> None:

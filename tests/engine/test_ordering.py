@@ -77,6 +77,8 @@ def test_a_class_that_the_ranking_lacks_is_named():
     [
         ({"similarity": TRAINED, "source": SOURCE}, False),
         ({"similarity": TRAINED, "source": SOURCE / 2}, True),
+        ({"similarity": TRAINED, "source": SOURCE.float().double()}, False),
+        ({"similarity": TRAINED[:2, :2], "source": SOURCE}, True),
         ({"groups": torch.zeros(3, 1), "levels": ["a"]}, True),
         (None, True),
     ],

@@ -372,6 +372,23 @@ def test_noise_deals_a_share_of_the_pairs_anew_and_keeps_the_values(share):
     assert share == 0 or (noisy != builders.with_noise(table, share, seed=2)).any()
 
 
+def test_noise_is_put_on_a_ranking_of_any_form(monkeypatch, tmp_path):
+    (tmp_path / "groups.yaml").write_text("a: [c1, c4, c5]\nb: [c2, c6]\nc: [c3]\n")
+    (tmp_path / "levels.csv").write_text("class,kind\nc1,a\nc4,a\nc5,a\nc2,b\nc6,b\nc3,c\n")
+    for name in ("groups.yaml", "levels.csv"):
+        make(monkeypatch, tmp_path, f"noise --from {name} --share 0.5 --out {name}.npz")
+        assert sorted(files.read_table(tmp_path / f"{name}.npz")[1]) == ["c1", "c2", "c3", "c4", "c5", "c6"]
+
+
+@pytest.mark.parametrize("kind", ["text", "wordnet", "superclass", "features", "confusion", "noise", "show", "compare"])
+def test_the_help_of_each_kind_says_what_it_writes(monkeypatch, capsys, tmp_path, kind):
+    with pytest.raises(SystemExit):
+        make(monkeypatch, tmp_path, f"{kind} --help")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert ("picture to draw: .png, .pdf, .svg, .jpg" in printed) == (kind in ("show", "compare"))
+    assert ("ranking file to write: .csv, .npz" in printed) == (kind not in ("show", "compare"))
+
+
 def test_show_draws_similar_classes_side_by_side_and_names_the_closest(monkeypatch, capsys, tmp_path):
     (tmp_path / "groups.yaml").write_text("a: [c1, c4, c5]\nb: [c2, c6]\nc: [c3]\n")
     make(monkeypatch, tmp_path, "superclass --from groups.yaml --out r.csv")
@@ -408,6 +425,14 @@ def test_show_draws_similar_classes_side_by_side_and_names_the_closest(monkeypat
         ("noise --from nowhere.csv --out a.csv", "--from nowhere.csv: no such file"),
         ("noise --from r.csv --share 2 --out a.csv", "--share 2.0: must lie in [0, 1]"),
         ("show nowhere.csv", "nowhere.csv: no such file"),
+        ("superclass --from r.csv --out a.csv", "--from r.csv: a CSV of superclasses is `class,<finest level>,..."),
+        ("superclass --from few.csv --out a.csv", "or an image list `path,label,split,<finest level>,...`"),
+        ("superclass --from r.npz --out a.csv", "--from r.npz: superclasses are a YAML file of lines"),
+        (
+            "noise --from twice.txt --out a.csv",
+            "--from twice.txt: has 2 lines and 0 columns, 2 classes; it must be squ",
+        ),
+        ("noise --from r.csv --out a.yaml", "--out a.yaml: a ranking's name ends in .csv or .npz"),
         ("noise --from r.csv --out r.csv", "--out r.csv: is there already"),
         ("noise --from r.csv --out r.csv/a.csv", "--out "),
     ],
@@ -416,7 +441,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(monkeypatch, capsys, tmp_p
     (tmp_path / "names.csv").write_text("class,name\nn1,robin\n")
     (tmp_path / "twice.txt").write_text("cat\ndog\ncat\n")
     (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "r.csv").write_text("class,a,b\na,1,0\nb,0,1\n")
+    for name in ("r.csv", "r.npz"):
+        files.write_table(tmp_path / name, np.eye(2), ["a", "b"], "made")
     (tmp_path / "rising.csv").write_text("class,a,b\na,1,0\nb,0,1\n")
     (tmp_path / "few.csv").write_text("cat,cat\n")
     (tmp_path / "wnid.txt").write_text("n99999999\n")
