@@ -25,14 +25,20 @@ WIDE = 8  # from this ratio of its largest value to its smallest on, an axis is 
 def lines(content: dict, axis: str) -> dict[str, dict[str | None, list[dict]]]:
     """Line -> label on the axis -> values by column, a mapping a seed; label None of a method without this axis.
 
-    A line is a method with one value on each other axis.
+    A line is a method with one value on each other axis. Raises InputError where two methods have one title.
     """
-    found = {}
+    found, method_of = {}, {}
     for name, runs in content["results"].items():
         method = content["recipe"]["methods"][name]
         cell = method.get("cell") or {"title": method.get("title", name), "axes": {}}
         others = [f"{other} {label}" for other, label in cell["axes"].items() if other != axis]
-        line = found.setdefault(", ".join([cell["title"], *others]), {})
+        title, of = ", ".join([cell["title"], *others]), cell.get("method", name)
+        if method_of.setdefault(title, of) != of:
+            both = f"the methods {method_of[title]} and {of}"
+            raise InputError(
+                f"{content['recipe']['title']}: {both} are both called {title}; give them titles that differ"
+            )
+        line = found.setdefault(title, {})
         line[cell["axes"].get(axis)] = [run["values"] for run in runs]
     return found
 

@@ -87,7 +87,8 @@ def main():
     )
     args = parser.parse_args()
     figures.check_picture(args.out, "--out")
-    folders = [(run if run.is_dir() else run.parent).resolve() for run in args.runs]
+    # a log that is not its folder's own is told from that by its name
+    folders = [(run.parent if run.name == "log.jsonl" else run).resolve() for run in args.runs]
     runs = {name: read_log(run) for name, run in zip(told_apart(folders), args.runs, strict=True)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     draw_training(args.out, runs)

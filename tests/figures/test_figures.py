@@ -16,6 +16,7 @@ from PIL import Image
 
 import figures
 from figures import demo, embedding, training
+from figures.curves import draw_precision_recall
 
 error_of = partial(commands.error_of, script="figures.embedding")
 
@@ -116,6 +117,19 @@ def test_every_rank_and_every_run_is_drawn_runs_of_one_name_too(monkeypatch, tmp
     assert [label for label, _ in drawn[:3]] == ["one/a", "two/a", "two/b"]
     assert dict(drawn[3:])["two/a, rank 6"] == (7.0,)
     assert len(drawn) == 3 + 3 * 7
+    (tmp_path / "two/a/old.jsonl").write_text('{"epoch": 1, "loss": 9.0}')
+    drawn.clear()
+    run(monkeypatch, tmp_path, "two/a two/a/old.jsonl --out t.png", "figures.training")
+    assert [(label, y) for label, y in drawn if y in ((2.0,), (9.0,))][:2] == [("a", (2.0,)), ("old.jsonl", (9.0,))]
+
+
+def test_every_curve_of_precision_and_recall_is_drawn_in_a_style_of_its_own(monkeypatch, tmp_path):
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda ax, *of, **how: drawn.append(how) or plot(ax, *of, **how))
+    curves = {f"level {i}": (np.ones(3), np.linspace(0, 1, 3), 0.5) for i in range(7)}
+    draw_precision_recall(tmp_path / "p.png", curves, "seven levels")
+    assert [how["label"].split(":")[0] for how in drawn] == list(curves)
+    assert len({(how["color"], how["ls"]) for how in drawn}) == 7
 
 
 def test_patches_of_photographs_are_grey_squares_and_made_whole(tmp_path):

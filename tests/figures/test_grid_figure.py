@@ -32,6 +32,16 @@ def test_a_line_is_a_method_with_one_value_on_each_other_axis():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("alone", ["M, tau 1", "A"])
+def test_two_methods_of_one_title_are_one_line_of_an_error_and_none_is_lost(monkeypatch, capsys, tmp_path, alone):
+    table = content(made={**MADE, "other": (7.0,)})
+    table["recipe"]["methods"] |= {"alone": {"title": alone}, "other": {"title": "A"}}
+    (tmp_path / "t.json").write_text(json.dumps(table))
+    error = error_of(monkeypatch, capsys, tmp_path, "t.json --axis size", "figures.grid")
+    title, first = (alone, "m" if alone != "A" else "alone")
+    assert f"T: the methods {first} and " in error and f"are both called {title}; give them titles that differ" in error
+
+
 @pytest.mark.parametrize(
     ("labels", "want"),
     [
