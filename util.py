@@ -5,6 +5,7 @@ import difflib
 import errno
 import io
 import json
+import math
 import os
 import random
 import re
@@ -332,11 +333,24 @@ def write_file(path: Path, content: bytes) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
+def to_json(value: Any, **how: Any) -> str:
+    """JSON of a record. What is no number becomes null: NaN is no JSON, and no figure."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(of) for key, of in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(of) for of in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(value), **how)
+
+
 def append_json(path: Path, record: dict) -> None:
     """Add one line of JSON to a log, and have it on the disk."""
     try:
         with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(to_json(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

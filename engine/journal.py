@@ -1,6 +1,5 @@
 """What a run tells of its epochs: log.jsonl, TensorBoard. They only show: what cannot be written is said, no more."""
 
-import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +53,7 @@ class Journal:
         self.latest = 0, {}  # epoch and scalars that TensorBoard has not shown yet
         kept = [r for r in util.read_json_lines(self.log) if isinstance(r, dict) and r.get("epoch", 1) <= after_epoch]
         if self.log.exists():
-            util.write_file(self.log, "".join(json.dumps(r) + "\n" for r in kept).encode())
+            util.write_file(self.log, "".join(util.to_json(r) + "\n" for r in kept).encode())
 
     def record(self, epoch: int, scalars: dict) -> None:
         """Add an epoch to the log; TensorBoard has it later, with `show_latest`."""

@@ -13,6 +13,7 @@ from util import InputError
 
 def of_features(net: Frozen, data: ImageData, loading: Loading, cache, centre: bool) -> tuple[np.ndarray, str]:
     """Cosines [C, C] of the class means of unit features, by `centre` about their mean; and what they are, in words."""
+    _check_images(data)
     x, y = frozen.features(net, data, "ranking", loading, cache)
     means = builders.class_means(x, y, len(data.classes), centre)
     about = f"class means of features; {_checkpoint(net)}" + (", about their mean" if centre else "")
@@ -32,6 +33,7 @@ def of_errors(net: Frozen, data: ImageData, loading: Loading, cache, dataset: st
         )
     if net.record["classes"] and net.record["classes"] != data.classes:
         raise InputError(f"{flag}: was trained on other classes than these images have; see --hold_out")
+    _check_images(data)
     outputs = frozen.class_outputs(net, dataset, data.classes)
     x, y = frozen.features(net, data, "queries", loading, cache)
     ((logits,), _) = frozen.logits(net, outputs, [x])
@@ -43,6 +45,14 @@ def of_errors(net: Frozen, data: ImageData, loading: Loading, cache, dataset: st
         raise InputError(f"{flag}: {error}") from None
     right = 100 * float((logits.argmax(1) == y).double().mean())
     return table, f"confusions of a classifier on {len(y)} images, {right:.1f} % of them right; {_checkpoint(net)}"
+
+
+def _check_images(data: ImageData) -> None:
+    """Raise InputError, naming it, where a class has no image: its similarity would be no number."""
+    counts = torch.bincount(data.labels, minlength=len(data.classes))
+    if not counts.all():
+        name = data.classes[int(counts.argmin())]
+        raise InputError(f"--data_folder: the class {name} has no image; leave it out with --hold_out")
 
 
 def _checkpoint(net: Frozen) -> str:

@@ -49,7 +49,7 @@ def write(
         "versions": config.versions(),
         **about,
     }
-    util.write_file(path, json.dumps(record, indent=1).encode())
+    util.write_file(path, util.to_json(record, indent=1).encode())
     return path
 
 

@@ -63,7 +63,7 @@ def draw_training(path: Path, runs: dict[str, list[dict]]) -> None:
     for ax, (title, keys) in zip(axes.flat, panels.items(), strict=False):
         for (name, records), colour in zip(runs.items(), COLOURS * len(runs), strict=False):
             for key, dash in zip(keys, itertools.cycle(DASHES), strict=False):
-                points = [(r["epoch"], SIGN.get(key, 1) * r[key]) for r in records if key in r]
+                points = [(r["epoch"], SIGN.get(key, 1) * r[key]) for r in records if r.get(key) is not None]
                 label = name if len(PANELS[title]) == 1 else f"{name}, {WORDS.get(key, key)}"
                 marker = "." if len(points) < 30 else None
                 if points:

@@ -4,7 +4,6 @@ python -m recipes.table save/tables/digits.json --out save/tables/digits.md    (
 """
 
 import argparse
-import json
 import re
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def write(place: Path, recipe: dict, results: dict, scope: Scope, about: dict) -
     found = {"results": results, "differences": differences_of(recipe, results)}
     content = portable({"recipe": recipe, **of_scope, **about, **found}, Path.cwd())
     content = portable(content, Path(__file__).resolve().parent.parent)  # a recipe that was named from elsewhere
-    util.write_file(Path(f"{place}.json"), json.dumps(content, indent=1).encode())
+    util.write_file(Path(f"{place}.json"), util.to_json(content, indent=1).encode())
     text = markdown(content)
     util.write_file(Path(f"{place}.md"), text.encode())
     return text

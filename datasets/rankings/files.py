@@ -167,7 +167,13 @@ def check_new(path: Path, flag: str) -> None:
 
 
 def write_table(path: Path, table: np.ndarray, classes: list[str], about: str) -> None:
-    """A ranking file that `read_table` reads: npz by its suffix, else CSV. `about` says what it was made of."""
+    """A ranking file that `read_table` reads: npz by its suffix, else CSV. `about` says what it was made of.
+
+    Raises InputError, and writes nothing, where a similarity is no number.
+    """
+    if len(off := np.argwhere(~np.isfinite(table))):
+        a, b = (classes[i] for i in off[0])
+        raise InputError(f"--out {path}: the similarity of {a} and {b} is no number; nothing is written")
     if path.suffix == ".npz":
         content = io.BytesIO()
         np.savez_compressed(content, similarity=table, classes=np.array(classes), about=np.array(about))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import util
 from engine import results
 
 GIVEN = {"save_folder": ".", "dataset": "path", "hold_out": [], "images_per_class": None}
@@ -21,3 +22,15 @@ def test_a_result_lies_in_the_folder_of_results_whatever_its_names_hold(monkeypa
     assert len(path.name.encode(errors="surrogateescape")) < 240  # a picture's name is a little longer
     if name.startswith("plain"):
         assert path.name.startswith("ood_path_without_plain name, (1)-b_plain name, (1)_plain name, (1)_gaussian_")
+
+
+def test_what_is_no_number_is_null_in_every_record(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    nan, inf = float("nan"), float("inf")
+    path = results.write(GIVEN, ("ood", "a", ""), {"AUROC": nan, "by": [1.0, inf]}, {"sha256": ""}, {}, {"x": (nan,)})
+    record = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert record["metrics"] == {"AUROC": None, "by": [1.0, None]} and record["x"] == [None]
+    util.append_json(tmp_path / "log.jsonl", {"epoch": 1, "loss": -inf, "n": 2})
+    assert json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=pytest.fail) == {
+        "epoch": 1, "loss": None, "n": 2,
+    }  # fmt: skip

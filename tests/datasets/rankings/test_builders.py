@@ -316,6 +316,22 @@ def test_features_are_cosines_of_the_class_means_of_a_checkpoint(monkeypatch, tm
         make(monkeypatch, tmp_path, "features --ckpt nowhere --out s.csv")
 
 
+@pytest.mark.parametrize("kind", ["features", "confusion"])
+def test_a_class_without_an_image_is_one_line_and_no_ranking(monkeypatch, capsys, tmp_path, kind):
+    for split in ("train", "val"):
+        make_image_folders(tmp_path / "mine" / split, ["cat", "dog", "robin"], each=2)
+    torch.manual_seed(0)
+    state = {"options": {"model": "resnet8"}, "classes": ["cat", "dog", "robin"]}
+    state["model"] = {f"encoder.{k}": v for k, v in resnet.encoder("resnet8").state_dict().items()}
+    state["model"] |= {"fc.weight": torch.zeros(3, 64), "fc.bias": torch.zeros(3)}
+    torch.save(state, tmp_path / "a.pth")
+    listed = [f"mine/{split}/dog/dog_{i}.JPEG" for split in ("train", "val") for i in range(2)]
+    (tmp_path / "skip.txt").write_text("\n".join(listed))
+    common = "--dataset path --data_folder mine --size 32 --num_workers 0 --ckpt a.pth --skip_images skip.txt"
+    error = error_of(monkeypatch, capsys, tmp_path, f"{kind} {common} --out new.csv")
+    assert "dog" in error and not (tmp_path / "new.csv").exists()
+
+
 def test_random_is_another_word_for_noise(monkeypatch, tmp_path):
     make(monkeypatch, tmp_path, "superclass --from digits --out r.csv")
     make(monkeypatch, tmp_path, "random --from r.csv --seed 3 --out a.csv")

@@ -223,6 +223,14 @@ def test_a_bad_npz_is_named_and_no_pickle_in_it_is_run(tmp_path, arrays, reason)
     assert f"--ranking {tmp_path / 'r.npz'}" in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["r.csv", "r.npz"])
+def test_a_similarity_that_is_no_number_is_not_written(tmp_path, name):
+    for bad in (np.nan, np.inf):
+        with pytest.raises(InputError, match="the similarity of a and b is no number; nothing is written"):
+            files.write_table(tmp_path / name, np.array([[1, bad], [bad, 1]]), ["a", "b"], "made")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_npz_is_named(tmp_path):
     for content in (b"", b"PK", b"class,a"):
         (tmp_path / "r.npz").write_bytes(content)
