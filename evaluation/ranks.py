@@ -215,8 +215,8 @@ def _nearest_other(found: _Found, means: _Means) -> None:
 
 @torch.no_grad()
 def class_correlation(features: Tensor, labels: Tensor, similarity: Tensor) -> dict[str, float]:
-    """Spearman's rho and Kendall's tau-b, in [-1, 1], over the pairs of classes, between the cosine of their means and
-    their similarity.
+    """Spearman's rho and Kendall's tau-b, in [-1, 1], over the pairs of classes, between the cosine of their means,
+    rounded to six places, and their similarity.
 
     features: [n, d], whose unit vectors the means are of; labels: [n]; similarity: [C, C], of which the mean of both
     ways counts; classes without an image are left out. Nothing, where fewer than three classes have images, or all
@@ -227,12 +227,13 @@ def class_correlation(features: Tensor, labels: Tensor, similarity: Tensor) -> d
     z = F.normalize(features.double(), dim=1)
     means = torch.zeros(len(similarity), z.shape[1], dtype=z.dtype).index_add_(0, labels, z)
     there = torch.bincount(labels, minlength=len(similarity)) > 0
-    means = F.normalize(means[there], dim=1)
+    # multiples of 2^-26: their products are summed without rounding, so that equal cosines tie on every processor
+    means = (F.normalize(means[there], dim=1) * 2**26).round() / 2**26
     pairs = torch.triu_indices(len(means), len(means), 1)
-    cosines = (means @ means.T)[pairs[0], pairs[1]].numpy()
+    cosines = (means @ means.T).round(decimals=6)[pairs[0], pairs[1]].numpy()
     both = torch.as_tensor(similarity).double()[there][:, there]
     similar = ((both + both.T) / 2)[pairs[0], pairs[1]].numpy()
-    if len(means) < 3 or (similar == similar[0]).all() or cosines.max() - cosines.min() < 1e-9:
+    if len(means) < 3 or (similar == similar[0]).all() or (cosines == cosines[0]).all():
         return {}
     return {
         "Spearman": float(spearmanr(cosines, similar).statistic),

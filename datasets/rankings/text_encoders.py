@@ -30,12 +30,12 @@ class TextEncoder:
 
 
 def embed(texts: list[str], encoder: TextEncoder, batch: int = 64) -> torch.Tensor:
-    """[n, d] unit vectors of texts, in float64."""
-    found = []
-    for start in range(0, len(texts), batch):
+    """[n, d] unit vectors of texts, in float64; equal texts are embedded once, for their place in a batch has a say."""
+    found, number = [], {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    for start in range(0, len(number), batch):
         with torch.no_grad():
-            found.append(encoder.vectors(encoder.tokenize(texts[start : start + batch])).double())
-    return torch.nn.functional.normalize(torch.cat(found), dim=1)
+            found.append(encoder.vectors(encoder.tokenize([*number][start : start + batch])).double())
+    return torch.nn.functional.normalize(torch.cat(found), dim=1)[[number[text] for text in texts]]
 
 
 def text_encoder(name: str) -> TextEncoder:

@@ -159,6 +159,18 @@ def test_what_has_no_order_or_no_numbers_is_an_error():
 # ---- class means -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_cosines_tie_however_they_are_summed(seed):
+    """Nine classes in three groups of three: two cosines in all, turned in space so that rounding would part them."""
+    g = torch.Generator().manual_seed(seed)
+    group = torch.arange(9) // 3
+    features = torch.eye(9) + 0.8 * (group[:, None] == group) + 0.3
+    turn = torch.linalg.qr(torch.randn(40, 40, generator=g, dtype=torch.float64)).Q[:9]
+    similarity = torch.eye(9) * 0.25 + 0.75 * (group[:, None] == group)
+    found = class_correlation(features.double() @ turn, torch.arange(9), similarity)
+    assert found == {"Spearman": pytest.approx(1, abs=1e-12), "Kendall": pytest.approx(1, abs=1e-12)}
+
+
 def test_class_correlation_is_scipys_over_the_pairs_of_the_class_means():
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(60, 5, generator=g) * 3, torch.arange(60) % 4

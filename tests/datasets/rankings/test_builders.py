@@ -316,6 +316,36 @@ def test_features_are_cosines_of_the_class_means_of_a_checkpoint(monkeypatch, tm
         make(monkeypatch, tmp_path, "features --ckpt nowhere --out s.csv")
 
 
+def test_a_cosine_between_two_sixth_places_is_the_same_in_any_order_of_summation():
+    rng = np.random.default_rng(0)
+    one = np.full(100, 0.1)
+    across = rng.normal(size=100)
+    across -= (across @ one) * one
+    table, cosine = np.stack([one, across / np.linalg.norm(across), one]), 0.1234565
+    table[1] = cosine * one + np.sqrt(1 - cosine**2) * table[1]
+    orders = [rng.permutation(100) for _ in range(50)]
+    found = [builders.cosine_matrix(table[:, order]) for order in orders]
+    assert all(np.array_equal(of, found[0]) for of in found)
+    assert found[0][0, 1] == found[0][1, 2] == pytest.approx(cosine, abs=1e-6) and found[0][0, 2] == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("classes", [4, 17, 130])
+def test_equal_classes_have_equal_similarities(threads, classes):
+    g = torch.Generator().manual_seed(0)
+    features, before = torch.randn(classes, 5, 67, generator=g), torch.get_num_threads()
+    features[1], features[classes - 1] = features[0].clone(), features[0].flip(0)  # its images in another order
+    labels = torch.arange(classes).repeat_interleave(5)
+    try:
+        torch.set_num_threads(threads)
+        table = builders.cosine_matrix(builders.class_means(features.flatten(0, 1), labels, classes, True))
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(table, table.T) and table[0, 1] == table[0, -1] == 1
+    for same in (1, classes - 1):
+        assert np.array_equal(np.delete(table[0], [0, same]), np.delete(table[same], [0, same]))
+
+
 @pytest.mark.parametrize("kind", ["features", "confusion"])
 def test_a_class_without_an_image_is_one_line_and_no_ranking(monkeypatch, capsys, tmp_path, kind):
     for split in ("train", "val"):

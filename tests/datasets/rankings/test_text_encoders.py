@@ -190,3 +190,16 @@ def test_what_gives_no_confusions_is_one_line(monkeypatch, capsys, digits, words
     (digits / "c.csv").write_text(text)
     assert reason in error_of(monkeypatch, capsys, digits, f"confusion {words} --out new.csv", "rankings")
     assert not (digits / "new.csv").exists()
+
+
+def test_equal_texts_are_embedded_once_and_equal_whatever_their_place(monkeypatch):
+    seen = []
+
+    def vectors(texts):
+        seen.extend(texts)
+        return torch.randn(len(texts), 8)  # as a place in a batch might have a say in the last bits
+
+    texts = ["b", "a", "b", *(f"t{i}" for i in range(70)), "a"]
+    found = text_encoders.embed(texts, text_encoders.TextEncoder(lambda batch: batch, vectors, "made"))
+    assert len(seen) == len(set(texts)) and found.shape == (74, 8)
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[-1]) and not torch.equal(found[0], found[1])
