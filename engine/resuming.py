@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import util
 from engine.optimisation import MOMENTA
 from engine.parsing import Means
 from util import InputError
@@ -46,8 +47,8 @@ def seen_images(images) -> dict:
         return {"count": len(images), "names": None}
     paths = [os.fspath(image) for image in images]
     root = len(os.path.dirname(os.path.commonprefix([min(paths), max(paths)])))  # noqa: RUF071 (a folder, by dirname)
-    names = hashlib.sha256("\0".join(path[root:] for path in paths).encode(errors="surrogateescape"))
-    return {"count": len(images), "names": names.hexdigest()}
+    names = util.one_form("\0".join(path[root:] for path in paths)).encode(errors="surrogateescape")
+    return {"count": len(images), "names": hashlib.sha256(names).hexdigest()}
 
 
 def check_images(before: dict | None, now: dict, flag: str, folder: str) -> None:
