@@ -12,14 +12,14 @@ import pickle
 import random
 import re
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from networks import cards
-from util import InputError, temporary_name
+from util import InputError, reason, temporary_name
 
 FORMAT = 1  # of what `save` writes; grows where an older version could not go on with it
 
@@ -150,6 +150,15 @@ def check_sums(path: Path) -> None:
                 raise zipfile.BadZipFile(f"damaged in {damaged}")
 
 
+def _entries(path: Path) -> set[str]:
+    """The names, without their folders, in a zip archive; none of any other file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {PurePath(name).name for name in archive.namelist()}
+    except Exception:  # zipfile meets damage in many ways; `read` says what is wrong
+        return set()
+
+
 def read(path, flag: str = "--ckpt"):
     """What a file of torch.save or safetensors holds, on the CPU: tensors, plain types and argparse.Namespace; any
     other object is refused unrun.
@@ -157,6 +166,10 @@ def read(path, flag: str = "--ckpt"):
     path = find(path, flag)
     if path.suffix == ".safetensors":
         return _read_safetensors(path, flag)
+    entries = _entries(path)
+    if "constants.pkl" in entries:  # as torch.load tells them from its own, with a warning
+        save = "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
+        raise InputError(f"{flag} {path}: a TorchScript archive, whose code is not run; save its state dict: {save}")
     try:
         check_sums(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -169,7 +182,8 @@ def read(path, flag: str = "--ckpt"):
     except zipfile.BadZipFile as error:
         why = str(error)
     except Exception as error:  # torch.load meets damage in many ways, each with an exception of its own
-        why = type(error).__name__
+        foreign = entries and "data.pkl" not in entries
+        why = "a zip archive, but none of torch.save" if foreign else f"{type(error).__name__}: {reason(error)}"
     raise InputError(f"{flag} {path}: not a readable checkpoint ({_why_unreadable(path, why)})")
 
 

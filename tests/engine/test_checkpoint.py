@@ -190,6 +190,22 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_what_it_is_said(tmp_path, c
     assert f"--resume {tmp_path / 'last.pth'}: not a readable checkpoint ({reason}" in str(error.value)
 
 
+@pytest.mark.parametrize("flag", ["--ckpt", "--resume"])
+def test_a_torchscript_archive_is_one_line_that_says_what_to_save_instead(tmp_path, flag):
+    with zipfile.ZipFile(tmp_path / "last.pth", "w") as archive:  # torch.jit.save is deprecated, and warns
+        for name in ("data.pkl", "code/__torch__.py", "constants.pkl", "version"):
+            archive.writestr(f"last/{name}", b"3")
+    with pytest.raises(InputError, match=r"a TorchScript archive, .*; save its state dict: torch\.save\(") as error:
+        checkpoint.load(tmp_path, flag)
+    assert str(error.value).startswith(f"{flag} {tmp_path / 'last.pth'}: ")
+
+
+def test_a_zip_archive_of_another_program_is_called_one(tmp_path):
+    np.savez(tmp_path / "last.npz", a=np.ones(3))
+    with pytest.raises(InputError, match=r"not a readable checkpoint \(a zip archive, but none of torch\.save\)"):
+        checkpoint.load(tmp_path / "last.npz")
+
+
 @pytest.mark.parametrize(("protocol", "reason"), [(2, "refused unrun"), (4, "not a readable checkpoint")])
 def test_a_pickled_object_is_refused_without_running_it(tmp_path, monkeypatch, protocol, reason):
     monkeypatch.chdir(tmp_path)
