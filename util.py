@@ -5,6 +5,7 @@ import difflib
 import errno
 import io
 import json
+import logging
 import math
 import os
 import random
@@ -209,6 +210,18 @@ def cores() -> int:
     from joblib import cpu_count  # scikit-learn's; a tenth of a second
 
     return max(1, cpu_count())
+
+
+@contextlib.contextmanager
+def quiet(library: str) -> Iterator[None]:
+    """As a context: a library logs its errors alone, and not each of its tries to reach a server."""
+    logger = logging.getLogger(library)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def seed_everything(seed: int) -> None:

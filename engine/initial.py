@@ -1,15 +1,11 @@
 """Where an encoder's training starts: at random, at a library's own weights, or at a file's."""
 
-import contextlib
-import logging
-import pickle
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
 
-import util
 from engine import checkpoint, distributed, training
 from util import InputError
 
@@ -45,12 +41,17 @@ class Initial:
         """The encoder with these weights, for views of a size; on "meta" without. small_images: the data set's, which
         the stem of the weights outweighs.
         """
+        from networks import encoders
+
         small = small_images if self.small_stem is None else self.small_stem
         weights = self.of_timm if device == "cpu" else False
-        with told(self.source or f"--model {self.model}"):
-            encoder = training.build_encoder(self.model, small, device, size, weights)
+        encoder = training.build_encoder(self.model, small, device, size, weights, self.source)
         if self.weights and device == "cpu":
             checkpoint.load_strictly(encoder, self.weights, self.source)
+        rest = encoders.pixels_left_out(encoder, size) if size and device == "cpu" else 0
+        if rest:
+            begins = f"{self.model} begins with whole patches"
+            distributed.say(f"--size {size}: {begins}: the last {rest} pixels of both sides are not seen")
         return encoder
 
 
@@ -75,10 +76,11 @@ def read(model: str, init: str | None, pretrained: bool, resumed: Path | None = 
         return of_file(model, init, "--init")[0]
     if not pretrained:
         return Initial(model)
+    training.build_encoder(model, False, "meta")  # else InputError: there is none such, or it cannot be fetched
     views, source = _known_views(model, "--pretrained"), f"--pretrained {model}"
     if encoders.of_timm(model):
         return Initial(model, of_timm=True, views=views, pretrained=True, source=source)
-    with told(source):
+    with training.told(source):
         weights = _torchvision_weights(model)
     return Initial(model, weights, views=views, small_stem=False, pretrained=True, source=source)
 
@@ -93,7 +95,7 @@ def of_file(model: str | None, path, flag: str) -> tuple[Initial, dict, dict[str
 
     source = f"{flag} {path}"
     if model:
-        training.build_encoder(model, False, "meta")  # else InputError: there is none such
+        training.build_encoder(model, False, "meta")  # else InputError, as above
     if model and encoders.of_timm(model) and (of_timm := _for_timm(model, path, flag)):
         views = _known_views(model, flag)
         return Initial(model, of_timm=of_timm, views=views, pretrained=True, source=source), {}, {}
@@ -145,22 +147,3 @@ def _torchvision_weights(model: str) -> dict[str, Tensor]:
 
     weights = resnet.torchvision_weights(model).get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
     return {name: x for name, x in weights.items() if not name.startswith("fc.")}
-
-
-@contextlib.contextmanager
-def told(source: str):
-    """As a context: where the network is missing, or a library does not take a file, that is one line."""
-    hub = logging.getLogger("huggingface_hub")  # which tells of each of its tries
-    before = hub.level
-    hub.setLevel(logging.ERROR)
-    try:
-        yield
-    except OSError as error:
-        hint = "without a network, give --init a file"
-        raise InputError(f"{source}: the weights cannot be fetched ({util.reason(error)}); {hint}") from None
-    except (RuntimeError, KeyError, pickle.UnpicklingError) as error:
-        line = " ".join(str(error).split())
-        line = line if len(line) < 200 else f"{line[:200]}..."
-        raise InputError(f"{source}: of another architecture, or no weights ({line}); check --model") from None
-    finally:
-        hub.setLevel(before)

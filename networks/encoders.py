@@ -1,6 +1,7 @@
 """Encoders by name: this project's and torchvision's ResNets, and whatever timm has."""
 
 import difflib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,38 +49,49 @@ def made_for_a_size(name: str) -> bool:
     return bool(_configuration(name).get("fixed_input_size"))
 
 
+def pixels_left_out(net: nn.Module, size: int) -> int:
+    """How many pixels of a side lie beyond the last whole patch, 0 where an encoder does not begin with patches."""
+    conv = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
+    patches = conv is not None and conv.kernel_size == conv.stride and conv.padding in ((0, 0), "valid")
+    return size % conv.stride[0] if conv and patches else 0
+
+
 def _of_timm(name: str, size: int | None, weights: Weights) -> nn.Module:
-    how: dict[str, Any] = {"img_size": size} if size and made_for_a_size(name) else {}
-    net = _timm(name).create_model(name.removeprefix(TIMM), pretrained=weights is True, num_classes=0, **how)
-    net.dim = getattr(net, "head_hidden_size", None) or net.num_features
+    how: dict[str, Any] = {"img_size": size} if made_for_a_size(name) and size else {}  # first: is there such a name?
     if size:
-        _check(name, size, net.dim, how)
+        with torch.device("meta"):  # before anything is fetched
+            _tried(name, size, lambda: _create(name, **how))
+    net = _create(name, pretrained=weights is True, **how)
+    if size:  # once more, for an index out of bounds, which "meta" does not see
+        net = _tried(name, size, lambda: net).train()
     if not isinstance(weights, bool):
         file, classes = weights
         # with its classifier, since timm is not strict where that is left out, and takes a file of any other encoder
         overlay = {"file": file, "num_classes": classes}
-        whole = _timm(name).create_model(
-            name.removeprefix(TIMM), pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes, **how
-        )
-        found = whole.state_dict()
+        found = _create(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes, **how).state_dict()
         net.load_state_dict({key: found[key] for key in net.state_dict()})
     return net
 
 
+def _create(name: str, **how: Any) -> Any:
+    """timm's encoder, with `dim` as an attribute; of random weights and without a classifier if not said otherwise."""
+    net = _timm(name).create_model(name.removeprefix(TIMM), **{"pretrained": False, "num_classes": 0, **how})
+    net.dim = getattr(net, "head_hidden_size", None) or net.num_features
+    return net
+
+
 @torch.no_grad()
-def _check(name: str, size: int, dim: int, how: dict[str, Any]) -> None:
+def _tried(name: str, size: int, make: Callable[[], Any]) -> Any:
+    """The encoder that is made, in eval mode, after one image: what attributes say of sizes differs among families."""
     try:
-        with torch.device("meta"):
-            net = _timm(name).create_model(name.removeprefix(TIMM), pretrained=False, num_classes=0, **how)
-            shape = tuple(net.eval()(torch.empty(1, 3, size, size)).shape)
-    except (RuntimeError, AssertionError, ValueError, ZeroDivisionError) as error:  # each encoder has its own
-        line = " ".join(str(error).split())[:100]
+        net = make().eval()
+        shape = tuple(net(torch.zeros(1, 3, size, size)).shape)
+    except (RuntimeError, AssertionError, ValueError, ZeroDivisionError, IndexError) as error:  # each has its own
+        line = " ".join(str(error).split())[:100] or "timm does not say why"
         raise ValueError(f"{name}: takes no images of {size} pixels ({line}); give another --size") from None
-    patch = getattr(getattr(net, "patch_embed", None), "patch_size", (1, 1))
-    if any(size % side for side in patch):
-        raise ValueError(f"{name}: has patches of {patch[0]} pixels; give a --size that is a multiple, not {size}")
-    if shape != (1, dim):
-        raise ValueError(f"{name}: gives {list(shape)} for an image instead of {dim} features: it does not pool")
+    if shape != (1, net.dim):
+        raise ValueError(f"{name}: gives {list(shape)} for an image instead of {net.dim} features: it does not pool")
+    return net
 
 
 def classifier_names(name: str) -> list[str]:
@@ -92,7 +104,7 @@ def _configuration(name: str) -> dict:
     """What timm knows of an encoder's weights: input_size, mean, std, ..."""
     try:
         with torch.device("meta"):
-            return _timm(name).create_model(name.removeprefix(TIMM), pretrained=False, num_classes=0).pretrained_cfg
+            return _create(name).pretrained_cfg
     except RuntimeError as error:
         raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
 

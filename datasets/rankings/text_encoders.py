@@ -13,7 +13,7 @@ import torch
 from datasets.folders import existing_folder
 from datasets.rankings import pooling
 from datasets.rankings.builders import cosine_matrix
-from util import InputError, reason
+from util import InputError, quiet, reason
 
 ENCODER = "sentence-transformers/all-distilroberta-v1"
 
@@ -44,21 +44,23 @@ def text_encoder(name: str) -> TextEncoder:
 
     Raises InputError if it cannot be had, or pools in a way that is not known.
     """
-    if name.startswith((".", "/", "~")):  # no name of the hub: ask nobody
+    local = name.startswith((".", "/", "~"))
+    if local:  # no name of the hub: ask nobody
         existing_folder(Path(name).expanduser(), f"--model {name}")
     from transformers import AutoConfig, AutoTokenizer
 
     try:
-        modes, part = pooling.configured(partial(_model_file, name), f"--model {name}")
-        config = AutoConfig.from_pretrained(name, subfolder=part)
-        tokenizer = AutoTokenizer.from_pretrained(name, subfolder=part)
-        model = _model(name, part, config)
+        with quiet("huggingface_hub"):
+            modes, part = pooling.configured(partial(_model_file, name), f"--model {name}")
+            config = AutoConfig.from_pretrained(name, subfolder=part)
+            tokenizer = AutoTokenizer.from_pretrained(name, subfolder=part)
+            model = _model(name, part, config)
     except InputError:
         raise
     except Exception as error:  # no such folder, no network, a damaged file: transformers has an exception for each
         raise InputError(
             f"--model {name}: cannot be loaded ({reason(error)}); fetch it where there is a network, with "
-            f"`hf download {ENCODER} --local-dir FOLDER`, and give --model FOLDER"
+            f"`hf download {ENCODER if local else name} --local-dir FOLDER`, and give --model FOLDER"
         ) from None
     revision = f"revision {getattr(model.config, '_commit_hash', None) or 'local folder'}"
     tower = _tower(model)

@@ -90,6 +90,22 @@ def test_the_width_of_an_encoder_of_timm_is_that_of_its_features(name):
     assert encoder(torch.randn(2, 3, 64, 64)).shape == (2, encoder.dim)
 
 
+# a patch size that is a number, a pair, overlapping patches, patches without the attribute, none; all on 48 pixels
+FAMILIES = {
+    "xcit_nano_12_p16_224": 0, "efficientvit_m0": 0, "vit_tiny_patch16_224": 0, "eva02_tiny_patch14_224": 6,
+    "pvt_v2_b0": 0, "test_convnext": 0, "test_resnet": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "left_out"), FAMILIES.items())
+def test_every_size_that_timm_takes_is_taken_whatever_its_patches(capsys, name, left_out):
+    encoder = initial.Initial(f"timm:{name}").build(True, 48)
+    assert encoder.training
+    assert encoder(torch.randn(2, 3, 48, 48)).shape == (2, encoder.dim)
+    line = f"--size 48: timm:{name} begins with whole patches: the last {left_out} pixels of both sides are not seen\n"
+    assert capsys.readouterr().out == (line if left_out else "")
+
+
 class LooksAlike(nn.Module):
     """Weights whose names are those of the published forms, and are meant as they stand."""
 
@@ -176,7 +192,9 @@ def test_names_of_runs_hold_no_slash(monkeypatch):
         ("--model timm:test_convnext --size 32 --init {0}/vit.pth", "of another architecture, or no weights"),
         ("--model resnet18 --init {0}/convnext.safetensors", "convnext.safetensors: of another architecture"),
         ("--model timm:test_vit --size 8", "takes no images of 8 pixels"),
-        ("--model timm:vit_tiny_patch16_224 --size 30", "has patches of 16 pixels; give a --size that is a multiple"),
+        ("--model timm:xcit_nano_12_p16_224 --size 30", "takes no images of 30 pixels (`patch_size` should divide"),
+        ("--model timm:mvitv2_tiny --size 48", "takes no images of 48 pixels (index 1 is out of bounds"),
+        ("--model timm:botnet26t_256 --size 48", "takes no images of 48 pixels (timm does not say why)"),
         ("--model timm:test_vit --size 32 --init {0}/resnet18.pth", "of another architecture, or no weights"),
         ("--model timm:test_vit --size 32 --init {0}/prefixed.pth", "of another architecture, or no weights"),
         ("--model timm:test_vit --init {0}/empty.pth", "empty.pth: holds no weights by name"),
@@ -216,6 +234,29 @@ def test_without_a_network_one_line_says_so(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     line = error_of(monkeypatch, capsys, tmp_path, f"--model {VIT} --pretrained --exp_name x", "main_ce")
     assert "the weights cannot be fetched" in line
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("main_ce", ""),
+        ("main_ce", "--pretrained"),
+        ("main_supcon", "--init {0}/vit.pth"),
+        ("main_linear", "--ckpt {0}/vit.pth"),
+        ("retrieval", "--ckpt {0}/vit.pth"),
+        ("retrieval", "--ckpt {0}/of_hub.pth"),
+    ],
+)
+def test_an_encoder_of_the_hub_without_a_network_is_the_same_line_in_every_script(
+    monkeypatch, capsys, tmp_path, library, script, options
+):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    model = "timm:hf-hub:timm/none_such"
+    checkpoint.save(library[0] / "of_hub.pth", {"model": {}, "options": {"model": model}})
+    command = options.format(library[0]) + ("" if "of_hub" in options else f" --model {model}")
+    line = error_of(monkeypatch, capsys, tmp_path, command, script)
+    assert "the weights cannot be fetched (" in line
+    assert line.endswith("; `hf download timm/none_such` fetches it where there is a network")
 
 
 def test_a_library_s_weights_are_warned_of_where_outliers_are_of_imagenet(capsys):
