@@ -28,8 +28,8 @@ def supcon_loss(num_classes: int, bank: bool = True, **options):
 
 
 def encoder(ckpt, encoder_name: str | None = None):
-    """The encoder of a checkpoint file or run's folder, ours or published, or that engine.export wrote, in eval mode:
-    [N, 3, H, W] -> [N, d].
+    """The encoder of a checkpoint file or run's folder, ours or published, that engine.export wrote, or of a file of
+    torchvision's or timm's, in eval mode: [N, 3, H, W] -> [N, d].
 
     Images are to be of the size, mean and std that the checkpoint's entries of these names say.
     encoder_name: as --model, where the file does not say it. Read with weights_only=True, loaded strictly. Raises
@@ -52,7 +52,10 @@ def classifier(ckpt, encoder_name: str | None = None):
 
 def _model(ckpt, encoder_name):
     path = _checkpoint.find(ckpt, "ckpt")
-    state = _checkpoint.load(path, "ckpt")
+    timms = encoder_name and _encoders.of_timm(encoder_name)
+    if timms and (file := _checkpoint.for_timm(encoder_name, path, "ckpt")):
+        return _encoders.encoder(encoder_name, weights=file[0]).eval(), {}
+    state = _checkpoint.load(path, "ckpt", bare=True)
     weights, classifier = _checkpoint.encoder_weights(state, f"ckpt {path}")
     name = encoder_name or _checkpoint.trained_options(state).get("model")
     if name is None:

@@ -26,6 +26,12 @@ FORMAT = 1  # of what `save` writes; grows where an older version could not go o
 # what a key's path may hold besides the layer's own name, and what lies beside the encoder
 WRAPPERS = ("module", "model", "backbone_q")
 KEY_ENCODER = ("backbone_k", "key_encoder", "key_head")
+PLACES = (
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model",
+)  # of weights in a library's file, as timm looks for them
 BESIDE = ("head", "fc", "bank", "criterion", "memorybank_InfoNCE", "memorybank_labels", "queue_ptr")
 
 
@@ -204,7 +210,8 @@ def _why_unreadable(path: Path, why: str) -> str:
 def load(path, flag: str = "--ckpt", bare: bool = False) -> dict:
     """Read a checkpoint, as `read` does.
 
-    bare: a library's file of weights by name will do as well; its entries are `model` and `library`, True.
+    bare: a library's file of weights by name will do as well, as its entry `model`; then `library` is True, as it is of
+    torchvision's own training files, which have its names and none of our options.
     """
     path = find(path, flag)
     if is_exported(path):
@@ -222,19 +229,42 @@ def load(path, flag: str = "--ckpt", bare: bool = False) -> dict:
     version = state.get("format", FORMAT)  # the published files have none
     if version != FORMAT:
         raise NewerFormat(f"{flag} {path}: has format {version}, this version reads {FORMAT}; update this code")
-    return state
+    return {**state, "library": True} if bare and _of_torchvision(state) else state
 
 
-def weights_in(state, source: str) -> dict[str, Tensor]:
-    """The weights by name in a library's file, `state` as `read` has it, also where they stand under `state_dict` or
-    `model`. Raises InputError, beginning with `source`, where there are none.
+def _of_torchvision(state: dict) -> bool:
+    """Whether a file is of torchvision's training: no options that we know, no published name, and a 7x7 stem."""
+    weights = state["model"]
+    stem = weights.get("conv1.weight")
+    known = "format" in state or trained_options(state) or stem is None or stem.shape[-1] != 7
+    return not known and all(_in_library(key) == _in_published(key) for key in weights)
+
+
+def taken(state: dict, name: str, source: str) -> str:
+    """A line that says which weights of a library's file are taken, those under `name`; "" where it has no others."""
+    others = [other for other in PLACES if other != name and isinstance(state.get(other), dict)]
+    return f"{source}: holds {name} and {' and '.join(others)}; {name} is taken" if others else ""
+
+
+def for_timm(model: str, path, flag: str) -> tuple[tuple[str, int], str] | None:
+    """A file of weights that timm is to load and how many classes its classifier tells apart, 0 without one; and a line
+    as `taken` has it. None of a file of this code. Raises InputError where there are no weights by name.
     """
-    for name in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-    if not isinstance(state, dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
+    from networks import encoders
+
+    file = find(path, flag)
+    content = None if is_exported(file) else read(file, flag)
+    if content is None or (isinstance(content, dict) and "format" in content):
+        return None
+    source, weights, place = f"{flag} {file}", content, None
+    if isinstance(content, dict):
+        place = next((name for name in PLACES if isinstance(content.get(name), dict)), None)
+        weights = content[place] if place else content
+    if not isinstance(weights, dict) or not weights or not all(isinstance(x, Tensor) for x in weights.values()):
         raise InputError(f"{source}: holds no weights by name")
-    return state
+    names = [f"{part}.weight" for part in encoders.classifier_names(model)]
+    found = [x for key, x in weights.items() if re.sub(r"^(_orig_mod\.|module\.)+", "", key) in names]
+    return (str(file), len(found[0]) if found else 0), taken(content, place, source) if place else ""
 
 
 def is_exported(path: Path) -> bool:

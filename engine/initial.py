@@ -96,7 +96,9 @@ def of_file(model: str | None, path, flag: str) -> tuple[Initial, dict, dict[str
     source = f"{flag} {path}"
     if model:
         training.build_encoder(model, False, "meta")  # else InputError, as above
-    if model and encoders.of_timm(model) and (of_timm := _for_timm(model, path, flag)):
+    if model and encoders.of_timm(model) and (file := checkpoint.for_timm(model, path, flag)):
+        of_timm, line = file
+        distributed.say(line)
         views = _known_views(model, flag)
         return Initial(model, of_timm=of_timm, views=views, pretrained=True, source=source), {}, {}
     state = checkpoint.load(path, flag, bare=True)
@@ -111,26 +113,13 @@ def of_file(model: str | None, path, flag: str) -> tuple[Initial, dict, dict[str
         raise InputError(f"--model {model}: {path} holds a {holds}; give --model {holds}")
     model = model or holds
     views = (state.get("size") or trained.get("size"), state.get("mean"), state.get("std"))
-    if state.get("library"):
+    small = resnet.has_small_stem(weights)
+    library = bool(state.get("library")) and "conv1.weight" in weights and not small  # else of a code unknown
+    if library:
+        distributed.say(checkpoint.taken(state, "model", source))
         views = _known_views(model, flag)
-    seen = bool(state.get("library") or state.get("pretrained"))
-    return Initial(model, weights, False, views, resnet.has_small_stem(weights), seen, source), state, classifier
-
-
-def _for_timm(model: str, path, flag: str) -> tuple[str, int] | None:
-    """A file of weights that timm is to load, and how many classes its classifier tells apart, 0 without one; None of a
-    file of this code. Raises InputError.
-    """
-    from networks import encoders
-
-    file = checkpoint.find(path, flag)
-    content = None if checkpoint.is_exported(file) else checkpoint.read(file, flag)
-    if content is None or (isinstance(content, dict) and "format" in content):
-        return None
-    weights = checkpoint.weights_in(content, f"{flag} {file}")
-    names = [f"{place}.weight" for place in encoders.classifier_names(model)]
-    found = [x for key, x in weights.items() if key.removeprefix("module.") in names]
-    return str(file), len(found[0]) if found else 0
+    seen = bool(library or state.get("pretrained"))
+    return Initial(model, weights, False, views, small, seen, source), state, classifier
 
 
 def _known_views(model: str, flag: str) -> tuple:

@@ -128,8 +128,10 @@ class Run:
             path, state = self.source, checkpoint.load(self.source, "--resume")
         if state.get("script", self.script) != self.script:
             raise InputError(f"{flag}: was written by {state['script']}.py, not by {self.script}.py")
-        if "optimizer" not in state or not isinstance(state.get("epoch"), int):
-            raise InputError(f"{flag}: holds no state of an optimiser; it can only be evaluated")
+        if "format" not in state or "optimizer" not in state or not isinstance(state.get("epoch"), int):
+            raise InputError(
+                f"{flag}: holds no state of an optimiser of this code; evaluate it, or start from it by --init"
+            )
         before = checkpoint.trained_options(state)
         means = self.args.means
         changed = resuming.changed_options(before, options.plain(self.args), means, flag)

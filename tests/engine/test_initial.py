@@ -1,5 +1,6 @@
 """Where encoders start: a library's weights, files of them, checkpoints; and what of timm's encoders can be trained."""
 
+import argparse
 import urllib.error
 
 import huggingface_hub
@@ -11,10 +12,11 @@ import torchvision
 from commands import error_of, result, run
 from torch import nn
 
+import datasets
 import hubconf
 import main_supcon
 from engine import checkpoint, frozen, initial
-from networks import encoders
+from networks import encoders, resnet
 from networks.contrastive import ContrastiveModel, projection_head
 from networks.memory_bank import MemoryBank
 from util import InputError
@@ -67,6 +69,50 @@ def test_a_file_of_a_library_gives_the_features_that_the_library_pools(library, 
     else:
         assert (size, mean, std) == (224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         assert encoder.conv1.kernel_size == (7, 7)  # the file's stem, though the images are small
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("form", ["bare", "of its training"])
+@torch.no_grad()
+def test_a_file_of_a_library_is_the_same_encoder_for_init_ckpt_and_hub(library, tmp_path, name, form):
+    folder, models = library
+    file = folder / FILES[name]
+    if form != "bare":
+        place = "state_dict" if name.startswith("timm:") else "model"
+        about = {"optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(model=name, epochs=90)}
+        file = tmp_path / "checkpoint.pth"
+        torch.save({place: models[name].state_dict(), **about}, file)
+    start = initial.read(name, str(file), False)
+    size, mean, _ = start.views
+    assert (start.pretrained, mean) == (True, (0.485, 0.456, 0.406) if name == "resnet18" else start.views[1])
+    assert size == encoders.known_views(name)[0]
+    images = torch.randn(1, 3, size, size)
+    want = start.build(True, size).eval()(images)
+    net = frozen.load(frozen.Wanted(str(file), name, dataset="digits"), datasets.build("digits"))
+    assert (net.size, net.record["pretrained"]) == (size, True)
+    assert torch.equal(net.encoder(images), want)
+    assert torch.equal(hubconf.encoder(file, name)(images), want)
+
+
+@pytest.mark.parametrize(("name", "better"), [(VIT, "state_dict_ema"), ("resnet18", "model")])
+def test_which_of_several_weights_in_a_file_are_taken_is_said(capsys, library, tmp_path, name, better):
+    names = ("state_dict", "state_dict_ema") if name == VIT else ("model", "model_ema")
+    state = library[1][name].state_dict()
+    torch.save(
+        {place: {k: x + 1 if place == better else x for k, x in state.items()} for place in names}, tmp_path / "x.pth"
+    )
+    encoder = initial.read(name, str(tmp_path / "x.pth"), False).build(True, 160)
+    (worse,) = set(names) - {better}
+    assert f"--init {tmp_path / 'x.pth'}: holds {better} and {worse}; {better} is taken\n" in capsys.readouterr().out
+    assert all(torch.equal(x, state[key] + 1) for key, x in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet8"])
+def test_bare_weights_of_what_no_library_has_see_the_data_sets_views(tmp_path, name):
+    torch.save(resnet.encoder(name, small_images=True).state_dict(), tmp_path / "x.pth")
+    start = initial.read(name, str(tmp_path / "x.pth"), False)
+    assert (start.views, start.pretrained) == ((None, None, None), False)
+    assert start.build(False, 32)(torch.randn(2, 3, 32, 32)).shape[0] == 2
 
 
 def test_timm_fits_the_position_embeddings_to_the_size_of_the_views(library):
