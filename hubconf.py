@@ -33,7 +33,7 @@ def encoder(ckpt, encoder_name: str | None = None):
 
     Images are to be of the size, mean and std that the checkpoint's entries of these names say.
     encoder_name: as --model, where the file does not say it. Read with weights_only=True, loaded strictly. Raises
-    util.InputError, a ValueError, where the file is none, or holds another encoder.
+    util.InputError, a ValueError, where the file is none, or holds another encoder, of which timm raises RuntimeError.
     """
     return _model(ckpt, encoder_name)[0]
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import evaluation
+from engine import distributed
 from util import InputError
 
 DETECTORS = {
@@ -23,6 +24,15 @@ BY_CLASS = {
 }
 
 
+def too_far(k: int, labels: Tensor) -> str:
+    """A line where the k-th neighbor in a training set with labels [n] cannot be of an image's own class; else ""."""
+    least, half = int(labels.unique(return_counts=True)[1].min()), len(labels) // 2
+    if k <= min(least, half):
+        return ""
+    more = f"half of the {len(labels)} training images" if k > half else f"the {least} images of the smallest class"
+    return f"--knn_k {k}: more than {more}: the k-th neighbor is then outside an image's own class; give a smaller k"
+
+
 def scores(detector: str, k: int, device, train: tuple | None, parts: list[Tensor]) -> list[Tensor]:
     """Scores of each part, a list of features [m, d] or logits [m, C]; larger = more like the training data.
 
@@ -38,6 +48,7 @@ def scores(detector: str, k: int, device, train: tuple | None, parts: list[Tenso
         else:
             gallery, labels, joined = F.normalize(train[0], dim=1).to(device), train[1].to(device), joined.to(device)
             if detector == "knn":
+                distributed.say(too_far(k, labels))
                 found = evaluation.knn_scores(gallery, joined, k)
             else:
                 found = BY_CLASS[detector](gallery, labels, F.normalize(joined, dim=1))

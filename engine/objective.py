@@ -96,6 +96,9 @@ def held_out(args, transform, data, nested=None) -> watching.OfClasses | watchin
         except InputError as error:
             raise InputError(f"--knn_freq needs validation images: {error}") from None
         distributed.say(datasets.left_out(parts[1]))
+        if len(parts[0]) < watching.VOTES:
+            few = f"there are {len(parts[0])} training images, fewer than its {watching.VOTES} neighbors"
+            distributed.say(f"--knn_freq: {few}; all of them vote")
         held = watching.OfClasses(*parts)
     for part in parts:
         part.tolerate_damage()  # a picture of the run is not worth ending it

@@ -10,6 +10,7 @@ import evaluation
 import util
 from datasets import rankings
 from datasets.rankings import taxonomy
+from engine import distributed
 from engine.frozen import Frozen
 from util import InputError
 
@@ -109,6 +110,9 @@ def measured(asked: Asked, queries, gallery, device) -> tuple[dict, dict, dict]:
     found = {name: evaluation.Curve(of[y], None if alone else of[b]) for name, of in asks.items()}
     order = evaluation.Order(y, b, asked.levels) if asked.levels is not None else None
     evaluation.look_up(x, g, [*found.values(), *filter(None, [order])])
+    others = len(y) - 1 if alone else len(b)
+    if asked.vote and asked.vote > others:
+        distributed.say(f"--knn_k {asked.vote}: there are {others} images to look among; all of them vote")
     metrics, curves, said = {}, {}, {"queries": counts} if alone else {}
     said |= {"by_class": {}} if asked.classes else {}
     for name, curve in found.items():

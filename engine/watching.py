@@ -23,6 +23,7 @@ from engine.loading import Loader, Loading
 ADVISE_ABOVE, ADVISE_AFTER = 0.25, 60.0  # share of the time, seconds of training
 PAIRS = 128  # training images whose two views are measured
 PROJECTED = 512  # images in the projector
+VOTES = 200  # of so many nearest training images the kNN accuracy is taken
 NEIGHBOURS = 5000  # images of each part that neighbours are looked for among
 
 
@@ -75,7 +76,7 @@ class OfClasses:
     def scalars(self, features: Callable) -> dict[str, float]:
         """features(data, indices) -> features and labels of these images."""
         parts = [features(data, spread(len(data), NEIGHBOURS)) for data in (self.images, self.train)]
-        return {"val_knn": 100 * evaluation.knn_accuracy(*parts[0], *parts[1])}
+        return {"val_knn": 100 * evaluation.knn_accuracy(*parts[0], *parts[1], k=VOTES)}
 
 
 @dataclass

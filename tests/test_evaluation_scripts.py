@@ -242,6 +242,31 @@ def test_a_probe_of_a_large_batch_begins_at_its_learning_rate(monkeypatch, digit
     assert json.loads(log[0])["learning_rate"] < 0.1
 
 
+OOD_KNN = f"--ckpt {CE} --hold_out 4 --dataset_outliers digits --outlier_classes 4 --detector knn --images_per_class 7"
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "line"),
+    [
+        ("out_of_dist_detection", OOD_KNN, "--knn_k 50: more than half of the 63 training images: "),
+        ("out_of_dist_detection", f"{OOD_KNN} --knn_k 8", "--knn_k 8: more than the 7 images of the smallest class: "),
+        ("out_of_dist_detection", f"{OOD_KNN} --knn_k 7", ""),
+        ("retrieval", f"--ckpt {CE} --images_per_class 2 --knn_k 21", "--knn_k 21: there are 20 images to look "),
+        ("retrieval", f"--ckpt {CE} --images_per_class 2 --knn_k 20", ""),
+        ("retrieval", f"--ckpt {CE} --within test --knn_k 355", "--knn_k 355: there are 354 images to look among; "),
+        ("main_supcon", "--images_per_class 19 --batch_size 64 --memorybank_size 64 --epochs 1 --knn_freq 1",
+         "--knn_freq: there are 190 training images, fewer than its 200 neighbors; "),
+    ],
+)  # fmt: skip
+def test_more_neighbours_than_there_are_near_ones_is_a_line(
+    monkeypatch, capsys, tmp_path, digits, script, options, line
+):
+    run(monkeypatch, digits, f"{options} --save_folder {tmp_path}", script)
+    said = [x for x in capsys.readouterr().out.splitlines() if x.startswith("--knn")]
+    assert len(said) == bool(line)
+    assert not line or said[0].startswith(line)
+
+
 def test_test_images_look_for_one_another_within_test(monkeypatch, capsys, digits):
     run(monkeypatch, digits, f"--ckpt {CE} --labelset both --within test --knn_k 20", "retrieval")
     printed = capsys.readouterr().out
