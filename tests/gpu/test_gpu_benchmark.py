@@ -15,7 +15,7 @@ from commands import ROOT
 from processes import children
 
 from benchmarks import gpu, gpu_data, gpu_losses, gpu_page, gpu_parts, gpu_several
-from engine import config, distributed
+from engine import config, distributed, options
 from losses import RINCELoss
 from util import InputError
 
@@ -364,7 +364,7 @@ def test_a_warning_of_torchs_own_fails_no_test_of_a_gpu_and_another_does():
 
 def test_one_process_compiles_unless_the_user_says_otherwise_or_encoders_are_compiled(monkeypatch):
     name = "TORCHINDUCTOR_COMPILE_THREADS"
-    parser = gpu.argparse.ArgumentParser()
+    parser = options.parser("")
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--compile", action="store_true")
     for before, words, wanted in ((None, [], "1"), (None, ["--compile"], None), ("8", [], "8")):
