@@ -155,11 +155,11 @@ def nearest(features: Tensor, gallery: Tensor | None, k: int, chunk: int = 256) 
     """Of each query [Q, d] the k nearest of the gallery [G, d] by cosine, k at most G: cosines and indices [Q, k].
 
     The nearest comes first; equal ones stand in the order of the gallery. gallery None: the queries look for one
-    another, and none finds itself. Features that are no numbers are no error here: they are near to nothing.
+    another, and none finds itself. Features that are no numbers are no error here: their cosines are 0.
     """
     cosines = torch.empty(len(features), k, device=features.device)
     indices = torch.empty(len(features), k, dtype=torch.long, device=features.device)
-    for rows, similarity in _similarities(features, gallery, chunk, F.normalize):
+    for rows, similarity in _similarities(features, gallery, chunk, lambda x: F.normalize(x).nan_to_num(0)):
         keys = _keys(similarity, torch.arange(similarity.shape[1], device=similarity.device))
         indices[rows] = keys.topk(k, dim=1, largest=False).values & LOW
         cosines[rows] = similarity.gather(1, indices[rows])
@@ -174,10 +174,10 @@ def _similarities(
     gallery None: with one another, and -inf with themselves. Equal queries, and equal entries of the gallery, have
     equal cosines, although a kernel may round the edge of a product differently: the product is of distinct rows.
     """
-    q, query = distinct(features)
-    g, entry = (q, query) if gallery is None else distinct(gallery)
+    q, query = distinct(features.float())
+    g, entry = (q, query) if gallery is None else distinct(gallery.float())
     queries_repeat, entries_repeat = len(q) < len(query), len(g) < len(entry)
-    q, g = normalize(q.float()), normalize(g.float())
+    q, g = normalize(q), normalize(g)
     by_query = query.argsort(stable=True)
     ends = F.pad(torch.bincount(query, minlength=len(q)).cumsum(0), (1, 0)).tolist()
     for begin in range(0, len(q), chunk):
@@ -265,7 +265,11 @@ def unit(features: Tensor) -> Tensor:
 
 
 def distinct(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct rows of x [n, d], and of each row which of them it is [n]; x as it is where no two are equal."""
+    """The distinct rows of x [n, d], and of each row which of them it is [n]; x as it is where no two are equal, or a
+    gradient goes to each.
+    """
+    if x.requires_grad and torch.is_grad_enabled():
+        return x, torch.arange(len(x), device=x.device)
     bits = (x + 0).view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])  # + 0: -0 is 0
     rows, which = bits.unique(dim=0, return_inverse=True)
     return (x, torch.arange(len(x), device=x.device)) if len(rows) == len(x) else (rows.view(x.dtype), which)

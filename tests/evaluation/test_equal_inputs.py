@@ -92,3 +92,22 @@ def test_distinct_rows_are_told_by_value():
     for kind in (torch.float16, torch.bfloat16, torch.float64):
         assert len(evaluation.distinct(x[:3].to(kind))[0]) == 2
     assert evaluation.distinct(x[[0, 1, 3]])[0].equal(x[[0, 1, 3]])
+
+
+def test_rows_that_are_equal_as_float32_have_one_cosine():
+    gallery, (queries, _, _) = repeated()[0].double(), repeated(1)
+    gallery[1::2] *= 1 + 1e-12
+    assert torch.equal(nearest(queries, gallery, 40)[1], nearest(queries, gallery.float(), 40)[1])
+
+
+@pytest.mark.parametrize("nan", [torch.nan, -torch.nan])
+def test_what_is_no_number_is_near_to_nothing_whatever_its_sign(nan):
+    gallery = torch.tensor([[1.0, 0], [nan, 1], [0.8, 0.6]])
+    assert nearest(torch.tensor([[1.0, 0]]), gallery, 3)[1].tolist() == [[0, 2, 1]]
+
+
+@pytest.mark.parametrize("score", [evaluation.energy_scores, evaluation.msp_scores])
+def test_equal_logits_have_each_their_gradient(score):
+    logits = torch.tensor([[1.0, 2], [0, 1], [1, 2]], requires_grad=True)
+    score(logits).sum().backward()
+    assert torch.equal(logits.grad[0], logits.grad[2]) and logits.grad.abs().sum(1).all()
