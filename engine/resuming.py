@@ -47,7 +47,7 @@ def seen_images(images) -> dict:
         return {"count": len(images), "names": None}
     paths = [os.fspath(image) for image in images]
     root = len(os.path.dirname(os.path.commonprefix([min(paths), max(paths)])))  # noqa: RUF071 (a folder, by dirname)
-    names = util.one_form("\0".join(path[root:] for path in paths)).encode(errors="surrogateescape")
+    names = util.one_form("\0".join("/" + path[root:].lstrip("/") for path in paths)).encode(errors="surrogateescape")
     return {"count": len(images), "names": hashlib.sha256(names).hexdigest()}
 
 

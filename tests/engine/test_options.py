@@ -147,3 +147,8 @@ def test_a_pack_has_the_names_of_the_images_that_it_was_made_of(monkeypatch, beg
     run(monkeypatch, begun, "pack --data_folder first --out packed --side 64", "datasets.prepare")
     folder, pack = (datasets.build("path", begun / name).images for name in ("first", "packed"))
     assert resuming.seen_images(folder) == resuming.seen_images(pack)
+
+
+def test_a_folder_has_the_names_of_its_images_from_inside_it_too():
+    inside, outside = (["a/0.png", "b/0.png"], ["/d/a/0.png", "/d/b/0.png"])
+    assert resuming.seen_images(inside) == resuming.seen_images(outside)
