@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+import util
 from datasets import lists, packed, texts
 from datasets.folders import LeftOut, existing_folder, holds_classes, images_below, subfolders
 from util import InputError
@@ -197,11 +198,12 @@ def any_images(folder: Path, split: str):
     found = images_below(folder, left_out)
     if not found:
         raise InputError(_with(left_out, f"{folder}: holds no image, at any depth"))
-    of_image = []
+    of_image, spelling = [], {}  # train/ and val/ may have a class in two Unicode forms
     for image in found:
         above = image.relative_to(folder).parts[:-1]
         above = above[1:] if whole and len(above) > 1 and above[0] in lists.SPLITS["all"] else above
-        of_image.append(above[0] if above else folder.absolute().name)
+        name = above[0] if above else folder.absolute().name
+        of_image.append(spelling.setdefault(util.one_form(name), name))
     classes = sorted(set(of_image))
     number = {name: label for label, name in enumerate(classes)}
     return [str(f) for f in found], [number[name] for name in of_image], classes, left_out

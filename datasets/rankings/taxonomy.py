@@ -148,7 +148,7 @@ def level_rows(
     """
     (_, head), *body = rows
     again = util.twice(map(util.plain_name, head))
-    if again is not None or len(head) < 2:
+    if again is not None or len(head) < 2 or not all(head):
         fault = "" if again is None else f"; {again} stands in it twice"
         raise InputError(
             f"{source}: the first line must be `{of},<finest level>,...,<coarsest>`, each name once{fault}"

@@ -140,3 +140,10 @@ def test_a_run_on_one_form_is_evaluated_and_resumed_on_the_other(monkeypatch, ca
     outliers = f"{evaluate} --hold_out {ours[0]} --dataset_outliers path --data_folder_outliers b/val --detector knn"
     error = error_of(monkeypatch, capsys, tmp_path, f"{outliers} --outlier_classes {ours[1]} ", "out_of_dist_detection")
     assert "inlier" in error and "has no such class" not in error
+
+
+def test_outliers_of_train_and_val_in_two_forms_are_one_class(tmp_path):
+    make_image_folders(tmp_path / "train", NFD, each=1)
+    make_image_folders(tmp_path / "val", NFC, each=1)
+    outliers = datasets.build_outliers("path", tmp_path, "all")
+    assert len(outliers) == 6 and len(outliers.classes) == 3

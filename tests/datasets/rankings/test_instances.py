@@ -152,6 +152,7 @@ def test_they_do_so_better_with_ranks_than_with_one(monkeypatch, tmp_path):
         ("file,g\na/a_0.JPEG,x\n", "the first line must be"),
         ("image,g\n", "names no image"),
         ("image,shot,shot\na/a_0.JPEG,1,A\n", "each name once; shot stands in it twice"),
+        ("image,,shot\na/a_0.JPEG,1,A\n", "the first line must be"),
         ("image,a b,a_b\na/a_0.JPEG,1,A\n", "each name once; a_b stands in it twice"),  # one tag of TensorBoard
         ("image,image\na/a_0.JPEG,1\n", "each name once; image stands in it twice"),
         ("image,g\na/a_0.JPEG,x\na/a_1.JPEG\n", "line 3: must have 2 entries"),
