@@ -506,7 +506,7 @@ class _RankedLoss(nn.Module):
 
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[R] mean number of positives an anchor has at each rank, the own key counted; for logs."""
-        mean = self.entries_per_rank(labels, bank_labels)[:, :-1].mean(0)
+        mean = self.entries_per_rank(labels.long(), bank_labels.long())[:, :-1].mean(0)
         mean[0] += 1
         return mean.float()
 
@@ -520,7 +520,7 @@ class _RankedLoss(nn.Module):
         of those that are left in, from fixed draws of a generator of their own: within about 1.5 % for 64 dimensions or
         more and temperatures of 0.05 or more, less exact where most are left out.
         """
-        entries, cosines = self.entries_per_rank(labels, bank_labels).cpu(), _random_cosines(dim)
+        entries, cosines = self.entries_per_rank(labels.long(), bank_labels.long()).cpu(), _random_cosines(dim)
         most = (1 - self.min_probability) / self.min_probability if self.min_probability > 0 else math.inf
         drops = [_drops(len(bank_labels), cosines, g.tau, most) for g in self.groups]
         count = len(bank_labels) + 1

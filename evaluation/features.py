@@ -55,15 +55,14 @@ def knn_accuracy(
     A vote weighs exp(cosine / tau) (Wu et al. 2018, sec. 3.4). k is at most G. Labels count from 0. gallery and its
     labels None: the queries look for one another, and none finds itself; those alone with their label are none.
     """
-    own = gallery is None or gallery_labels is None
-    if gallery is None or gallery_labels is None:
-        gallery, gallery_labels = None, labels
+    labels, own = labels.long(), gallery is None or gallery_labels is None
+    gallery_labels = labels if own or gallery_labels is None else gallery_labels.long()
     if not len(features) or len(gallery_labels) <= own:
         raise ValueError("kNN accuracy needs queries and a gallery")
     asks = not_alone(labels) if own else torch.ones_like(labels, dtype=torch.bool)
     if not asks.any():
         raise ValueError("every query is alone with its label: there is nothing to find")
-    cosines, indices = nearest(features, gallery, min(k, len(gallery_labels) - own))
+    cosines, indices = nearest(features, None if own else gallery, min(k, len(gallery_labels) - own))
     classes, right = int(gallery_labels.max()) + 1, 0
     for cosine, index, y, ask in zip(*(x.split(256) for x in (cosines, indices, labels, asks)), strict=True):
         votes = torch.zeros(len(y), classes, dtype=torch.float64, device=y.device)
@@ -76,6 +75,7 @@ def neighbour_accuracy(features: Tensor, groups: Tensor) -> list[float | None]:
     """At each level of groups [n, L], numbered from 0: the share of the images whose nearest other one, by cosine of
     features [n, d], is of their group; of those that are not alone in it, None where all are.
     """
+    groups = groups.long()
     hit = groups[nearest(features, None, 1)[1][:, 0]] == groups
     found = []
     for group, right in zip(groups.T, hit.T, strict=True):

@@ -56,6 +56,7 @@ def auroc_by_class(inlier_scores: Tensor, outlier_scores: Tensor, labels: Tensor
         raise ValueError("AUROC needs inliers, and scores that are finite")
     below, upto = (torch.searchsorted(inlier, outlier, right=right) for right in (False, True))
     beaten = 1 - (below + upto).double() / (2 * len(inlier))  # the share of the inliers above each outlier
+    labels = labels.long()
     total = torch.zeros(classes, dtype=torch.float64).index_add_(0, labels, beaten)
     return total / torch.bincount(labels, minlength=classes)
 

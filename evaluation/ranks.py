@@ -53,7 +53,7 @@ class Levels:
 
     def between(self, labels: Tensor, others: Tensor) -> Tensor:
         """[Q, G] the rank that each of others [Q, G] has for labels [Q]."""
-        of = self.of.to(labels.device)
+        of, labels, others = self.of.to(labels.device), labels.long(), others.long()
         if not self.nested:
             return of[labels].gather(1, others)
         rank = torch.zeros(others.shape, dtype=torch.uint8, device=labels.device)
@@ -224,7 +224,7 @@ def class_correlation(features: Tensor, labels: Tensor, similarity: Tensor) -> d
     """
     from scipy.stats import kendalltau, spearmanr
 
-    z = F.normalize(features.double(), dim=1)
+    z, labels = F.normalize(features.double(), dim=1), labels.long()
     means = torch.zeros(len(similarity), z.shape[1], dtype=z.dtype).index_add_(0, labels, z)
     there = torch.bincount(labels, minlength=len(similarity)) > 0
     # multiples of 2^-26: their products are summed without rounding, so that equal cosines tie on every processor

@@ -119,7 +119,7 @@ class Curve:
 
         classes: [Q] the class of each query, which may be finer than its label.
         """
-        of = classes[self.uses]
+        of = classes[self.uses].long()
         number = torch.bincount(of, minlength=count)
         figures = {f"R@{k}": hits for k, hits in zip(self.topk, self.hits_at, strict=True)} | {"mAP": self.ap}
         none = torch.zeros(count, dtype=torch.float64, device=of.device)
@@ -277,6 +277,7 @@ def distinct(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def not_alone(labels: Tensor) -> Tensor:
     """[n] whether another of these labels, which count from 0, is the same."""
+    labels = labels.long()
     return torch.bincount(labels)[labels] > 1
 
 

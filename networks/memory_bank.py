@@ -33,5 +33,5 @@ class MemoryBank(nn.Module):
         slot = (self.pointer + torch.arange(n, device=keys.device)) % size
         newest = slice(max(0, n - size), None)
         self.keys[slot[newest]] = keys[newest].to(self.keys.dtype)
-        self.labels[slot[newest]] = labels[newest]
+        self.labels[slot[newest]] = labels[newest].to(self.labels.dtype)
         self.pointer.add_(n).remainder_(size)

@@ -39,6 +39,7 @@ FORMS = {
     "half": of_type(torch.half),
     "bfloat16": of_type(torch.bfloat16),
     "double": of_type(torch.double),
+    "labels of a byte": lambda x: x if x.is_floating_point() else x.to(torch.uint8),
     "with gradient": lambda x: x.clone().requires_grad_() if x.is_floating_point() else x,
     "double, strided": lambda x: strided(of_type(torch.double)(x)),
 }
