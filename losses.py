@@ -189,7 +189,7 @@ class Group(NamedTuple):
     out: bool  # "out" form, else "in"
     positive: range  # ranks
     first_negative: int  # this rank and all farther ones
-    own_key: bool  # the own key is a positive
+    key_is_positive: bool
     reduction: str = "pairs"  # of the out form's terms
 
 
@@ -208,8 +208,9 @@ def _groups(taus: Sequence[float], variant: str, cumulative: bool, reduction: st
     )
 
 
-# The exponentials of cosines over tau lie between exp(-1 / tau) and exp(1 / tau). From here on, with exp(25) = 7e10,
-# they, their sums and the ratios of these stay far inside float32's range as they are; below, in log space.
+# The fast form. Exponentials of cosines over tau lie between exp(-1 / tau) and exp(1 / tau). From this temperature on,
+# with exp(25) = 7e10, they, their sums and the ratios of these stay far inside float32's range as they are, and no
+# logarithm is needed but one a term. Below it, each block goes through `infonce` itself.
 FAST_MIN_TAU = 0.04
 
 # Entries of [K, anchors] that are worked on at a time. On a CPU they fit the cache, which a whole [K, N] does not; on a
@@ -222,24 +223,24 @@ LEAST_ROWS = 16
 
 def fast_terms(
     query: Tensor,
-    own: Tensor,
+    positive_cosine: Tensor,
     bank: Tensor,
     anchors: Tensor,
     entries: Tensor,
-    own_place: Tensor | None,
+    key_index: Tensor | None,
     groups: Groups,
     min_probability: float,
 ) -> tuple[Tensor, Tensor]:
     """The terms over a bank, a block of anchors at a time, without any [N, K] kept -> total, count [G].
 
-    query: [N, D] unit vectors; own: [N] cosines with the own key; bank: [K, D] unit vectors.
-    Ranks by a table: anchors [N, 1 + C] int8 of every class for each anchor, the first column being the empty slot;
+    query: [N, D] unit vectors; positive_cosine: [N] of query and key; bank: [K, D] unit vectors.
+    Ranks by a table: anchors [N, 1 + C] int8 of every class for each anchor, the first column being the empty entry;
     entries [K] its column for each bank entry. Or by nested groups: the group at each level, anchors [N, L] and
-    entries [K, L], below 0 for an empty slot.
-    own_place: [N] of the own key in the bank, which is then no entry for its anchor; None: it is not in there.
+    entries [K, L], below 0 for an empty entry.
+    key_index: [N] of the key in the bank, which is then no entry for its anchor; None: it is not in there.
     The plain form that it must equal is `rince_terms`, on the ranks of all entries.
     """
-    return _FastTerms.apply(query, own, bank, anchors, entries, own_place, groups, min_probability)
+    return _FastTerms.apply(query, positive_cosine, bank, anchors, entries, key_index, groups, min_probability)
 
 
 class _FastTerms(torch.autograd.Function):
@@ -251,30 +252,30 @@ class _FastTerms(torch.autograd.Function):
     def forward(
         ctx: Any,
         query: Tensor,
-        own: Tensor,
+        positive_cosine: Tensor,
         bank: Tensor,
         anchors: Tensor,
         entries: Tensor,
-        own_place: Tensor | None,
+        key_index: Tensor | None,
         groups: Groups,
         min_probability: float,
     ) -> tuple[Tensor, Tensor]:
-        most = (1 - min_probability) / min_probability if min_probability > 0 else math.inf  # odds of a kept term
         rows = max(LEAST_ROWS, BLOCK.get(query.device.type, BLOCK["cuda"]) // (len(bank) + 1))
         rows -= rows % 32 if rows > 32 else 0  # odd lengths of rows are slow
         bank_grads = query.new_zeros(len(groups), *bank.shape) if ctx.needs_input_grad[2] else None  # [G, K, D]
         # matrices that all blocks work in: to be given new memory takes a CPU longer than to fill it
         matrices = 4 + any(g.out for g in groups[1:])
-        rooms = query.new_empty(matrices, (1 + len(bank)) * min(rows, len(query)))
-        found = []
+        workspace = query.new_empty(matrices, (1 + len(bank)) * min(rows, len(query)))
+        results = []
         for start in range(0, max(len(query), 1), rows):
             part = slice(start, start + rows)
-            rank = _ranks(anchors[part], entries, None if own_place is None else own_place[part])
-            found.append(_block(query[part], own[part], bank, rank, groups, most, bank_grads, rooms))
-        # nll and count [N, G], query_grads [N, G, D], own_grads [N, G]
-        nll, count, query_grads, own_grads = (_joined(part) for part in zip(*found, strict=True))
-        ctx.save_for_backward(query_grads, own_grads, bank_grads)
-        total, count = nll.sum(0), count.sum(0, dtype=torch.float64).long()
+            rank = _ranks(anchors[part], entries, None if key_index is None else key_index[part])
+            cosines = positive_cosine[part], query[part], bank
+            results.append(_block(cosines, rank, groups, min_probability, bank_grads, workspace))
+        # of each block: [G], [G], [n, G, D], [n, G]
+        totals, counts, query_grads, cosine_grads = zip(*results, strict=True)
+        ctx.save_for_backward(_joined(query_grads), _joined(cosine_grads), bank_grads)
+        total, count = (x[0] if len(x) == 1 else torch.stack(x).sum(0) for x in (totals, counts))
         ctx.mark_non_differentiable(count)
         return total, count
 
@@ -283,16 +284,20 @@ class _FastTerms(torch.autograd.Function):
         # once_differentiable would let a second derivative through, silently wrong, where grad_total is a constant
         if torch.is_grad_enabled():
             raise RuntimeError("losses: this loss cannot be differentiated twice; losses.rince can")
-        query_grads, own_grads, bank_grads = ctx.saved_tensors
+        query_grads, cosine_grads, bank_grads = ctx.saved_tensors
         with torch.autocast(grad_total.device.type, enabled=False):
             to_bank = None if bank_grads is None else torch.tensordot(grad_total, bank_grads, 1)
-            return (query_grads * grad_total[:, None]).sum(1), own_grads @ grad_total, to_bank, *[None] * 5
+            return (query_grads * grad_total[:, None]).sum(1), cosine_grads @ grad_total, to_bank, *[None] * 5
 
 
-def _ranks(anchors: Tensor, entries: Tensor, own_place: Tensor | None) -> Tensor:
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _ranks(anchors: Tensor, entries: Tensor, key_index: Tensor | None) -> Tensor:
     """[1 + K, n] int8 rank of every entry for some anchors, from arguments of `fast_terms`; -1: no entry.
 
-    The first row is the own key. An entry's row is contiguous: to copy rows is ten times as fast as to gather columns.
+    The first row is the key. An entry's row is contiguous: to copy rows is ten times as fast as to gather columns.
     """
     rank = torch.zeros(1 + len(entries), len(anchors), dtype=torch.int8, device=anchors.device)
     if entries.ndim == 1:
@@ -300,62 +305,96 @@ def _ranks(anchors: Tensor, entries: Tensor, own_place: Tensor | None) -> Tensor
     else:
         for of_anchor, of_entry in zip(anchors.T, entries.T, strict=True):
             rank[1:] += of_entry[:, None] != of_anchor
-    return rank if own_place is None else rank.scatter_(0, own_place[None] + 1, -1)
+    return rank if key_index is None else rank.scatter_(0, key_index[None] + 1, -1)
 
 
 def _block(
-    query: Tensor,
-    own: Tensor,
-    bank: Tensor,
+    cosines: tuple[Tensor, Tensor, Tensor],
     rank: Tensor,
     groups: Groups,
-    most: float,
+    min_probability: float,
     bank_grads: Tensor | None,
-    rooms: Tensor,
+    workspace: Tensor,
 ) -> list[Tensor]:
-    """Some anchors' terms: the sum of each, their number, and the sum's gradients, all [n, G] or [n, G, D].
+    """Some anchors' terms: their sum and number [G], and the sum's gradients [n, G, D] and [n, G].
 
-    bank_grads [G, K, D], unless None, grows by the gradients that reach the bank; rooms: memory that is worked in.
+    cosines: [n] with the key, and query [n, D] and bank [K, D] whose product the others are. bank_grads [G, K, D],
+    unless None, grows by the gradients that reach the bank; workspace: memory that is worked in.
     """
-    # [1 + K, n] each; the own key first
-    similarity, free, *others = rooms[:, : rank.numel()].unflatten(1, rank.shape).unbind()
-    similarity[0] = own
+    positive_cosine, query, bank = cosines
+    # [1 + K, n] each; the key first
+    similarity, free, *others = workspace[:, : rank.numel()].unflatten(1, rank.shape).unbind()
+    similarity[0] = positive_cosine
     torch.mm(bank, query.T, out=similarity[1:])
-
-    def terms_and_grads(g: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    results = []
+    for g in reversed(range(len(groups))):
         # the last one, rank 0, may use up the similarities
         used = (free, *others) if g else (similarity, *others[:2], free)
-        nll, count, grads = _group(similarity, used, rank, groups[g], most)
+        if groups[g].tau < FAST_MIN_TAU:
+            total, count, grads = _by_equation(similarity, rank, groups[g], min_probability)
+        else:
+            total, count, grads = _by_exponentials(similarity, used, rank, groups[g], min_probability)
         if bank_grads is not None:
             bank_grads[g].addmm_(grads[1:], query)
-        return nll, count, grads[1:].T @ bank, grads[0].clone()  # a view would keep it all
-
-    found = [terms_and_grads(g) for g in reversed(range(len(groups)))][::-1]
-    return [torch.stack(part, 1) for part in zip(*found, strict=True)]
-
-
-def _joined(parts: tuple[Tensor, ...]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        results.append((total, count, grads[1:].T @ bank, grads[0].clone()))  # a view would keep it all
+    totals, counts, *gradients = zip(*results[::-1], strict=True)
+    return [torch.stack(totals), torch.stack(counts), *(torch.stack(x, 1) for x in gradients)]
 
 
-def _group(
-    similarity: Tensor, rooms: Sequence[Tensor], rank: Tensor, group: Group, most: float
+def _by_equation(
+    similarity: Tensor, rank: Tensor, group: Group, min_probability: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Terms [n], their number [n], and the gradient of their sum in the cosines, `similarity` [1 + K, n].
+    """The sum of a block's terms, their number, and the gradient in the cosines [1 + K, n]: `infonce`, differentiated.
 
-    rooms: three matrices to work in, and for the out form one more; the first may be the cosines themselves.
-    Masks are numbers, 1 or 0: on a CPU, arithmetic with truth values is slow.
+    Right at any temperature, and two to three times as slow as `_by_exponentials`.
     """
-    negative = torch.ge(rank, group.first_negative, out=rooms[1])
-    positive = _positive(rank, group, out=rooms[2])
-    form, scale = (_log_space, 1.0) if group.tau < FAST_MIN_TAU else (_exponentials, math.log2(math.e))
-    logits = torch.mul(similarity, scale / group.tau, out=rooms[0])
-    nll, count, moved = form((logits, positive, negative, rooms[-1]), group, most)
+    positive = (rank >= group.positive.start) & (rank < group.positive.stop)
+    positive[0] &= group.key_is_positive
+    negative, form = rank >= group.first_negative, "out" if group.out else "in"
+
+    def term(cosines: Tensor) -> tuple[Tensor, Tensor]:
+        return infonce(cosines / group.tau, positive.T, negative.T, form, min_probability, group.reduction)
+
+    grads, (total, count) = torch.func.grad_and_value(term, has_aux=True)(similarity.T)
+    return total, count, grads.T
+
+
+def _by_exponentials(
+    similarity: Tensor, workspace: Sequence[Tensor], rank: Tensor, group: Group, min_probability: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_by_equation`, in place, in three matrices [1 + K, n] and for the out form one more.
+
+    e holds the exponentials, and may take the place of the cosines; positive 1 for each positive, then the probability
+    that it loses; negative the exponentials of the negatives, and last the gradient. Masks are numbers, 1 or 0: on a
+    CPU, arithmetic with truth values is slow.
+    """
+    largest_odds = (1 - min_probability) / min_probability if min_probability > 0 else math.inf  # of a term that counts
+    negative = torch.ge(rank, group.first_negative, out=workspace[1])
+    positive = _positive(rank, group, out=workspace[2])
+    e = torch.mul(similarity, math.log2(math.e) / group.tau, out=workspace[0]).exp2_()  # on a CPU, exp takes longer
+    s_negative, tiny = negative.mul_(e).sum(0), torch.finfo(e.dtype).tiny
+    if group.out:
+        if largest_odds < math.inf:
+            positive.mul_(torch.gt(e, s_negative / largest_odds, out=workspace[3]))
+        count, lost = positive.sum(0), torch.add(e, s_negative, out=workspace[3])
+        torch.div(s_negative, lost, out=lost)  # 1 - p; that difference would have no digit where odds are small
+        nll = torch.div(s_negative, e, out=e).log1p_().mul_(positive).sum(0)  # NaN shows, though it is left out
+        moved = positive.mul_(lost).sum(0)
+    else:
+        s_positive = positive.mul_(e).sum(0)
+        at_least = s_positive.clamp(min=tiny)
+        odds = s_negative / at_least
+        dropped = (s_positive <= 0) | (odds >= largest_odds)  # so written, NaN is kept and shows
+        odds = odds.masked_fill(dropped, 0)
+        nll, count, moved = odds.log1p(), ~dropped, odds / (1 + odds)
+        positive.mul_(moved / at_least)
+    moved /= s_negative.clamp_(min=tiny)  # to the negatives, as a factor of their exponentials
     if group.out and group.reduction == "anchors":  # those that are left in share a weight of 1: one term an anchor
         each = count.clamp(min=1).reciprocal_()
         positive.mul_(each)
         nll, count, moved = nll * each, count.clamp(max=1), moved * each
-    return nll, count, negative.mul_(moved / group.tau).sub_(positive, alpha=1 / group.tau)
+    grads = negative.mul_(moved / group.tau).sub_(positive, alpha=1 / group.tau)
+    return nll.sum(), count.sum(dtype=torch.float64).long(), grads
 
 
 def _positive(rank: Tensor, group: Group, out: Tensor) -> Tensor:
@@ -364,75 +403,9 @@ def _positive(rank: Tensor, group: Group, out: Tensor) -> Tensor:
         torch.eq(rank, group.positive.start, out=out)
     else:  # cumulative: from rank 0; what is no entry, -1, is 255 without a sign
         torch.lt(rank.view(torch.uint8), group.positive.stop, out=out)
-    if group.positive.start == 0 and not group.own_key:
+    if group.positive.start == 0 and not group.key_is_positive:
         out[0] = 0
     return out
-
-
-# A form takes matrices [1 + K, n] that it uses up: the logits, to its base; 1 or 0 for each positive; for each
-# negative; and, if it is an out form, one more. It gives the terms, their number, and what moves to the negatives, as a
-# factor of their exponentials, all [n]; positives turn into the probability that each one loses, negatives into their
-# exponentials, on a scale of the form's own.
-
-
-def _exponentials(rooms: Sequence[Tensor], group: Group, most: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The form by sums of exponentials; logits to base 2."""
-    logits, positive, negative, free = rooms
-    e = logits.exp2_()  # on a CPU, exp takes longer
-    s_negative, tiny = negative.mul_(e).sum(0), torch.finfo(e.dtype).tiny
-    if group.out:
-        if most < math.inf:
-            positive.mul_(torch.gt(e, s_negative / most, out=free))  # odds below `most`
-        count, lost = positive.sum(0), torch.add(e, s_negative, out=free)
-        torch.div(s_negative, lost, out=lost)  # 1 - p; that difference would have no digit where odds are small
-        nll = torch.div(s_negative, e, out=e).log1p_().mul_(positive).sum(0)  # NaN shows, though it is left out
-        moved = positive.mul_(lost).sum(0)
-    else:
-        s_positive = positive.mul_(e).sum(0)
-        at_least = s_positive.clamp(min=tiny)
-        odds = s_negative / at_least
-        dropped = (s_positive <= 0) | (odds >= most)  # so written, NaN is kept and shows
-        odds = odds.masked_fill(dropped, 0)
-        nll, count, moved = odds.log1p(), ~dropped, odds / (1 + odds)
-        positive.mul_(moved / at_least)
-    return nll, count, moved / s_negative.clamp_(min=tiny)
-
-
-def _log_space(rooms: Sequence[Tensor], group: Group, most: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The form that is right at any temperature; logits to base e."""
-    logits, positive, negative, free = rooms
-    least = math.log1p(most)  # a term of this or more is left out
-    log_n = _softmax(logits, negative)
-    # threshold as in `infonce`
-    if group.out:
-        log_odds = torch.sub(log_n, logits, out=logits)
-        nll = F.softplus(log_odds, threshold=40)
-        if least < math.inf:
-            positive.mul_(torch.lt(nll, least, out=free))
-        count, nll = positive.sum(0), nll.mul_(positive).sum(0)  # NaN shows, though it is left out
-        return nll, count, positive.mul_(log_odds.sigmoid_()).sum(0)
-    log_p = _softmax(logits, positive)
-    log_odds = log_n - log_p
-    nll = F.softplus(log_odds, threshold=40)
-    dropped = (log_p <= -FAR / 2) | (nll >= least)
-    moved = log_odds.sigmoid().masked_fill_(dropped, 0)
-    positive.mul_(moved)
-    return nll.masked_fill(dropped, 0), ~dropped, moved
-
-
-FAR = 1e30  # below any logit: infinities would turn into NaN
-
-
-def _softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """[n] log of the sum of exp over the entries where the mask [1 + K, n] is 1, whose place their softmax takes.
-
-    A column without entries gives about -FAR, and a softmax without meaning.
-    """
-    e = mask.sub_(1).mul_(FAR).add_(logits)
-    offset = e.amax(0)
-    total = e.sub_(offset).exp_().sum(0)
-    e.div_(total)
-    return offset + total.log()
 
 
 class _RankedLoss(nn.Module):
@@ -479,14 +452,14 @@ class _RankedLoss(nn.Module):
         self.checked = True
 
     def bank_terms(
-        self, query: Tensor, own: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor
+        self, query: Tensor, positive_cosine: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """query [N, D], own [N] cosines with the own key, bank [K, D], and the labels -> total, count [G]."""
+        """query [N, D], positive_cosine [N] of query and key, bank [K, D], and the labels -> total, count [G]."""
         sources = self.rank_sources(labels, bank_labels)
-        return fast_terms(query, own, bank, *sources, None, self.groups, self.min_probability)
+        return fast_terms(query, positive_cosine, bank, *sources, None, self.groups, self.min_probability)
 
     def ranks(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """[N], [K] -> [N, K] int8 rank of each pair of labels; R, as of a negative, for an empty slot."""
+        """[N], [K] -> [N, K] int8 rank of each pair of labels; R, as of a negative, for an empty entry."""
         return _ranks(*self.rank_sources(labels, bank_labels), None)[1:].T
 
     def rank_sources(self, labels: Tensor, bank_labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -495,7 +468,7 @@ class _RankedLoss(nn.Module):
 
     def entries_per_rank(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[N], [K] -> [N, R + 1] float64: how many bank entries each rank of a label has; the last: its negatives, of
-        which empty slots are some.
+        which empty entries are some.
         """
         raise NotImplementedError
 
@@ -505,7 +478,7 @@ class _RankedLoss(nn.Module):
         return torch.stack([has[0], has[1:].any()]) if self.cumulative else has
 
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """[R] mean number of positives an anchor has at each rank, the own key counted; for logs."""
+        """[R] mean number of positives an anchor has at each rank, the key counted; for logs."""
         mean = self.entries_per_rank(labels.long(), bank_labels.long())[:, :-1].mean(0)
         mean[0] += 1
         return mean.float()
@@ -554,7 +527,7 @@ class RINCELoss(_RankedLoss):
     class_similarity: [C, C] in [0, 1], 1 on the diagonal, 0 = unrelated; its distinct positive values, falling, are
         the ranks, and tau_i = min_tau + (1 - s_i) (max_tau - min_tau).
     cumulative_positives: two terms only; the second takes every related class, the own one too, as positive (but not
-        the own key), and all others as negative, with tau_1; it counts where some anchor has a similar class.
+        the key), and all others as negative, with tau_1; it counts where some anchor has a similar class.
     min_probability: terms of a smaller or equal probability are left out of the mean, as in the published code; those
         hardest terms get no gradient. 0 gives the paper's equation.
     reduction: of the out form's terms. "pairs": their mean over all pairs of the batch, as published: a class with ten
@@ -589,9 +562,9 @@ class RINCELoss(_RankedLoss):
         rank = torch.full_like(s, len(values), dtype=torch.int8)
         for r, value in enumerate(values):
             rank[s == value] = r
-        empty_slot = torch.full_like(rank[:, :1], len(values))
-        # [C, 1 + C]: the first column is the empty slot of the bank, label -1, always a negative
-        self.register_buffer("rank", torch.cat([empty_slot, rank], 1), persistent=False)
+        empty_entry = torch.full_like(rank[:, :1], len(values))
+        # [C, 1 + C]: the first column is the empty entry of the bank, label -1, always a negative
+        self.register_buffer("rank", torch.cat([empty_entry, rank], 1), persistent=False)
         has_rank = torch.stack([(rank == r).any(1) for r in range(len(values))], 1)
         self.register_buffer("has_rank", has_rank, persistent=False)  # [C, R]
 
@@ -601,7 +574,7 @@ class RINCELoss(_RankedLoss):
 
     def entries_per_rank(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[N], [K] -> [N, R + 1] float64: bank entries of each rank, and negatives."""
-        in_bank = torch.bincount(bank_labels + 1, minlength=self.rank.shape[1]).float()  # the empty slots go first
+        in_bank = torch.bincount(bank_labels + 1, minlength=self.rank.shape[1]).float()  # the empty entries go first
         # sums, not a product of matrices, which TF32 would round
         of_class = [torch.where(self.rank == r, in_bank, 0).sum(1) for r in range(len(self.taus) + 1)]
         return torch.stack(of_class, 1)[labels].double()
@@ -668,7 +641,7 @@ class NestedRINCELoss(_RankedLoss):
         self.register_buffer("has_rank", has_rank, persistent=False)  # [G, R], R = L
 
     def rank_sources(self, labels: Tensor, bank_labels: Tensor) -> tuple[Tensor, Tensor]:
-        """[N], [K] -> [N, L], [K, L]: the groups at each level, -1 for an empty slot."""
+        """[N], [K] -> [N, L], [K, L]: the groups at each level, -1 for an empty entry."""
         empty = (bank_labels < 0)[:, None]
         return self.levels[labels], self.levels[bank_labels.clamp(min=0)].masked_fill_(empty, -1)
 
@@ -713,7 +686,7 @@ class InBatchLoss(nn.Module):
     """A loss over ranks whose candidates are the batch's own keys, of all processes, instead of a bank.
 
     criterion: RINCELoss, SupConLoss or NestedRINCELoss; its temperatures, ranks, form, filter, reduction hold. An
-        anchor's own key is a positive of rank 0, as with a bank. Without keys, the queries are the candidates of one
+        anchor's key is a positive of rank 0, as with a bank. Without keys, the queries are the candidates of one
         another, and an anchor is none of its own: one that is alone in its class then has no positive and adds nothing,
         and a batch without any positive has loss 0, with a graph. Two views of each image as anchors and candidates
         alike, as in SimCLR and SupCon, are `forward(torch.cat([x, y]), None, labels.repeat(2))`. The mean is over the
@@ -734,14 +707,14 @@ class InBatchLoss(nn.Module):
         """The terms of each rank; the arguments of `forward`, whose values it does not check."""
         labels = _integers(labels, "labels")
         c, several = self.criterion, dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        groups = c.groups if key is not None else tuple(g._replace(own_key=False) for g in c.groups)
+        groups = c.groups if key is not None else tuple(g._replace(key_is_positive=False) for g in c.groups)
         with torch.autocast(query.device.type, enabled=False):
             q, k = _at_least_float32(query, query if key is None else key)
             first = dist.get_rank() * len(q) if several else 0
             keys = _GatherKeys.apply(k) if several else k
             with torch.no_grad():
                 known = _GatherKeys.apply(labels) if several else labels
-                place = first + torch.arange(len(q), device=q.device)  # of the own key among the keys
+                place = first + torch.arange(len(q), device=q.device)  # of the key among the keys
                 sources = c.rank_sources(labels, known)
             total, count = fast_terms(q, (q * k).sum(1), keys, *sources, place, groups, c.min_probability)
         terms = RankTerms(total, count, c.occurring(labels))

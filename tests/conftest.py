@@ -81,7 +81,7 @@ def use_head(monkeypatch):
         def wrong(*_):
             raise AssertionError(f"the loss left the path {head!r}")
 
-        monkeypatch.setattr(losses, "_log_space" if head == "fast" else "_exponentials", wrong)
+        monkeypatch.setattr(losses, "_by_equation" if head == "fast" else "_by_exponentials", wrong)
         if head == "log space":
             monkeypatch.setattr(losses, "FAST_MIN_TAU", math.inf)
         return (0.01, 0.03) if head == "low temperature" else (0.1, 0.6)
