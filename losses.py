@@ -260,22 +260,35 @@ class _FastTerms(torch.autograd.Function):
         groups: Groups,
         min_probability: float,
     ) -> tuple[Tensor, Tensor]:
-        rows = max(LEAST_ROWS, BLOCK.get(query.device.type, BLOCK["cuda"]) // (len(bank) + 1))
+        n, k = len(query), len(bank)
+        rows = max(LEAST_ROWS, BLOCK.get(query.device.type, BLOCK["cuda"]) // (k + 1))
         rows -= rows % 32 if rows > 32 else 0  # odd lengths of rows are slow
-        bank_grads = query.new_zeros(len(groups), *bank.shape) if ctx.needs_input_grad[2] else None  # [G, K, D]
         # matrices that all blocks work in: to be given new memory takes a CPU longer than to fill it
         matrices = 4 + any(g.out for g in groups[1:])
-        workspace = query.new_empty(matrices, (1 + len(bank)) * min(rows, len(query)))
-        results = []
-        for start in range(0, max(len(query), 1), rows):
-            part = slice(start, start + rows)
-            rank = _ranks(anchors[part], entries, None if key_index is None else key_index[part])
-            cosines = positive_cosine[part], query[part], bank
-            results.append(_block(cosines, rank, groups, min_probability, bank_grads, workspace))
-        # of each block: [G], [G], [n, G, D], [n, G]
-        totals, counts, query_grads, cosine_grads = zip(*results, strict=True)
-        ctx.save_for_backward(_joined(query_grads), _joined(cosine_grads), bank_grads)
-        total, count = (x[0] if len(x) == 1 else torch.stack(x).sum(0) for x in (totals, counts))
+        workspace = query.new_empty(matrices, (1 + k) * min(rows, n))
+        query_grads, cosine_grads = query.new_empty(len(groups), *query.shape), query.new_empty(n, len(groups))
+        bank_grads = query.new_zeros(len(groups), *bank.shape) if ctx.needs_input_grad[2] else None
+        totals, counts = [], []  # of each group in each block
+        for start in range(0, max(n, 1), rows):
+            block = slice(start, start + rows)
+            rank = _ranks(anchors[block], entries, None if key_index is None else key_index[block])
+            # [1 + K, rows] each; the key first
+            similarity, free, *others = workspace[:, : rank.numel()].unflatten(1, rank.shape).unbind()
+            similarity[0] = positive_cosine[block]
+            torch.mm(bank, query[block].T, out=similarity[1:])
+            for g, group in reversed([*enumerate(groups)]):
+                term = _by_equation if group.tau < FAST_MIN_TAU else _by_exponentials
+                # the last one, rank 0, may use up the similarities
+                used = (free, *others) if g else (similarity, *others[:2], free)
+                total, count, grads = term(similarity, used, rank, group, min_probability)
+                totals.append(total)
+                counts.append(count)
+                cosine_grads[block, g] = grads[0]
+                torch.mm(grads[1:].T, bank, out=query_grads[g, block])
+                if bank_grads is not None:
+                    bank_grads[g].addmm_(grads[1:], query[block])
+        ctx.save_for_backward(query_grads, cosine_grads, bank_grads)
+        total, count = (torch.stack(x[::-1]).unflatten(0, (-1, len(groups))).sum(0) for x in (totals, counts))
         ctx.mark_non_differentiable(count)
         return total, count
 
@@ -287,11 +300,7 @@ class _FastTerms(torch.autograd.Function):
         query_grads, cosine_grads, bank_grads = ctx.saved_tensors
         with torch.autocast(grad_total.device.type, enabled=False):
             to_bank = None if bank_grads is None else torch.tensordot(grad_total, bank_grads, 1)
-            return (query_grads * grad_total[:, None]).sum(1), cosine_grads @ grad_total, to_bank, *[None] * 5
-
-
-def _joined(parts: tuple[Tensor, ...]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+            return (query_grads * grad_total[:, None, None]).sum(0), cosine_grads @ grad_total, to_bank, *[None] * 5
 
 
 def _ranks(anchors: Tensor, entries: Tensor, key_index: Tensor | None) -> Tensor:
@@ -308,41 +317,8 @@ def _ranks(anchors: Tensor, entries: Tensor, key_index: Tensor | None) -> Tensor
     return rank if key_index is None else rank.scatter_(0, key_index[None] + 1, -1)
 
 
-def _block(
-    cosines: tuple[Tensor, Tensor, Tensor],
-    rank: Tensor,
-    groups: Groups,
-    min_probability: float,
-    bank_grads: Tensor | None,
-    workspace: Tensor,
-) -> list[Tensor]:
-    """Some anchors' terms: their sum and number [G], and the sum's gradients [n, G, D] and [n, G].
-
-    cosines: [n] with the key, and query [n, D] and bank [K, D] whose product the others are. bank_grads [G, K, D],
-    unless None, grows by the gradients that reach the bank; workspace: memory that is worked in.
-    """
-    positive_cosine, query, bank = cosines
-    # [1 + K, n] each; the key first
-    similarity, free, *others = workspace[:, : rank.numel()].unflatten(1, rank.shape).unbind()
-    similarity[0] = positive_cosine
-    torch.mm(bank, query.T, out=similarity[1:])
-    results = []
-    for g in reversed(range(len(groups))):
-        # the last one, rank 0, may use up the similarities
-        used = (free, *others) if g else (similarity, *others[:2], free)
-        if groups[g].tau < FAST_MIN_TAU:
-            total, count, grads = _by_equation(similarity, rank, groups[g], min_probability)
-        else:
-            total, count, grads = _by_exponentials(similarity, used, rank, groups[g], min_probability)
-        if bank_grads is not None:
-            bank_grads[g].addmm_(grads[1:], query)
-        results.append((total, count, grads[1:].T @ bank, grads[0].clone()))  # a view would keep it all
-    totals, counts, *gradients = zip(*results[::-1], strict=True)
-    return [torch.stack(totals), torch.stack(counts), *(torch.stack(x, 1) for x in gradients)]
-
-
 def _by_equation(
-    similarity: Tensor, rank: Tensor, group: Group, min_probability: float
+    similarity: Tensor, _: Sequence[Tensor], rank: Tensor, group: Group, min_probability: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sum of a block's terms, their number, and the gradient in the cosines [1 + K, n]: `infonce`, differentiated.
 
@@ -451,13 +427,6 @@ class _RankedLoss(nn.Module):
             _check_unit(x, name)
         self.checked = True
 
-    def bank_terms(
-        self, query: Tensor, positive_cosine: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """query [N, D], positive_cosine [N] of query and key, bank [K, D], and the labels -> total, count [G]."""
-        sources = self.rank_sources(labels, bank_labels)
-        return fast_terms(query, positive_cosine, bank, *sources, None, self.groups, self.min_probability)
-
     def ranks(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[N], [K] -> [N, K] int8 rank of each pair of labels; R, as of a negative, for an empty entry."""
         return _ranks(*self.rank_sources(labels, bank_labels), None)[1:].T
@@ -507,7 +476,8 @@ class _RankedLoss(nn.Module):
         labels, bank_labels = _integers(labels, "labels"), _integers(bank_labels, "bank_labels")
         with torch.autocast(query.device.type, enabled=False):
             q, k, m = _at_least_float32(query, key, bank)
-            total, count = self.bank_terms(q, (q * k).sum(1), labels, m, bank_labels)
+            sources = self.rank_sources(labels, bank_labels)
+            total, count = fast_terms(q, (q * k).sum(1), m, *sources, None, self.groups, self.min_probability)
         return RankTerms(total, count, self.occurring(labels))
 
     def forward(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ FILES = sources(ROOT)
 KNOW_OPTIONS = {*SCRIPTS, "reproduce", "engine.options", "engine.config", "engine.objective", "engine.runs"}
 # functions of more than six values: inner ones of the loss, which autograd calls by position, the losses, whose options
 # are the objective's, and the model, built once of all its parts
-WIDE = {"losses.fast_terms", "losses._block", "losses.forward", "losses.__init__", "networks.contrastive.__init__"}
+WIDE = {"losses.fast_terms", "losses.forward", "losses.__init__", "networks.contrastive.__init__"}
 
 
 def name_of(file: Path, root: Path = ROOT) -> str:

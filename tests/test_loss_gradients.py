@@ -200,10 +200,10 @@ def test_the_compiled_loss_equals_the_eager_one(cumulative, head, use_head):
 
 
 @pytest.mark.parametrize(("anchors", "slots"), [(8, 16), (24, 96)])
-def test_forward_and_backward_are_at_most_120_operations_at_any_size(anchors, slots):
+def test_forward_and_backward_are_at_most_130_operations_at_any_size(anchors, slots):
     criterion = RINCELoss(superclass_table(classes=100, size=5))
     query, *rest = batch(seed=24, anchors=anchors, slots=slots, classes=100, dtype=torch.float32)
     query.requires_grad_()
     with CountOperations() as counter:
         criterion.terms(query, *rest).loss().backward()  # as in training, where nothing is checked
-    assert 0 < counter.count <= 120
+    assert 0 < counter.count <= 130
