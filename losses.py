@@ -249,7 +249,7 @@ class _FastTerms(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913, autograd passes them one by one
         ctx: Any,
         query: Tensor,
         positive_cosine: Tensor,

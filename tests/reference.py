@@ -48,7 +48,7 @@ def _form(rank, variant):
     return {"in": "in", "out": "out", "out_in": "out" if rank == 0 else "in"}[variant]
 
 
-def rince(
+def rince(  # noqa: PLR0913
     query,
     key,
     labels,
