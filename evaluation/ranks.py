@@ -52,11 +52,11 @@ class Levels:
         return cls(values, groups, nested=True)
 
     def between(self, labels: Tensor, others: Tensor) -> Tensor:
-        """[Q, G] the rank that each of others [Q, G] has for labels [Q]."""
+        """[Q, G] uint8: the rank that each of others [G] has for labels [Q]."""
         of, labels, others = self.of.to(labels.device), labels.long(), others.long()
         if not self.nested:
-            return of[labels].gather(1, others)
-        rank = torch.zeros(others.shape, dtype=torch.uint8, device=labels.device)
+            return of[labels][:, others]
+        rank = torch.zeros(len(labels), len(others), dtype=torch.uint8, device=labels.device)
         for group in of.T:
             rank += group[labels][:, None] != group[others]
         return rank
@@ -73,7 +73,7 @@ def rank_metrics(
     """How far the gallery [G, d], in falling cosine with each query [Q, d], is in the order of the ranks.
 
     All are means over the queries that they are defined for, in [0, 1] but for the last, by cosines in float32; exact,
-    in chunks of queries: about 100 * chunk * G bytes. Entries of equal cosine are one step: of AUROC and NDCG in random
+    in chunks of queries: about 40 * chunk * G bytes. Entries of equal cosine are one step: of AUROC and NDCG in random
     order, of H-AP at its end, as scikit-learn has it for AP, of ASI with each rank growing in proportion.
     AUROC r>s, s = r + 1: probability that an entry of rank r is nearer than one of the next rank of which the query has
         any; a half by chance. AUROC: the mean of these over the ranks.
@@ -100,12 +100,24 @@ class Order:
         self.labels, self.levels, self.means = labels.long(), levels, _Means()
         self.gallery_labels = self.labels if gallery_labels is None else gallery_labels.long()
 
-    def add(self, rows: slice, ranked: Ranked) -> None:
-        """The chunk of these rows, as it is ranked."""
-        rank = self.levels.between(self.labels[rows], self.gallery_labels[ranked.order])
-        found = _Found(rank, ranked.ends, self.levels.values.to(rank.device))
-        for metric in (_rank_by_rank, _ndcg, _nearest_other):
-            metric(found, self.means)
+    def add(self, rows: Tensor, ranked: Ranked) -> None:
+        """The chunk of these rows [n], as it is ranked.
+
+        Only related entries, a small part of the gallery, are counted one by one: unrelated ones are what is left.
+        """
+        values = self.levels.values.to(ranked.order.device)
+        rank = self.levels.between(self.labels[rows], self.gallery_labels).gather(1, ranked.order)
+        related = _Entries.of_ranks(rank, int((values > 0).sum()), ranked)
+        totals = torch.stack([(related.rank == r).sum(1) for r in range(len(values))])  # [R, n] entries of each rank
+        if values[-1] == 0:
+            totals[-1] = rank.shape[1] - totals.sum(0)
+        _auroc(related, totals, values, self.means)
+        _hierarchical_ap(related, totals, values, self.means)
+        _ndcg(related, totals, values, self.means)
+        # as many places as there are related entries, and the first of another rank than 0
+        first = _Entries.first(rank, int(torch.maximum(totals[values > 0].sum(0), totals[0] + 1).max()), ranked)
+        _set_intersection(first, totals[values > 0], self.means)
+        _nearest_other(first, self.means)
 
     def result(self) -> dict[str, float]:
         """As rank_metrics."""
@@ -135,81 +147,102 @@ class _Means:
         return {name: float(self.total[name] / n) for name, n in self.count.items() if n}
 
 
-class _Found:
-    """What the measures share of one chunk: rank [Q, G] uint8 in falling cosine, ends [Q, G] of the ties, values [R].
+NONE = 255  # the rank of no entry, where a query has fewer than others
 
-    totals: [R, Q] entries of each rank; before: [Q, G] how many entries lie before the group of ties.
+
+class _Entries:
+    """Some entries of a chunk's rankings, in falling cosine: [n, m] rank uint8, place from 0, and of the group of equal
+    cosines around each how many of all entries lie before it, and up to its end. Of no entry the place is the size.
     """
 
-    def __init__(self, rank: Tensor, ends: Tensor, values: Tensor):
-        self.rank, self.ends, self.values = rank, ends, values
-        self.totals = torch.stack([(rank == r).sum(1) for r in range(len(values))])
-        self.size = rank.shape[1]
-        place = torch.arange(self.size, device=rank.device)
-        first = torch.ones_like(rank, dtype=torch.bool)
-        first[:, 1:] = ends[:, 1:] != ends[:, :-1]
-        self.before = torch.where(first, place, 0).cummax(1).values
+    def __init__(self, rank: Tensor, place: Tensor, ranked: Ranked):
+        self.rank, self.place = rank, place
+        self.before, self.upto = ranked.ties(place)
+        # the same, counting these entries alone
+        self.own_before, self.own_upto = (torch.searchsorted(place, x) for x in (self.before, self.upto))
 
-    def so_far(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Of the entries of a rank, how many there are up to the end of each entry's ties, and before these: [Q, G]."""
-        count = (self.rank == rank).cumsum(1, dtype=torch.int32)
-        return count.gather(1, self.ends), F.pad(count, (1, 0)).gather(1, self.before)
+    @classmethod
+    def of_ranks(cls, rank: Tensor, below: int, ranked: Ranked) -> "_Entries":
+        """All entries of the ranks [n, G] below a number."""
+        chosen = rank < below
+        query, place = chosen.nonzero(as_tuple=True)
+        count = chosen.sum(1)
+        column = torch.arange(len(place), device=rank.device) - (count.cumsum(0) - count)[query]
+        places = torch.full((len(rank), int(count.max())), rank.shape[1], device=rank.device)
+        ranks = torch.full_like(places, NONE, dtype=torch.uint8)
+        places[query, column], ranks[query, column] = place, rank[query, place]
+        return cls(ranks, places, ranked)
+
+    @classmethod
+    def first(cls, rank: Tensor, most: int, ranked: Ranked) -> "_Entries":
+        """The first entries of the ranks [n, G], `most` and those that tie with the last of these."""
+        last = torch.full((len(rank), 1), min(most, rank.shape[1]) - 1, device=rank.device)
+        place = torch.arange(int(ranked.ties(last)[1].max()), device=rank.device)
+        return cls(rank[:, : len(place)], place.expand(len(rank), -1).contiguous(), ranked)
+
+    def so_far(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """How many of these chosen [n, m] entries lie up to the end of each entry's ties, and before them: [n, m]."""
+        count = F.pad(chosen.cumsum(1, dtype=torch.int32), (1, 0))
+        return count.gather(1, self.own_upto), count.gather(1, self.own_before)
 
 
-def _ndcg(found: _Found, means: _Means) -> None:
-    place = torch.arange(1, found.size + 1, device=found.rank.device, dtype=torch.float64)
+def _auroc(entries: _Entries, totals: Tensor, values: Tensor, means: _Means) -> None:
+    """Of the entries of each rank, where a query has none of those between: the share of pairs with a farther rank."""
+    for s in range(1, len(values)):
+        if values[s] > 0:
+            until, before = entries.so_far(entries.rank == s)
+        else:
+            until, before = entries.so_far(entries.rank < s)
+            until, before = entries.upto - until, entries.before - before
+        for r in range(s):
+            pairs = totals[r] * totals[s] * (totals[r + 1 : s].sum(0) == 0)
+            if pairs.any():
+                wrong = ((until + before) * (entries.rank == r)).sum(1, dtype=torch.float64) / 2
+                means.add(f"AUROC {r}>{r + 1}", 1 - wrong / pairs.clamp_min(1), pairs > 0)
+
+
+def _hierarchical_ap(entries: _Entries, totals: Tensor, values: Tensor, means: _Means) -> None:
+    """With min(a, b) as a sum of steps of similarity: the sum of the APs of all ranks up to each as one class."""
+    gained = torch.zeros(len(entries.rank), dtype=torch.float64, device=values.device)
+    relevance = torch.zeros_like(gained)
+    for r, step in enumerate((values - F.pad(values[1:], (0, 1))).tolist()):
+        if step > 0:
+            hit = entries.rank <= r
+            gained += step * (entries.so_far(hit)[0] / entries.upto * hit).sum(1, dtype=torch.float64)
+            relevance += step * totals[: r + 1].sum(0)
+    means.add("H-AP", gained / relevance, relevance > 0)
+
+
+def _ndcg(entries: _Entries, totals: Tensor, values: Tensor, means: _Means) -> None:
+    place = torch.arange(1, int(totals.sum(0)[0]) + 1, device=values.device, dtype=torch.float64)
     discount = F.pad((1 / torch.log2(1 + place)).cumsum(0), (1, 0))  # of the first k together
-    of_ties = (discount[found.ends + 1] - discount[found.before]) / (found.ends + 1 - found.before)
-    gained = (found.values[found.rank.long()] * of_ties).sum(1)
-    upto = F.pad(found.totals.cumsum(0), (0, 0, 1, 0))
-    best = (found.values[:, None] * (discount[upto[1:]] - discount[upto[:-1]])).sum(0)
+    of_ties = (discount[entries.upto] - discount[entries.before]) / (entries.upto - entries.before).clamp_min(1)
+    gain = F.pad(values, (0, NONE + 1 - len(values)))
+    gained = (gain[entries.rank.long()] * of_ties).sum(1)
+    upto = F.pad(totals.cumsum(0), (0, 0, 1, 0))
+    best = (values[:, None] * (discount[upto[1:]] - discount[upto[:-1]])).sum(0)
     means.add("NDCG", gained / best, best > 0)
 
 
-def _rank_by_rank(found: _Found, means: _Means) -> None:
-    """AUROC, H-AP and ASI, which all count the entries of each rank before a place."""
-    place = torch.arange(1, found.size + 1, device=found.rank.device)
-    share = (place - found.before) / (found.ends + 1 - found.before)  # of the ties that lie up to a place
-    steps = found.values - F.pad(found.values[1:], (0, 1))  # from each value to the next
-    related = found.totals[found.values > 0].sum(0)  # [Q]
-    closer, until_closer = torch.zeros_like(related), torch.zeros_like(found.rank, dtype=torch.int32)
+def _set_intersection(entries: _Entries, totals: Tensor, means: _Means) -> None:
+    """ASI over the first entries; totals [ranks, n] of the related ones."""
+    k, closer = entries.place + 1, torch.zeros_like(totals[0])
+    share = (k - entries.before) / (entries.upto - entries.before)  # of the ties that lie up to a place
     shared = torch.zeros_like(share)
-    gained = torch.zeros(len(found.rank), dtype=torch.float64, device=found.rank.device)
-    relevance = torch.zeros_like(gained)
-    for r, (value, step) in enumerate(zip(found.values.tolist(), steps.tolist(), strict=True)):
-        until, before = found.so_far(r)
-        _auroc(found, means, r, until + before)
-        until_closer += until
-        if step > 0:  # H-AP: with min(a, b) as a sum of steps, the sum of the APs of all ranks so far as one class
-            hit = found.rank <= r
-            gained += step * (until_closer / (found.ends + 1) * hit).sum(1, dtype=torch.float64)
-            relevance += step * (closer + found.totals[r])
-        if value > 0:  # ASI: what the first entries hold of the rank, and what they would in perfect order
-            ideal = (place - closer[:, None]).clamp_min(0).minimum(found.totals[r][:, None])
-            shared += torch.minimum(before + share * (until - before), ideal)
-        closer = closer + found.totals[r]
-    means.add("H-AP", gained / relevance, relevance > 0)
-    upto = place <= related[:, None]
-    means.add("ASI", (shared / place * upto).sum(1, dtype=torch.float64) / related.clamp_min(1), related > 0)
+    for r, total in enumerate(totals):  # what the first k hold of the rank, and what they would in perfect order
+        until, before = entries.so_far(entries.rank == r)
+        ideal = (k - closer[:, None]).clamp_min(0).minimum(total[:, None])
+        shared += torch.minimum(before + share * (until - before), ideal)
+        closer = closer + total
+    upto = k <= closer[:, None]
+    means.add("ASI", (shared / k * upto).sum(1, dtype=torch.float64) / closer.clamp_min(1), closer > 0)
 
 
-def _auroc(found: _Found, means: _Means, rank: int, beaten: Tensor) -> None:
-    """Of the entries of each closer rank, where a query has none between: the share of the pairs with one of `rank`.
-
-    beaten: [Q, G] how many entries of `rank` lie up to the end of an entry's ties, and before these, added.
-    """
-    for r in range(rank):
-        pairs = found.totals[r] * found.totals[rank] * (found.totals[r + 1 : rank].sum(0) == 0)
-        if pairs.any():
-            wrong = (beaten * (found.rank == r)).sum(1, dtype=torch.float64) / 2
-            means.add(f"AUROC {r}>{r + 1}", 1 - wrong / pairs.clamp_min(1), pairs > 0)
-
-
-def _nearest_other(found: _Found, means: _Means) -> None:
-    other = found.rank > 0
+def _nearest_other(entries: _Entries, means: _Means) -> None:
+    other = entries.rank > 0
     nearest = other.to(torch.uint8).argmax(1, keepdim=True)  # the first one; its ties share the place
-    tied = other & (found.ends == found.ends.gather(1, nearest))
-    mean = (found.rank * tied).sum(1, dtype=torch.float64) / tied.sum(1).clamp_min(1)
+    tied = other & (entries.upto == entries.upto.gather(1, nearest))
+    mean = (entries.rank * tied).sum(1, dtype=torch.float64) / tied.sum(1).clamp_min(1)
     means.add("nearest other", mean, other.any(1))
 
 

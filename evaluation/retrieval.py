@@ -208,11 +208,16 @@ class Ranked:
         order = self.keys & LOW
         return order[:, :-1] if self.own else order
 
-    @cached_property
-    def ends(self) -> Tensor:
-        """[Q, G] the place, from 0, at which the group of equal similarities around each entry ends."""
-        values = self.keys >> 32
-        return ends_of_ties(values[:, :-1] if self.own else values)
+    def ties(self, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the entries at some places [Q, n]: how many lie before the group of equal similarities around each, and up
+        to its end. Of a place beyond the last, that place.
+        """
+        size = self.order.shape[1]
+        keys = self.keys.gather(1, place.clamp_max(size - 1))
+        before = torch.searchsorted(self.keys, keys & ~LOW)
+        upto = torch.searchsorted(self.keys, keys | LOW, right=True)
+        real = place < size
+        return torch.where(real, before, place), torch.where(real, upto, place)
 
     def places(self, entries: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where some entries [Q, n] stand, the nearest first; those that are not real [Q, n] come last, beyond the end.
@@ -279,11 +284,3 @@ def not_alone(labels: Tensor) -> Tensor:
     """[n] whether another of these labels, which count from 0, is the same."""
     labels = labels.long()
     return torch.bincount(labels)[labels] > 1
-
-
-def ends_of_ties(similarity: Tensor) -> Tensor:
-    """[Q, G] of falling similarities: the place, from 0, at which the group of equal ones around each entry ends."""
-    ends, size = torch.ones_like(similarity, dtype=torch.bool), similarity.shape[1]
-    ends[:, :-1] = similarity[:, 1:] != similarity[:, :-1]
-    last = torch.where(ends, torch.arange(size, device=similarity.device, dtype=torch.int32), size)
-    return last.flip(1).cummin(1).values.flip(1).long()

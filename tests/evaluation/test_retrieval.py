@@ -152,19 +152,22 @@ def test_equal_similarities_stand_in_the_order_of_the_gallery(monkeypatch, threa
     ranked = Ranked(similarity)
     assert torch.equal(ranked.order, order)
     last = [[max(j for j in range(len(row)) if row[j] == x) for x in row] for row in values.tolist()]
-    assert ranked.ends.tolist() == last
+    first = [[min(j for j in range(len(row)) if row[j] == x) for x in row] for row in values.tolist()]
+    before, upto = ranked.ties(torch.arange(400).repeat(5, 1))
+    assert before.tolist() == first and (upto - 1).tolist() == last
 
 
 def test_places_are_those_in_the_order_and_what_is_not_real_comes_last():
     ranked = Ranked(close_ones())
     entries = torch.randperm(400, generator=torch.Generator().manual_seed(1))[:90].repeat(5, 1)
     real = torch.arange(90) < torch.tensor([90, 1, 0, 45, 89])[:, None]
-    places, upto, found = ranked.places(entries, real)
+    places, of_places, found = ranked.places(entries, real)
+    _, upto = ranked.ties(torch.arange(400).repeat(5, 1))
     for i in range(5):
         want = sorted(ranked.order[i].tolist().index(j) for j in entries[i, real[i]].tolist())
-        ends = [int(ranked.ends[i, p]) for p in want]
+        ends = [int(upto[i, p]) - 1 for p in want]
         assert places[i].tolist() == want + [400] * (90 - len(want))
-        assert upto[i, : len(want)].tolist() == [end + 1 for end in ends]
+        assert of_places[i, : len(want)].tolist() == [end + 1 for end in ends]
         assert found[i, : len(want)].tolist() == [sum(p <= end for p in want) for end in ends]
 
 
