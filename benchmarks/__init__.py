@@ -1,5 +1,6 @@
-"""Scripts that measure what the docs quote, each against a plain reference in the same run."""
+"""Scripts that measure the numbers of docs/speed.md, each next to a plain reference in the same run."""
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -10,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # torch's profiler would tell of each start and stop
 
@@ -18,23 +18,20 @@ import util
 
 # isort: split
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from engine import config
 from engine.optimisation import cpu_capabilities
 
 LIBRARIES = ("torch", "torchvision", "numpy")
 
 
-class Work(NamedTuple):
-    """What is measured in several forms, the first of which is ours: name -> what computes it. images: that one call
-    makes, where these are counted; rounds, threads: None: as the command says; keep: what the forms need to live.
-    """
-
-    title: str
-    forms: dict[str, Callable[[], object]]
-    images: int | None = None
-    rounds: int | None = None
-    threads: int | None = None
-    keep: object = None
+def parser(doc: str) -> argparse.ArgumentParser:
+    """The parser of a benchmark, which measures under the settings of the scripts."""
+    config.huge_pages()
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--json", type=Path, metavar="FILE", help="file to add the results to")
+    return p
 
 
 def in_turn(forms: dict[str, Callable[[], object]], rounds: int, warm: int = 1) -> dict[str, list[float]]:
@@ -63,8 +60,37 @@ def must_equal(what: str, found, wanted, within: float) -> None:
         raise SystemExit(f"{what}: results are {apart:.3g} apart, more than {within:g}: nothing is timed")
 
 
+def peak_bytes(run: Callable[[], object], device: str = "cpu") -> int:
+    """Largest sum of live tensor bytes above the start."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        run()
+    live = peak = 0
+    for event in sorted(trace.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return peak
+
+
+def growth_row(size: int, forms: dict[str, Callable[[], object]], per: int, rounds: int) -> dict:
+    """Time and memory of each form at one size, and time per similarity of the first form.
+
+    per: anchors or queries, each of which meets `size` entries.
+    """
+    row: dict = {"size": size}
+    for name, seconds in in_turn(forms, rounds).items():
+        row[f"{name}, ms"] = 1000 * statistics.median(seconds)
+        row[f"{name}, MB"] = peak_bytes(forms[name]) / 1e6
+    return row | {"ns per similarity": 1e6 * row[f"{next(iter(forms))}, ms"] / (per * size)}
+
+
 def machine(device: str = "cpu") -> str:
-    """The device that figures are of."""
+    """The device that was measured."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     instructions = torch.backends.cpu.get_cpu_capability()
@@ -88,8 +114,8 @@ def report(
     name: str | None = None,
     libraries: Iterable[str] = (),
 ) -> None:
-    """Print a table of figures, with machine and versions, and add it to the records of a JSON file if one is given:
-    under `name`, which without one is the script's, beside what the file holds of others.
+    """Print a table of results, with machine and versions, and add it to the records of a JSON file if one is given:
+    under `name`, which without one is the script's, next to what the file holds of others.
     """
     versions = {"python": platform.python_version()}
     versions |= {library: importlib.metadata.version(library) for library in (*LIBRARIES, *libraries)}
@@ -100,18 +126,11 @@ def report(
         records = json.loads(path.read_text()) if path.exists() else {}
         main = sys.modules["__main__"].__spec__
         script = main.name if main else Path(sys.argv[0]).stem
-        record = {"title": title, "command": " ".join(["python -m", script, *_options(sys.argv[1:])])}
-        record |= {"machine": machine(device), "versions": versions, "date": str(datetime.date.today()), "rows": rows}
+        words = " ".join(sys.argv[1:]).replace(f"--json {path}", "").split()  # where it is written to is left out
+        record = {"title": title, "command": " ".join(["python -m", script, *words]), "machine": machine(device)}
+        record |= {"versions": versions, "date": str(datetime.date.today()), "rows": rows}
         records[name or script.removeprefix("benchmarks.")] = record
         util.write_file(path, (json.dumps(records, indent=1) + "\n").encode())
-
-
-def _options(words: list[str]) -> list[str]:
-    """The command line without the file that it writes."""
-    kept = list(words)
-    if "--json" in kept:
-        del kept[kept.index("--json") : kept.index("--json") + 2]
-    return kept
 
 
 def table(rows: list[dict]) -> list[str]:
@@ -126,5 +145,5 @@ def table(rows: list[dict]) -> list[str]:
 
 
 def cell(x) -> str:
-    """A figure as tables show it."""
+    """A number as tables show it."""
     return f"{x:.4g}" if isinstance(x, float) and abs(x) < 1000 else f"{x:,.0f}" if isinstance(x, float) else str(x)

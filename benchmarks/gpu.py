@@ -1,69 +1,53 @@
-"""Accepts or refuses a machine with a GPU: what a training takes on it, beside what the card allows; a page in words.
+"""Measure a machine with a GPU: what a training takes on it, next to what the card allows; a page in words.
 
-python -m benchmarks.gpu --out gpu.json [--tests FILE] [--gpus N]
-python -m benchmarks.gpu --device cpu --small       # tries this code; nothing about a GPU is measured
+python -m benchmarks.gpu --out gpu.json
+python -m benchmarks.gpu --device cpu       # tries this code in small; nothing about a GPU is measured
 
-`make gpu` runs it behind the tests marked gpu, whose results FILE holds (pytest's --junit-xml). With one GPU, eight
-minutes are to hold both: about 4 of tests and 2 of figures on an H100, 5 and 3 on a consumer card, where compiling and
-float32 take longest (estimates: none has been tried). What fails is said on the page, beside what was measured before.
+`make gpu` accepts or refuses the machine by the tests marked gpu and by this. What fails is said on the page, next to
+what was measured before, and the exit code is 1.
 """
 
 import argparse
+import contextlib
 import datetime
+import gc
 import json
 import os
 import platform
-import re
+import statistics
 import subprocess
 import sys
-import xml.etree.ElementTree
+import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import util  # first: where packages are missing it says what to do
 
 # isort: split
 import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import gpu_data, gpu_losses, gpu_page, gpu_parts, gpu_several, train_step
-from benchmarks.gpu_parts import PARTS, Case
+from benchmarks import in_turn, loss, table
+from benchmarks.train_step import Case, Training, compare
 from engine import config, optimisation
 from util import InputError
 
-LARGE = Case("resnet18", 32, 512, 8192), Case("resnet18", 224, 256, 8192)
-SMALL = Case("resnet8", 32, 16, 256, steps=2), Case("resnet8", 80, 4, 256, steps=2)
+CASES = {
+    "cuda": (Case("resnet18", 32, 512, 8192), Case("resnet18", 224, 256, 8192)),
+    "cpu": (Case("resnet8", 32, 16, 256), Case("resnet8", 80, 4, 256)),
+}
+STEPS = {"cuda": 20, "cpu": 2}  # of a measurement
+PRODUCTS = 20  # matrix products between two readings of the clock
 
 
-def get_parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    p.add_argument("--small", action="store_true", help="small networks and batches: tries the code in a minute")
-    p.add_argument("--gpus", type=int, default=1, metavar="N", help="with several: how they scale")
-    p.add_argument(
-        "--tests",
-        type=Path,
-        metavar="FILE",
-        help="results of the tests, for the page; 1 if one failed or all are missing",
-    )
-    p.add_argument("--check", action="store_true", help="only look whether the GPUs are there")
-    p.add_argument("--out", type=Path, metavar="FILE", help="JSON file of all figures")
-    return p
-
-
-def check(device: str, gpus: int) -> None:
-    """InputError where there are not so many GPUs."""
-    if device == "cpu":
-        return
+def check(gpus: int) -> None:
+    """InputError where the machine lacks the GPUs."""
     if not torch.cuda.is_available():
-        raise InputError(
-            "no CUDA device: there is nothing to measure; DEVICE=cpu, or --device cpu, tries the code alone"
-        )
+        raise InputError("no CUDA device: nothing can be measured; DEVICE=cpu, or --device cpu, tries the code alone")
     if gpus > torch.cuda.device_count():
-        raise InputError(f"--gpus {gpus} is more than the {torch.cuda.device_count()} GPUs of this machine")
-
-
-# ---- what is known of the machine and of the tests -------------------------------------------------------------------
+        raise InputError(f"--check {gpus}: this machine has {torch.cuda.device_count()} GPUs")
 
 
 def asked(what: str) -> list[str]:
@@ -76,7 +60,7 @@ def asked(what: str) -> list[str]:
     return [line.strip() for line in lines]
 
 
-def machine(device) -> dict:
+def machine(device: torch.device) -> dict:
     """Card, memory, driver, versions, date."""
     about = {
         "torch": str(torch.__version__), "python": platform.python_version(), "cores": os.cpu_count(),
@@ -84,166 +68,177 @@ def machine(device) -> dict:
     }  # fmt: skip
     if device.type != "cuda":
         return {"card": "none: a CPU", **about}
-    card = torch.cuda.get_device_properties(device)
-    about |= {
-        "driver": next(iter(asked("driver_version")), "unknown"),
-        "cuda": torch.version.cuda,
-        "GPUs": torch.cuda.device_count(),
-    }
-    return {
-        "card": card.name,
-        "memory GB": card.total_memory / 1e9,
-        "capability": f"{card.major}.{card.minor}",
-        **about,
-    }
+    card, driver = torch.cuda.get_device_properties(device), next(iter(asked("driver_version")), "unknown")
+    of_card = {"card": card.name, "memory GB": card.total_memory / 1e9, "capability": f"{card.major}.{card.minor}"}
+    return {**of_card, **about, "driver": driver, "cuda": torch.version.cuda, "GPUs": torch.cuda.device_count()}
 
 
-def results(path: Path) -> dict[str, list[str]] | None:
-    """What the tests claim, as sentences: those that hold, that do not, that were left out, with the reason. None where
-    they ended without results: pytest writes the file at its end.
-    """
-    try:
-        cases = list(xml.etree.ElementTree.parse(path).iter("testcase"))
-    except (OSError, xml.etree.ElementTree.ParseError):
-        return None
-    found = {"hold": [], "do not hold": [], "left out": []}
-    for case in cases:
-        sentence = re.sub(r"^test_", "", case.get("name", "")).replace("_", " ")
-        skipped = case.find("skipped")
-        if case.find("failure") is not None or case.find("error") is not None:
-            found["do not hold"].append(sentence)
-        elif skipped is not None:
-            found["left out"].append(f"{sentence}: {skipped.get('message')}")
-        else:
-            found["hold"].append(sentence)
-    return found
+# ---- what is measured ------------------------------------------------------------------------------------------------
 
 
-# ---- figures ---------------------------------------------------------------------------------------------------------
+def seconds_of(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+    """The median of some repeats, after two that do not count."""
+
+    def finish():
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return statistics.median(in_turn({"it": finish}, repeats, warm=2)["it"])
 
 
-def attempt(record: dict, name: str, section: Callable[[], dict | None], device) -> None:
+def measure_card(device: torch.device) -> dict:
+    """TFLOP/s of matrix products, and GB/s of copies, of which each byte read and written counts."""
+    side, floats, found = (8192, 2**28, {}) if device.type == "cuda" else (256, 2**22, {})
+    for name in ("float32", "tf32", "float16", "bfloat16"):
+        optimisation.allow_tf32(name == "tf32")
+        a = torch.ones(side, side, device=device, dtype=getattr(torch, name, torch.float32)).uniform_(-1, 1)
+        out = torch.empty_like(a)
+        spent = seconds_of(lambda a=a, out=out: [torch.mm(a, a, out=out) for _ in range(PRODUCTS)], device)
+        found[f"{name} TFLOP/s"] = PRODUCTS * 2 * side**3 / spent / 1e12
+    optimisation.allow_tf32(False)
+    source, target = (torch.zeros(floats, device=device) for _ in range(2))
+    found["copy GB/s"] = 8 * floats / seconds_of(partial(target.copy_, source), device) / 1e9
+    return {"rates": found}
+
+
+def attempt(record: dict, name: str, section: Callable[[], dict]) -> None:
     """Add what a section finds to a record, or to its "errors" what ended it. The device's memory is free again then:
     outside the handler, whose error holds on to all that its functions held.
     """
     try:
-        record.update(section() or {})
+        record.update(section())
     except Exception as error:
         record.setdefault("errors", {})[name] = util.reason(error)
-    gpu_parts.free(device)
+    gc.collect()
+    with contextlib.suppress(RuntimeError):  # after a fault of the device itself, this fails as all else does
+        torch.cuda.empty_cache()
 
 
-def parts_of(setting, batch, rates: dict | None, precision) -> list[dict]:
-    """Rows of the parts of a step: its milliseconds, beside what the card, if its rates are known, allows for products
-    and for bytes.
-    """
-    spent, whole, host = gpu_parts.steps_timed(setting.case, setting.device, lambda parts: setting.step(batch, parts))
-    work, rows = gpu_parts.work_of(setting, batch), []
-    for part in (*PARTS, "whole step"):
-        of_part = work if part == "whole step" else {part: work[part]}
-        row = {"part": part, "ms": whole if part == "whole step" else spent[part]}
-        if rates:
-            products, moved = gpu_parts.allowed_ms(of_part, rates, precision)
-            if part == "data":  # from the host
-                moved *= rates["copy GB/s"] / rates["from the host GB/s"] / 2
-            row |= {"products allow": products, "bytes allow, no cache": moved}
-        _, moved, operations = sum(of_part.values())
-        rows.append(row | {"GB": float(moved) / 1e9, "operations": int(operations)})
-    rows.append(dict.fromkeys(rows[0], "") | {"part": "the host's orders", "ms": host})
-    return rows
-
-
-def half(device) -> torch.dtype:
-    """What --precision auto is on CUDA; on a CPU bfloat16, so that the same code is tried."""
-    return optimisation.precision("auto" if device.type == "cuda" else "bfloat16", device)
-
-
-def of_step(found: dict, case: Case, device, rates: dict | None) -> None:
-    """Add to what is found of a case what one and the same setting shows: parts, memory, launches."""
-    precision = half(device)
-    setting = gpu_parts.Setting(case, device, precision)
-    batch = setting.batch()
-
-    def parts():
-        rows = parts_of(setting, batch, rates, precision)
-        whole = next(row["ms"] for row in rows if row["part"] == "whole step")
-        return {"parts": rows, "ms": whole, "images/s": 1000 * case.batch_size / whole}
-
-    def peak():
-        computed = gpu_parts.computed_peak(case, precision)
-        return {"computed peak GB": computed, "peak GB": gpu_parts.peak_of(setting, batch)}
-
-    def launches():
-        orders, busy = gpu_parts.launches_of(setting, batch)
-        share = min(1.0, busy / found["ms"]) if busy and "ms" in found else None
-        return {"launches": orders, "busy": share}
-
-    for name, section in (("parts of a step", parts), ("memory", peak), ("launches", launches)):
-        attempt(found, name, section, device)
-
-
-def figures(case: Case, device, rates: dict | None) -> dict:
-    """All that is measured of a case."""
-    precision = half(device)
-    found = {"title": case.title, "precision": str(precision).removeprefix("torch.")}
-    forms = {
-        "plain: float32, contiguous, eager": dict(plain=True),
-        "ours, float32": dict(plain=False, channels_last=True),
-        f"ours, {found['precision']}": dict(plain=False, channels_last=True, precision=found["precision"]),
-    }
-    attempt(found, "a step", lambda: of_step(found, case, device, rates), device)
-    attempt(found, "feeding", lambda: {"fed": gpu_data.fed(case, device, precision)}, device)
-    few = replace(case, steps=3)
-    attempt(found, "forms of a step", lambda: {"forms": train_step.compared(few, device, forms)}, device)
-    attempt(found, "forms of the loss", lambda: {"losses": gpu_losses.loss_forms(case, device)}, device)
+def measure_step(begin: Callable[[str], Training], steps: int) -> dict:
+    """Of a step of finished views: images/s, TFLOP/s, and on CUDA peak GB and the share in which the device works."""
+    begun = begin("")
+    device = begun.stepper.device
+    with FlopCounterMode(display=False) as counter:
+        begun.take_steps()
+    seconds = seconds_of(partial(begun.take_steps, steps), device) / steps
+    found = {"images/s": begun.run.sampler.batch_size / seconds}
+    found["TFLOP/s"] = counter.get_total_flops() / seconds / 1e12
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        begun.take_steps(2)
+        found["peak GB"] = torch.cuda.max_memory_allocated() / 1e9
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+            begun.take_steps(steps)
+        kernels = [e for e in trace.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        busy = sum(e.time_range.elapsed_us() for e in kernels if not getattr(e, "is_user_annotation", False))
+        found["busy"] = min(1.0, busy / 1e6 / steps / seconds)  # 0: the profiler recorded no work
     return found
 
 
-def measured(args, device) -> dict:
-    """The record: machine, the card's rates, each case, several GPUs; under "errors", what could not be measured."""
+def measure_feeding(begin: Callable[[str], Training]) -> dict:
+    """The steps of an epoch fed from JPEGs by DataLoader workers, once these are warm."""
+    workers = min(16, os.cpu_count() or 1)
+    begun = begin(f"--augment_on device --num_workers {workers}")
+    begun.take_epoch()
+    images, waiting = begun.take_epoch()
+    return {"fed": {"workers": workers, "images/s": images, "waiting": waiting}}
+
+
+def measure_case(case: Case, device: torch.device) -> dict:
+    """All that is measured of a case."""
+    kind = optimisation.precision("auto" if device.type == "cuda" else "bfloat16", device)
+    half, steps = str(kind).removeprefix("torch."), STEPS[device.type]
+    forms = {
+        "plain: float32, contiguous, eager": None,
+        "ours, float32": "--precision float32",
+        f"ours, {half}": f"--precision {half}",
+    }
+    found = {"title": case.title, "precision": half}
+    with tempfile.TemporaryDirectory() as scratch:
+        case.make_images(Path(scratch), batches=2 * steps)
+
+        def begin(options: str) -> Training:
+            return Training(case, Path(scratch), device, f"--precision {half} {options}")
+
+        attempt(found, "a step", lambda: measure_step(begin, steps))
+        attempt(found, "feeding", lambda: measure_feeding(begin))
+    attempt(found, "forms", lambda: {"forms": compare(case, device, forms, 3, steps)})
+    return found
+
+
+def measure(device: torch.device) -> dict:
+    """The record: machine, card, each case, the loss; under "errors", what could not be measured."""
     record = {"machine": machine(device), "cases": []}
-    attempt(record, "the card by itself", lambda: {"rates": gpu_parts.rates(device, args.small)}, device)
-    optimisation.allow_tf32(False)
-    cases = SMALL if args.small else LARGE
-    for case in cases:
-        record["cases"].append(figures(case, device, record.get("rates")))
-    if args.gpus > 1:
-        rows = record["several"] = []
-
-        def several():
-            for row in gpu_several.scaled(cases[0], device, half(device), args.gpus):
-                rows.append(row)
-
-        attempt(record, "several GPUs", several, device)
+    attempt(record, "the card by itself", lambda: measure_card(device))
+    record["cases"] += [measure_case(case, device) for case in CASES[device.type]]
+    attempt(record, "the loss", lambda: {"loss": loss.measure(8192, device.type, STEPS[device.type])})
     return record
 
 
-def refused(record: dict) -> bool:
-    """Whether a test does not hold, there are none, or something could not be measured."""
-    if any("errors" in found for found in (record, *record["cases"])):
-        return True
-    tests = record.get("tests", {"hold": ["none was asked for"], "do not hold": []})
-    return tests is None or not tests["hold"] or bool(tests["do not hold"])
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+
+def errors_of(found: dict) -> list[str]:
+    """What could not be measured, and why."""
+    return [f"not measured: {name}: {reason}" for name, reason in found.get("errors", {}).items()]
+
+
+def describe_case(case: dict) -> list[str]:
+    """A case in words, as far as it was measured, and what to set."""
+    lines = ["", f"{case['title']}, {case['precision']}"]
+    if "images/s" in case:
+        lines[-1] += f": {case['images/s']:,.0f} images/s, {case['TFLOP/s']:.3g} TFLOP/s"
+    if "peak GB" in case:
+        lines.append(f"at most {case['peak GB']:.2f} GB of the device's memory are held")
+    if case.get("busy"):
+        idle = "" if case["busy"] > 0.8 else ": set --compile, or more images per GPU"
+        lines.append(f"the device works {100 * case['busy']:.0f} % of a step{idle}")
+    if "fed" in case:
+        fed = case["fed"]
+        lines.append(f"fed by {fed['workers']} DataLoader workers from JPEGs: {fed['images/s']:,.0f} images/s, "
+                     f"{100 * fed['waiting']:.0f} % of the time spent waiting for data")  # fmt: skip
+        if fed["waiting"] > 0.1 and "images/s" in case:
+            lines[-1] += f"; what would feed it: python -m benchmarks.data --takes {case['images/s']:.0f}"
+    if "forms" in case:
+        faster = case["forms"][1]["ms"] / case["forms"][2]["ms"]
+        lines += [*table(case["forms"]), f"{case['precision']} is {faster:.2f} times as fast as float32"]
+        lines[-1] += "" if faster > 1 else ": set --precision float32"
+    return lines + errors_of(case)
+
+
+def page(record: dict) -> str:
+    """The record in words."""
+    about = record["machine"]
+    lines = [", ".join(f"{name} {x:.1f}" if isinstance(x, float) else f"{name} {x}" for name, x in about.items())]
+    if about["card"].startswith("none"):
+        lines.insert(0, "This ran on a CPU to try the code: nothing about a GPU was measured.")
+    if "rates" in record:
+        lines += ["", "The card by itself: " + ", ".join(f"{name} {x:.4g}" for name, x in record["rates"].items())]
+    lines += [line for case in record["cases"] for line in describe_case(case)]
+    lines += ["", "The loss:", *table(record["loss"])] if "loss" in record else []
+    return "\n".join([*lines, *errors_of(record)])
 
 
 def main():
-    args = get_parser().parse_args()
-    if args.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA is looked at, so that processes have none either
-    check(args.device, args.gpus)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    p.add_argument("--check", type=int, metavar="N", help="only look whether the machine has N GPUs")
+    p.add_argument("--out", type=Path, metavar="FILE", help="JSON file of all results")
+    args = p.parse_args()
+    if args.device == "cuda":
+        check(args.check or 1)
     if args.check:
         return
     config.one_compiler()
-    record = measured(args, torch.device(args.device))
-    if args.tests:
-        record["tests"] = results(args.tests)
+    record = measure(torch.device(args.device))
     try:
-        print(gpu_page.page(record))
+        print(page(record))
     finally:
         if args.out:
             util.write_file(args.out, json.dumps(record, indent=1).encode())
-            print(f"all figures: {args.out}")
-    if refused(record):
+            print(f"all results: {args.out}")
+    if any("errors" in found for found in (record, *record["cases"])):
         sys.exit(1)
 
 

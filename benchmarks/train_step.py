@@ -1,146 +1,178 @@
-"""A whole training step of RINCE, option by option, against its plain form: float32, contiguous, eager, in log space.
+"""A training step of RINCE as main_supcon.py takes it, option by option, against a plain form.
 
 python -m benchmarks.train_step [--device cuda] [--model resnet18] [--size 32] [--batch_size 256] [--bank 4096]
     [--compile] [--json FILE]
 
-Views are random numbers on the device, so that no data is waited for. The plain form's loss is `losses.rince_terms` by
-autograd, its momentum update and SGD go parameter by parameter. The last column is the difference of the loss at the
-last step.
+Each form is a training that `main_supcon.py` builds from its options, and takes its steps, of the same views always, so
+that no data is waited for. The plain form is the same model in float32, contiguous and eager: the loss from its
+formula by autograd, momentum update and SGD parameter by parameter. The last column is the difference of the loss in
+the last round.
 """
 
-import argparse
+import contextlib
+import importlib
+import io
 import statistics
-import time
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
+import yaml
 
-import util
-from benchmarks import report
-from engine import training
-from engine.optimisation import Schedule, Stepper
-from losses import RINCELoss, rince_terms
-from networks import resnet
-from networks.contrastive import ContrastiveModel, projection_head
-from networks.memory_bank import MemoryBank
+from benchmarks import in_turn, parser, ratio, report
+from benchmarks.data import MEAN, STD, make_photographs
+from benchmarks.loss import C, plain_rince
+from engine import config, training
+from networks.resnet import TORCHVISION
 
-CLASSES = 100
-
-
-class PlainLoss(RINCELoss):
-    """The terms from their formula, masks of all ranks over all entries, by autograd."""
-
-    def bank_terms(self, query, own, labels, bank, bank_labels):
-        similarity = torch.cat([own[:, None], query @ bank.clone().T], 1)  # backward needs the bank as it was
-        rank = torch.nn.functional.pad(self.ranks(labels, bank_labels), (1, 0))
-        terms = rince_terms(similarity, rank, self.taus, "out_in", self.min_probability)
-        return terms.total, terms.count
+FORMS = {  # name -> options of main_supcon.py; None: the plain form
+    "plain": None,
+    "fast loss, fused updates": "--precision float32 --channels_last False",
+    "+ channels_last": "--precision float32",
+    "+ bfloat16": "--precision bfloat16",
+}
+COMPILED = {
+    "+ compiled, float32": "--precision float32 --compile",
+    "+ compiled, bfloat16": "--precision bfloat16 --compile",
+}
 
 
-class PlainModel(ContrastiveModel):
-    """The momentum update as a loop."""
+@dataclass(frozen=True)
+class Case:
+    """What is trained. Up to 64 pixels, ResNets have the stem for small images."""
 
-    @torch.no_grad()
-    def update_key_encoder(self):
-        for key_net, query_net in ((self.key_encoder, self.encoder), (self.key_head, self.head)):
-            for theta_k, theta_q in zip(key_net.parameters(), query_net.parameters(), strict=True):
-                theta_k.lerp_(theta_q, 1 - self.momentum)
+    model: str
+    size: int
+    batch_size: int
+    bank: int
 
+    @property
+    def title(self) -> str:
+        return f"{self.model}, batch {self.batch_size} of {self.size} x {self.size}, bank {self.bank}"
 
-def random_batch(args) -> tuple[torch.Tensor, torch.Tensor]:
-    """Views [2, B, 3, S, S] of random numbers, and labels [B]; always the same."""
-    generator = torch.Generator().manual_seed(0)
-    views = torch.randn(2, args.batch_size, 3, args.size, args.size, generator=generator)
-    return views, torch.randint(CLASSES, (args.batch_size,), generator=generator)
+    def make_images(self, folder: Path, batches: int = 1) -> None:
+        """Write JPEGs of a hundred classes, and superclasses of five: two ranks."""
+        shape = (40, 40) if self.size <= 64 else (500, 375)
+        make_photographs(folder / "images", max(2 * C, batches * self.batch_size), C, *shape)
+        groups = {f"group {g}": [f"class {c}" for c in range(g, g + 5)] for g in range(0, C, 5)}
+        (folder / "groups.yaml").write_text(yaml.safe_dump(groups))
 
-
-def steps(args, device, plain: bool, channels_last=False, compiled=False, precision="float32"):
-    """A generator: each step taken gives its loss, a tensor on the device."""
-    util.seed_everything(0)
-    group = torch.arange(CLASSES) // 5
-    table = torch.eye(CLASSES) + 0.75 * ((group[:, None] == group) & ~torch.eye(CLASSES, dtype=torch.bool))
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    encoder = resnet.encoder(args.model, small_images=args.size <= 64)
-    kind, loss = (PlainModel, PlainLoss) if plain else (ContrastiveModel, RINCELoss)
-    model = kind(encoder, projection_head(encoder.dim), MemoryBank(args.bank, 128), loss(table))
-    model = training.prepared(model, device, layout, compiled)
-    how = dict(momentum=0.9, weight_decay=1e-4, **({"foreach": False} if plain else {"fused": True}))
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.05, **how)
-    stepper = Stepper(optimizer, Schedule(0.05, 1, False), getattr(torch, precision), device)
-
-    def step(views, labels):
-        terms = model(*views, labels)
-        return terms.loss(), terms.per_rank()
-
-    while True:
-        views, labels = random_batch(args)
-        views = [v.to(device).contiguous(memory_format=layout) for v in views]
-        labels = labels.to(device)
-        yield  # what comes next is timed
-        loss, _ = stepper.backward(step, views, labels)
-        stepper.scaler.step(optimizer)
-        stepper.scaler.update()
-        yield loss.detach()
+    def words(self, folder: Path) -> list[str]:
+        """The options of main_supcon.py."""
+        stem = "_cifar" if self.size <= 64 and self.model in TORCHVISION else ""
+        options = {
+            "dataset": "path", "data_folder": folder / "images", "ranking": folder / "groups.yaml",
+            "model": self.model + stem, "size": self.size, "batch_size": self.batch_size,
+            "memorybank_size": self.bank, "mean": MEAN, "std": STD, "mixed_out_in": True, "num_workers": 0,
+            "save_folder": folder / "save", "exp_name": "benchmark", "save_minutes": 1e9, "epochs": 1000,
+            "augment_on": "worker",
+        }  # fmt: skip
+        return [f"--{name}={value}" for name, value in options.items()]
 
 
-def compared(args, device, forms: dict[str, dict]) -> list[dict]:
-    """Rows of the forms (name -> arguments of `steps`), the first of which is the plain one: `args.steps` steps each,
-    in turn, so that a drift of the machine meets all, after two for warming up.
-    """
-    plain = next(iter(forms))
-    runs = {name: steps(args, device, **how) for name, how in forms.items()}
-    seconds, last, peak = {name: [] for name in runs}, {}, {}
-    for _ in range(args.steps + 2):
-        for name, run in runs.items():
-            next(run)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-            start = time.perf_counter()
-            last[name] = next(run)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-                peak[name] = torch.cuda.max_memory_allocated() / 1e9  # the models of all rows count in it
-            seconds[name].append(time.perf_counter() - start)
-    rows = []
-    for name, s in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(seconds[plain][2:], s[2:], strict=True))
-        difference = abs(float(last[name]) - float(last[plain]))
-        row = {
-            "form": name,
-            "ms": 1000 * statistics.median(s[2:]),
-            "images/s": args.batch_size / statistics.median(s[2:]),
-        }
-        rows.append(row | {"times as fast": ratio, "loss differs by": difference})
-        if peak:
-            rows[-1]["peak GB"] = peak[name]
+class _Begun(Exception):
+    """Carries what `training.train_epoch` was given."""
+
+
+def _stop(*given) -> None:
+    raise _Begun(*given)
+
+
+class Training:
+    """A training as the command line builds it, stopped where its first epoch would begin."""
+
+    def __init__(self, case: Case, folder: Path, device: torch.device, options: str):
+        script = importlib.import_module("main_supcon")
+        words = [*case.words(folder), *options.split()]
+        args = config.parse_words(script.get_parser(), script.RECIPES, words, "main_supcon")
+        with contextlib.redirect_stdout(io.StringIO()):
+            try:
+                with mock.patch.object(training, "train_epoch", _stop):
+                    script.worker(args, device)
+            except _Begun as begun:
+                self.run, self.loader, self.step, self.stepper, _ = begun.args
+            self.run.close()  # the folder is free again
+            self.batch = next(iter(self.loader))
+
+    def take_steps(self, steps: int = 1) -> float:
+        """Take this many steps of the first batch as an epoch of the script; return their mean loss."""
+        return self._take([self.batch] * steps)[0]
+
+    def take_epoch(self) -> tuple[float, float]:
+        """Take the loader's own batches; return images/s, and the share of the time that data was waited for."""
+        images_per_second = self._take(self.loader)[2]
+        return images_per_second, self.loader.scalars()["waiting_for_data"]
+
+    def _take(self, batches) -> tuple:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return training.train_epoch(self.run, batches, self.step, self.stepper, 1)
+
+
+def build_plain_steps(begun: Training) -> Callable[[int], float]:
+    """What takes steps of a training's model as one would first write them, and returns their mean loss."""
+    model, (views, labels) = begun.run.model, begun.batch
+    trained = [*model.encoder.parameters(), *model.head.parameters()]
+    followers = [*model.key_encoder.parameters(), *model.key_head.parameters()]
+    optimizer = torch.optim.SGD(trained, begun.stepper.set_rate(0), momentum=0.9, weight_decay=1e-4, foreach=False)
+
+    def step() -> torch.Tensor:
+        query = F.normalize(model.head(model.encoder(views[0])), dim=1)
+        with torch.no_grad():
+            for follower, parameter in zip(followers, trained, strict=True):
+                follower.lerp_(parameter, 1 - model.momentum)
+            key = F.normalize(model.key_head(model.key_encoder(views[1])), dim=1)
+        bank = model.bank.keys.clone()  # backward needs the bank as it was
+        loss = plain_rince(model.criterion, query, key, labels, bank, model.bank.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.bank.push(key, labels)
+        return loss.detach()
+
+    return lambda steps=1: float(sum(step() for _ in range(steps)) / steps)
+
+
+def compare(case: Case, device: torch.device, forms: dict, rounds: int, steps: int) -> list[dict]:
+    """Rows of forms as in FORMS, each next to the first: rounds in turn, of this many steps each."""
+    runs, last = {}, {}
+
+    def run(name: str, take_steps: Callable[[int], float]) -> None:
+        last[name] = take_steps(steps)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        case.make_images(Path(scratch))
+        for name, options in forms.items():
+            begun = Training(case, Path(scratch), device, options or FORMS["fast loss, fused updates"])
+            runs[name] = partial(run, name, begun.take_steps if options else build_plain_steps(begun))
+    seconds, rows, first = in_turn(runs, rounds, warm=2), [], next(iter(forms))
+    for name, spent in seconds.items():
+        step = statistics.median(spent) / steps
+        row = {"form": name, "ms": 1000 * step, "images/s": case.batch_size / step}
+        row |= {"times as fast": ratio(seconds[first], spent), "loss differs by": abs(last[name] - last[first])}
+        rows.append(row)
     return rows
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--bank", type=int, default=4096)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="add rows with compiled encoders")
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
-    args = parser.parse_args()
-    device = torch.device(args.device)
-    forms = {
-        "plain": dict(plain=True),
-        "fast loss, fused updates": dict(plain=False),
-        "+ channels_last": dict(plain=False, channels_last=True),
-        "+ bfloat16": dict(plain=False, channels_last=True, precision="bfloat16"),
-    }
-    if args.compile:
-        forms["+ compiled, float32"] = dict(plain=False, channels_last=True, compiled=True)
-        forms["+ compiled, bfloat16"] = dict(plain=False, channels_last=True, precision="bfloat16", compiled=True)
-    rows = compared(args, device, forms)
-    title = f"{args.model}, batch {args.batch_size} of {args.size} x {args.size}, bank {args.bank}"
-    report(title, rows, args.json, args.device)
+    p = parser(__doc__)
+    p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    p.add_argument("--model", default="resnet18")
+    p.add_argument("--size", type=int, default=32)
+    p.add_argument("--batch_size", type=int, default=256)
+    p.add_argument("--bank", type=int, default=4096)
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--steps", type=int, default=1, help="of a round; on a GPU 10 or more")
+    p.add_argument("--compile", action="store_true", help="add rows with compiled encoders")
+    args = p.parse_args()
+    case = Case(args.model, args.size, args.batch_size, args.bank)
+    forms = FORMS | (COMPILED if args.compile else {})
+    rows = compare(case, torch.device(args.device), forms, args.rounds, args.steps)
+    report(case.title, rows, args.json, args.device)
 
 
 if __name__ == "__main__":

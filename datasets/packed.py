@@ -32,7 +32,7 @@ class Pack:
     """An open pack: index arrays, and the file, opened by each process when it first reads.
 
     The file is read, not mapped into memory: where it is cut short, or its disk goes away, a read is an error, and a
-    mapping ends the process. A read costs no more than a mapping's (benchmarks/data_pipeline.py).
+    mapping ends the process. A read costs no more than a mapping's (benchmarks/data.py).
     """
 
     def __init__(self, path: Path):

@@ -1,4 +1,4 @@
-"""How time and memory of the loss and of retrieval grow, from the records of benchmarks.growth.
+"""How time and memory of the loss and of retrieval grow, from the records of benchmarks.loss and benchmarks.evaluation.
 
 python -m figures.growth [--json docs/speed.json] [--out figures/growth.png]
 """
@@ -12,6 +12,7 @@ import util
 from util import InputError
 
 PANELS = {"growth_bank": "keys in the bank", "growth_gallery": "images in the gallery"}  # record -> what grows
+MAKERS = {"growth_bank": "loss", "growth_gallery": "evaluation"}  # record -> the benchmark that measures it
 UNITS = {"ms": "time, ms", "MB": "memory above the inputs, MB"}
 
 
@@ -46,7 +47,8 @@ def main():
     except (OSError, ValueError) as error:
         raise InputError(f"--json {args.json}: {util.reason(error)}") from None
     if missing:
-        raise InputError(f"--json {args.json}: no record {missing[0]}; python -m benchmarks.growth --json {args.json}")
+        command = f"python -m benchmarks.{MAKERS[missing[0]]} --growth --json {args.json}"
+        raise InputError(f"--json {args.json}: no record {missing[0]}; {command}")
     draw(args.out, records)
     print(f"saved {args.out}")
 

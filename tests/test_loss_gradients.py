@@ -9,7 +9,7 @@ from loss_cases import HEADS, asymmetric_table, batch, generator, hard_batch, lo
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import losses
-from benchmarks.loss_head import CountOperations
+from benchmarks.loss import CountOperations
 from losses import RINCELoss, SupConLoss
 
 # Gradients

@@ -22,7 +22,6 @@ EXTRAS = PROJECT.optional_dependencies
 IMPORTED_AS = {
     "faiss-cpu": "faiss",
     "huggingface-hub": "huggingface_hub",
-    "nvidia-dali-cuda120": "nvidia",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "pytorch-metric-learning": "pytorch_metric_learning",
@@ -137,7 +136,7 @@ def test_the_wheel_depends_on_what_its_modules_import_and_on_nothing_else():
 
 
 def test_the_extra_scripts_names_what_the_scripts_import_beside_that():
-    optional = declared("wordnet", "umap", "timm", "bench", "dali") - declared()
+    optional = declared("wordnet", "umap", "timm", "bench") - declared()
     assert foreign(SCRIPTS) | declared() == declared("scripts") | optional
     assert {"scipy", "PIL"} <= foreign(SCRIPTS)
 
