@@ -19,7 +19,6 @@ SCORES, OTHERS = torch.randn(9, generator=G), torch.randn(12, generator=G)
 TRAIN_LABELS, TEST_LABELS, OTHER_LABELS = torch.arange(24) // 2 % 4, torch.arange(9) % 4, torch.arange(12) % 4
 GROUPS = torch.stack([torch.arange(4), torch.arange(4) // 2], 1)
 TABLE = torch.eye(4) + 0.5 * (torch.arange(4)[:, None] // 2 == torch.arange(4) // 2) * (1 - torch.eye(4))
-OTHER_CLASSES = torch.arange(36).view(9, 4) % 4
 REPEATED = TEST[[0, 1, 0, 2, 1]]
 RANK = torch.arange(9 * 24).view(9, 24) % 3
 TRAIN_SET, TEST_SET = (TRAIN, TRAIN_LABELS), (TEST, TEST_LABELS)
@@ -81,7 +80,7 @@ LOOK_UP, OOD = (*TEST_SET, *TRAIN_SET), (*TRAIN_SET, TEST)
 # name -> function and its arguments
 CALLS = {
     "Curve": (curve, *LOOK_UP),
-    "Levels": (lambda table, y, others: Levels.of_table(table).between(y, others), TABLE, TEST_LABELS, OTHER_CLASSES),
+    "Levels": (lambda table, y, others: Levels.of_table(table).between(y, others), TABLE, TEST_LABELS, TRAIN_LABELS),
     "Order": (order, *LOOK_UP),
     "alignment": (evaluation.alignment, *PAIR),
     "auroc_by_class": (lambda *x: evaluation.auroc_by_class(*x, 4), SCORES, OTHERS, OTHER_LABELS),
