@@ -13,8 +13,8 @@ from util import InputError
 
 EXIT_STOPPED = 75  # asked to stop, all saved, to be started again: EX_TEMPFAIL of sysexits.h
 
-# process groups on the host, over gloo, beside the one that gradients take: `host` for the run's own words, `watch` for
-# finding out who hangs, once the others are broken, `end`, without a time limit, for the end of a run
+# process groups on the host, over gloo, beside the one that gradients take: `host` for the run's own words, `end`,
+# without a time limit, for the end of a run
 groups = {}
 
 

@@ -173,7 +173,7 @@ def _run(local_rank: int, errors, worker, meeting: Meeting) -> None:
         worker(device)
         distributed.wait_for_all()
     except (Exception, KeyboardInterrupt) as error:
-        _fail(error, errors, meeting.minutes)
+        _fail(error, errors)
     except SystemExit:  # all have agreed on it
         _part()
         raise
@@ -191,7 +191,7 @@ def _meet(local_rank: int, meeting: Meeting) -> None:
     limit = timedelta(minutes=meeting.minutes)
     if meeting.backend == "nccl":
         os.environ.setdefault("TORCH_NCCL_DESYNC_DEBUG", "1")  # its watchdog names the process that lags
-    later = timedelta(minutes=1) if meeting.backend == "nccl" else timedelta()  # the host's words, below, come first
+    later = timedelta(minutes=1) if meeting.backend == "nccl" else timedelta()  # the host, below, gives up first
     try:
         if meeting.world is None:
             how = _of_torchrun(limit)
@@ -204,7 +204,6 @@ def _meet(local_rank: int, meeting: Meeting) -> None:
         raise InputError(_no_meeting(meeting, str(error))) from None
     if distributed.world_size() > 1:
         distributed.groups["host"] = dist.new_group(backend="gloo", timeout=limit)
-        distributed.groups["watch"] = dist.new_group(backend="gloo", timeout=limit)
         distributed.groups["end"] = dist.new_group(backend="gloo", timeout=timedelta(days=365))
 
 
@@ -236,7 +235,7 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGKILL)  # or it would write on, beside the run that takes its place
 
 
-def _fail(error: BaseException, errors, minutes: float) -> None:
+def _fail(error: BaseException, errors) -> None:
     """Say once, from the process that it began in, what ends the run; the others wait to be ended.
 
     Nothing is put in order: destroying process groups may wait for the others.
@@ -248,9 +247,7 @@ def _fail(error: BaseException, errors, minutes: float) -> None:
     code, text = 2, util.fault(error)
     if text is None:
         code, text = 1, "".join(traceback.format_exception(error))
-        if "watch" in distributed.groups and re.search("timed? ?out", str(error), re.IGNORECASE):
-            text = _who_hangs(minutes) + text.splitlines()[-1]
-        elif re.search("closed by peer|connection (was )?(reset|closed)|broken pipe", str(error), re.IGNORECASE):
+        if re.search("closed by peer|connection (was )?(reset|closed)|broken pipe", str(error), re.IGNORECASE):
             time.sleep(2 * GRACE_SECONDS)
             text = f"process {distributed.rank()} has lost another process, whose own error comes first\n{text}"
     if errors is not None:
@@ -261,20 +258,6 @@ def _fail(error: BaseException, errors, minutes: float) -> None:
         with contextlib.suppress(OSError):
             print(f"{Path(sys.argv[0]).name}: error: {text}" if code == 2 else text, file=sys.stderr)
     distributed.end_at_once(code)
-
-
-def _who_hangs(minutes: float) -> str:
-    """After a time-out: the processes that do not answer. The main process finds out; the others let it speak first."""
-    try:
-        wait = timedelta(seconds=GRACE_SECONDS)
-        dist.monitored_barrier(group=distributed.groups.get("watch"), timeout=wait, wait_all_ranks=True)
-    except Exception as error:
-        named = re.search(r"[Rr]anks? ([\d, ]+) failed", str(error))
-        if distributed.rank() != 0:
-            time.sleep(2 * GRACE_SECONDS)
-        who = f"process {named[1]}" if named and distributed.rank() == 0 else "process 0"
-        return f"{who} hangs: the others waited for {minutes:g} minutes (--timeout_minutes)\n"
-    return f"a collective operation hung for {minutes:g} minutes (--timeout_minutes), though all processes answer\n"
 
 
 def _device(local_rank: int) -> torch.device:
