@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import datasets
 from datasets import augmentation
-from engine import checkpoint, config, distributed, initial, loading, memory, options, results, runs, training
+from engine import checkpoint, config, distributed, initial, loading, options, results, runs, training
 from engine.launch import launch
 from engine.optimisation import in_force
 from engine.parsing import Means
@@ -84,13 +84,8 @@ def worker(args, device):
         share = training.share_of_batch(labels, args.batch_size)
         return share * F.cross_entropy(logits.float(), labels), share * training.accuracy(logits, labels)
 
-    def needs():
-        encoder = start.build(spec.small, size, "meta")
-        return memory.of_training(encoder, size, stepper.precision, args.batch_size, momenta=stepper.momenta)
-
-    with memory.within(device, needs):
-        for epoch in run.epochs():
-            training.classification_epoch(run, loader, step, validation, stepper, epoch)
+    for epoch in run.epochs():
+        training.classification_epoch(run, loader, step, validation, stepper, epoch)
     run.close()
     if distributed.is_main():
         metrics = {"best": run.best, "last": run.latest}

@@ -10,7 +10,7 @@ from functools import partial
 import datasets
 import util
 from datasets import augmentation
-from engine import config, distributed, initial, loading, memory, objective, options, runs, training, watching
+from engine import config, distributed, initial, loading, objective, options, runs, training, watching
 from engine.launch import launch
 from engine.parsing import Means
 from networks.contrastive import ContrastiveModel, projection_head
@@ -96,29 +96,23 @@ def worker(args, device):
         terms = wrapped(*views, labels).over_processes(distributed.all_reduce, distributed.world_size())
         return terms.loss(), terms.per_rank()
 
-    def needs():
-        encoder = start.build(spec.small, size, "meta")
-        bank = memory.Bank(args.memorybank_size, args.feat_dim)
-        return memory.of_training(encoder, size, stepper.precision, args.batch_size, bank, stepper.momenta)
-
-    with memory.within(device, needs):
-        for epoch in run.epochs():
-            loss, per_rank, images_per_second = training.train_epoch(run, loader, step, stepper, epoch)
-            known = model.bank.labels[model.bank.labels >= 0], model.bank.labels  # of anchors as in the bank
-            positives, chance = criterion.positives_per_anchor(*known), criterion.chance(*known, args.feat_dim).tolist()
-            scalars = {"loss": loss, "learning_rate": stepper.optimizer.param_groups[0]["lr"], **loader.scalars()}
-            scalars |= {f"loss_rank_{r}": x for r, x in enumerate(per_rank)}
-            scalars |= {f"chance_rank_{r}": x for r, x in enumerate(chance)}
-            scalars |= {f"positives_rank_{r}": x for r, x in enumerate(positives.tolist())}
-            scalars |= {f"tau_rank_{r}": tau for r, tau in enumerate(criterion.taus)}
-            scalars |= watch.scalars(model, epoch)
-            scalars |= loading.report_damage(run, data, device)
-            run.log(epoch, scalars, images_per_second)
-            if epoch == run.resumed_from + 1:
-                run.say(watching.beside_chance(per_rank, chance))
-            run.save(epoch)
-            if epoch == run.resumed_from + 1:
-                run.show(watch.draw_pairs)
+    for epoch in run.epochs():
+        loss, per_rank, images_per_second = training.train_epoch(run, loader, step, stepper, epoch)
+        known = model.bank.labels[model.bank.labels >= 0], model.bank.labels  # of anchors as in the bank
+        positives, chance = criterion.positives_per_anchor(*known), criterion.chance(*known, args.feat_dim).tolist()
+        scalars = {"loss": loss, "learning_rate": stepper.optimizer.param_groups[0]["lr"], **loader.scalars()}
+        scalars |= {f"loss_rank_{r}": x for r, x in enumerate(per_rank)}
+        scalars |= {f"chance_rank_{r}": x for r, x in enumerate(chance)}
+        scalars |= {f"positives_rank_{r}": x for r, x in enumerate(positives.tolist())}
+        scalars |= {f"tau_rank_{r}": tau for r, tau in enumerate(criterion.taus)}
+        scalars |= watch.scalars(model, epoch)
+        scalars |= loading.report_damage(run, data, device)
+        run.log(epoch, scalars, images_per_second)
+        if epoch == run.resumed_from + 1:
+            run.say(watching.beside_chance(per_rank, chance))
+        run.save(epoch)
+        if epoch == run.resumed_from + 1:
+            run.show(watch.draw_pairs)
     run.show(partial(watch.project, model=model))
     run.close()
 

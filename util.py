@@ -40,6 +40,10 @@ STORAGE_FAULTS = (
 ADVICE = (
     ("shared memory|Bus error|/torch_[0-9]", "/dev/shm is full: give fewer --num_workers, or more --shm-size"),
     (r"DataLoader worker \(pid", "most likely for lack of memory; give fewer --num_workers, or 0"),
+    (
+        "CUDA out of memory",
+        "give a smaller --batch_size or --size; of a training also --memorybank_size, or --precision bfloat16",
+    ),
     ("MemoryError|ut of memory|ALLOC_FAILED|an't allocate|annot allocate", "give a smaller --batch_size"),
 )
 

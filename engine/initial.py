@@ -37,18 +37,17 @@ class Initial:
         with distributed.main_first():
             return self.build(small_images, size)
 
-    def build(self, small_images: bool, size: int | None, device: str = "cpu") -> nn.Module:
-        """The encoder with these weights, for views of a size; on "meta" without. small_images: the data set's, which
-        the stem of the weights outweighs.
+    def build(self, small_images: bool, size: int | None) -> nn.Module:
+        """The encoder with these weights, for views of a size. small_images: the data set's, which the stem of the
+        weights outweighs.
         """
         from networks import encoders
 
         small = small_images if self.small_stem is None else self.small_stem
-        weights = self.of_timm if device == "cpu" else False
-        encoder = training.build_encoder(self.model, small, device, size, weights, self.source)
-        if self.weights and device == "cpu":
+        encoder = training.build_encoder(self.model, small, size=size, weights=self.of_timm, flag=self.source)
+        if self.weights:
             checkpoint.load_strictly(encoder, self.weights, self.source)
-        rest = encoders.pixels_left_out(encoder, size) if size and device == "cpu" else 0
+        rest = encoders.pixels_left_out(encoder, size) if size else 0
         if rest:
             begins = f"{self.model} begins with whole patches"
             distributed.say(f"--size {size}: {begins}: the last {rest} pixels of both sides are not seen")

@@ -133,11 +133,6 @@ class Stepper:
         self.detect_anomaly = detect_anomaly
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
 
-    @property
-    def momenta(self) -> int:
-        """Numbers that the optimiser keeps of each weight."""
-        return len([name for name in MOMENTA[type(self.optimizer)] if name != "step"])
-
     def set_rate(self, progress: float) -> float:
         """Give the optimiser the schedule's learning rate at `progress` epochs, and return it."""
         rate = self.schedule.rate(progress)

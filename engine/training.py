@@ -128,6 +128,14 @@ def validate(model, loader, stepper: Stepper):
     return 100 * top1 / images, 100 * top5 / images
 
 
+def peak_memory(device: torch.device) -> str:
+    """What a first step has taken of a GPU's memory; "" on a CPU."""
+    if device.type != "cuda":
+        return ""
+    peak, whole = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+    return f"memory: the first step took {peak / 1e9:.1f} GB of this GPU's {whole / 1e9:.1f} GB"
+
+
 def train_epoch(run, loader, step: Callable, stepper: Stepper, epoch: int):
     """One epoch, or what is left of it: step(images, labels) -> loss, parts [R]. Returns their means over steps and
     processes, and images a second (None where no step was left).
@@ -169,6 +177,8 @@ def train_epoch(run, loader, step: Callable, stepper: Stepper, epoch: int):
         guard.step(loss, i, stepper.scaler)
         loss_mean.update(loss)
         parts_mean.update(parts)
+        if i == done + 1 and epoch == run.resumed_from + 1:
+            distributed.say(peak_memory(stepper.device))
         if i % progress.every == 0 or i == len(loader):
             check_finite()
             progress.tick(i, f"loss {loss_mean.value():.4f}  lr {rate:.4g}")

@@ -702,8 +702,6 @@ def stand_ins(on: Device) -> Iterator[tuple[object, str, object]]:
         "empty_cache": lambda: None,
         "mem_get_info": lambda _=None: (on.memory - on.allocated, on.memory),
         "get_device_properties": lambda _=None: SimpleNamespace(name="a dry run", total_memory=on.memory),
-        "memory_reserved": lambda _=None: on.allocated,
-        "max_memory_reserved": lambda _=None: on.peak,
         "memory_allocated": lambda _=None: on.allocated,
         "max_memory_allocated": lambda _=None: on.peak,
         "reset_peak_memory_stats": lambda _=None: setattr(on, "peak", on.allocated),

@@ -78,6 +78,8 @@ class Steps:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1, fused=True)
     device, scaler = torch.device("cpu"), torch.amp.GradScaler("cpu", enabled=False)
 
+    resumed_from = 0
+
     def __init__(self):
         self.asked, self.sampler = False, types.SimpleNamespace(batch_size=1)
 
