@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Sampler, Subset, TensorDataset
+from torch.utils.data import BatchSampler, Sampler, Subset, TensorDataset
 
 import util
 from datasets.decoding import damage, find_damage
 from datasets.views import Views, as_it_is
-from engine import distributed, signals, waiting
-from engine.batches import Batches
+from engine import distributed, signals
+from engine.loader_watchdog import Loader
+from engine.prefetch import Prefetcher
 from util import InputError
 
 
@@ -19,7 +20,7 @@ class Loading:
     """How batches come to a device.
 
     batch_size: images a step, over all processes; workers: loader processes of each process; channels_last: layout of
-    the images, and of the convolutions that take them; timeout_minutes: for so long they may do nothing.
+    the images, and of the convolutions that take them; timeout_minutes: for so long a run may hang.
     """
 
     batch_size: int
@@ -43,7 +44,7 @@ class Loading:
             "persistent_workers": self.workers > 0,
             "worker_init_fn": signals.ignore if self.workers else None,
             "generator": torch.Generator(),
-            "patience": 60 * self.timeout_minutes,
+            "patience": 0.8 * 60 * self.timeout_minutes,  # before the processes that wait for this one lose theirs
         }
 
 
@@ -189,72 +190,15 @@ def training_loader(data, loading: Loading, seed: int, balanced: tuple | None = 
     if in_memory:
         loader = Loader(data, sampler=sampler, batch_size=None)
     else:
-        loader = Loader(data, batch_sampler=sampler, collate_fn=as_it_is, **loading.of_loader())
-        if loading.workers:
-            share = distributed.shares(loading.batch_size)[distributed.rank()]
-            waiting.warn_of_shared_memory(data.__getitems__([(0, 0)]), share, loading.workers * loader.prefetch_factor)
-    return Batches(loader, loading.device, loading.memory_format), sampler
+        how = loading.of_loader()
+        loader = Loader(data, batch_sampler=sampler, collate_fn=as_it_is, ends_early=True, **how)
+    return Prefetcher(loader, loading.device, loading.memory_format), sampler
 
 
 def augmented(data, augmentation, seed: int, where: str | None, device) -> Views:
     """The training images as views of a seed, finished on the "device", or by the "worker"; None: on a CUDA device."""
     where = where or ("device" if device.type == "cuda" else "worker")
     return Views(data, augmentation, seed, finished=where == "worker")
-
-
-class Loader(DataLoader):
-    """A DataLoader that does not wait for ever, and leaves it to `options.loading` to say that there are more loader
-    processes than cores.
-
-    patience: seconds for which its processes may do nothing while a batch is waited for; then it is an InputError.
-    """
-
-    def __init__(self, *args, patience: float = 1800.0, num_workers: int = 0, **how):
-        super().__init__(*args, num_workers=num_workers, timeout=waiting.LOOK if num_workers else 0, **how)
-        self.collate_fn, self.patience = waiting.Collated(self.collate_fn), patience
-
-    def check_worker_number_rationality(self) -> None:
-        """torch's own warning, at every start of an epoch's loader."""
-
-    def __iter__(self):
-        yield from (batch for batch in self.arriving(wait=True) if batch is not None)
-
-    def arriving(self, wait: bool = False):
-        """The batches, and None whenever one has not come for some seconds. With `wait`, for who saves nothing in the
-        meantime, a run that was asked to stop ends here, once it has waited for long.
-        """
-        with signals.held():
-            try:
-                batches = super().__iter__()
-            except RuntimeError as error:  # of processes that are kept: they do not answer
-                if not _timed_out(error):
-                    raise
-                self._iterator = None  # ends them; others take their place
-                batches = super().__iter__()
-        stall = None
-        while True:
-            try:
-                batch = next(batches)  # after a time-out, it waits for the same batch
-                stall = None
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if not _timed_out(error):
-                    raise
-                batch, stall = None, stall or waiting.Stall(self.patience)
-                stall.look()
-                if wait and stall.told and signals.asked():
-                    print(
-                        f"{signals.asked()}: stopped while it waited for images; go on with --resume auto", flush=True
-                    )
-                    if distributed.world_size() > 1:
-                        distributed.end_at_once(distributed.EXIT_STOPPED)
-                    raise SystemExit(distributed.EXIT_STOPPED) from None
-            yield batch
-
-
-def _timed_out(error: RuntimeError) -> bool:
-    return str(error).startswith("DataLoader timed out")
 
 
 class Resident(TensorDataset):

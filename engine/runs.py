@@ -96,7 +96,7 @@ class Run:
         self.model, self.optimizer, self.scaler = model, stepper.optimizer, stepper.scaler
         self.sampler, self.facts, self.precision = sampler, facts, stepper.precision
         self.bad = getattr(data, "bad", None)
-        self.stop = StopSignals()
+        self.stop = StopSignals(self.args.max_hours, self.start)
         self.epochs_done, self.step, self.own = 0, 0, {}  # where the run stands; own: what differs between processes
         with distributed.main_first():
             if self.goes_on:
@@ -201,17 +201,10 @@ class Run:
         title = f"epoch {epoch}/{self.args.epochs}"
         return util.Progress(title, steps, self.args.print_freq, distributed.is_main())
 
-    def wishes(self, waiting: bool) -> list[bool]:
-        """Before each step, on all processes: whether they are to stop, to save, to wait for one without its batch."""
+    def wishes(self) -> list[bool]:
+        """Before each step and after the last, on all processes: whether they are to stop, to save."""
         due = distributed.is_main() and time.monotonic() > self.next_save
-        return distributed.vote([self._is_asked_to_stop(), due, waiting])
-
-    def _is_asked_to_stop(self) -> bool:
-        """Whether this process knows of a signal, or of the end of --max_hours."""
-        hours = self.args.max_hours
-        if hours and self.stop.asked is None and time.perf_counter() - self.start > 3600 * hours:
-            self.stop.asked = f"--max_hours {hours:g}"
-        return self.stop.asked is not None
+        return distributed.vote([bool(self.stop.asked or self.stop.fault), due])
 
     def save_step(self, epoch: int, step: int, stop: bool, *means: util.Mean) -> None:
         """A checkpoint inside an epoch, after `step` steps of it; with `stop`, the end of the run."""
@@ -227,7 +220,7 @@ class Run:
         self._write(epoch, 0, ())
         if self.journal is not None:
             self.journal.show_latest()
-        if any(distributed.gather_objects(self._is_asked_to_stop())):
+        if any(distributed.gather_objects(self.stop.asked)):
             self._leave(f"epoch {epoch}")
 
     def _write(self, epochs_done: int, step: int, means) -> None:
@@ -282,9 +275,13 @@ class Run:
 
     def _leave(self, where: str) -> None:
         """End every process, once the main one has saved: the first to go would have the others ended."""
-        signal_name = next(filter(None, distributed.gather_objects(self.stop.asked)))
-        self.say(f"{signal_name}: stopped after {where}; saved {self.last}, go on with --resume auto")
+        asked, faults = zip(*distributed.gather_objects((self.stop.asked, self.stop.fault)), strict=True)
+        stopped = f"stopped after {where}; saved {self.last}, go on with --resume auto"
         self._let_go()
+        if not any(asked):
+            with distributed.main_first():
+                raise InputError(f"{next(filter(None, faults))}; {stopped}")
+        self.say(f"{next(filter(None, asked))}: {stopped}")
         distributed.barrier()
         raise SystemExit(distributed.EXIT_STOPPED)
 

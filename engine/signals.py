@@ -15,14 +15,23 @@ entered = []  # StopSignals in force
 
 
 class StopSignals:
-    """While it is entered, SIGTERM, SIGUSR1 and Ctrl-C only ask: `asked` names the first that came, else None.
+    """While it is entered, SIGTERM, SIGUSR1 and Ctrl-C only ask, as the end of --max_hours does, counted from `begin`.
 
     A second Ctrl-C stops at once; within a second of the first it does not count, since torchrun hands each on once
     more than the terminal does.
     """
 
-    def __init__(self):
-        self.asked, self.at = None, 0.0
+    def __init__(self, max_hours: float | None = None, begin: float = 0.0):
+        self.max_hours, self.begin = max_hours, begin
+        self.first, self.at = None, 0.0
+        self.fault = None  # what else ends the run, in an error
+
+    @property
+    def asked(self) -> str | None:
+        """What asked first, by its name."""
+        if self.first is None and self.max_hours and time.perf_counter() - self.begin > 3600 * self.max_hours:
+            self.first = f"--max_hours {self.max_hours:g}"
+        return self.first
 
     def __enter__(self):
         self.before = _take(self._ask)
@@ -35,18 +44,25 @@ class StopSignals:
 
     def _ask(self, number, frame) -> None:
         now = time.monotonic()
-        if self.asked is None:
-            self.asked, self.at = signal.Signals(number).name, now
+        if self.first is None:
+            self.first, self.at = signal.Signals(number).name, now
             if distributed.is_main():  # print may be what was interrupted, and cannot be entered twice
                 with contextlib.suppress(OSError):  # of `| tee`, which the same Ctrl-C ended
-                    os.write(2, f"{self.asked}: stops after this step, once all is saved\n".encode())
-        elif number == signal.SIGINT and self.asked == "SIGINT" and now - self.at > 1:
+                    os.write(2, f"{self.first}: stops after this step, once all is saved\n".encode())
+        elif number == signal.SIGINT and self.first == "SIGINT" and now - self.at > 1:
             os._exit(128 + signal.SIGINT)
 
 
 def asked() -> str | None:
-    """The signal that asked this process to stop, where a StopSignals is entered."""
+    """What asked this process to stop, where a StopSignals is entered."""
     return next((stop.asked for stop in entered if stop.asked), None)
+
+
+def give_up(fault: str) -> bool:
+    """Ask this process to stop for a fault; False where no StopSignals is entered."""
+    for stop in entered:
+        stop.fault = fault
+    return bool(entered)
 
 
 @contextlib.contextmanager

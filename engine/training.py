@@ -140,16 +140,16 @@ def train_epoch(run, loader, step: Callable, stepper: Stepper, epoch: int):
     """One epoch, or what is left of it: step(images, labels) -> loss, parts [R]. Returns their means over steps and
     processes, and images a second (None where no step was left).
 
-    No process begins a step before all have their batches: while one lacks it, all can still stop and save. The device
-    is waited for at progress lines and before a checkpoint only; there the run stops if loss or gradients have turned
-    NaN or infinite. Torch itself waits besides: with several processes, DistributedDataParallel for the times that it
-    takes of steps 1 to 10 and of every 100th, at the begin of the step after each; --syncBN in every BatchNorm layer.
+    No process begins a step before all have their batches: where the loader of one ends early, at a stop or since no
+    images come, all can still save and stop. The device is waited for at progress lines and before a checkpoint only;
+    there the run stops if loss or gradients have turned NaN or infinite. Torch itself waits besides: with several
+    processes, DistributedDataParallel for the times that it takes of steps 1 to 10 and of every 100th, at the begin of
+    the step after each; --syncBN in every BatchNorm layer.
     """
     begin = time.perf_counter()
     loss_mean, parts_mean, guard = util.Mean(), util.Mean(), FiniteGuard(stepper.optimizer, stepper.device)
     done = i = run.enter(epoch, loss_mean, parts_mean, device=stepper.device)
     progress = run.progress(epoch, len(loader))
-    batches, batch = iter(loader), None
 
     def check_finite():
         first_bad = int(distributed.all_reduce(guard.first_bad, "max"))
@@ -159,21 +159,18 @@ def train_epoch(run, loader, step: Callable, stepper: Stepper, epoch: int):
             progress.close()
             run.stop_on_nan(epoch, first_bad, stepper.optimizer.param_groups[0]["lr"])
 
-    while True:
-        if batch is None and i < len(loader):
-            batch = next(batches)  # None: it has not come yet
-        stop, save, wait = run.wishes(batch is None and i < len(loader))
+    def save_where_due():
+        stop, save = run.wishes()
         if stop or (save and i > done):
             check_finite()
-            run.save_step(epoch, i, stop, loss_mean, parts_mean)
-        if wait:
-            continue
-        if i == len(loader):
-            break
+            run.save_step(epoch, i, stop, loss_mean, parts_mean)  # with `stop`, it ends the run
+
+    for batch in loader:
+        save_where_due()
         i += 1
         rate = stepper.set_rate(epoch - 1 + (i - 1) / len(loader))
         loss, parts = stepper.backward(step, *batch)
-        batch = None
+        del batch  # or it would be there while the next one is made
         guard.step(loss, i, stepper.scaler)
         loss_mean.update(loss)
         parts_mean.update(parts)
@@ -182,6 +179,7 @@ def train_epoch(run, loader, step: Callable, stepper: Stepper, epoch: int):
         if i % progress.every == 0 or i == len(loader):
             check_finite()
             progress.tick(i, f"loss {loss_mean.value():.4f}  lr {rate:.4g}")
+    save_where_due()
     progress.close()
     for mean in (loss_mean, parts_mean):
         mean.total = distributed.all_reduce(mean.total)

@@ -18,7 +18,8 @@ import evaluation
 from datasets import ImageData
 from datasets.views import Views
 from engine import distributed
-from engine.loading import Loader, Loading
+from engine.loader_watchdog import Loader
+from engine.loading import Loading
 
 ADVISE_ABOVE, ADVISE_AFTER = 0.25, 60.0  # share of the time, seconds of training
 PAIRS = 128  # training images whose two views are measured

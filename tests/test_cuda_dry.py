@@ -17,14 +17,20 @@ import losses
 import util
 from datasets.views import Views
 from engine import checkpoint, loading, watching
-from engine.batches import Batches
 from engine.loading import Resident
 from engine.optimisation import FiniteGuard, Schedule, Stepper, sgd
+from engine.prefetch import Prefetcher
 from networks.contrastive import ContrastiveModel
 from networks.memory_bank import MemoryBank
 
 # what makes up a step; the host waits in none of it
-STEP = ((Batches, "__iter__"), (Views, "finish"), (Stepper, "backward"), (FiniteGuard, "step"), (util.Mean, "update"))
+STEP = (
+    (Prefetcher, "__iter__"),
+    (Views, "finish"),
+    (Stepper, "backward"),
+    (FiniteGuard, "step"),
+    (util.Mean, "update"),
+)
 
 
 @pytest.fixture
@@ -409,7 +415,7 @@ def test_streams_work_side_by_side_but_wait_for_events():
 # ---- our parts, alone ------------------------------------------------------------------------------------------------
 
 
-def batches(count=4, size=8) -> tuple[Batches, Views]:
+def batches(count=4, size=8) -> tuple[Prefetcher, Views]:
     """A loader over made-up colour images, on the device."""
     from datasets import ImageData
     from datasets.augmentation import Augmentation
@@ -445,7 +451,7 @@ def test_a_copy_stream_that_is_not_waited_for_is_reported(dry, monkeypatch):
     races = [f for f in dry.faults if f.kind == "race"]
     assert races
     assert races[0].place[0] == "datasets/fused.py"
-    assert "engine/batches.py" in str(races[0])  # where it was copied
+    assert "engine/prefetch.py" in str(races[0])  # where it was copied
 
 
 def test_batches_whose_memory_is_not_marked_as_in_use_are_reported(dry, monkeypatch):
@@ -459,7 +465,7 @@ def test_batches_whose_memory_is_not_marked_as_in_use_are_reported(dry, monkeypa
 def test_batches_that_are_not_pinned_are_reported(dry, monkeypatch):
     monkeypatch.setattr(loading.Loading, "of_loader", lambda self: {"generator": torch.Generator()})
     use(batches()[0])
-    assert {(f.place[0], f.place[2]) for f in dry.faults if f.kind == "pageable"} >= {("engine/batches.py", "_moved")}
+    assert {(f.place[0], f.place[2]) for f in dry.faults if f.kind == "pageable"} >= {("engine/prefetch.py", "_moved")}
 
 
 def test_views_are_finished_one_by_one_without_a_wait_where_nothing_compiles(dry, monkeypatch):
@@ -474,8 +480,8 @@ def test_views_are_finished_one_by_one_without_a_wait_where_nothing_compiles(dry
 
 def test_the_batch_of_the_step_before_is_gone_while_the_next_is_made(dry, monkeypatch):
     loader, _ = batches(count=5, size=32)
-    alive, make = [], Batches._finished
-    monkeypatch.setattr(Batches, "_finished", lambda *args: alive.append(dry.allocated) or make(*args))
+    alive, make = [], Prefetcher._finished
+    monkeypatch.setattr(Prefetcher, "_finished", lambda *args: alive.append(dry.allocated) or make(*args))
     steps = iter(loader)
     while (batch := next(steps, None)) is not None:
         size = batch[0].memory.size
@@ -496,17 +502,17 @@ def test_the_share_of_waiting_for_data_is_the_devices_idle_time(monkeypatch, of_
     with Device(kernel=0.1, host=0.0) as dry:
         monkeypatch.setattr(time, "perf_counter", lambda: dry.now)
         x = torch.zeros(3, device="cuda")
-        monkeypatch.setattr(Batches, "_moved", lambda *_: (x, x))  # copies would take as long as a step
+        monkeypatch.setattr(Prefetcher, "_moved", lambda *_: (x, x))  # copies would take as long as a step
 
         class Slow:
             dataset = None
 
-            def arriving(self):
+            def __iter__(self):
                 for _ in range(30):
                     dry.works(of_loader)
                     yield None, None
 
-        loader = Batches(Slow(), CUDA, torch.contiguous_format)
+        loader = Prefetcher(Slow(), CUDA, torch.contiguous_format)
         for images, _ in loader:
             images.add_(1)
         torch.cuda.synchronize()

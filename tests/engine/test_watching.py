@@ -167,10 +167,10 @@ def test_a_run_that_was_stopped_at_an_epochs_last_step_shows_no_speed_for_it(mon
     command = "--model resnet8 --batch_size 700 --memorybank_size 700 --epochs 2 --exp_name a"
     steps = []
 
-    def stop_after_the_second(run, waiting):
+    def stop_after_the_second(run):
         steps.append(run)  # asked before each step, and after the last
-        run.stop.asked = "SIGTERM" if len(steps) == 3 else None
-        return len(steps) == 3, False, waiting
+        run.stop.first = "SIGTERM" if len(steps) == 3 else None
+        return len(steps) == 3, False
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(runs.Run, "wishes", stop_after_the_second)

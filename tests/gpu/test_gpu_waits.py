@@ -1,7 +1,6 @@
 """A training neither waits for the device inside a step, nor races it, nor takes more of its memory by and by."""
 
 import gc
-import types
 import warnings
 
 import gpu_workers
@@ -12,7 +11,7 @@ from commands import run
 from processes import CONTEXT
 
 from engine import runs
-from engine.batches import Batches
+from engine.prefetch import Prefetcher
 
 pytestmark = pytest.mark.gpu
 
@@ -83,20 +82,24 @@ def batches_ready(count: int):
     return [(images.pin_memory(), labels.pin_memory()) for images, labels in of]
 
 
+class Ready(list):
+    """A loader whose batches lie ready."""
+
+    dataset = None
+
+
 def sums_of_steps(monkeypatch, device, copy: int, step: int) -> list[tuple[float, int]]:
     """What steps read of ten batches that lie ready: for so many cycles the device does nothing before each copy, and
     at the begin of each step.
     """
-    moved, found = Batches._moved, []
+    moved, found = Prefetcher._moved, []
 
     def late(*args):
         torch.cuda._sleep(copy)
         return moved(*args)
 
-    monkeypatch.setattr(Batches, "_moved", late)
-    ready = batches_ready(10)
-    loader = types.SimpleNamespace(dataset=None, arriving=lambda: iter(ready))
-    for images, labels in Batches(loader, device, torch.contiguous_format):
+    monkeypatch.setattr(Prefetcher, "_moved", late)
+    for images, labels in Prefetcher(Ready(batches_ready(10)), device, torch.contiguous_format):
         torch.cuda._sleep(step)
         found.append((images.amax(), labels.amax()))
         del images, labels  # the host is done with them long before the device

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -10,12 +11,12 @@ import time
 
 import pytest
 import torch
-from commands import run
+from commands import error_of, run
 from torch.utils.data import DataLoader, Dataset
 
 import util
 from datasets.views import Views
-from engine import checkpoint, loading, signals, waiting
+from engine import checkpoint, loader_watchdog, loading, signals
 from util import InputError
 
 
@@ -33,114 +34,113 @@ class Slow(Dataset):
 
 def loader(data=None, **more):
     how = loading.Loading(2, 2, torch.device("cpu")).of_loader() | more
-    return loading.Loader(data or Slow(), batch_size=2, **how)
+    return loader_watchdog.Loader(data or Slow(), batch_size=2, **how)
 
 
 @pytest.fixture(autouse=True)
 def _looked_at_often(monkeypatch):
-    monkeypatch.setattr(waiting, "LOOK", 0.1)
+    monkeypatch.setattr(loader_watchdog, "LOOK", 0.1)
 
 
 def test_a_slow_loader_is_waited_for_and_all_its_batches_come_in_order():
     kept = loader()
     for _ in range(2):  # the second time from processes that are kept
         assert torch.cat(list(kept))[:, 0].tolist() == list(range(10))
-    came = list(kept.arriving())
-    assert came[1] is None
-    assert torch.cat([b for b in came if b is not None])[:, 0].tolist() == list(range(10))
 
 
-def test_a_training_whose_loader_is_stuck_saves_and_exits_with_75_when_asked_to_stop(monkeypatch, capsys, tmp_path):
-    make = Views.__getitems__
+@pytest.fixture
+def hang(monkeypatch, tmp_path):
+    """Training batches of 100 of which the second hangs, as on a disk that does not answer; the file that it leaves."""
+    make, begun = Views.__getitems__, tmp_path / "begun"
 
     def stuck(views, keys):
-        if len(keys) == 100 and (tmp_path / "begun").exists():
+        if len(keys) == 100 and begun.exists():
+            (tmp_path / "hangs").touch()
             time.sleep(600)
-        if len(keys) == 100:
-            (tmp_path / "begun").touch()
+        begun.touch()
         return make(views, keys)
 
+    monkeypatch.setattr(Views, "__getitems__", stuck)
+    return tmp_path / "hangs"
+
+
+HANGING = "--model resnet8 --batch_size 100 --epochs 1 --num_workers 1 --exp_name a"
+FOLDER = "save/SupCon/digits_models/a"
+
+
+def test_a_training_whose_disk_hangs_saves_and_exits_with_75_when_asked_to_stop(monkeypatch, capsys, tmp_path, hang):
     def ask():
-        while not (tmp_path / "begun").exists():
+        while not hang.exists():
             time.sleep(0.1)
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Views, "__getitems__", stuck)
     threading.Thread(target=ask).start()
-    words = "--model resnet8 --batch_size 100 --epochs 3 --num_workers 1 --exp_name a"
     with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, tmp_path, words, "main_ce")
+        run(monkeypatch, tmp_path, HANGING, "main_ce")
     assert stop.value.code == 75
-    state = checkpoint.load(tmp_path / "save/SupCon/digits_models/a/last.pth")
+    state = checkpoint.load(tmp_path / FOLDER / "last.pth")
     assert (state["epoch"], state["step"]) == (0, 1)
     assert "SIGTERM: stopped after epoch 1, step 1; saved" in capsys.readouterr().out
 
 
-def test_a_stop_before_the_first_batch_saves_too_and_the_run_goes_on_from_there(monkeypatch, tmp_path):
-    arriving = loading.Loader.arriving
+def test_a_training_whose_disk_hangs_for_too_long_saves_and_ends_with_a_line(monkeypatch, capsys, tmp_path, hang):
+    line = error_of(monkeypatch, capsys, tmp_path, f"{HANGING} --timeout_minutes 0.1", "main_ce")
+    assert re.search(r"--timeout_minutes: no images for \d+ s; does their storage answer", line)
+    assert line.endswith(f"; stopped after epoch 1, step 1; saved {FOLDER}/last.pth, go on with --resume auto")
+    monkeypatch.undo()
+    run(monkeypatch, tmp_path, f"{HANGING} --resume auto", "main_ce")
+    assert "resumed" in (printed := capsys.readouterr().out)
+    assert "in epoch 1, after step 1" in printed
+    assert checkpoint.load(tmp_path / FOLDER)["epoch"] == 1
 
-    def never(self, wait=False):
-        if wait:
-            yield from arriving(self, wait)
-        signal.raise_signal(signal.SIGTERM)
-        while True:
-            yield None
+
+def test_a_stop_before_the_first_batch_saves_too_and_the_run_goes_on_from_there(monkeypatch, tmp_path):
+    batches = loader_watchdog.Loader.__iter__
+
+    def never(self):
+        if self.ends_early:
+            signal.raise_signal(signal.SIGTERM)
+            return iter(())
+        return batches(self)
 
     words = "--model resnet8 --batch_size 512 --epochs 1 --save_freq 1 --num_workers 0 --exp_name a --resume auto"
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="75"):
-        patch.setattr(loading.Loader, "arriving", never)
+        patch.setattr(loader_watchdog.Loader, "__iter__", never)
         run(patch, tmp_path, words, "main_ce")
-    folder = tmp_path / "save/SupCon/digits_models/a"
-    assert [f.name for f in folder.glob("*.pth")] == ["last.pth"]
+    assert [f.name for f in (tmp_path / FOLDER).glob("*.pth")] == ["last.pth"]
     run(monkeypatch, tmp_path, words, "main_ce")
-    assert checkpoint.load(folder)["epoch"] == 1
+    assert checkpoint.load(tmp_path / FOLDER)["epoch"] == 1
 
 
 def test_a_stop_while_validation_waits_for_long_ends_the_run(monkeypatch, capsys):
-    monkeypatch.setattr(waiting, "TELL", 0.15)
+    monkeypatch.setattr(loader_watchdog, "TELL", 0.15)
     with signals.StopSignals() as stop, pytest.raises(SystemExit, match="75"):
         for _ in loader():
-            stop.asked = "SIGTERM"
+            stop.first = "SIGTERM"
     assert "SIGTERM: stopped while it waited for images" in capsys.readouterr().out
 
 
-def stall(monkeypatch, seconds, spent, disk=False, patience=120.0):
-    """A stall of so many seconds in which the loader's processes spent so many seconds of CPU time."""
-    clock = [1000.0]
-    monkeypatch.setattr(waiting.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(waiting, "_state", lambda: ((clock[0] - 1000) / seconds * spent, disk))
-    found = waiting.Stall(patience)
-    while clock[0] < 1000 + seconds:
-        clock[0] += 5
-        found.look()
-    return found
+def test_a_training_that_waits_for_a_batch_sees_the_end_of_max_hours():
+    with signals.StopSignals(max_hours=1e-9):
+        assert len(list(loader(ends_early=True))) < 5
 
 
-def test_a_loader_that_works_is_told_of_once_and_never_given_up(monkeypatch, capsys):
-    assert stall(monkeypatch, seconds=600, spent=60).told
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("no images for 60 s; the loader processes work")
-    assert "give more --num_workers" in line
+def test_a_long_wait_is_told_of_once_and_given_up_in_the_end(monkeypatch, capsys):
+    now = [1000.0]
+    monkeypatch.setattr(loader_watchdog.time, "monotonic", lambda: now[0])
+    watchdog, lines = loader_watchdog.LoaderWatchdog(patience=120.0), []
+    for now[0] in range(1000, 1121, 5):
+        lines.append(watchdog.look())
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("no images for 60 s; does their storage answer? else give more --num_workers")
+    assert lines[:-1] == [None] * 24
+    assert lines[-1].startswith("--timeout_minutes: no images for 120 s; ")
 
 
-@pytest.mark.parametrize(("disk", "what"), [(False, "do nothing"), (True, "wait for the disk")])
-def test_a_loader_whose_processes_do_nothing_is_given_up_after_a_while(monkeypatch, capsys, disk, what):
-    monkeypatch.setattr(waiting, "_free", lambda: 2**20)
-    with pytest.raises(InputError, match=rf"loader processes {what} \(/dev/shm has 1 MB.*; given up after --timeout"):
-        stall(monkeypatch, seconds=600, spent=0, disk=disk)
-    assert f"no images for 60 s; the loader processes {what}" in capsys.readouterr().err
-    assert not stall(monkeypatch, seconds=50, spent=0).told
-
-
-def test_what_processes_do_is_read_from_the_system():
-    class Busy(Slow):
-        def __getitem__(self, index):
-            return torch.ones(300, 300) @ torch.ones(300, 300) * sum(range(100_000))
-
-    kept = loader(Busy())
-    list(kept)
-    assert 0.01 < waiting._state()[0] < 100
+def test_an_evaluation_whose_disk_hangs_for_too_long_ends_with_a_line():
+    with pytest.raises(InputError, match=r"^--timeout_minutes: no images for \d+ s"):
+        list(loader(patience=0.2))
 
 
 def test_processes_that_are_kept_and_do_not_answer_are_replaced(monkeypatch):
@@ -191,15 +191,6 @@ def test_torchs_own_hint_at_shared_memory_is_not_cut():
     assert "workers are out of shared memory: /dev/shm is full: give fewer --num_workers" in util.fault(error)
 
 
-def test_batches_that_will_not_fit_into_shared_memory_are_warned_of(monkeypatch, capsys):
-    one = (torch.zeros(2, 1, 1000, dtype=torch.uint8), torch.zeros(2, 1, 6)), torch.zeros(1, dtype=torch.long)
-    size = 2000 + 48 + 8
-    for free, warned in ((8 * 100 * size, False), (8 * 100 * size - 1, True)):
-        monkeypatch.setattr(waiting, "_free", lambda free=free: free)
-        waiting.warn_of_shared_memory(one, images=100, batches=8)
-        assert ("give fewer --num_workers, a smaller --batch_size" in capsys.readouterr().err) == warned
-
-
 # ---- signals ---------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +220,6 @@ def test_signals_that_come_while_they_are_held_come_afterwards():
 
 
 def test_torchs_own_loader_is_the_one_that_is_made_patient():
-    assert issubclass(loading.Loader, DataLoader)
-    with pytest.raises(RuntimeError, match=r"^DataLoader timed out"):  # its words, which `arriving` goes by
+    assert issubclass(loader_watchdog.Loader, DataLoader)
+    with pytest.raises(RuntimeError, match=r"^DataLoader timed out"):  # its words, which the watchdog goes by
         list(DataLoader(Slow(), num_workers=1, timeout=0.1))

@@ -9,12 +9,11 @@ from datasets.augmentation import finish
 from engine import distributed
 
 
-class Batches:
-    """Batches on the device and finished: (images, labels), or None where one has not come yet.
+class Prefetcher:
+    """A loader's batches on the device and finished: (images, labels).
 
-    loader: with `arriving()`, batches or None. On CUDA, where the host runs ahead, a batch is copied on a stream of its
-    own while the device works on the step before; the device waits for the copy, the host does not. Nothing here keeps
-    a batch once it is given away.
+    On CUDA, where the host runs ahead, a batch is copied on a stream of its own while the device works on the step
+    before; the device waits for the copy, the host does not. Nothing here keeps a batch once it is given away.
     """
 
     def __init__(self, loader, device, memory_format):
@@ -29,14 +28,8 @@ class Batches:
 
     def __iter__(self):
         self.idle.begin()
-        return self._batches(self.loader.arriving())
-
-    def _batches(self, arriving):
         self.idle.asks()
-        for batch in arriving:
-            if batch is None:
-                yield None
-                continue
+        for batch in self.loader:
             # no name holds what is given away: it would live on while the next one is made
             yield self._ready(batch)
             self.idle.asks()

@@ -4,10 +4,11 @@ import weakref
 
 import pytest
 import torch
+import workers
 
-from engine import batches
-from engine.batches import Batches
+from engine import prefetch, training
 from engine.loading import Resident
+from engine.prefetch import Prefetcher
 
 
 class Clock:
@@ -21,19 +22,19 @@ class Clock:
     def __len__(self):
         return 3
 
-    def arriving(self):
+    def __iter__(self):
         for i in range(3):
             self.now += 1
             yield torch.full((2, 4), float(i)), torch.tensor([i, i])
 
 
 def ready(loader):
-    return Batches(loader, torch.device("cpu"), torch.contiguous_format)
+    return Prefetcher(loader, torch.device("cpu"), torch.contiguous_format)
 
 
 def test_time_in_the_loader_is_told_from_time_in_the_step_epoch_by_epoch(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(batches, "time", clock)
+    monkeypatch.setattr(prefetch, "time", clock)
     loader = ready(clock)
     for in_step, share in ((0, 1.0), (3, 0.25)):
         for _ in loader:
@@ -43,9 +44,10 @@ def test_time_in_the_loader_is_told_from_time_in_the_step_epoch_by_epoch(monkeyp
 
 
 def test_an_epoch_of_which_no_step_was_left_has_waited_for_nothing(monkeypatch):
-    monkeypatch.setattr(batches, "time", Clock())
+    monkeypatch.setattr(prefetch, "time", Clock())
+    monkeypatch.setattr(Clock, "__iter__", lambda _: iter(()))
     loader = ready(Clock())
-    iter(loader)
+    assert list(loader) == []
     assert loader.scalars()["waiting_for_data"] == 0
 
 
@@ -86,9 +88,9 @@ class Device:
 def test_on_cuda_the_devices_idle_time_counts_and_not_the_hosts(monkeypatch, loads, works, idle):
     """The device waits for the first batch in any case."""
     device = Device()
-    monkeypatch.setattr(batches, "time", device)
+    monkeypatch.setattr(prefetch, "time", device)
     monkeypatch.setattr(torch.cuda, "Event", device.event)
-    timed = batches.DeviceIdle()
+    timed = prefetch.DeviceIdle()
     timed.begin()
     for _ in range(10):
         timed.asks()
@@ -115,17 +117,17 @@ class Loader:
     def __init__(self):
         self.dataset = Data()
 
-    def arriving(self):
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
         for i in range(4):
-            yield None
             yield (torch.ones(2, 3), torch.ones(2, 8)), torch.tensor([i])
 
 
 def test_a_finished_batch_is_gone_when_the_next_one_is_made():
-    loader = Loader()
-    for batch in ready(loader):
-        batch = None  # as the step does with what it has used
-    assert batch is None
+    loader, steps = Loader(), workers.Steps()
+    training.train_epoch(steps, ready(loader), None, steps, 1)
     assert loader.dataset.alive == [0, 0, 0, 0]
 
 
