@@ -24,8 +24,7 @@ import datasets
 import figures
 from datasets.rankings import Ranks, builders, comparison, files, text_encoders, wordnet
 from engine import distributed, frozen, learnt, options
-from figures.comparison import draw_comparison
-from figures.ranking import draw_ranking
+from figures.ranking import draw_comparison, draw_ranking
 from util import InputError
 
 DRAWN = {"show": "the ranking's name with .png", "compare": "compare.png"}  # kinds whose --out is a picture, by default

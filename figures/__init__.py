@@ -1,14 +1,17 @@
 """Pictures, from records and tensors; `python -m figures.NAME` draws some of them from the command line."""
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import util
 
+FORMATS = (".png", ".pdf", ".svg", ".jpg")
+
 
 def pyplot() -> ModuleType:
-    """matplotlib.pyplot without a screen, imported where something is drawn."""
+    """Import matplotlib.pyplot without a screen, where something is drawn."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -22,7 +25,26 @@ def columns(words: list[str], inches: float, most: int | None = None) -> int:
     return min(len(words), most or len(words), max(1, int(11 * inches / (max(map(len, words)) + 8))))
 
 
-FORMATS = (".png", ".pdf", ".svg", ".jpg")
+def panels(count: int, size: Callable, **how):
+    """Make a figure and so many panels, three in a row. size(across, down): of the figure, in inches."""
+    across = min(3, count)
+    down = -(-count // across)
+    figure, axes = pyplot().subplots(
+        down, across, figsize=size(across, down), layout="constrained", squeeze=False, **how
+    )
+    for ax in axes.flat[count:]:
+        ax.axis("off")
+    return figure, axes.flat[:count]
+
+
+def save(figure, path: Path, title: str = "", dpi: int = 110) -> None:
+    """Write and close a figure, under a title if one is given, whose lines are broken where the figure ends."""
+    if title:
+        wide = int(11 * figure.get_figwidth())
+        figure.suptitle("\n".join(textwrap.fill(line, wide) for line in title.splitlines()), fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)
+    pyplot().close(figure)
 
 
 def check_picture(path: Path, flag: str) -> None:

@@ -4,7 +4,7 @@ python -m figures.classes --ckpt SCL_RUN RINCE_RUN --names SCL RINCE --out class
 python -m figures.classes --dataset cifar100 --data_folder ./data --ckpt A B --names SCL RINCE --out classes.png
 
 One column a checkpoint. Maps: a point a class, the mean of its test images' features, all maps on one scale.
-Matrices: the mean cosine between the test images of two classes, superclasses framed, all in one scale of colours.
+Matrices: the mean cosine between the test images of two classes, superclasses framed, all in one scale of colors.
 """
 
 import math
@@ -18,14 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import datasets
+import evaluation
 import figures
-from datasets import rankings
 from datasets.rankings import files
-from engine import config, distributed, options
 from figures import encoders
-from figures.cosines import class_cosines, class_means, draw_matrix, nearest_in_group, within_and_across
-from figures.maps import COLOURS, MARKERS, Drawn, aligned, distance_error, mds, spread_apart
+from figures.encoders import COLORS, MARKERS
+from figures.ranking import Classes, draw_matrix
 from util import InputError
 
 FEW = 30  # classes that are drawn large, and that a matrix names one by one; of more, it names the superclasses
@@ -37,9 +35,46 @@ MDS keeps distances as well as two dimensions can; the maps have one scale, and 
 # ---- the numbers -----------------------------------------------------------------------------------------------------
 
 
+def within_and_across(cosines: np.ndarray, group_of: list[int]) -> tuple[float, float]:
+    """Mean of [C, C] over the pairs of two classes of one group, and over those of two groups; there must be both."""
+    group = np.array(group_of)
+    same = group[:, None] == group
+    return float(cosines[same & ~np.eye(len(group), dtype=bool)].mean()), float(cosines[~same].mean())
+
+
+def nearest_in_group(z: np.ndarray, group_of: list[int]) -> tuple[int, int]:
+    """Of unit vectors [C, d]: how many have their nearest other one in their group, and how many could have it."""
+    group = np.array(group_of)
+    other = evaluation.nearest(torch.from_numpy(z), None, 1)[1][:, 0].numpy()
+    companions = (group[:, None] == group).sum(1) > 1
+    return int((group[other] == group)[companions].sum()), int(companions.sum())
+
+
+def distance_error(z: np.ndarray, points: np.ndarray) -> float:
+    """How far the distances on a map [n, 2] are off those of the vectors [n, d], 0 where all are kept: root mean square
+    of the differences over the pairs, divided by that of the vectors' distances.
+    """
+    from scipy.spatial.distance import pdist
+
+    true = pdist(z)
+    return float(np.linalg.norm(pdist(points) - true) / np.linalg.norm(true))
+
+
+def aligned(points: np.ndarray, onto: np.ndarray) -> np.ndarray:
+    """[n, 2] a map moved, turned and mirrored, not scaled, to lie as near to another of the same things as it can.
+
+    Least squares (orthogonal Procrustes): the distances within the map stay as they are.
+    """
+    from scipy.linalg import orthogonal_procrustes
+
+    middle, target = points.mean(0), onto.mean(0)
+    turn, _ = orthogonal_procrustes(points - middle, onto - target)
+    return (points - middle) @ turn + target
+
+
 def maps_of(means: list[np.ndarray]) -> list[np.ndarray]:
     """An MDS map [C, 2] of each list of unit vectors [C, d], about the origin, the others turned onto the first."""
-    first, *others = [mds(z) for z in means]
+    first, *others = [encoders.mds(z) for z in means]
     first = first - first.mean(0)
     return [first, *(aligned(other, first) for other in others)]
 
@@ -57,45 +92,26 @@ def limits_of(points: list[np.ndarray]) -> np.ndarray:
 
 
 def style_of(group: int) -> dict:
-    """Colour and marker of a superclass: both change, so that many can be told apart."""
-    return {"color": COLOURS[group % len(COLOURS)], "marker": MARKERS[group // len(COLOURS) % len(MARKERS)]}
+    """Color and marker of a superclass: both change, so that many can be told apart."""
+    return {"color": COLORS[group % len(COLORS)], "marker": MARKERS[group // len(COLORS) % len(MARKERS)]}
 
 
-def inches(classes: int) -> float:
-    """Width of a panel of so many classes."""
-    return 5.5 if classes <= FEW else 8.5
-
-
-def draw_means(ax, points: np.ndarray, classes: Drawn, limits: np.ndarray, title: str) -> None:
+def draw_means(ax, points: np.ndarray, classes: Classes, limits: np.ndarray, inches: float) -> None:
     """A point a class with its name below it, and a line from there to the middle of its superclass.
 
-    limits: low and high corner of the axes.
+    limits: low and high corner of the axes; inches: how wide they are.
     """
-    from matplotlib import patheffects
-
-    few, group_of = len(points) <= FEW, np.array(classes.group_of)
-    font, area = (10, 60) if few else (6.5, 28)  # in points, and their squares
-    em = font / 72 / inches(len(points)) * (limits[1] - limits[0])[0]
+    group_of, colors = np.array(classes.group_of), [style_of(group)["color"] for group in classes.group_of]
+    font, area = (10, 60) if len(points) <= FEW else (6.5, 28)  # in points, and their squares
     for group in np.unique(group_of):
         members, style = points[group_of == group], style_of(group)
         for point in members:
             ax.plot(*np.stack([members.mean(0), point]).T, color=style["color"], lw=0.8, alpha=0.5, zorder=1)
         ax.scatter(*members.T, s=area, linewidths=0, zorder=2, **style)
-    widths = np.array([0.6 * em * len(name) for name in classes.names])
-    places = spread_apart(points - [0, 1.1 * em], widths, 1.1 * em)
-    outline = [patheffects.withStroke(linewidth=2, foreground="white")]
-    for place, name, group in zip(places, classes.names, group_of, strict=True):
-        how = dict(fontsize=font, color=style_of(group)["color"], ha="center", va="center", path_effects=outline)
-        ax.text(*place, name, **how, zorder=3)
+    em = font / 72 / inches * (limits[1] - limits[0])[0]
+    encoders.write_names(ax, points - [0, 1.1 * em], classes.names, colors, em, fontsize=font)
     (left, bottom), (right, top) = limits
-    ax.set(title=title, xlabel="MDS 1", ylabel="MDS 2", xlim=(left, right), ylim=(bottom, top), aspect="equal")
-
-
-def name_groups(ax, groups: list[str], classes: Drawn) -> None:
-    """In the place of the names of many classes those of the superclasses, beside the rows, each amid its own."""
-    in_order = np.array(classes.group_of)[classes.order]
-    ax.set_yticks([np.flatnonzero(in_order == g).mean() for g in range(len(groups))], groups, fontsize=9)
-    ax.set(xticks=[], xlabel="classes, in the same order")
+    ax.set(xlabel="MDS 1", ylabel="MDS 2", xlim=(left, right), ylim=(bottom, top), aspect="equal")
 
 
 # ---- the picture -----------------------------------------------------------------------------------------------------
@@ -106,14 +122,14 @@ def draw_classes(path: Path, title: str, features: dict, labels, classes: list[s
 
     features: name -> [n, d] of the images with labels [n]; groups: superclass -> those of its classes that are drawn.
     """
-    plt = figures.pyplot()
-    names, words = list(files.in_words(classes).values()), list(files.in_words(groups).values())
-    group_of = rankings.superclass_labels(groups, classes, "superclasses").tolist()
-    drawn = Drawn(names, sorted(range(len(classes)), key=lambda c: group_of[c]), group_of)
-    means = [F.normalize(class_means(x, labels, len(classes)), dim=1).numpy() for x in features.values()]
-    tables = [class_cosines(x, labels, len(classes)) for x in features.values()]
+    plt, few = figures.pyplot(), len(classes) <= FEW
+    words, group_of = list(files.in_words(groups).values()), encoders.group_numbers(groups, classes)
+    order = sorted(range(len(classes)), key=lambda c: group_of[c])
+    drawn = Classes(list(files.in_words(classes).values()), order, group_of)
+    means = [F.normalize(encoders.class_means(x, labels, len(classes)), dim=1).numpy() for x in features.values()]
+    tables = [encoders.class_cosines(x, labels, len(classes)) for x in features.values()]
     points = maps_of(means)
-    limits, side = limits_of(points), inches(len(classes))
+    limits, side = limits_of(points), 5.5 if few else 8.5
     width, height = limits[1] - limits[0]
     inches_wide = side * len(features) + 1.5
     title = "\n".join(textwrap.fill(line, int(10 * inches_wide)) for line in title.splitlines())
@@ -122,55 +138,46 @@ def draw_classes(path: Path, title: str, features: dict, labels, classes: list[s
     heights = 0.3 + 0.2 * len(title.splitlines()), side * height / width + room, side + 0.9
     figure = plt.figure(figsize=(inches_wide, sum(heights)), layout="constrained")
     head, above, below = figure.subfigures(3, 1, height_ratios=heights)  # a suptitle would overlap the titles
-    maps = above.subplots(1, len(features), squeeze=False)[0]
-    matrices = below.subplots(1, len(features), squeeze=False)[0]
+    head.text(0.5, 0.5, title, ha="center", va="center", fontsize=12)
+    maps, matrices = (row.subplots(1, len(features), squeeze=False)[0] for row in (above, below))
     for ax, name, z, at in zip(maps, features, means, points, strict=True):
         near, of = nearest_in_group(z, group_of)
         found = f"{name}: the nearest class is of the same superclass for {near} of {of}"
-        draw_means(
-            ax, at, drawn, limits, f"{found}\n(distances on the map are off by {100 * distance_error(z, at):.0f} %)"
-        )
-    low = float(min(table.min() for table in tables))
-    for ax, name, table in zip(matrices, features, tables, strict=True):
-        within, across = within_and_across(table, group_of)
-        text = f"{name}: mean cosine of two classes\n{within:.2f} within superclasses, {across:.2f} across"
-        image = draw_matrix(ax, table, drawn, text, "class, ordered by superclass", low)
-        if len(classes) > FEW:
-            name_groups(ax, words if ax is matrices[0] else [], drawn)
-    below.colorbar(image, ax=matrices, label="mean cosine between the images of two classes", shrink=0.8)
+        draw_means(ax, at, drawn, limits, side)
+        ax.set_title(f"{found}\n(distances on the map are off by {100 * distance_error(z, at):.0f} %)")
     marks = [plt.Line2D([], [], ls="", ms=7, label=word, **style_of(g)) for g, word in enumerate(words)]
     above.legend(handles=marks, loc="outside lower center", ncols=ncols, frameon=False, title="superclass")
-    head.text(0.5, 0.5, title, ha="center", va="center", fontsize=12)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    for ax, name, table in zip(matrices, features, tables, strict=True):
+        within, across = within_and_across(table, group_of)
+        image = draw_matrix(ax, table, drawn, low=min(table.min() for table in tables))
+        ax.set_title(f"{name}: mean cosine of two classes\n{within:.2f} within superclasses, {across:.2f} across")
+        ax.set_xlabel("class, ordered by superclass" if few else "classes, in the same order")
+        if not few:  # the names of the superclasses, beside the rows, each amid its own
+            middles = [np.flatnonzero(np.array(group_of)[order] == g).mean() for g in range(len(groups))]
+            ax.set(xticks=[], yticks=[])
+            if ax is matrices[0]:
+                ax.set_yticks(middles, words, fontsize=9)
+    below.colorbar(image, ax=matrices, label="mean cosine between the images of two classes", shrink=0.8)
+    figures.save(figure, path, dpi=100)
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------
 
 
 def get_parser():
-    p = encoders.comparison_parser(__doc__)
-    g = p.add_argument_group("picture")
-    g.add_argument("--out", type=util.user_path, default=Path("classes.png"), help="file to draw")
-    return p
+    return encoders.parser(__doc__, "classes.png")
 
 
 def main():
-    args = config.parse(get_parser(), options.SMALL_DATA)
-    figures.check_picture(args.out, "--out")
-    train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
-    distributed.say(datasets.left_out(train, test))
-    groups = encoders.compared_superclasses(args.superclasses, args.dataset, train.classes)
-    lacking = [c for n, c in enumerate(train.classes) if not (test.labels == n).any()]
+    asked = encoders.Comparison(get_parser())
+    args, classes, test = asked.args, asked.train.classes, asked.test
+    asked.check_superclasses()
+    lacking = [c for n, c in enumerate(classes) if not (test.labels == n).any()]
     if lacking:
         raise InputError(f"--data_folder {args.data_folder}: class {lacking[0]} has no validation image")
-    loading, cache = options.loading(args, torch.device("cpu")), options.features_cache(args)
-    nets = encoders.load(options.all_wanted(args), args.names, train)
-    features = encoders.features(nets, test, "the maps", loading, cache)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    data = datasets.title(args.dataset, args.data_folder)
-    title = f"{len(train.classes)} classes of {data}, {len(test):,} test images"
-    draw_classes(args.out, f"{title}\n{CAPTION}", features, test.labels, train.classes, groups)
+    features = asked.features(test, "the maps")
+    title = f"{len(classes)} classes of {asked.data}, {len(test):,} test images\n{CAPTION}"
+    draw_classes(args.out, title, features, test.labels, classes, asked.superclasses)
     print(f"drew {args.out}")
 
 

@@ -6,8 +6,8 @@ import numpy as np
 
 import figures
 
-INLIER, OUTLIER, GREY = "#0072B2", "#D55E00", "#777777"  # told apart by colour-blind readers
-COLOURS = (INLIER, OUTLIER, "#009E73", "#CC79A7")
+INLIER, OUTLIER, GRAY = "#0072B2", "#D55E00", "#777777"  # told apart by color-blind readers
+COLORS = (INLIER, OUTLIER, "#009E73", "#CC79A7")
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -24,25 +24,24 @@ def draw_ood(path: Path, inlier, outlier, metrics: dict, title: str, score_name:
     high = max(np.percentile(s, 98) for s in (inlier, outlier))
     high = high if high > low else low + 1
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    for scores, colour, name in ((inlier, INLIER, "inliers"), (outlier, OUTLIER, "outliers")):
+    for scores, color, name in ((inlier, INLIER, "inliers"), (outlier, OUTLIER, "outliers")):
         left.hist(
             scores.clip(low, high), bins=np.linspace(low, high, 51), weights=np.full(len(scores), 100 / len(scores)),
-            color=colour, alpha=0.55, label=f"{name} ({len(scores):,})",
+            color=color, alpha=0.55, label=f"{name} ({len(scores):,})",
         )  # fmt: skip
     left.set(xlabel=f"{score_name}; the outer bars hold all beyond", ylabel="share of the images in %", title=title)
     left.legend(frameon=False)
     truth = np.r_[np.ones(len(inlier)), np.zeros(len(outlier))]
     fpr, tpr, _ = roc_curve(truth, np.r_[inlier, outlier], drop_intermediate=False)
     right.plot(100 * fpr, 100 * tpr, color=INLIER, lw=2)
-    right.plot([0, 100], [0, 100], color=GREY, lw=1, ls=":")
+    right.plot([0, 100], [0, 100], color=GRAY, lw=1, ls=":")
     at = (tpr >= 0.95).argmax()  # where FPR95 is taken; of scores that tie, above 95
     right.plot(100 * fpr[at], 100 * tpr[at], "o", color=OUTLIER, clip_on=False)
     right.set(
         xlabel="outliers taken for inliers in %", ylabel="inliers kept in %", xlim=(0, 100), ylim=(0, 101),
         title=f"AUROC {metrics['AUROC']:.2f}, FPR95 {metrics['FPR95']:.2f} (dot)",
     )  # fmt: skip
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    figures.save(figure, path)
 
 
 def draw_precision_recall(path: Path, curves: dict, title: str) -> None:
@@ -51,12 +50,11 @@ def draw_precision_recall(path: Path, curves: dict, title: str) -> None:
     figure, axes = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
     for i, (name, (precision, recall, ap)) in enumerate(curves.items()):
         recall, precision = 100 * np.asarray(recall), 100 * np.asarray(precision)
-        style = {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[i // len(COLOURS) % len(DASHES)]}
+        style = {"color": COLORS[i % len(COLORS)], "ls": DASHES[i // len(COLORS) % len(DASHES)]}
         axes.plot(recall, precision, lw=2, label=f"{name}: AP {100 * ap:.1f}", **style)
     axes.set(xlabel="recall in %", ylabel="precision in %", xlim=(0, 100), ylim=(0, 101), title=title)
     axes.legend(frameon=False, loc="lower left")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    figures.save(figure, path)
 
 
 def draw_nearness(path: Path, near, auroc, found: dict, ranking: str, title: str) -> None:
@@ -79,7 +77,7 @@ def draw_nearness(path: Path, near, auroc, found: dict, ranking: str, title: str
             axes.hlines(np.median(auroc[of]), *ends, color=OUTLIER, lw=2, zorder=1)
         axes.set_xticks(values)
     axes.plot(x, auroc, "o", ms=5, mfc=INLIER, mec="white", mew=0.5)
-    axes.axhline(50, color=GREY, lw=1, ls=":")
+    axes.axhline(50, color=GRAY, lw=1, ls=":")
     hardest_first = np.argsort(auroc, kind="stable").tolist()
     named = sorted({*hardest_first[:3], *hardest_first[-3:]})
     wide, high = 0.15 * max(np.ptp(x), 1e-9), 0.06 * max(np.ptp(auroc), 1e-9)
@@ -94,5 +92,4 @@ def draw_nearness(path: Path, near, auroc, found: dict, ranking: str, title: str
         title=f"{title}\n{rho}{len(names)} outlier classes" + ("; bar: median" if few else ""),
     )  # fmt: skip
     axes.margins(x=0.12)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    figures.save(figure, path)

@@ -3,29 +3,28 @@
 python -m figures.differences save/tables/TABLE.json --columns "coarse mAP" "fine mAP" --out differences.png
 """
 
-import argparse
 from pathlib import Path
 
 import figures
 import util
 from engine.results import are_small, read_table
-from figures.curves import GREY, INLIER, OUTLIER
-from figures.grid import finish, panels, scaled, seeds_of
+from figures.curves import GRAY, INLIER, OUTLIER
+from figures.grid import check_columns, scaled, seeds_of, table_parser
 from util import InputError
 
 
 def draw_panel(ax, column: str, methods: list[dict], unit: str) -> None:
     """One column, a row a method: seeds as rings, mean and interval as a dot with a bar; blue where the interval
-    lies above 0, orange below, grey where 0 is in it.
+    lies above 0, orange below, gray where 0 is in it.
     """
     ax.axvline(0, color="black", lw=1)
     for place, found in enumerate(method["columns"][column] for method in methods):
         seeds = list(found["seeds"].values())
-        ax.plot(seeds, [place + 0.22] * len(seeds), "o", ms=4, mfc="none", mec=GREY, mew=0.9)
+        ax.plot(seeds, [place + 0.22] * len(seeds), "o", ms=4, mfc="none", mec=GRAY, mew=0.9)
         if "mean" in found:
             mean, half = found["mean"], found["half"]
-            colour = INLIER if mean - half > 0 else OUTLIER if mean + half < 0 else GREY
-            ax.errorbar(mean, place, xerr=half, color=colour, marker="D", ms=5, lw=2, elinewidth=2, capsize=4)
+            color = INLIER if mean - half > 0 else OUTLIER if mean + half < 0 else GRAY
+            ax.errorbar(mean, place, xerr=half, color=color, marker="D", ms=5, lw=2, elinewidth=2, capsize=4)
     ax.set(title=column, xlabel=unit, ylim=(len(methods) - 0.5, -0.6))
     ax.set_yticks(range(len(methods)), [method["title"] for method in methods])
     ax.grid(axis="x", alpha=0.3)
@@ -37,26 +36,20 @@ def draw_differences(path: Path, content: dict, columns: list[str]) -> None:
         of for of in content["differences"]["methods"].values() if any("mean" in of["columns"][c] for c in columns)
     ]
     high = 0.9 + 0.5 * len(methods)
-    figure, axes = panels(len(columns), lambda across, down: (1.2 + 3.2 * across, 1.0 + high * down), sharey=True)
+    figure, axes = figures.panels(len(columns), lambda across, down: (1.2 + 3.2 * across, 1 + high * down), sharey=True)
     for ax, column in zip(axes, columns, strict=True):
         draw_panel(ax, column, methods, "" if are_small(content["results"], column) else "points")
     counts = {len(method["columns"][column]["seeds"]) for method in methods for column in columns} - {0}
     what = f"difference to {content['differences']['to']}, paired by seed"
-    how = f"rings: {seeds_of(counts)}; bar: 95 % interval of the mean, in colour where it excludes 0"
-    finish(figure, path, [f"{content['recipe']['title']}: {what}", how + scaled(content)])
+    how = f"rings: {seeds_of(counts)}; bar: 95 % interval of the mean, in color where it excludes 0"
+    figures.save(figure, path, f"{content['recipe']['title']}: {what}\n{how}{scaled(content)}")
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------
 
 
 def get_parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("table", type=util.user_path, help="JSON that reproduce.py wrote, of a recipe with a baseline")
-    p.add_argument("--columns", nargs="+", metavar="COLUMN", help="(default: all of which there are differences)")
-    p.add_argument(
-        "--out", type=util.user_path, default=Path("differences.png"), help="file to draw (default: differences.png)"
-    )
-    return p
+    return table_parser(__doc__, "differences.png")
 
 
 def main():
@@ -64,20 +57,14 @@ def main():
     figures.check_picture(args.out, "--out")
     content = read_table(args.table)
     methods = (content.get("differences") or {"methods": {}})["methods"].values()
-    there = dict.fromkeys(c for method in methods for c, found in method["columns"].items() if "mean" in found)
+    there = list(dict.fromkeys(c for method in methods for c, found in method["columns"].items() if "mean" in found))
     if not there:
         raise InputError(
             f"{args.table}: has no differences to draw, which want a recipe with a baseline, and two seeds of it and "
             "of another method; in a table of an older version they stand once reproduce.py has run again"
         )
-    for column in args.columns or []:
-        if column not in there:
-            raise InputError(
-                f"--columns {column}: {args.table} has no difference of it{util.nearest(column, list(there))}; it has "
-                f"{', '.join(there)}"
-            )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    draw_differences(args.out, content, args.columns or list(there))
+    check_columns(args.columns or [], there, f"{args.table} has no difference")
+    draw_differences(args.out, content, args.columns or there)
     print(f"drew {args.out}")
 
 

@@ -1,15 +1,32 @@
-"""What the pictures of trained encoders have in common: classes by superclass, several encoders side by side."""
+"""What the pictures of trained encoders share: their command line, several encoders side by side, similarities of their
+features, and points with names on maps.
+"""
+
+import warnings
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
 
 import datasets
+import figures
 import util
 from datasets import rankings
 from datasets.rankings import files
-from engine import frozen, options
+from engine import config, distributed, frozen, options
 from util import InputError
 
+MARKERS = "o^sDvP*X"
+# Paul Tol's muted scheme: told apart by color-blind readers
+COLORS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#999933", "#AA4499", "#44AA99", "#661100", "#555555")
 
-def comparison_parser(description: str):
-    """The options of a picture of several checkpoints: data, encoders, their names, and which classes are alike."""
+# ---- command line ----------------------------------------------------------------------------------------------------
+
+
+def parser(description: str, out: str):
+    """The options of a picture of encoders: data, checkpoints, their names, and which classes are alike."""
     p = options.parser(description)
     options.add_data(p, datasets.NAMES)
     options.add_evaluation(p, several=True)
@@ -17,7 +34,63 @@ def comparison_parser(description: str):
     g.add_argument("--names", nargs="+", metavar="NAME", help="one a checkpoint (None: their runs' names)")
     superclasses = "YAML of superclasses (None: the data set's own)"
     g.add_argument("--superclasses", type=util.user_text, metavar="FILE", help=superclasses)
+    g = p.add_argument_group("picture")
+    g.add_argument("--out", type=util.user_path, default=Path(out), help="file to draw")
     return p
+
+
+class Comparison:
+    """What a command line asks for: images, their classes by superclass, encoders, and the features of these."""
+
+    def __init__(self, parser):
+        self.args = args = config.parse(parser, options.SMALL_DATA)
+        figures.check_picture(args.out, "--out")
+        self.train, self.test = datasets.build_pair(args.dataset, **options.chosen_images(args))
+        distributed.say(datasets.left_out(self.train, self.test))
+        self.data = datasets.title(args.dataset, args.data_folder)  # what titles call it
+        self.loading, self.cache = options.loading(args, torch.device("cpu")), options.features_cache(args)
+
+    @cached_property
+    def superclasses(self) -> dict[str, list[str]] | None:
+        """superclass -> those of the classes in it; None where none are known."""
+        return superclasses_of(self.args.superclasses, self.args.dataset, self.train.classes)
+
+    def check_superclasses(self) -> None:
+        """Raise InputError unless there are superclasses that tell classes apart."""
+        args, groups = self.args, self.superclasses
+        if groups is None:
+            raise InputError(f"--dataset {args.dataset}: has no superclasses of its own; give --superclasses FILE.yaml")
+        source = f"--superclasses {args.superclasses}" if args.superclasses else f"--dataset {args.dataset}"
+        if len(groups) < 2:
+            raise InputError(f"{source}: all classes are of one superclass; there is nothing to compare")
+        if max(map(len, groups.values())) < 2:
+            raise InputError(f"{source}: no two classes are of one superclass; there is nothing to compare")
+
+    @cached_property
+    def encoders(self) -> dict[str, frozen.Frozen]:
+        """name -> encoder, in the order given. Raises InputError where names and checkpoints do not go together, or the
+        checkpoints are of different classes, as far as they say.
+        """
+        names, wanted = self.args.names, options.all_wanted(self.args)
+        if names and len(names) != len(wanted):
+            raise InputError(f"--names: {len(names)} for {len(wanted)} checkpoints of --ckpt; give one each")
+        nets = [frozen.load(each, self.train) for each in wanted]
+        chosen = names or [net.name for net in nets]
+        if (again := util.twice(chosen)) is not None:
+            raise InputError(f"--{'names' if names else 'ckpt'}: two are called {again}; give --names that differ")
+        known = [net.record for net in nets if net.record["classes"] and not net.record["instance_ranks"]]
+        for record in known[1:]:
+            _check_same_classes(known[0], record)
+        return dict(zip(chosen, nets, strict=True))
+
+    def features(self, data: datasets.ImageData, title: str) -> dict[str, torch.Tensor]:
+        """name -> [n, d] `frozen.features` of the images. Raises InputError where all are 0."""
+        found = {}
+        for name, net in self.encoders.items():
+            found[name], _ = frozen.features(net, data, f"{title}, {name}", self.loading, self.cache)
+            if not found[name].any():
+                raise InputError(f"--ckpt {net.record['path']}: all features are 0; there is nothing to draw")
+        return found
 
 
 def superclasses_of(file: str | None, dataset: str, classes: list[str]) -> dict[str, list[str]] | None:
@@ -34,38 +107,6 @@ def superclasses_of(file: str | None, dataset: str, classes: list[str]) -> dict[
     }
 
 
-def compared_superclasses(file: str | None, dataset: str, classes: list[str]) -> dict[str, list[str]]:
-    """Likewise, where there must be some that tell classes apart. Raises InputError."""
-    groups = superclasses_of(file, dataset, classes)
-    if groups is None:
-        raise InputError(f"--dataset {dataset}: has no superclasses of its own; give --superclasses FILE.yaml")
-    source = f"--superclasses {file}" if file else f"--dataset {dataset}"
-    if len(groups) < 2:
-        raise InputError(f"{source}: all classes are of one superclass; there is nothing to compare")
-    if max(map(len, groups.values())) < 2:
-        raise InputError(f"{source}: no two classes are of one superclass; there is nothing to compare")
-    return groups
-
-
-def load(wanted: list[frozen.Wanted], names: list[str] | None, train: datasets.ImageData) -> dict[str, frozen.Frozen]:
-    """name -> encoder, in the order given. names: of --names; None: those of the runs.
-
-    Raises InputError where names and checkpoints do not go together, or the checkpoints are of different classes, as
-    far as they say.
-    """
-    if names and len(names) != len(wanted):
-        raise InputError(f"--names: {len(names)} for {len(wanted)} checkpoints of --ckpt; give one each")
-    nets = [frozen.load(each, train) for each in wanted]
-    chosen = names or [net.name for net in nets]
-    twice = next((name for name in chosen if chosen.count(name) > 1), None)
-    if twice:
-        raise InputError(f"--{'names' if names else 'ckpt'}: two are called {twice}; give --names that differ")
-    known = [net.record for net in nets if net.record["classes"] and not net.record["instance_ranks"]]
-    for record in known[1:]:
-        _check_same_classes(known[0], record)
-    return dict(zip(chosen, nets, strict=True))
-
-
 def _check_same_classes(first: dict, other: dict) -> None:
     others = util.spelt_as(other["classes"], first["classes"])
     lacking = [c for c in first["classes"] if c not in others]
@@ -75,10 +116,70 @@ def _check_same_classes(first: dict, other: dict) -> None:
         raise InputError(f"--ckpt {other['path']}: was trained on other classes than {first['path']} ({which})")
 
 
-def features(nets: dict, data: datasets.ImageData, title: str, loading, cache) -> dict:
-    """name -> [n, d] `frozen.features` of the images. Raises InputError where all are 0."""
-    found = {name: frozen.features(net, data, f"{title}, {name}", loading, cache)[0] for name, net in nets.items()}
-    for name, x in found.items():
-        if not x.any():
-            raise InputError(f"--ckpt {nets[name].record['path']}: all features are 0; there is nothing to draw")
-    return found
+# ---- the numbers -----------------------------------------------------------------------------------------------------
+
+
+def group_numbers(groups: dict[str, list[str]] | None, classes: list[str]) -> list[int]:
+    """The number of each class's superclass, all 0 without superclasses."""
+    return rankings.superclass_labels(groups, classes, "superclasses").tolist() if groups else [0] * len(classes)
+
+
+def class_means(features: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """[C, d] mean of each class's features, these brought to length 1 before."""
+    z = F.normalize(features, dim=1)
+    return torch.stack([z[labels == c].mean(0) for c in range(classes)])
+
+
+def class_cosines(features: torch.Tensor, labels: torch.Tensor, classes: int) -> np.ndarray:
+    """[C, C] mean cosine between the images of two classes (of an image with itself included)."""
+    means = class_means(features, labels, classes)
+    return (means @ means.T).numpy()
+
+
+def pair_kinds(labels: np.ndarray, others: np.ndarray, group_of: list[int]) -> np.ndarray:
+    """Of two images, by their labels, each against each as NumPy broadcasts: 0 one class, 1 one group, 2 neither."""
+    group = np.array(group_of)
+    return np.where(labels == others, 0, np.where(group[labels] == group[others], 1, 2))
+
+
+def mds(z: np.ndarray) -> np.ndarray:
+    """[n, d] -> [n, 2]; without a random start: the same map from the same features."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import MDS
+
+    start = PCA(2, random_state=0).fit_transform(z)
+    with warnings.catch_warnings():  # scikit-learn 1.9 warns of the default of `init` although one is given
+        warnings.simplefilter("ignore", FutureWarning)
+        return MDS(n_init=1, normalized_stress="auto", random_state=0).fit_transform(z, init=start)
+
+
+# ---- names on a map --------------------------------------------------------------------------------------------------
+
+
+def write_names(ax, places: np.ndarray, names: list[str], colors: list, em: float, **font) -> np.ndarray:
+    """Write names about places [n, 2], moved apart and outlined in white, to be read on dots of their color.
+
+    em: height of the letters on the axes. Returns the corners of all, [2n, 2].
+    """
+    from matplotlib import patheffects
+
+    half = em * np.array([[0.325 * len(name), 0.6] for name in names])
+    places = spread_apart(places, 2 * half[:, 0], 1.1 * em)
+    outline = [patheffects.withStroke(linewidth=2, foreground="white")]
+    for (x, y), name, color in zip(places, names, colors, strict=True):
+        ax.text(x, y, name, color=color, ha="center", va="center", path_effects=outline, zorder=3, **font)
+    return np.concatenate([places - half, places + half])
+
+
+def spread_apart(places: np.ndarray, widths: np.ndarray, height: float, rounds: int = 200) -> np.ndarray:
+    """[n, 2] middles of texts, moved up and down until no two of these widths and this height overlap, or nearly so."""
+    places = places.astype(float)
+    for _ in range(rounds):
+        apart = places[:, None] - places
+        close = np.abs(apart[..., 0]) < (widths[:, None] + widths) / 2
+        overlap = np.clip(height - np.abs(apart[..., 1]), 0, None) * close * ~np.eye(len(places), dtype=bool)
+        if not overlap.any():
+            break
+        up = np.where(apart[..., 1] == 0, np.arange(len(places))[:, None] > np.arange(len(places)), apart[..., 1] > 0)
+        places[:, 1] += (np.where(up, 1, -1) * overlap).sum(1) / 2
+    return places

@@ -6,8 +6,6 @@ python -m figures.grid save/tables/TABLE.json --axis memorybank_size --columns "
 import argparse
 import itertools
 import math
-import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ import numpy as np
 import figures
 import util
 from engine.results import read_table
-from figures.curves import COLOURS
+from figures.curves import COLORS
 from util import InputError
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -55,14 +53,6 @@ def places(labels: list[str]) -> tuple[dict[str, float], bool]:
     return at, low > 0 and high / low > WIDE
 
 
-def known(content: dict) -> tuple[list[str], list[str]]:
-    """The axes and the columns of a table."""
-    recipe = content["recipe"]
-    axes = dict.fromkeys(a for method in recipe["methods"].values() for a in method.get("cell", {}).get("axes", {}))
-    columns = dict.fromkeys(column for entry in recipe["evaluations"].values() for column in entry["columns"])
-    return list(axes), [*columns, "seconds"]
-
-
 def seeds_of(counts: set[int]) -> str:
     """How many seeds what is drawn has, in words."""
     return f"{'up to ' if len(counts) > 1 else ''}{max(counts)} seeds"
@@ -73,41 +63,21 @@ def scaled(content: dict) -> str:
     return f", SCALED: {100 * content['scale']:g} % of the epochs" if content["scale"] != 1 else ""
 
 
-def panels(count: int, size: Callable, **how):
-    """A figure and so many panels, three in a row. size(across, down): of the figure, in inches."""
-    across = min(3, count)
-    down = -(-count // across)
-    figure, axes = figures.pyplot().subplots(
-        down, across, figsize=size(across, down), layout="constrained", squeeze=False, **how
-    )
-    for ax in axes.flat[count:]:
-        ax.axis("off")
-    return figure, axes.flat[:count]
-
-
-def finish(figure, path: Path, title: list[str]) -> None:
-    """Write a figure under lines of a title, which are broken where it ends."""
-    wide = int(11 * figure.get_figwidth())
-    figure.suptitle("\n".join(textwrap.fill(line, wide) for line in title), fontsize=11)
-    figure.savefig(path, dpi=110)
-    figures.pyplot().close(figure)
-
-
 def draw_panel(ax, column: str, drawn: dict, at: dict[str, float]) -> None:
     """One column: a line with bars of a standard deviation (n - 1) where there are several seeds, and across the panel
     the mean of a method without the axis.
     """
-    styles = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
-    for (title, line), (colour, marker) in zip(drawn.items(), styles, strict=False):
+    styles = zip(itertools.cycle(COLORS), itertools.cycle(MARKERS), strict=False)
+    for (title, line), (color, marker) in zip(drawn.items(), styles, strict=False):
         of = {label: [values[column] for values in seeds if column in values] for label, seeds in line.items()}
         of = {label: values for label, values in of.items() if values}
         if None in of:
-            ax.axhline(np.mean(of.pop(None)), color=colour, ls="--", lw=1.5, label=title)
+            ax.axhline(np.mean(of.pop(None)), color=color, ls="--", lw=1.5, label=title)
         if of:
             labels = sorted(of, key=at.get)
             means = [np.mean(of[label]) for label in labels]
             spread = [np.std(of[label], ddof=1) if len(of[label]) > 1 else 0 for label in labels]
-            how = dict(color=colour, marker=marker, ms=5, lw=1.8, elinewidth=1.2, capsize=3, label=title)
+            how = dict(color=color, marker=marker, ms=5, lw=1.8, elinewidth=1.2, capsize=3, label=title)
             ax.errorbar([at[label] for label in labels], means, yerr=spread if any(spread) else None, **how)
 
 
@@ -115,7 +85,7 @@ def draw_grid(path: Path, content: dict, axis: str, columns: list[str]) -> None:
     """Draw columns of a table, content of its JSON, over an axis of its grid."""
     drawn = lines(content, axis)
     at, wide = places(list(dict.fromkeys(label for line in drawn.values() for label in line if label is not None)))
-    figure, axes = panels(len(columns), lambda across, down: (3.8 * across, 3.1 * down + 0.6))
+    figure, axes = figures.panels(len(columns), lambda across, down: (3.8 * across, 3.1 * down + 0.6))
     slanted = sum(map(len, at)) > 24  # letters that lie below a panel
     for ax, column in zip(axes, columns, strict=True):
         draw_panel(ax, column, drawn, at)
@@ -128,15 +98,13 @@ def draw_grid(path: Path, content: dict, axis: str, columns: list[str]) -> None:
     draw_legend(figure, list(drawn))
     counts = {sum(bool(run["values"]) for run in runs) for runs in content["results"].values()} - {0}
     spread = f"mean ± standard deviation of {seeds_of(counts)}" if max(counts) > 1 else "one seed"
-    finish(figure, path, [content["recipe"]["title"], spread + scaled(content)])
+    figures.save(figure, path, f"{content['recipe']['title']}\n{spread}{scaled(content)}")
 
 
 def draw_legend(figure, titles: list[str]) -> None:
     """One legend of all panels below them, in the order of the table, in as many columns as there is room for."""
-    entries = {}
-    for ax in figure.axes:
-        handles, labels = ax.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
+    found = (zip(*reversed(ax.get_legend_handles_labels()), strict=True) for ax in figure.axes)
+    entries = {label: handle for pairs in found for label, handle in pairs}
     shown = [title for title in titles if title in entries]
     how = dict(loc="outside lower center", ncols=figures.columns(shown, figure.get_figwidth()), frameon=False)
     figure.legend([entries[title] for title in shown], shown, **how)
@@ -145,12 +113,26 @@ def draw_legend(figure, titles: list[str]) -> None:
 # ---- command line ----------------------------------------------------------------------------------------------------
 
 
-def get_parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def table_parser(description: str, out: str):
+    """The options of a picture of a recipe's table."""
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("table", type=util.user_path, help="JSON that reproduce.py wrote")
+    p.add_argument("--columns", nargs="+", metavar="COLUMN", help="(default: all, without seconds)")
+    p.add_argument("--out", type=util.user_path, default=Path(out), help=f"file to draw (default: {out})")
+    return p
+
+
+def check_columns(asked: list[str], there: list[str], source: str) -> None:
+    """Raise InputError, beginning with --columns, where one is not there. source: "TABLE has no figure"."""
+    for column in asked:
+        if column not in there:
+            near = util.nearest(column, there)
+            raise InputError(f"--columns {column}: {source} of it{near}; it has {', '.join(there)}")
+
+
+def get_parser():
+    p = table_parser(__doc__, "grid.png")
     p.add_argument("--axis", required=True, help="option that the recipe's grid varies")
-    p.add_argument("--columns", nargs="+", metavar="COLUMN", help="(default: all that have figures, without seconds)")
-    p.add_argument("--out", type=util.user_path, default=Path("grid.png"), help="file to draw (default: grid.png)")
     return p
 
 
@@ -158,18 +140,16 @@ def main():
     args = get_parser().parse_args()
     figures.check_picture(args.out, "--out")
     content = read_table(args.table)
-    axes, columns = known(content)
+    cells = [method["cell"] for method in content["recipe"]["methods"].values() if "cell" in method]
+    axes = list(dict.fromkeys(axis for cell in cells for axis in cell["axes"]))
     if args.axis not in axes:
         there = f"its grid has {', '.join(axes)}" if axes else "its recipe has no grid"
         raise InputError(f"--axis {args.axis}: no axis of {args.table}{util.nearest(args.axis, axes)}; {there}")
-    filled = {column for runs in content["results"].values() for run in runs for column in run["values"]}
-    chosen = args.columns or [column for column in columns[:-1] if column in filled] or columns[:1]
-    for column in chosen:
-        if column not in columns:
-            raise InputError(f"--columns {column}: no column of {args.table}{util.nearest(column, columns)}")
-        if column not in filled:
-            raise InputError(f"--columns {column}: {args.table} has no figure of it yet")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    filled = list(dict.fromkeys(c for runs in content["results"].values() for run in runs for c in run["values"]))
+    chosen = args.columns or [column for column in filled if column != "seconds"]
+    if not chosen:
+        raise InputError(f"{args.table}: has no figures yet")
+    check_columns(chosen, filled, f"{args.table} has no figure")
     draw_grid(args.out, content, args.axis, chosen)
     print(f"drew {args.out}")
 

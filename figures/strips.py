@@ -14,20 +14,16 @@ import util  # first: where packages are missing it says what to do
 
 # isort: split
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
-import datasets
 import evaluation
 import figures
-from datasets import rankings
 from datasets.rankings import files
-from engine import config, distributed, options
+from engine import options
 from figures import encoders
-from figures.cosines import pair_kinds
 from util import InputError
 
-# of a neighbour, by pair_kinds; told apart by colour-blind readers, and dark, middle and light in grey
+# of a neighbor, by pair_kinds; told apart by color-blind readers, and dark, middle and light in gray
 KINDS = ("own class", "same superclass", "other superclass")
 FRAMES = ("#0072B2", "#E69F00", "#C8C8C8")
 CELL = 0.8  # inches of an image
@@ -49,7 +45,7 @@ def queries_of(labels: np.ndarray, n: int) -> tuple[list[int], int]:
 
 
 def shares(kinds: np.ndarray) -> list[float]:
-    """How large a part of the neighbours is of each of KINDS."""
+    """How large a part of the neighbors is of each of KINDS."""
     return [float((kinds == kind).mean()) for kind in range(len(KINDS))]
 
 
@@ -63,22 +59,22 @@ def square(image: Image.Image, most: int = 160) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Strip:
-    """The neighbours of one query under one encoder, the nearest first: images, their classes and of which of KINDS."""
+class Neighbor:
+    """An image found for a query, its class, and of which of KINDS it is."""
 
-    images: list[np.ndarray]
-    names: list[str]
-    kinds: list[int]
+    image: np.ndarray
+    name: str
+    kind: int
 
 
 @dataclass(frozen=True)
 class Query:
-    """An image, its class and superclass, and its strip under each encoder."""
+    """An image, its class and superclass, and its strip under each encoder: its neighbors, the nearest first."""
 
     image: np.ndarray
     name: str
     group: str
-    strips: dict[str, Strip]
+    strips: dict[str, list[Neighbor]]
 
 
 # in images: from one to the next in a strip, from strip to strip, what is more from query to query; where strips begin
@@ -86,38 +82,30 @@ PITCH, ROW, GAP, START = 1.14, 1.34, 0.3, 2.0
 
 
 def draw_strips(path: Path, queries: list[Query], title: str, found: dict[str, list[float]]) -> None:
-    """A block a query, in it a strip an encoder; frames say of which kind a neighbour is.
+    """A block a query, in it a strip an encoder; frames say of which kind a neighbor is.
 
-    found: encoder -> share of each kind among the neighbours of all test images, for the title.
+    found: encoder -> share of each kind among the neighbors of all test images, for the title.
     """
     plt = figures.pyplot()
-    first = next(iter(queries[0].strips.values()))
-    width, height = START + PITCH * len(first.images), len(queries) * (ROW * len(queries[0].strips) + GAP)
+    count = len(next(iter(queries[0].strips.values())))
+    width, height = START + PITCH * count, len(queries) * (ROW * len(queries[0].strips) + GAP)
     size = max(8, CELL * (width + 2)), CELL * (height + 0.5) + 1 + 0.2 * len(found)
     figure, ax = plt.subplots(figsize=size, layout="constrained")
-    for rank in range(len(first.images)):
+    ax.text(START - 0.12, -0.15, "nearest", ha="right", va="bottom", fontsize=8)
+    for rank in range(count):
         ax.text(START + PITCH * rank + 0.5, -0.15, f"{rank + 1}", ha="center", va="bottom", fontsize=8)
     top = 0.0
     for query in queries:
         _draw_query(ax, query, top)
         top += ROW * len(query.strips) + GAP
-    ax.text(START - 0.12, -0.15, "nearest", ha="right", va="bottom", fontsize=8)
     ax.set(xlim=(-2, width), ylim=(height, -0.5), aspect="equal")
     ax.axis("off")
-    marks = [plt.Rectangle((0, 0), 1, 1, fill=False, lw=3, ec=colour) for colour in FRAMES]
+    marks = [plt.Rectangle((0, 0), 1, 1, fill=False, lw=3, ec=color) for color in FRAMES]
     ax.legend(marks, KINDS, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
-    figure.suptitle("\n".join([title, *_in_words(found)]), fontsize=11)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def _in_words(found: dict[str, list[float]]) -> list[str]:
-    """The shares of the kinds, a line an encoder."""
-    lines = []
     for name, parts in found.items():
         each = ", ".join(f"{100 * x:.1f} % {kind}" for x, kind in zip(parts, KINDS, strict=True))
-        lines.append(f"{name}, of these neighbours of all test images: {each}")
-    return lines
+        title += f"\n{name}, for all test images: {each}"
+    figures.save(figure, path, title, dpi=120)
 
 
 def _draw_query(ax, query: Query, top: float) -> None:
@@ -130,10 +118,10 @@ def _draw_query(ax, query: Query, top: float) -> None:
     for row, (encoder, strip) in enumerate(query.strips.items()):
         y = top + ROW * row
         ax.text(START - 0.12, y + 0.5, textwrap.fill(encoder, 9), ha="right", va="center", fontsize=8)
-        for rank, (image, name, kind) in enumerate(zip(strip.images, strip.names, strip.kinds, strict=True)):
-            x = START + PITCH * rank
-            _draw_image(ax, image, (x, y), FRAMES[kind])
-            ax.text(x + 0.5, y + 1.06, textwrap.shorten(name, 15, placeholder="…"), ha="center", va="top", fontsize=6)
+        for rank, found in enumerate(strip):
+            x, name = START + PITCH * rank, textwrap.shorten(found.name, 15, placeholder="…")
+            _draw_image(ax, found.image, (x, y), FRAMES[found.kind])
+            ax.text(x + 0.5, y + 1.06, name, ha="center", va="top", fontsize=6)
 
 
 def _draw_image(ax, image: np.ndarray, corner: tuple[float, float], frame: str | None = None) -> None:
@@ -150,50 +138,38 @@ def _draw_image(ax, image: np.ndarray, corner: tuple[float, float], frame: str |
 
 
 def get_parser():
-    p = encoders.comparison_parser(__doc__)
-    g = p.add_argument_group("picture")
+    p = encoders.parser(__doc__, "strips.png")
+    g = p.add_argument_group("strips")
     g.add_argument("--queries", type=options.positive_int, default=8, help="test images, each of another class")
     g.add_argument("--nearest", type=options.positive_int, default=10, help="training images shown for each")
-    g.add_argument("--out", type=util.user_path, default=Path("strips.png"), help="file to draw")
     return p
 
 
-def strip_of(train: datasets.ImageData, neighbours: np.ndarray, kinds: np.ndarray) -> Strip:
-    """The neighbours [k] of a query, which are of these kinds [k], as they are drawn."""
-    words = files.in_words(train.classes)
-    names = [words[train.classes[train.labels[i]]] for i in neighbours]
-    return Strip([square(train.image(i)) for i in neighbours.tolist()], names, kinds.tolist())
-
-
 def main():
-    args = config.parse(get_parser(), options.SMALL_DATA)
-    figures.check_picture(args.out, "--out")
-    train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
-    distributed.say(datasets.left_out(train, test))
-    groups = encoders.compared_superclasses(args.superclasses, args.dataset, train.classes)
+    asked = encoders.Comparison(get_parser())
+    args, train, test = asked.args, asked.train, asked.test
+    asked.check_superclasses()
     chosen, step = queries_of(test.labels.numpy(), args.queries)
     if args.nearest > len(train):
         raise InputError(f"--nearest {args.nearest}: there are {len(train)} training images; give at most so many")
-    loading, cache = options.loading(args, torch.device("cpu")), options.features_cache(args)
-    nets = encoders.load(options.all_wanted(args), args.names, train)
-    gallery = encoders.features(nets, train, "gallery", loading, cache)
-    features = encoders.features(nets, test, "queries", loading, cache)
-    group_of = rankings.superclass_labels(groups, train.classes, "superclasses").tolist()
-    neighbours = {n: evaluation.nearest(features[n], gallery[n], args.nearest)[1].numpy() for n in nets}
-    own, labels = test.labels.numpy()[:, None], train.labels.numpy()
-    kinds = {name: pair_kinds(own, labels[found], group_of) for name, found in neighbours.items()}
-    words, in_groups, queries = files.in_words(train.classes), list(files.in_words(groups).values()), []
+    gallery, features = asked.features(train, "gallery"), asked.features(test, "queries")
+    group_of = encoders.group_numbers(asked.superclasses, train.classes)
+    nearest = {name: evaluation.nearest(features[name], gallery[name], args.nearest)[1].numpy() for name in features}
+    labels = train.labels.numpy()
+    kinds = {n: encoders.pair_kinds(test.labels.numpy()[:, None], labels[i], group_of) for n, i in nearest.items()}
+    words, groups = (list(files.in_words(names).values()) for names in (train.classes, asked.superclasses))
+
+    def strip(encoder: str, query: int) -> list[Neighbor]:
+        found = zip(nearest[encoder][query].tolist(), kinds[encoder][query].tolist(), strict=True)
+        return [Neighbor(square(train.image(i)), words[labels[i]], kind) for i, kind in found]
+
+    queries = []
     for i in chosen:
-        label = int(test.labels[i])
-        strips = {name: strip_of(train, neighbours[name][i], kinds[name][i]) for name in nets}
-        name, group = words[train.classes[label]], in_groups[group_of[label]]
-        queries.append(Query(square(test.image(i)), name, group, strips))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    data = datasets.title(args.dataset, args.data_folder)
-    title = f"{data}: test images, and the {args.nearest} training images nearest to each by cosine"
-    title += (
-        f"\nTest images chosen by rule: the first one of {'every class' if step == 1 else f'one class in every {step}'}"
-    )
+        label, strips = int(test.labels[i]), {name: strip(name, i) for name in features}
+        queries.append(Query(square(test.image(i)), words[label], groups[group_of[label]], strips))
+    title = f"{asked.data}: test images, and the {args.nearest} training images nearest to each by cosine\n"
+    of_each = "every class" if step == 1 else f"one class in every {step}"
+    title += f"Test images chosen by rule: the first one of {of_each}"
     draw_strips(args.out, queries, title, {name: shares(k) for name, k in kinds.items()})
     print(f"drew {args.out}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import figures
 import util
-from figures.curves import COLOURS
+from figures.curves import COLORS
 from util import InputError
 
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 4)))
@@ -41,42 +41,26 @@ def read_log(folder: Path) -> list[dict]:
     return [epochs[epoch] for epoch in sorted(epochs)]
 
 
-def told_apart(folders: list[Path]) -> list[str]:
-    """The folders' names, with as much of their paths before them as tells them apart."""
-    for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
-        names = ["/".join(folder.parts[-parts:]) for folder in folders]
-        if len(set(names)) == len(set(folders)):
-            break
-    return names
-
-
 def draw_training(path: Path, runs: dict[str, list[dict]]) -> None:
-    """One panel for each of PANELS that some run has records of; a colour a run, a dash a quantity."""
-    plt = figures.pyplot()
+    """One panel for each of PANELS that some run has records of; a color a run, a dash a quantity."""
     seen = {key for records in runs.values() for record in records for key in record}
-    panels = {title: [k for k in keys if k in seen] for title, keys in PANELS.items() if seen & set(keys)}
-    if not panels:
+    shown = {title: [k for k in keys if k in seen] for title, keys in PANELS.items() if seen & set(keys)}
+    if not shown:
         raise InputError(f"{', '.join(runs)}: the logs hold nothing to draw")
-    rows = -(-len(panels) // 3)
-    columns = min(3, len(panels))
-    figure, axes = plt.subplots(rows, columns, figsize=(4.4 * columns, 3.4 * rows), layout="constrained", squeeze=False)
-    for ax, (title, keys) in zip(axes.flat, panels.items(), strict=False):
-        for (name, records), colour in zip(runs.items(), COLOURS * len(runs), strict=False):
+    figure, axes = figures.panels(len(shown), lambda across, down: (4.4 * across, 3.4 * down))
+    for ax, (title, keys) in zip(axes, shown.items(), strict=True):
+        for (name, records), color in zip(runs.items(), COLORS * len(runs), strict=False):
             for key, dash in zip(keys, itertools.cycle(DASHES), strict=False):
                 points = [(r["epoch"], SIGN.get(key, 1) * r[key]) for r in records if r.get(key) is not None]
                 label = name if len(PANELS[title]) == 1 else f"{name}, {WORDS.get(key, key)}"
                 marker = "." if len(points) < 30 else None
                 if points:
-                    ax.plot(*zip(*points, strict=True), ls=dash, color=colour, lw=1.8, marker=marker, label=label)
+                    ax.plot(*zip(*points, strict=True), ls=dash, color=color, lw=1.8, marker=marker, label=label)
         ax.set(xlabel="epoch", ylabel=title)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
-    for ax in axes.flat[len(panels) :]:
-        ax.axis("off")
-    for ax in axes.flat[: len(panels)]:
         ax.legend(frameon=False, fontsize=8, handlelength=3)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    figures.save(figure, path, dpi=90)
 
 
 def main():
@@ -88,9 +72,9 @@ def main():
     args = parser.parse_args()
     figures.check_picture(args.out, "--out")
     # a log that is not its folder's own is told from that by its name
-    folders = [(run.parent if run.name == "log.jsonl" else run).resolve() for run in args.runs]
-    runs = {name: read_log(run) for name, run in zip(told_apart(folders), args.runs, strict=True)}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    names = [(run.parent if run.name == "log.jsonl" else run).resolve().name for run in args.runs]
+    names = names if util.twice(names) is None else map(str, args.runs)
+    runs = {name: read_log(run) for name, run in zip(names, args.runs, strict=True)}
     draw_training(args.out, runs)
     print(f"drew {args.out}")
 

@@ -36,7 +36,8 @@ def actions(parser):
 @pytest.mark.parametrize("script", [*SCRIPTS, "datasets.prepare", "figures.embedding"])
 def test_every_option_that_is_a_path_expands_the_home_folder(monkeypatch, script):
     monkeypatch.setenv("HOME", "/home/somebody")
-    found = {a.dest: a for a in actions(importlib.import_module(script).get_parser()) if a.dest in PATHS}
+    paths = PATHS - {"names"} if script == "figures.embedding" else PATHS  # there, what checkpoints are called
+    found = {a.dest: a for a in actions(importlib.import_module(script).get_parser()) if a.dest in paths}
     assert found
     for name, action in found.items():
         assert action.type, f"--{name} takes its text as it is"

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+import reference
 import torch
+import torch.nn.functional as F
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
-from figures import classes, maps
-from figures.cosines import class_cosines, within_and_across
+from figures import classes, encoders
 
 NAMES = ["ant", "bee", "car", "bus", "oak"]
 GROUPS = {"small_insects": ["ant", "bee"], "vehicles": ["bus", "car"], "trees": ["oak"]}
@@ -20,26 +20,58 @@ def made(seed, count=5, dim=8, each=4):
     return torch.randn(count, dim, generator=g)[labels] + 0.1 * torch.randn(count * each, dim, generator=g), labels
 
 
-@pytest.fixture
-def drawn(monkeypatch, tmp_path):
-    """Draws, and gives the figure in the place of a file."""
-    kept = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: kept.append(figure))
+# ---- the numbers -----------------------------------------------------------------------------------------------------
 
-    def draw(features, labels, names, groups):
-        classes.draw_classes(tmp_path / "c.png", "title", features, labels, names, groups)
-        return kept.pop()
 
-    return draw
+def test_means_within_superclasses_leave_the_own_class_out():
+    table, group_of = np.random.default_rng(0).normal(size=(6, 6)), [0, 1, 0, 2, 1, 1]
+    assert classes.within_and_across(table, group_of) == pytest.approx(reference.within_and_across(table, group_of))
+
+
+def test_the_nearest_class_is_sought_among_the_others_and_counts_where_it_could_be_of_the_superclass():
+    for seed in range(3):
+        z = F.normalize(torch.randn(8, 4, generator=torch.Generator().manual_seed(seed)), dim=1).numpy()
+        group_of = [0, 0, 0, 1, 1, 1, 1, 2]  # the last has no companion
+        assert classes.nearest_in_group(z, group_of) == reference.nearest_in_group(z.tolist(), group_of)
+
+
+def turned(points, angle, mirrored=False):
+    """A map turned about the origin, and mirrored before if asked."""
+    c, s = np.cos(angle), np.sin(angle)
+    return (points * [1, -1] if mirrored else points) @ np.array([[c, s], [-s, c]])
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_map_that_was_moved_turned_and_mirrored_comes_back(mirrored):
+    points = np.random.default_rng(0).normal(size=(9, 2))
+    found = classes.aligned(np.array([3, -5]) + turned(points, 0.7, mirrored), onto=points)
+    assert found == pytest.approx(points, abs=1e-9)
+
+
+def test_no_other_turn_brings_a_map_nearer_and_its_distances_stay():
+    rng = np.random.default_rng(1)
+    onto, points = rng.normal(size=(9, 2)), 3 * rng.normal(size=(9, 2))
+    found = classes.aligned(points, onto)
+    assert np.square(found - onto).sum() == pytest.approx(reference.least_distance(points, onto), rel=1e-4)
+    before, after = (np.linalg.norm(x[:, None] - x, axis=2) for x in (points, found))
+    assert after == pytest.approx(before)
+
+
+def test_how_far_the_distances_of_a_map_are_off_is_as_loops_have_it():
+    rng = np.random.default_rng(2)
+    z, points = rng.normal(size=(7, 5)), rng.normal(size=(7, 2))
+    assert classes.distance_error(z, points) == pytest.approx(reference.distance_error(z.tolist(), points.tolist()))
+    assert classes.distance_error(np.c_[points, np.zeros(7)], turned(points, 1.0)) == pytest.approx(0, abs=1e-9)
 
 
 def test_maps_lie_on_the_first_one_and_keep_their_own_distances():
-    means = [torch.nn.functional.normalize(made(seed)[0][:5], dim=1).numpy() for seed in range(3)]
+    means = [F.normalize(made(seed)[0][:5], dim=1).numpy() for seed in range(3)]
     found = classes.maps_of(means)
     assert found[0].mean(0) == pytest.approx(np.zeros(2), abs=1e-6)
     for z, points in zip(means, found, strict=True):
-        assert points == pytest.approx(maps.aligned(points, found[0]), abs=1e-5)  # no turn brings it nearer
-        assert maps.distance_error(z, points) == pytest.approx(maps.distance_error(z, maps.mds(z)), abs=1e-5)
+        assert points == pytest.approx(classes.aligned(points, found[0]), abs=1e-5)  # no turn brings it nearer
+        alone = classes.distance_error(z, encoders.mds(z))
+        assert classes.distance_error(z, points) == pytest.approx(alone, abs=1e-5)
 
 
 def test_axes_hold_every_map_and_are_no_narrow_strip():
@@ -49,46 +81,41 @@ def test_axes_hold_every_map_and_are_no_narrow_strip():
     assert (high - low)[1] == pytest.approx(0.6 * (high - low)[0])
 
 
-def test_each_class_is_a_named_point_in_the_colour_of_its_superclass_on_the_same_axes(drawn):
-    labels = made(0)[1]
-    figure = drawn({"SCL": made(0)[0], "RINCE": made(1)[0]}, labels, NAMES, GROUPS)
-    left, right = figure.subfigs[1].axes
+# ---- the picture -----------------------------------------------------------------------------------------------------
+
+
+def test_each_class_is_a_named_point_in_the_color_of_its_superclass_and_all_panels_have_one_scale(kept, tmp_path):
+    features, labels = {"SCL": made(0)[0], "RINCE": made(1)[0]}, made(0)[1]
+    classes.draw_classes(tmp_path / "c.png", "title", features, labels, NAMES, GROUPS)
+    _, above, below = kept[0].subfigs
+    left, right = above.axes
     assert (left.get_xlim(), left.get_ylim()) == (right.get_xlim(), right.get_ylim())
     assert [ax.get_title().split(":")[0] for ax in (left, right)] == ["SCL", "RINCE"]
+    colors = {name: encoders.COLORS[group] for name, group in zip(NAMES, (0, 0, 1, 1, 2), strict=True)}
     for ax in (left, right):
-        assert {t.get_text(): to_hex(t.get_color()).upper() for t in ax.texts} == {
-            name: maps.COLOURS[group] for name, group in zip(NAMES, (0, 0, 1, 1, 2), strict=True)
-        }
+        assert {t.get_text(): to_hex(t.get_color()).upper() for t in ax.texts} == colors
         assert [len(dots.get_offsets()) for dots in ax.collections] == [2, 2, 1]  # superclass by superclass
         ends = np.concatenate([dots.get_offsets() for dots in ax.collections])
         assert np.array([line.get_xydata()[1] for line in ax.lines]) == pytest.approx(ends)
-    (legend,) = figure.subfigs[1].legends
+    (legend,) = above.legends
     assert [t.get_text() for t in legend.get_texts()] == ["small insects", "vehicles", "trees"]
-
-
-def test_matrices_have_one_scale_and_say_the_means_within_and_across(drawn):
-    features, labels = {"SCL": made(0)[0], "RINCE": made(1)[0]}, made(0)[1]
-    figure = drawn(features, labels, NAMES, GROUPS)
-    *matrices, _ = figure.subfigs[2].axes  # the last one is the colour bar
-    assert len(matrices) == 2
-    tables = [class_cosines(x, labels, 5) for x in features.values()]
-    order = [0, 1, 2, 3, 4]
+    *matrices, _ = below.axes  # the last one is the color bar
+    tables = [encoders.class_cosines(x, labels, 5) for x in features.values()]
     for ax, table in zip(matrices, tables, strict=True):
         (image,) = ax.images
-        assert np.asarray(image.get_array()) == pytest.approx(table[np.ix_(order, order)])
+        assert np.asarray(image.get_array()) == pytest.approx(table)
         assert image.get_clim() == pytest.approx((min(t.min() for t in tables), 1))
-        within, across = within_and_across(table, [0, 0, 1, 1, 2])
+        within, across = classes.within_and_across(table, [0, 0, 1, 1, 2])
         assert ax.get_title().endswith(f"\n{within:.2f} within superclasses, {across:.2f} across")
         assert [t.get_text() for t in ax.get_yticklabels()] == NAMES
 
 
-def test_of_many_classes_the_superclasses_are_named_and_none_looks_like_another(drawn):
+def test_of_many_classes_the_superclasses_are_named_and_none_looks_like_another(kept, tmp_path):
     names = [f"c{i}" for i in range(48)]
     groups = {f"g{i}": names[i::16] for i in range(16)}
     features, labels = made(0, count=48, each=1)
-    figure = drawn({"A": features}, labels, names, groups)
-    matrix = figure.subfigs[2].axes[0]
+    classes.draw_classes(tmp_path / "c.png", "title", {"A": features}, labels, names, groups)
+    matrix = kept[0].subfigs[2].axes[0]
     assert [t.get_text() for t in matrix.get_yticklabels()] == list(groups)
     assert matrix.get_yticks().tolist() == [3 * g + 1 for g in range(16)]
-    looks = {tuple(classes.style_of(g).values()) for g in range(70)}
-    assert len(looks) == 70
+    assert len({tuple(classes.style_of(g).values()) for g in range(70)}) == 70

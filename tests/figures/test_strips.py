@@ -1,29 +1,25 @@
-"""Strips: queries by rule, neighbours as loops have them, and frames that say what a neighbour is."""
+"""Strips: queries by rule, and frames that say what a neighbor is."""
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from PIL import Image
 
 from figures import strips
 from util import InputError
 
 
-def test_queries_are_the_first_images_of_every_kth_class():
+def test_queries_are_the_first_images_of_every_kth_class_that_has_images():
     labels = np.array([6, 2, 5, 0, 2, 3, 1, 4, 0, 5])  # the first of 0 is image 3, of 2 image 1, ...
     assert strips.queries_of(labels, 3) == ([3, 1, 7], 2)  # of the classes 0, 2, 4
     assert strips.queries_of(labels, 7) == ([3, 6, 1, 5, 7, 2, 0], 1)
     assert strips.queries_of(labels, 1) == ([3], 7)
-
-
-def test_classes_without_an_image_do_not_count():
     assert strips.queries_of(np.array([7, 3, 3, 9]), 3) == ([1, 0, 3], 1)
     with pytest.raises(InputError, match="--queries 4: there are 3 classes with test images"):
         strips.queries_of(np.array([7, 3, 3, 9]), 4)
 
 
-def test_the_shares_of_the_kinds_are_over_all_neighbours():
+def test_the_shares_of_the_kinds_are_over_all_neighbors():
     assert strips.shares(np.array([[0, 0, 1], [2, 0, 2]])) == pytest.approx([3 / 6, 1 / 6, 2 / 6])
 
 
@@ -34,28 +30,22 @@ def test_an_image_is_cut_to_its_middle_square_and_large_ones_are_made_smaller():
     assert strips.square(Image.new("RGB", (900, 500))).shape == (160, 160, 3)
 
 
-def test_a_strip_an_encoder_is_drawn_for_each_query_in_frames_of_their_kinds(monkeypatch, tmp_path):
-    kept = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: kept.append(figure))
-    image = np.zeros((4, 4, 3), np.uint8)
-    kinds = {"q0": ([0, 1, 2], [0, 0, 0]), "q1": ([2, 2, 1], [1, 0, 2])}
-    queries = [
-        strips.Query(image, name, "group", {
-            encoder: strips.Strip([image] * 3, ["x", "y", "z"], of)
-            for encoder, of in zip(("SCL", "RINCE"), pair, strict=True)
-        })
-        for name, pair in kinds.items()
-    ]  # fmt: skip
+def test_a_strip_an_encoder_is_drawn_for_each_query_in_frames_of_their_kinds(kept, tmp_path):
+    image, kinds = np.zeros((4, 4, 3), np.uint8), [[[0, 1, 2], [0, 0, 0]], [[2, 2, 1], [1, 0, 2]]]
+    queries = []
+    for name, pair in zip(("q0", "q1"), kinds, strict=True):
+        found = [[strips.Neighbor(image, "x", kind) for kind in of] for of in pair]
+        queries.append(strips.Query(image, name, "group", dict(zip(("SCL", "RINCE"), found, strict=True))))
     strips.draw_strips(tmp_path / "s.png", queries, "title", {"SCL": [0.5, 0.25, 0.25], "RINCE": [1, 0, 0]})
     (ax,) = kept[0].axes
     assert len(ax.images) == 2 * (1 + 2 * 3)
-    want = [strips.FRAMES[kind] for pair in kinds.values() for strip in pair for kind in strip]
+    want = [strips.FRAMES[kind] for pair in kinds for strip in pair for kind in strip]
     assert [to_hex(frame.get_edgecolor()).upper() for frame in ax.patches] == want
     heights = [frame.get_y() for frame in ax.patches]
     assert heights == sorted(heights) and len(set(heights)) == 4  # SCL above RINCE, query by query
     written = [t.get_text() for t in ax.texts]
     assert [t for t in written if t in ("q0", "q1", "SCL", "RINCE")] == ["q0", "SCL", "RINCE", "q1", "SCL", "RINCE"]
-    legend = [(t.get_text(), to_hex(m.get_edgecolor()).upper())
-              for t, m in zip(ax.get_legend().get_texts(), ax.get_legend().get_patches(), strict=True)]  # fmt: skip
-    assert legend == list(zip(strips.KINDS, strips.FRAMES, strict=True))
-    assert "SCL, of these neighbours of all test images: 50.0 % own class, 25.0 %" in kept[0].get_suptitle()
+    legend = ax.get_legend()
+    assert [t.get_text() for t in legend.get_texts()] == list(strips.KINDS)
+    assert [to_hex(mark.get_edgecolor()).upper() for mark in legend.get_patches()] == list(strips.FRAMES)
+    assert "SCL, for all test images: 50.0 % own class, 25.0 %" in kept[0].get_suptitle()
