@@ -10,7 +10,6 @@ rest goes on. The table (Markdown, and JSON with the records behind each figure)
 """
 
 import argparse
-import contextlib
 import shlex
 import signal
 import sys
@@ -18,7 +17,6 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import util  # first: where packages are missing it says what to do
@@ -26,8 +24,8 @@ import util  # first: where packages are missing it says what to do
 # isort: split
 import recipes
 from engine import checkpoint
-from recipes import done, grid, table
-from recipes.running import Runner, say
+from recipes import completed, grid, table
+from recipes.running import Finder, Runner, say
 from util import InputError
 
 
@@ -50,83 +48,61 @@ def get_parser():
     return p
 
 
-def trained(title: str, command: str, runner: Runner | None) -> dict | None:
-    """What a record says of a finished training, and "seconds" where they are known; only what is there already without
-    a runner.
-    """
-    if runner:
-        folder = runner.train(f"{title}: training", command)
-    else:
-        folder = done.find_run([recipes.run_folder(command)], command)
-        folder = None if folder and done.changed_since(folder, command) else folder
-    if folder is None or done.epochs_left(folder) > 0:
+def train(title: str, command: str, runner: Runner) -> dict | None:
+    """What a record says of a finished training, and "seconds" where they are known."""
+    folder = runner.train(f"{title}: training", command)
+    if folder is None:
         return None
-    seconds = done.seconds(folder)
+    seconds = completed.seconds(folder)
     found = {"folder": str(folder), "sha256": checkpoint.sha256(folder / "last.pth"), "training": command}
     return found if seconds is None else {**found, "seconds": seconds}
 
 
-def given(title: str, file: Path, runner: Runner | None) -> dict | None:
-    """What a record says of a checkpoint that is not trained; None where it is not there and nothing is run."""
-    if not runner and not file.is_file():
-        return None
-    sha256, warning = done.hash_of_given(file)
-    if warning and runner:
-        say(f"== {title}: warning: {warning}")
+def take_given(title: str, file: Path, runner: Runner) -> dict:
+    """What a record says of a checkpoint that is not trained."""
+    sha256, warning = completed.hash_of_given(file)
+    if warning:
+        runner.say(f"== {title}: warning: {warning}")
     return {"folder": str(file.parent), "sha256": sha256, **({"warning": warning} if warning else {})}
 
 
-def run_method(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Runner | None) -> dict:
-    """One method with one seed: {"seed", "values" by column, "records": file by evaluation}; only what is there
-    already without a runner.
-    """
+def run_method(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Runner) -> dict:
+    """One method with one seed: {"seed", "values" by column, "records": file by evaluation}."""
     title, file = recipes.title(recipe, name, seed), recipes.given(recipe, name)
     wanted = recipes.commands(recipe, name, seed, scope)
-    source = given(title, file, runner) if file else trained(title, wanted.pop("training"), runner)
-    result = {"seed": seed, "values": {}, "records": {}}
+    source = take_given(title, file, runner) if file else train(title, wanted.pop("training"), runner)
+    values, records = {}, {}
     if source is None:
-        return result
-    seconds = source.pop("seconds", None)
-    result |= source
+        return {"seed": seed, "values": values, "records": records}
+    seconds = {"seconds": source.pop("seconds")} if "seconds" in source else {}
     for step, command in wanted.items():
         command = command.replace("$path2chkpt", shlex.quote(source["folder"]))
-        find = partial(runner.evaluate, f"{title}: {step}") if runner else done.find_record
-        found = find(command, source["sha256"])
+        found = runner.evaluate(f"{title}: {step}", command, source["sha256"])
         if found is None:
             continue
-        result["records"][step] = found["file"]
+        records[step], known = found["file"], completed.figures(found["metrics"])
         for column, path in recipe["evaluations"][step]["columns"].items():
-            value = done.figure(found["metrics"], path)
-            if value is not None:
-                result["values"][column] = value
-            elif runner:
-                known = done.figures(found["metrics"])
+            if path in known:
+                values[column] = known[path]
+            else:
                 why = f"no figure {path} for column {column}{util.nearest(path, known)}; there are {', '.join(known)}"
                 runner.fail(f"{title}: {step}", command, f"{why}, in {found['file']}")
-    result["values"] = recipes.with_means(recipe, result["values"])
-    return result | {"values": result["values"] | ({} if seconds is None else {"seconds": seconds})}
+    return {"seed": seed, "values": recipes.with_means(recipe, values) | seconds, "records": records, **source}
 
 
-def attempt(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Runner, wanted: bool) -> dict:
-    """run_method, by `runner` if it is wanted; whatever goes wrong is a failure of this method alone."""
+def attempt(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Runner) -> dict:
+    """run_method; whatever goes wrong is a failure of this method alone."""
     try:
-        return run_method(recipe, name, seed, scope, runner if wanted else None)
+        return run_method(recipe, name, seed, scope, runner)
     except Exception as error:
         why = util.fault(error)
         if why is None:
-            traceback.print_exc()
+            runner.say(traceback.format_exc())
             why = f"{type(error).__name__}: {error}"
         title = recipes.title(recipe, name, seed)
-        say(f"== {title}: FAILED: {why}")
+        runner.say(f"== {title}: FAILED: {why}")
         runner.fail(title, recipes.commands(recipe, name, seed, scope).get("training", ""), why)
         return {"seed": seed, "values": {}, "records": {}}
-
-
-def there_already(recipe: dict, name: str, seed: int, scope: recipes.Scope) -> dict:
-    """run_method of what is there; a fault is met again, and told of, when it is run."""
-    with contextlib.suppress(Exception):
-        return run_method(recipe, name, seed, scope, None)
-    return {"seed": seed, "values": {}, "records": {}}
 
 
 def run_methods(recipe: dict, names, scope: recipes.Scope, runner: Runner, save: Callable) -> dict[str, list[dict]]:
@@ -134,21 +110,23 @@ def run_methods(recipe: dict, names, scope: recipes.Scope, runner: Runner, save:
 
     save(results, number of runs still to come) is called after each of them.
     """
-    wanted = [(name, seed) for name in recipe["methods"] for seed in recipes.seeds(recipe, name, scope)]
-    found, to_come, lock = {of: there_already(recipe, *of, scope) for of in wanted}, set(wanted), threading.Lock()
+    seeds = {name: recipes.seeds(recipe, name, scope) for name in recipe["methods"]}
+    finder = Finder(runner.logs, runner.jobs)
+    found = {name: [attempt(recipe, name, seed, scope, finder) for seed in of] for name, of in seeds.items()}
+    to_come, lock = {(name, seed) for name in names for seed in seeds[name]}, threading.Lock()
 
     def run(name, seed):
-        result = attempt(recipe, name, seed, scope, runner, name in names)
+        result = attempt(recipe, name, seed, scope, runner)
         if runner.stopped.is_set():  # what comes after Ctrl-C was not run
             return
         with lock:
-            found[name, seed] = result
+            found[name][seed] = result
             to_come.discard((name, seed))
-            save(by_method(recipe, found), len(to_come))
+            save(found, len(to_come))
 
     with ThreadPoolExecutor(runner.jobs) as pool:
         # seed by seed: a table that is broken off has pairs to compare
-        tasks = [pool.submit(run, *of) for of in sorted(wanted, key=lambda of: of[1])]
+        tasks = [pool.submit(run, name, seed) for seed in range(scope.seeds) for name in names if seed in seeds[name]]
         try:
             for task in tasks:
                 task.result()
@@ -156,12 +134,7 @@ def run_methods(recipe: dict, names, scope: recipes.Scope, runner: Runner, save:
             runner.stop()
             pool.shutdown(cancel_futures=True)
             raise
-    return by_method(recipe, found)
-
-
-def by_method(recipe: dict, found: dict[tuple[str, int], dict]) -> dict[str, list[dict]]:
-    """Results by (method, seed) as a list a method."""
-    return {method: [run for (name, _), run in found.items() if name == method] for method in recipe["methods"]}
+    return found
 
 
 def run_recipe(recipe: dict, names, scope: recipes.Scope, args) -> list[dict]:
@@ -182,23 +155,22 @@ def run_recipe(recipe: dict, names, scope: recipes.Scope, args) -> list[dict]:
         except InputError as error:  # the trainings go on: the last table is the one that counts
             say(f"== {error}")
 
+    def call(when, entry):
+        """A command that belongs to no method, before or after them."""
+        line = recipes.in_one_line(entry["command"]).replace("$table", shlex.quote(f"{place}.json"))
+        runner.call(f"{when}: {' '.join(line.split()[1:4])}", line, show=True)
+
     for entry in recipe["before"]:
         if "makes" not in entry or not Path(entry["makes"]).exists():
-            call_beside(runner, "before", recipes.in_one_line(entry["command"]))
+            call("before", entry)
     results = run_methods(recipe, names, scope, runner, save_meanwhile)
     text = save(results)
     for entry in recipe["after"] if not args.only and args.scale == 1 else ():
         if not runner.failures:
-            json_file = shlex.quote(f"{place}.json")
-            call_beside(runner, "after", recipes.in_one_line(entry["command"]).replace("$table", json_file))
+            call("after", entry)
             text = save(results)
     say(f"\n{text}\nsaved {place}.md and .json")
     return runner.failures
-
-
-def call_beside(runner: Runner, when: str, command: str) -> None:
-    """A command that belongs to no method, before or after them."""
-    runner.call(f"{when}: {' '.join(command.split()[1:4])}", command, show=True)
 
 
 def main():

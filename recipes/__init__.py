@@ -10,7 +10,7 @@ import util
 from engine import config
 from engine.parsing import Options, Parser
 from recipes import grid
-from recipes.form import NUMBERS, check, check_entry, in_one_line, option, words
+from recipes.schema import NUMBERS, check, check_entry, in_one_line, option, words
 from util import InputError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,7 +4,7 @@ import itertools
 import shlex
 
 import util
-from recipes.form import NUMBERS, check, option, words
+from recipes.schema import NUMBERS, check, option, words
 from util import InputError
 
 NO_AXES = {"seed": "--seeds says which seeds there are", "exp_name": "a cell's name has its values"}

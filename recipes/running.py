@@ -11,16 +11,24 @@ from pathlib import Path
 
 import util
 from engine import checkpoint
-from recipes import ROOT, done, run_folder
-from recipes.form import option
+from recipes import ROOT, completed, run_folder
+from recipes.schema import option
 from util import InputError
 
 EPOCH = re.compile(r"epoch \d+/\d+  ")  # the line that ends one, not those of its steps
 SHOW_EVERY = 10  # seconds between such lines of a job beside others
 
 
+def say(text: str) -> None:
+    """Print one line, or several, whole: others print at the same time."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 class Runner:
     """Calls commands, keeps what they print, and remembers which failed."""
+
+    say = staticmethod(say)
 
     def __init__(self, logs: Path, jobs: int):
         self.logs, self.jobs, self.failures, self.stopped = logs, jobs, [], threading.Event()
@@ -83,41 +91,45 @@ class Runner:
     def train(self, title: str, command: str) -> Path | None:
         """The folder of the finished training."""
         folder = run_folder(command)
-        found = done.find_run([folder], command)
-        if found and (changed := done.changed_since(folder, command)):
+        found = completed.find_run([folder], command)
+        if found and (changed := completed.changed_since(folder, command)):
             raise InputError(
                 f"{changed} has changed since {folder} was trained; put the file back, remove the folder to train "
                 "again, or give another --exp_name"
             )
-        if found and done.epochs_left(folder) <= 0:
-            say(f"== {title}: is done, {folder}")
+        if found and completed.epochs_left(folder) <= 0:
+            self.say(f"== {title}: is done, {folder}")
             return folder
         if found and checkpoint.history(folder):
             command += f" --resume {shlex.quote(str(folder))}"
-        return folder if self.call(title, command) else None
+        return folder if self.call(title, command) and completed.epochs_left(folder) <= 0 else None
 
     def evaluate(self, title: str, command: str, sha256: str) -> dict | None:
         """The record of the evaluation; a probe that was cut off goes on."""
-        record = done.find_record(command, sha256)
+        record = completed.find_record(command, sha256)
         if record:
-            say(f"== {title}: is done, {record['file']}")
+            self.say(f"== {title}: is done, {record['file']}")
             return record
         root = Path(option(command, "--save_folder", "./save"))
         names = [f"*{sha256[:8]}*", *filter(None, [option(command, "--exp_name")])]
         folders = [place.parent for name in names for place in sorted((root / "linear").glob(f"*/{name}/last.pth"))]
-        probe = done.find_run(folders, command)
+        probe = completed.find_run(folders, command)
         if probe:
-            goes_on = done.epochs_left(probe) > 0 and not done.changed_since(probe, command)
+            goes_on = completed.epochs_left(probe) > 0 and not completed.changed_since(probe, command)
             command += f" --resume {shlex.quote(str(probe))}" if goes_on else " --overwrite"
         if not self.call(title, command):
             return None
-        record = done.find_record(command, sha256)
+        record = completed.find_record(command, sha256)
         if record is None:
             self.fail(title, command, f"left no record of the checkpoint {sha256[:8]} in {root / 'results'}")
         return record
 
 
-def say(text: str) -> None:
-    """One line, or several, whole: others print at the same time."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+class Finder(Runner):
+    """Finds what is there already: calls nothing, and says nothing."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def call(self, title: str, command: str, show: bool = False) -> bool:
+        return False

@@ -13,8 +13,7 @@ import util  # first: where packages are missing it says what to do
 import numpy as np
 
 from engine.results import are_small, read_table
-from recipes import Scope, columns, given, grid, seeds
-from recipes.statistics import paired_difference, spreads
+from recipes import ROOT, Scope, columns, given, grid, seeds
 from util import InputError
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------
@@ -41,24 +40,31 @@ def write(place: Path, recipe: dict, results: dict, scope: Scope, about: dict) -
     of_scope = {"seeds": scope.seeds, "scale": scope.scale, "options": scope.options}
     found = {"results": results, "differences": differences_of(recipe, results)}
     content = portable({"recipe": recipe, **of_scope, **about, **found}, Path.cwd())
-    content = portable(content, Path(__file__).resolve().parent.parent)  # a recipe that was named from elsewhere
+    content = portable(content, ROOT)  # a recipe that was named from elsewhere
     util.write_file(Path(f"{place}.json"), util.to_json(content, indent=1).encode())
     text = markdown(content)
     util.write_file(Path(f"{place}.md"), text.encode())
     return text
 
 
+def spreads(n: int) -> float:
+    """Half the width of the two-sided 95 % interval of a mean of n >= 2 figures, in standard deviations (n - 1)."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, n - 1) / np.sqrt(n))
+
+
 def difference(a: dict[int, float], b: dict[int, float]) -> dict:
     """What a has over b (seed -> figure) by the seeds that both have: {"seeds": seed -> difference}, and of two seeds
-    or more its "mean" and "half", half the width of its 95 % interval.
+    or more its "mean" and "half", half the width of its two-sided 95 % interval by Student's t for paired samples.
     """
-    both = sorted(a.keys() & b.keys())
     # what is less than a billionth of a point is rounding
-    of_seeds = [round(a[s] - b[s], 9) for s in both]
-    found = {"seeds": {str(s): x for s, x in zip(both, of_seeds, strict=True)}}
-    if len(both) > 1:
-        found["mean"], found["half"] = paired_difference(of_seeds, np.zeros(len(both)))
-    return found
+    of_seeds = {str(seed): round(a[seed] - b[seed], 9) for seed in sorted(a.keys() & b.keys())}
+    values = list(of_seeds.values())
+    if len(values) < 2:
+        return {"seeds": of_seeds}
+    half = spreads(len(values)) * float(np.std(values, ddof=1))
+    return {"seeds": of_seeds, "mean": float(np.mean(values)), "half": half}
 
 
 def differences_of(recipe: dict, results: dict) -> dict:

@@ -8,14 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-import types
 from pathlib import Path
 
 import pytest
 import yaml
-from commands import ROOT, error_of, run
+from commands import ROOT, run
 from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet, original_checkpoint
 from processes import Forked, InTurn
 
@@ -26,8 +24,8 @@ import util
 from datasets import texts
 from engine import checkpoint, config, published
 from networks import resnet
-from recipes.done import find_record, find_run, same, seconds
-from recipes.table import cell
+from recipes.completed import find_record, find_run, same, seconds
+from recipes.running import Finder, Runner
 
 README = (ROOT / "README.md").read_text()
 PAPER = README.partition("## The paper's commands")[2].partition("\n## ")[0]
@@ -40,41 +38,32 @@ def printed(monkeypatch, capsys, folder, words):
     return capsys.readouterr().out
 
 
-def test_a_dry_run_of_imagenet_100_prints_exactly_the_documented_commands(monkeypatch, capsys, tmp_path):
-    out = printed(monkeypatch, capsys, tmp_path, f"{ROOT}/recipes/imagenet100.yaml --dry-run")
-    documented = [line for line in PAPER if "imagenet100" in line]
-    trainings, evaluations = documented[:3], documented[3:]
-    assert [line.split()[1] for line in trainings] == ["main_supcon.py", "main_supcon.py", "main_ce.py"]
-    assert len(evaluations) == 3
-    evaluations += [evaluations[-1].replace("split1", f"split{i}") for i in (2, 3)]
-    want = [command for training in trainings for command in (training, *evaluations)]
-    assert [line for line in out.splitlines() if line.startswith("python ")] == want
-    assert "path2chkpt=save/SupCon/imagenet_models/rince_imagenet100\n" in out
-    assert "path2chkpt=save/SupCon/imagenet_100_models/imagenet100_ce_baseline_sslAugment\n" in out
-    assert not (tmp_path / "save").exists()
-
-
-def test_a_dry_run_of_cifar_100_prints_exactly_the_documented_commands(monkeypatch, capsys, tmp_path):
-    out = printed(monkeypatch, capsys, tmp_path, f"{ROOT}/recipes/cifar100.yaml --dry-run")
-    documented = [line for line in PAPER if "cifar100" in line]
-    trainings, evaluations = documented[:6], documented[6:]
+@pytest.mark.parametrize(("name", "trainings"), [("imagenet100", 3), ("cifar100", 6)])
+def test_a_dry_run_prints_exactly_the_documented_commands(monkeypatch, capsys, tmp_path, name, trainings):
+    out = printed(monkeypatch, capsys, tmp_path, f"{ROOT}/recipes/{name}.yaml --dry-run")
+    documented = [line for line in PAPER if name in line]
+    evaluations = documented[trainings:]
+    if name == "imagenet100":
+        evaluations += [evaluations[-1].replace("split1", f"split{i}") for i in (2, 3)]
+        assert "path2chkpt=save/SupCon/imagenet_models/rince_imagenet100\n" in out
+        assert "path2chkpt=save/SupCon/imagenet_100_models/imagenet100_ce_baseline_sslAugment\n" in out
     assert len(evaluations) == 5
-    kinds = ["contrastive"] * 5 + ["cross_entropy"]
     want = []
-    for training, kind in zip(trainings, kinds, strict=True):
+    for training in documented[:trainings]:
+        kind = "cross_entropy" if "main_ce" in training else "contrastive"
         want += [training, *(e.replace("--model_type contrastive", f"--model_type {kind}") for e in evaluations)]
     assert [line for line in out.splitlines() if line.startswith("python ")] == want
+    assert not (tmp_path / "save").exists()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_reads_and_gives_each_method_a_run_of_its_own(path):
     recipe = recipes.read(path)
     trained = [name for name in recipe["methods"] if not recipes.given(recipe, name)]
-    folders = [
-        recipes.run_folder(recipes.commands(recipe, name, seed, recipes.Scope())["training"])
-        for name in trained
-        for seed in (0, 1)
+    commands = [
+        recipes.commands(recipe, name, seed, recipes.Scope())["training"] for name in trained for seed in (0, 1)
     ]
+    folders = [recipes.run_folder(command) for command in commands]
     assert len(set(folders)) == 2 * len(trained)
     assert all(len(folder.name) > 2 for folder in folders)
     files = {recipes.given(recipe, name) for name in recipe["methods"]} - {None}
@@ -83,14 +72,11 @@ def test_every_recipe_reads_and_gives_each_method_a_run_of_its_own(path):
 
 def test_another_seed_and_a_scale_change_the_name_and_shorten_the_epochs(monkeypatch, capsys, tmp_path):
     words = f"{ROOT}/recipes/imagenet100.yaml --only scl_out --seeds 2 --scale 0.02 --dry-run"
-    first, *evaluations, second = [
-        line
-        for line in printed(monkeypatch, capsys, tmp_path, words).splitlines()
-        if "main_supcon" in line or "main_linear" in line
-    ][:3]
+    lines = printed(monkeypatch, capsys, tmp_path, words).splitlines()
+    first, probe, second = [line for line in lines if "main_supcon" in line or "main_linear" in line][:3]
     assert first.endswith("--loss_type=supcon --epochs 10 --exp_name imagenet100_SCL_out_scale0.02")
     assert second.endswith("--epochs 10 --seed 1 --exp_name imagenet100_SCL_out_seed1_scale0.02")
-    assert evaluations[0].endswith("--epochs=100 --epochs 2 --lr_decay_epochs 1,2,2")
+    assert probe.endswith("--epochs=100 --epochs 2 --lr_decay_epochs 1,2,2")
 
 
 def test_the_last_of_two_spellings_of_an_option_counts():
@@ -99,115 +85,18 @@ def test_the_last_of_two_spellings_of_an_option_counts():
     assert recipes.option(command, "--save_folder", "./save") == "./save"
 
 
-SMALL = "--epochs 1 --batch_size 256 --model"
+GOOD = "python main_ce.py --epochs 1 --batch_size 256 --model resnet8 --exp_name good"
+PLACE = Path("save/SupCon/digits_models/good")
+COLUMNS = {"R@1": "fine.R@1", "fine mAP": "fine.mAP"}
 SMALL_RECIPE = {
     "title": "Small",
     "published": {"source": "nobody, 2026", "good": {"R@1": 99.5, "fine mAP": 98}},
     "methods": {
-        "bad": {"command": f"python main_ce.py {SMALL} resnet8 --exp_name bad --data_folder nowhere --dataset path"},
-        "good": {"title": "a good one", "command": f"python main_ce.py {SMALL} resnet8 --exp_name good"},
+        "bad": {"command": f"{GOOD} --exp_name bad --data_folder nowhere --dataset path"},
+        "good": {"title": "a good one", "command": GOOD},
     },
-    "evaluations": {
-        "retrieval": {
-            "command": "python retrieval.py --ckpt $path2chkpt/last.pth",
-            "columns": {"R@1": "fine.R@1", "fine mAP": "fine.mAP"},
-        }
-    },
+    "evaluations": {"retrieval": {"command": "python retrieval.py --ckpt $path2chkpt/last.pth", "columns": COLUMNS}},
 }
-
-
-GOOD = SMALL_RECIPE["methods"]["good"]["command"]
-RETRIEVAL = SMALL_RECIPE["evaluations"]["retrieval"]
-
-
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        ("none.yaml", "none.yaml: no such file"),
-        (f"{ROOT}/recipes/cifar100.yaml --only rince_out_on", "did you mean rince_out_in?"),
-        (f"{ROOT}/recipes/cifar100.yaml --seeds 0", "--seeds 0"),
-        (f"{ROOT}/recipes/cifar100.yaml --scale 0", "--scale 0"),
-        (f"{ROOT}/recipes/cifar100.yaml --jobs -1", "--jobs -1"),
-    ],
-)
-def test_a_wrong_option_is_one_line(monkeypatch, capsys, tmp_path, words, reason):
-    assert reason in error_of(monkeypatch, capsys, tmp_path, words, "reproduce")
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ("nothing", "r.yaml must be a mapping, not 'nothing'"),
-        ({"title": None}, "r.yaml: title is missing"),
-        ({"titel": "t"}, "r.yaml: unknown key titel; did you mean title?"),
-        ({"methods": [GOOD]}, "methods must be a mapping"),
-        ({"methods": "GOOD"}, "methods must be a mapping"),
-        ({"methods": {"a": None}}, "method a must be a mapping, not None"),
-        ({"methods": {"a": GOOD}}, "method a must be a mapping"),
-        ({"methods": {"a": {"comand": GOOD}}}, "method a: unknown key comand; did you mean command?"),
-        ({"methods": {"a": {"title": "t"}}}, "method a: command is missing"),
-        ({"methods": {"a": {"command": [GOOD]}}}, "method a: command must be a command, such as `python main_supcon"),
-        ({"methods": {"a": {"command": "make"}}}, "method a: command must be a command"),
-        ({"methods": {"a": {"command": "python 'x"}}}, "method a: command must be a command"),
-        (
-            {"methods": {"a": {"command": "python main_ce.py"}}},
-            "method a: its command must name the run",
-        ),
-        ({"methods": {"a": {"command": GOOD + " --seed=1"}}}, "method a: leave --seed out of the command"),
-        ({"methods": {"a": {"title": "t"}}}, "command is missing, or checkpoint, a file that needs no training"),
-        ({"methods": {"a": {"command": GOOD, "checkpoint": "a.pth"}}}, "a: command or checkpoint: give one of them"),
-        ({"methods": {"a": {"checkpoint": "a.pth", "scaled": {"epochs": 3}}}}, "method a: scaled has no use without"),
-        ({"methods": {"a": {"checkpoint": "a.pth", "seeds": 1}}}, "method a: seeds has no use without"),
-        ({"methods": {"a": {"command": GOOD, "seeds": 0}}}, "method a: seeds must be at least 1"),
-        ({"methods": {"a": {"command": GOOD, "seeds": -1}}}, "method a: seeds must be a whole number"),
-        ({"methods": {"a": {"checkpoint": ["a.pth"]}}}, "method a: checkpoint must be text"),
-        ({"evaluations": {"e": {**RETRIEVAL, "for": "good"}}}, "evaluation e: for must be a list"),
-        ({"evaluations": {"e": {**RETRIEVAL, "for": ["goof"]}}}, "for: there is no method goof; did you mean good?"),
-        (
-            {"evaluations": {"e": {**RETRIEVAL, "for": ["good"]}, "f": {**RETRIEVAL, "for": ["bad", "good"]}}},
-            "evaluation f: column R@1 is there already",
-        ),
-        ({"methods": {"a": {"command": GOOD, "title": [3]}}}, "method a: title must be text"),
-        (
-            {"methods": {"a": {"command": GOOD, "scaled": {"epochs": "ten"}}}},
-            "a: scaled: epochs must be a number",
-        ),
-        ({"methods": {"a": {"command": GOOD, "with": ["x"]}}}, "method a: with must be a mapping"),
-        ({"evaluations": {"e": {"command": GOOD}}}, "evaluation e: columns is missing"),
-        ({"evaluations": {"e": {**RETRIEVAL, "columns": ["R"]}}}, "evaluation e: columns must be a mapping"),
-        ({"evaluations": {"e": {**RETRIEVAL, "columns": {"R": [1]}}}}, "columns: R must be text"),
-        ({"evaluations": {"e": {**RETRIEVAL, "columns": {"seconds": "x"}}}}, "column seconds is there already"),
-        ({"evaluations": {"e": RETRIEVAL, "f": RETRIEVAL}}, "evaluation f: column R@1 is there already"),
-        ({"methods": {"a": {"command": GOOD + " --learning_rat 1"}}}, "r.yaml: a: training: main_ce.py: unrecognized"),
-        ({"methods": {"a": {"command": GOOD + " --learning_rat 1"}}}, "did you mean --learning_rate?"),
-        ({"methods": {"a": {"command": GOOD + " --mod 1 {x}", "with": {"x": "--none"}}}}, "--mod 1 --none"),
-        ({"methods": {"a": {"command": "python main_c.py --exp_name a"}}}, "training: there is no script main_c.py"),
-        ({"evaluations": {"e": {**RETRIEVAL, "command": "python retrieval.py --ckpt $x"}}}, "$x is unknown; a run's"),
-        ({"evaluations": {"e": {**RETRIEVAL, "command": "python retrieval.py"}}}, "required: --ckpt"),
-        ({"evaluations": {"e": {**RETRIEVAL, "command": "python retrieval.py --size big"}}}, "argument --size"),
-        ({"before": "python x"}, "before must be a list"),
-        ({"before": [{"command": "python x", "makes": [3]}]}, "before 1: makes must be text"),
-        ({"after": "python x"}, "after must be a list"),
-        ({"after": [[3]]}, "after 1 must be a mapping, not ['3']"),
-        ({"jobs": "two"}, "jobs must be a whole number"),
-        ({"published": {"good": {"R@1": 1}}}, "published: source is missing"),
-        ({"published": {"source": "s", "goof": {"R@1": 1}}}, "published: there is no method goof; did you mean good?"),
-        ({"published": {"source": "s", "good": 3}}, "published: good must be a mapping"),
-        ({"published": {"source": "s", "good": {"R@2": 1}}}, "published good: no column R@2; did you mean R@1?"),
-    ],
-)
-def test_a_wrong_recipe_is_one_line(monkeypatch, capsys, tmp_path, change, reason):
-    content = change
-    if isinstance(change, dict):
-        content = SMALL_RECIPE | ({"published": None} if "methods" in change else {}) | change
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
-    assert reason in error_of(monkeypatch, capsys, tmp_path, "r.yaml --dry-run --seeds 2", "reproduce")
-
-
-def test_what_a_recipe_may_leave_out_may_be_empty_too(monkeypatch, capsys, tmp_path):
-    content = SMALL_RECIPE | {"before": None, "after": ["python x.py"], "about": None, "jobs": None, "published": None}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
-    assert printed(monkeypatch, capsys, tmp_path, "r.yaml --dry-run").endswith("\npython x.py\n")
 
 
 @pytest.fixture(scope="module")
@@ -268,24 +157,13 @@ def test_a_method_that_is_not_wanted_is_shown_if_it_is_done_but_not_run(monkeypa
     assert "| a good one | 9" in (folder / "other/small.md").read_text()
 
 
-def test_another_checkpoint_asks_for_another_evaluation(small):
-    folder, _ = small
-    command = "python retrieval.py --ckpt save/SupCon/digits_models/good/last.pth"
-    sha256 = checkpoint.sha256(folder / "save/SupCon/digits_models/good/last.pth")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert find_record(command, sha256)["metrics"]
-        assert find_record(command, "0" * 64) is None
-        assert find_record(command + " --labelset coarse", sha256) is None
-
-
-def test_a_record_of_before_a_change_of_protocol_enters_no_table(monkeypatch, small):
-    folder, _ = small
-    monkeypatch.chdir(folder)
-    command = "python retrieval.py --ckpt save/SupCon/digits_models/good/last.pth"
-    sha256 = checkpoint.sha256(folder / "save/SupCon/digits_models/good/last.pth")
+def test_another_checkpoint_or_command_or_protocol_asks_for_another_evaluation(monkeypatch, small):
+    monkeypatch.chdir(small[0])
+    command, sha256 = f"python retrieval.py --ckpt {PLACE}/last.pth", checkpoint.sha256(PLACE / "last.pth")
     record = find_record(command, sha256)
-    assert record["protocol"] == config.protocol("retrieval") > 1
+    assert record["metrics"] and record["protocol"] == config.protocol("retrieval") > 1
+    assert find_record(command, "0" * 64) is None
+    assert find_record(command + " --labelset coarse", sha256) is None
     file = Path(record["file"])
     content = file.read_text()
     try:
@@ -294,73 +172,52 @@ def test_a_record_of_before_a_change_of_protocol_enters_no_table(monkeypatch, sm
     finally:
         file.write_text(content)
     monkeypatch.setitem(config.PROTOCOL, "main_ce", 2)
-    place = Path("save/SupCon/digits_models/good")
-    assert find_run([place], SMALL_RECIPE["methods"]["good"]["command"]) is None
-
-
-def test_a_run_that_began_before_an_option_existed_is_still_the_commands(monkeypatch, small):
-    folder, _ = small
-    monkeypatch.chdir(folder)
-    place, command = Path("save/SupCon/digits_models/good"), SMALL_RECIPE["methods"]["good"]["command"]
-    starts = (place / "starts.jsonl").read_text()
-    (first,) = map(json.loads, starts.splitlines())
-    older = {name: value for name, value in first["options"].items() if name != "precision"}
-    later = {**first, "resumed": str(place / "last.pth")}
-    try:
-        (place / "starts.jsonl").write_text("\n".join(map(json.dumps, [{**first, "options": older}, later])) + "\n")
-        assert find_run([place], command) == place
-        other = {**first, "options": {**older, "learning_rate": 7.0}}
-        (place / "starts.jsonl").write_text("\n".join(map(json.dumps, [other, later])) + "\n")
-        assert find_run([place], command) is None
-    finally:
-        (place / "starts.jsonl").write_text(starts)
+    assert find_run([PLACE], GOOD) is None
 
 
 def test_a_training_that_was_cut_off_goes_on_and_another_command_does_not_count(monkeypatch, small, tmp_path):
-    folder, _ = small
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(small[0])
     called = []
-    monkeypatch.setattr(reproduce.Runner, "call", lambda self, title, command: called.append(command) or True)
-    runner = reproduce.Runner(tmp_path, 1)
-    command = SMALL_RECIPE["methods"]["good"]["command"]
-    place = Path("save/SupCon/digits_models/good")
-    assert runner.train("t", command) == place
+    monkeypatch.setattr(Runner, "call", lambda self, title, command: called.append(command))
+    runner = Runner(tmp_path, 1)
+    assert runner.train("t", GOOD) == PLACE
     assert called == []
-    runner.train("t", command + " --seed 7")
-    whole = (place / "last.pth").read_bytes()
+    runner.train("t", GOOD + " --seed 7")
+    whole = (PLACE / "last.pth").read_bytes()
     try:  # cut off, although the log may have the epoch whose checkpoint could not be written any more
-        checkpoint.save(place / "last.pth", {**checkpoint.load(place), "epoch": 0, "step": 3})
-        runner.train("t", command)
-        (place / "last.pth").rename(place / "previous.pth")
-        runner.train("t", command)
+        checkpoint.save(PLACE / "last.pth", {**checkpoint.load(PLACE), "epoch": 0, "step": 3})
+        runner.train("t", GOOD)
+        (PLACE / "last.pth").rename(PLACE / "previous.pth")
+        runner.train("t", GOOD)
     finally:
-        (place / "last.pth").write_bytes(whole)
-        (place / "previous.pth").unlink(missing_ok=True)
-    assert called == [command + " --seed 7", *2 * [f"{command} --resume {place}"]]
+        (PLACE / "last.pth").write_bytes(whole)
+        (PLACE / "previous.pth").unlink(missing_ok=True)
+    assert called == [GOOD + " --seed 7", *2 * [f"{GOOD} --resume {PLACE}"]]
 
 
-def test_a_run_that_began_from_another_or_with_other_options_is_not_the_commands(monkeypatch, small):
-    folder, _ = small
-    command, place = SMALL_RECIPE["methods"]["good"]["command"], Path("save/SupCon/digits_models/good")
-    monkeypatch.chdir(folder)
-    assert find_run([place], command) == place
-    (start,) = util.read_json_lines(place / "starts.jsonl")
-    own = {**start, "after_epoch": 1, "resumed": str(place / "last.pth")}
-    before = (place / "starts.jsonl").read_text()
-    other = {**start, "options": {**start["options"], "learning_rate": 7.0}}
-    free = {**start, "options": {**start["options"], "num_workers": 7}}
-    from_another = {**own, "resumed": str(place.parent / "another/last.pth")}
+def test_a_run_is_the_commands_if_each_start_from_scratch_on_was_its_own_with_its_options(monkeypatch, small):
+    monkeypatch.chdir(small[0])
+    file = PLACE / "starts.jsonl"
+    (start,), before = util.read_json_lines(file), file.read_text()
+
+    def with_options(**change):
+        return {**start, "options": {name: x for name, x in (start["options"] | change).items() if x != "unknown"}}
+
+    own = {**start, "after_epoch": 1, "resumed": str(PLACE / "last.pth")}
+    other, free = with_options(learning_rate=7.0), with_options(num_workers=7)
+    older = with_options(precision="unknown")  # an option that is younger than the run
+    from_another = {**own, "resumed": str(PLACE.parent / "another/last.pth")}
     try:
         for starts, wanted in (
-            ([start, own], place), ([other, start, own], place), ([free, own], place), ([other, own], None),
-            ([start, from_another], None), ([own], None), ([], None),
+            ([start, own], PLACE), ([other, start, own], PLACE), ([free, own], PLACE), ([older, own], PLACE),
+            ([other, own], None), ([start, from_another], None), ([own], None), ([], None),
         ):  # fmt: skip
-            (place / "starts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in starts))
-            assert find_run([place], command) == wanted
-            assert starts != [start, own] or seconds(place) is None  # the time of the epoch it was cut off in is lost
+            file.write_text("".join(json.dumps(record) + "\n" for record in starts))
+            assert find_run([PLACE], GOOD) == wanted
+            assert starts != [start, own] or seconds(PLACE) is None  # the time of the epoch it was cut off in is lost
     finally:
-        (place / "starts.jsonl").write_text(before)
-    assert seconds(place) > 0
+        file.write_text(before)
+    assert find_run([PLACE], GOOD) == PLACE and seconds(PLACE) > 0
 
 
 @pytest.mark.parametrize(
@@ -412,19 +269,14 @@ def test_ctrl_c_while_something_runs_before_the_methods_ends_it_too(monkeypatch,
 
 
 def test_a_column_that_no_record_has_is_a_failure_of_its_own(monkeypatch, small, tmp_path):
-    folder, _ = small
-    monkeypatch.chdir(folder)
-    recipe = recipes.read(folder / "small.yaml")
+    monkeypatch.chdir(small[0])
+    recipe, runner = recipes.read(Path("small.yaml")), Runner(tmp_path, 1)
     recipe["evaluations"]["retrieval"]["columns"] = {"wrong": "fine.R@2", "R@1": "fine.R@1"}
-    runner = reproduce.Runner(tmp_path, 1)
-    result = reproduce.run_method(recipe, "good", 0, reproduce.get_parser().parse_args(["small.yaml"]), runner)
-    assert list(result["values"]) == ["R@1", "seconds"]
+    assert list(reproduce.run_method(recipe, "good", 0, recipes.Scope(), runner)["values"]) == ["R@1", "seconds"]
     why = runner.failures[0]["why"]
     assert "no figure fine.R@2 for column wrong; did you mean fine.R@" in why
-    assert (
-        "; there are fine.R@1, fine.R@5, fine.R@10, fine.R@20, fine.AP, fine.AP-published, fine.mAP, in save/results/"
-        in why
-    )
+    there = "fine.R@1, fine.R@5, fine.R@10, fine.R@20, fine.AP, fine.AP-published, fine.mAP"
+    assert f"; there are {there}, in save/results/" in why
 
 
 # ---- given checkpoints -----------------------------------------------------------------------------------------------
@@ -505,7 +357,7 @@ def given(tmp_path_factory):
             return True
 
         patch.setattr(published, "WEIGHTS", tuple(weights))
-        patch.setattr(reproduce.Runner, "call", call)
+        patch.setattr(Runner, "call", call)
         patch.setattr(reproduce, "ThreadPoolExecutor", InTurn)
         for options in ("--seeds 2", "--seeds 2 --scale 0.5"):
             called.append([])
@@ -558,9 +410,8 @@ def test_a_scale_shortens_the_probe_of_a_given_checkpoint_beside_the_whole_one(g
     folder, (_, out), (_, called) = given
     assert out.count("== right: retrieval: is done, ") == 1
     assert called == ["right: probe"]
-    runs = {
-        place.parent.name: texts.read_yaml(place, "")["epochs"] for place in folder.glob("save/linear/*/*/config.yaml")
-    }
+    files = folder.glob("save/linear/*/*/config.yaml")
+    runs = {place.parent.name: texts.read_yaml(place, "")["epochs"] for place in files}
     (whole,) = [name for name in runs if name.startswith("CE_ckpt_epoch_500_")]
     assert runs == {whole: 2, "right_probe_scale0.5": 1}
     assert "SCALED: 50 % of the epochs" in (folder / "save/tables/given_scale0.5.md").read_text()
@@ -568,15 +419,11 @@ def test_a_scale_shortens_the_probe_of_a_given_checkpoint_beside_the_whole_one(g
 
 @pytest.mark.slow
 def test_when_it_is_ended_the_script_that_runs_is_ended_too(tmp_path):
-    recipe = SMALL_RECIPE | {
-        "published": None,
-        "methods": {"long": {"command": "python main_ce.py --epochs 500 --exp_name x"}},
-    }
+    methods = {"long": {"command": "python main_ce.py --epochs 500 --exp_name x"}}
+    recipe = SMALL_RECIPE | {"published": None, "methods": methods}
     (tmp_path / "long.yaml").write_text(yaml.safe_dump(recipe))
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "reproduce.py"), "long.yaml", "--jobs", "2"], cwd=tmp_path,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    command = [sys.executable, str(ROOT / "reproduce.py"), "long.yaml", "--jobs", "2"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = tmp_path / "save/tables/logs/long/long_seed_0_training.txt"
     while process.poll() is None and not (log.is_file() and "epoch 1/500" in log.read_text()):
         time.sleep(0.1)
@@ -588,27 +435,19 @@ def test_when_it_is_ended_the_script_that_runs_is_ended_too(tmp_path):
 
 
 def test_runs_are_made_seed_by_seed_and_a_method_has_no_more_than_its_own_number_of_them(monkeypatch):
-    made = []
-
-    def attempt(recipe, name, seed, scope, runner, run):
-        made.append((name, seed))
+    def attempt(recipe, name, seed, scope, runner):
+        if isinstance(runner, Runner) and not isinstance(runner, Finder):
+            made.append((name, seed))
         return {"seed": seed, "values": {}, "records": {}}
 
+    made = []
     monkeypatch.setattr(reproduce, "attempt", attempt)
     recipe = {"methods": {"once": {"command": GOOD, "seeds": "1"}, "a": {"command": GOOD}, "b": {"command": GOOD}}}
-    runner = types.SimpleNamespace(jobs=1, stopped=threading.Event())
-    found = reproduce.run_methods(recipe, list(recipe["methods"]), recipes.Scope(seeds=3), runner, lambda *of: None)
-    assert made == [("once", 0), ("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    found = reproduce.run_methods(recipe, ["once", "a"], recipes.Scope(seeds=3), Runner(Path(), 1), lambda *of: None)
+    assert made == [("once", 0), ("a", 0), ("a", 1), ("a", 2)]
     assert {name: [run["seed"] for run in runs] for name, runs in found.items()} == {
         "once": [0], "a": [0, 1, 2], "b": [0, 1, 2],
     }  # fmt: skip
-
-
-def test_mean_and_spread_are_over_the_seeds_that_there_are():
-    assert cell([1.0, 2.0, 6.0], 3) == "3.0 ± 2.6"
-    assert cell([1.0, 2.0], 3) == "1.5 ± 0.7 (2 of 3)"
-    assert cell([4.0], 1) == "4.0"
-    assert cell([], 3) == "-"
 
 
 @pytest.fixture(scope="module")
@@ -629,21 +468,24 @@ def trees(tmp_path_factory):
     return root
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "columns"), [("imagenet100", 6), ("cifar100", 11), ("noise", 4)])
-def test_the_big_recipes_run_end_to_end_at_a_small_scale(trees, name, columns):
-    options = "--size 32 --batch_size 100 --num_workers 0 --model resnet8"
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "reproduce.py"), str(ROOT / f"recipes/{name}.yaml"), "--scale", "0.002",
-         "--jobs", "2", f"--options={options}"],
-        cwd=trees, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def table_of(trees, words, options) -> tuple[str, list[list[str]]]:
+    """The table that reproduce.py writes in a process of its own, and the cells of its rows."""
+    name, *_ = words.split()
+    command = [sys.executable, str(ROOT / "reproduce.py"), str(ROOT / f"recipes/{name}.yaml"), *words.split()[1:]]
+    command += ["--jobs", "2", f"--options={options} --batch_size 100 --num_workers 0"]
+    done = subprocess.run(command, cwd=trees, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    table = (trees / f"save/tables/{name}_scale0.002.md").read_text()
+    table = (trees / f"save/tables/{name}_scale{words.split()[2]}.md").read_text()
+    return table, [line.strip("|").split("|") for line in table.splitlines()[4:] if line.startswith("|")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "columns", "methods"), [("imagenet100", 6, 3), ("cifar100", 11, 6), ("noise", 4, 7)])
+def test_the_big_recipes_run_end_to_end_at_a_small_scale(trees, name, columns, methods):
+    table, rows = table_of(trees, f"{name} --scale 0.002", "--size 32 --model resnet8")
     assert "SCALED: 0.2 % of the epochs" in table
-    rows = [line.strip("|").split("|")[1 : columns + 1] for line in table.splitlines()[4:] if line.startswith("|")]
-    assert len(rows) == {"imagenet100": 3, "cifar100": 6, "noise": 7}[name]
-    assert all(float(cell) >= 0 for row in rows for cell in row)
+    assert len(rows) == methods
+    assert all(float(cell) >= 0 for row in rows for cell in row[1 : columns + 1])
 
 
 @pytest.mark.slow
@@ -654,18 +496,11 @@ def test_the_published_weights_of_both_data_sets_are_evaluated_at_a_small_scale(
         if weights.name in made:
             (model, classes), small = made[weights.name], weights.data_set == "CIFAR-100"
             form, dataset = ("cifar", "cifar100") if small else ("imagenet", "imagenet_100")
-            file = trees / weights.place
-            original_checkpoint(file, resnet.encoder(model, small_images=small), form, model, dataset, classes)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "reproduce.py"), str(ROOT / "recipes/published.yaml"), "--scale", "0.01",
-         "--jobs", "2", "--only", "cifar100_rince_out_in", "imagenet100_cross_entropy",
-         "--options=--size 8 --batch_size 100 --num_workers 0"],
-        cwd=trees, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    table = (trees / "save/tables/published_scale0.01.md").read_text()
+            encoder = resnet.encoder(model, small_images=small)
+            original_checkpoint(trees / weights.place, encoder, form, model, dataset, classes)
+    only = "--only cifar100_rince_out_in imagenet100_cross_entropy"
+    table, rows = table_of(trees, f"published --scale 0.01 {only}", "--size 8")
     assert table.count("is not the published file") == 2
-    rows = [line.strip("|").split("|") for line in table.splitlines()[4:] if line.startswith("|")]
     assert len(rows) == 8
     for title, *cells, _, _ in rows:
         figures, cifar = [cell.strip() != "-" for cell in cells], "CIFAR-100" in title

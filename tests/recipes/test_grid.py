@@ -1,18 +1,13 @@
 """The grid of a recipe: cells with names, titles and commands of their own, named alone or by their method."""
 
-import contextlib
-import json
 import shlex
 
 import pytest
 import yaml
-from commands import ROOT, error_of, run
-from processes import InTurn
+from commands import ROOT, run
 
 import main_supcon
 import recipes
-import reproduce
-import util
 from recipes import grid, table
 
 CE = "python main_ce.py --epochs 1 --exp_name ce"
@@ -109,75 +104,6 @@ def test_the_table_of_differences_says_which_cells_are_compared(tmp_path):
     assert "| RINCE, size 8 | +0.0 [0.0, 0.0] | - |\n| RINCE, size 16 | **+3.1 [1.8, 4.4]** | - |\n" in text
 
 
-@pytest.mark.parametrize(
-    ("methods", "reason"),
-    [
-        ({"a": trained(grid=["size"])}, "method a: grid must be a mapping"),
-        (
-            {"a": trained(grid={"size": []})},
-            "method a: grid: size must be a list of values, or a mapping `label: value`",
-        ),
-        ({"a": trained(grid={"size": {}})}, "method a: grid: size must be a list of values"),
-        ({"a": trained(grid={"size": 8})}, "method a: grid: size must be a list of values"),
-        ({"a": trained(grid={"size": [[8]]})}, "method a: grid: size: ['8'] must be text"),
-        ({"a": trained(grid={"size": {"small": None}})}, "method a: grid: size: small must be text, not None"),
-        ({"a": trained(grid={"size": ["'8"]})}, 'grid: size: "\'8" is no value'),
-        ({"a": trained(grid={"--size": [8]})}, "grid: --size: write the option without dashes, size"),
-        ({"a": trained(grid={"seed": [0, 1]})}, "method a: grid: seed is no axis: --seeds says which seeds there are"),
-        ({"a": trained(grid={"exp_name": ["b"]})}, "method a: grid: exp_name is no axis: a cell's name has its values"),
-        ({"a": trained(grid={"size": [8, 8]})}, "grid: size: two cells would be called size8; give other labels"),
-        ({"a": trained(grid={"size": {"8 %": 8, "8": 9}})}, "grid: size: two cells would be called size8"),
-        ({"a": trained(grid={"size": [8]}), "a_size8": trained()}, "two methods would be called a_size8"),
-        (
-            {"a": trained(grid={"size": [8]}), "a_size8": trained(grid={"epochs": [1]})},
-            "two methods would be called a_size8",
-        ),
-        (
-            {"a": trained(grid={"size": [8], "epochs": [1]}), "a_size8": trained(grid={"epochs": [1]})},
-            "two methods would be called a_size8_epochs1",
-        ),
-        ({"a": {"checkpoint": "a.pth", "grid": {"size": [8]}}}, "method a: grid: a given checkpoint has no options"),
-        ({"a": trained(grid={"size": [8]}, **{"with": {"size": "3"}})}, "grid: size: stands under `with`, too"),
-        ({"a": trained(grid={"epochs": ["x"]}, scaled={"epochs": 3})}, "epochs, which is scaled must be a number"),
-        (
-            {"a": trained(grid={"batch_sise": [8]})},
-            "a_batch_sise8: training: main_ce.py: unrecognized arguments: --batch",
-        ),
-        ({"a": trained(grid={"batch_sise": [8]})}, "did you mean --batch_size?"),
-        (
-            {"a": trained(grid={"batch_size": [64, "many"]})},
-            "a_batch_sizemany: training: main_ce.py: argument --batch_s",
-        ),
-    ],
-)
-def test_a_grid_that_is_none_is_one_line(monkeypatch, capsys, tmp_path, methods, reason):
-    with contextlib.suppress(recipes.InputError):
-        recipe_of(tmp_path, methods)
-    assert reason in error_of(monkeypatch, capsys, tmp_path, "r.yaml --dry-run", "reproduce")
-
-
-@pytest.mark.parametrize(
-    ("words", "more", "reason"),
-    [
-        ("--only a_size9", {}, "r.yaml: --only: there is no method a_size9; did you mean a_size8?"),
-        ("--only A", {}, "r.yaml: --only: there is no method A"),
-        ("", {"evaluations": {"e": {**RETRIEVAL, "for": ["a_siz"]}}}, "evaluation e: for: there is no method a_siz"),
-        ("", {"evaluations": {"e": {**RETRIEVAL, "for": [["a"]]}}}, "evaluation e: for must be text, not ['a']"),
-        ("", {"published": {"source": "s", "a_size": {"mAP": 3}}}, "published: there is no method a_size; did you"),
-        ("", {"baseline": "a_size9"}, "baseline: there is no method a_size9; did you mean a_size8?"),
-        (
-            "",
-            {"methods": {"a": {"checkpoint": "a.pth"}}, "grid": {"size": [8]}},
-            "r.yaml: grid: there is no method that",
-        ),
-    ],
-)
-def test_a_name_that_is_neither_method_nor_cell_is_one_line(monkeypatch, capsys, tmp_path, words, more, reason):
-    with contextlib.suppress(recipes.InputError):
-        recipe_of(tmp_path, **{"methods": {"a": trained(grid={"size": [8, 16]})}, **more})
-    assert reason in error_of(monkeypatch, capsys, tmp_path, f"r.yaml --dry-run {words}", "reproduce")
-
-
 def test_thresholds_and_noise_are_the_documented_command_but_for_their_ranking_and_name():
     recipe, documented = (recipes.read(ROOT / f"recipes/{name}.yaml") for name in ("noise", "imagenet100"))
     command = recipes.commands(documented, "rince_out_in", 0, recipes.Scope())["training"]
@@ -188,11 +114,8 @@ def test_thresholds_and_noise_are_the_documented_command_but_for_their_ranking_a
     changes = [{key: of[key] for key in of if of[key] != documented[key]} for of in found]
     assert [change.pop("exp_name").startswith("rince_imagenet100_") for change in changes] == 6 * [True]
     made = [recipes.option(entry["command"], "--out") for entry in recipe["before"]]
-    by_file = [
-        {"ranking": file, "similarity_ranking_imagenet": parser.get_default("similarity_ranking_imagenet")}
-        for file in made
-    ]
-    assert changes == [{"thresholds": t} for t in ([0.3], [0.5], [0.6])] + by_file
+    default = {"similarity_ranking_imagenet": parser.get_default("similarity_ranking_imagenet")}
+    assert changes == [{"thresholds": [t]} for t in (0.3, 0.5, 0.6)] + [{"ranking": file, **default} for file in made]
 
 
 def test_the_grid_in_the_docs_has_the_cells_that_they_say(monkeypatch, capsys, tmp_path):
@@ -207,53 +130,8 @@ def test_the_grid_in_the_docs_has_the_cells_that_they_say(monkeypatch, capsys, t
     assert capsys.readouterr().out.count("python main_supcon.py") == 8
 
 
-def test_a_grid_runs_whole_and_of_a_value_more_only_that_is_run(monkeypatch, tmp_path):
-    def call(self, title, command, show=False):
-        called.append(title)
-        with monkeypatch.context() as patch:
-            run(patch, tmp_path, command)
-        return True
-
-    monkeypatch.setattr(reproduce.Runner, "call", call)
-    monkeypatch.setattr(reproduce, "ThreadPoolExecutor", InTurn)
-    few = "--hold_out 3 4 5 6 7 8 9"
-    command = f"python main_ce.py --model resnet8 --epochs 1 --exp_name ce {few}"
-    evaluation = {**RETRIEVAL, "command": f"{RETRIEVAL['command']} {few}"}
-    for values, new in (([256], "ce_batch_size256"), ([256, 128], "ce_batch_size128")):
-        called = []
-        method = {"command": command, "title": "CE", "grid": {"batch_size": values}}
-        recipe_of(tmp_path, {"ce": method}, evaluations={"retrieval": evaluation})
-        run(monkeypatch, tmp_path, "r.yaml", "reproduce")
-        assert called == [f"{new}, seed 0: training", f"{new}, seed 0: retrieval"]
-    content = json.loads((tmp_path / "save/tables/r.json").read_text())
-    assert [m["cell"]["axes"] for m in content["recipe"]["methods"].values()] == [
-        {"batch_size": "256"},
-        {"batch_size": "128"},
-    ]
-    folders = [of[0]["folder"] for of in content["results"].values()]
-    assert folders == [f"save/SupCon/digits_models/ce_batch_size{size}" for size in (256, 128)]
-    text = (tmp_path / "save/tables/r.md").read_text()
-    first, second = (of[0]["values"]["R@1"] for of in content["results"].values())
-    assert f"| CE, batch_size 256 | {first:.1f} | " in text
-    assert f"| CE, batch_size 128 | {second:.1f} | " in text
-
-
 def test_means_of_columns_come_last_and_only_where_all_are_there(tmp_path):
     recipe = recipe_of(tmp_path, {"ce": trained()}, means={"both": ["R@1", "mAP"]})
     assert recipes.columns(recipe) == ["R@1", "mAP", "both"]
     assert recipes.with_means(recipe, {"R@1": 10.0, "mAP": 40.0})["both"] == 25.0
     assert recipes.with_means(recipe, {"R@1": 10.0}) == {"R@1": 10.0}
-
-
-@pytest.mark.parametrize(
-    "means, message",
-    [
-        ({"both": ["R@1", "map"]}, "means: both: no column map"),
-        ({"mAP": ["R@1"]}, "means: column mAP is there already"),
-        ({"both": "R@1"}, "means: both"),
-    ],
-)
-def test_means_of_what_is_no_column_are_one_line(tmp_path, means, message):
-    with pytest.raises(util.InputError) as error:
-        recipe_of(tmp_path, {"ce": trained()}, means=means)
-    assert message in str(error.value)

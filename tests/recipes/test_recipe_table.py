@@ -1,7 +1,6 @@
 """The table of a recipe: differences to a baseline with their intervals, JSON and Markdown that say the same."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -12,31 +11,19 @@ from commands import ROOT, error_of, run
 import recipes
 import reproduce
 from recipes import table
-from recipes.done import figure
-from recipes.done import figures as figures_of
-from recipes.statistics import paired_difference
-from util import InputError
-
-
-def figures(seed, n):
-    return np.random.default_rng([seed, n]).normal(90, 3, (2, n)).tolist()
+from recipes.completed import figures
+from recipes.running import Finder
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_paired_difference_is_the_references(n, seed):
-    a, b = figures(seed, n)
-    assert paired_difference(a, b) == pytest.approx(reference.paired_difference(a, b), rel=2e-4)
-
-
-@pytest.mark.parametrize("n", [2, 5])
-def test_a_difference_changes_its_sign_with_the_order_and_nothing_with_what_a_seed_adds_to_both(n):
-    a, b = figures(7, n)
-    mean, half = paired_difference(a, b)
-    assert paired_difference(b, a) == pytest.approx((-mean, half))
+def test_a_paired_difference_is_the_references_and_nothing_that_a_seed_adds_to_both_changes_it(n, seed):
+    a, b = np.random.default_rng([seed, n]).normal(90, 3, (2, n))
+    mean, half = reference.paired_difference(a.tolist(), b.tolist())
     of_seed = 10.0 * np.arange(n) ** 2
-    assert paired_difference(a + of_seed, b + of_seed) == pytest.approx((mean, half))
-    assert paired_difference(a, a) == (0, 0)
+    for x, y, want in ((a, b, mean), (b, a, -mean), (a + of_seed, b + of_seed, mean)):
+        found = table.difference(dict(enumerate(x)), dict(enumerate(y)))
+        assert (found["mean"], found["half"]) == pytest.approx((want, half), rel=2e-4)
 
 
 def by_seed(*values):
@@ -69,6 +56,11 @@ def test_an_interval_is_bold_where_it_excludes_0_and_shows_on_which_side_its_end
 def test_seeds_are_paired_by_number_and_those_that_only_one_has_are_left_out_and_counted():
     a, b = {0: 3.0, 2: 5.0, 3: 90.0}, {2: 4.0, 0: 2.5, 1: -90.0}
     assert table.difference_cell(table.difference(a, b), 4) == "+0.8 [-2.4, 3.9] (2 of 4)"
+
+
+def test_mean_and_spread_are_over_the_seeds_that_there_are():
+    found = [table.cell(*of) for of in (([1.0, 2.0, 6.0], 3), ([1.0, 2.0], 3), ([4.0], 1), ([], 3))]
+    assert found == ["3.0 ± 2.6", "1.5 ± 0.7 (2 of 3)", "4.0", "-"]
 
 
 METHOD = {"command": "python main_ce.py --exp_name a"}
@@ -136,25 +128,11 @@ def test_columns_that_are_asked_for_are_drawn_alone(monkeypatch, capsys, tmp_pat
     printed = capsys.readouterr().out
     assert "| method | mAP | seconds |\n|---|---|---|\n| SCL in | 40.0 ± 0.0 | 10 |" in printed
     assert "R@1" not in printed
-    error = error_of(monkeypatch, capsys, tmp_path, "t.json --columns R@2", "recipes.table")
-    assert "--columns R@2: no column of t.json; did you mean R@1?" in error
 
 
 @pytest.mark.parametrize("without", [{"seeds": 1}, {"recipe": RECIPE | {"baseline": None}}])
 def test_without_a_baseline_or_with_one_seed_there_is_one_table(without):
     assert "ifference" not in table.markdown(content(**without))
-
-
-@pytest.mark.parametrize(
-    ("baseline", "reason"),
-    [
-        ("rinse", "r.yaml: baseline: there is no method rinse; did you mean rince?"),
-        ("given", "r.yaml: baseline: given is a given checkpoint, which has no seeds to pair"),
-    ],
-)
-def test_a_baseline_that_is_none_is_one_line(baseline, reason):
-    with pytest.raises(recipes.InputError, match=f"^{reason}$".replace("?", "[?]")):
-        recipes.check_baseline(RECIPE | {"baseline": baseline}, Path("r.yaml"))
 
 
 # ---- the JSON --------------------------------------------------------------------------------------------------------
@@ -207,6 +185,7 @@ def test_what_is_written_is_drawn_from_what_is_written_and_names_no_folder_of_th
         (None, "t.json", "t.json: no such file; give the JSON of a table"),
         ("{", "t.json", "t.json: not readable as JSON"),
         ('{"metrics": 3}', "t.json", "t.json: is no table of reproduce.py"),
+        (json.dumps(content()), "t.json --columns R@2", "--columns R@2: no column of t.json; did you mean R@1?"),
         (json.dumps(content()), "t.json --out ./t.json", "--out t.json: is the table itself; give another file"),
     ],
 )
@@ -226,7 +205,7 @@ def test_a_table_that_is_broken_off_holds_what_there_is_what_was_there_before_to
     done = {("rince", 1)}
 
     def run_method(recipe, name, seed, scope, runner):
-        if runner is None:
+        if isinstance(runner, Finder):
             return of[name, seed] if (name, seed) in done else {"seed": seed, "values": {}, "records": {}}
         if (name, seed) == ("rince", 0):
             runner.stop()
@@ -266,35 +245,10 @@ def test_a_table_that_cannot_be_written_meanwhile_ends_no_run(monkeypatch, capsy
     assert "UNFINISHED" not in out
 
 
-# ---- names of the user ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("methods", "evaluations", "reason"),
-    [
-        (["source"], ["e"], "method source: give it another name; source has a meaning in published"),
-        (["a"], ["training"], "evaluation training: give it another name"),
-        (["a b", "a_b"], ["e"], "method a_b: two have this name but for blanks and signs; rename one"),
-        (["a"], ["e/f", "e f"], "evaluation e_f: two have this name but for blanks and signs"),
-    ],
-)
-def test_a_name_that_is_ours_or_would_share_a_log_is_one_line(tmp_path, methods, evaluations, reason):
-    one = {"command": "python retrieval.py --ckpt $path2chkpt", "columns": {}}
-    recipe = {
-        "title": "T", "methods": {m: {"command": f"python main_ce.py --exp_name {i}"} for i, m in enumerate(methods)},
-        "evaluations": {e: {**one, "columns": {f"{e} mAP": "fine.mAP"}} for e in evaluations},
-    }  # fmt: skip
-    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
-    with pytest.raises(InputError, match=re.escape(reason)):
-        recipes.read(tmp_path / "r.yaml")
-
-
 def test_a_column_finds_a_figure_whatever_stands_in_a_levels_name():
     metrics = {"fine": {"mAP": 1.0}, "v1.0": {"mAP": 2.0}, "v1": {"R@1": 3.0}, "AUROC": 4.0, "v1.0.mAP": {"x": 5.0}}
-    assert {path: figure(metrics, path) for path in figures_of(metrics)} == {
-        "fine.mAP": 1.0, "v1.0.mAP": 2.0, "v1.R@1": 3.0, "AUROC": 4.0, "v1.0.mAP.x": 5.0,
-    }  # fmt: skip
-    assert [figure(metrics, path) for path in ("fine", "fine.R@1", "v1.0", "none")] == [None] * 4
+    want = {"fine.mAP": 1.0, "v1.0.mAP": 2.0, "v1.R@1": 3.0, "AUROC": 4.0, "v1.0.mAP.x": 5.0}
+    assert figures(metrics | {"none": None, "text": "4"}) == want
 
 
 def test_a_title_with_a_bar_or_a_line_break_stays_one_cell():

@@ -12,7 +12,7 @@ from engine import checkpoint, config, published
 from engine.config import protocol
 from engine.parsing import Means
 from recipes import parse, parser_of
-from recipes.form import option, words
+from recipes.schema import option, words
 from util import InputError
 
 
@@ -160,18 +160,12 @@ def find_record(command: str, sha256: str) -> dict | None:
     return None
 
 
-def figure(metrics: dict, path: str) -> float | None:
-    """The figure of a record that a column names, as `fine.mAP`; None where there is none."""
-    if isinstance(value := metrics.get(path), int | float):
-        return value
-    inner = ((key, of) for key, of in metrics.items() if isinstance(of, dict) and path.startswith(f"{key}."))
-    found = (figure(of, path.removeprefix(f"{key}.")) for key, of in inner)  # a name may have dots of its own
-    return next((value for value in found if value is not None), None)
-
-
-def figures(metrics: dict, before: str = "") -> list[str]:
-    """The paths of a record's figures, as columns name them."""
-    paths = []
+def figures(metrics: dict, before: str = "") -> dict[str, float]:
+    """The figures of a record by their paths, as columns name them: `fine.mAP`."""
+    found = {}
     for key, value in metrics.items():
-        paths += figures(value, f"{before}{key}.") if isinstance(value, dict) else [before + key]
-    return paths
+        if isinstance(value, dict):
+            found |= figures(value, f"{before}{key}.")
+        elif isinstance(value, int | float):
+            found[before + key] = value
+    return found

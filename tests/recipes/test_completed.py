@@ -2,20 +2,17 @@
 
 import importlib
 import json
-import subprocess
 
 import pytest
 import yaml
-from commands import run
-from processes import Forked
-from test_reproduce import reproduced
 
-from engine import checkpoint, config, options
+from engine import config, options
 from engine.parsing import Means
-from recipes import done
-from recipes.done import changed_since, find_record, find_run
-from recipes.form import words
+from recipes import completed
+from recipes.completed import changed_since, find_record, find_run
 from recipes.running import Runner
+from recipes.schema import words
+from util import InputError
 
 NEEDED = {"main_supcon": "", "main_ce": "", "main_linear": "--ckpt a", "retrieval": "--ckpt a"}
 NEEDED["out_of_dist_detection"] = "--ckpt a --dataset_outliers digits"
@@ -89,49 +86,27 @@ def test_a_run_that_went_on_after_a_file_had_changed_is_made_of_both(monkeypatch
     assert changed_since(tmp_path, command) is None
 
 
-def test_after_a_file_has_changed_an_evaluation_is_run_again_and_a_training_is_refused_by_name(monkeypatch, tmp_path):
-    monkeypatch.setattr(subprocess, "Popen", Forked)
-    (tmp_path / "c.yaml").write_text("model: resnet8\nbatch_size: 256\nepochs: 1\n")
-    (tmp_path / "s.yaml").write_text("low: [0, 1, 2, 3, 4]\nhigh: [5, 6, 7, 8, 9]\n")
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump({
-        "title": "Small",
-        "methods": {"good": {"command": "python main_ce.py --config c.yaml --exp_name good"}},
-        "evaluations": {"retrieval": {
-            "command": "python retrieval.py --ckpt $path2chkpt --labelset coarse --superclasses s.yaml",
-            "columns": {"mAP": "coarse.mAP"},
-        }},
-    }))  # fmt: skip
-
-    def values():
-        (found,) = json.loads((tmp_path / "save/tables/small.json").read_text())["results"]["good"]
-        return found["values"]
-
-    run(monkeypatch, tmp_path, "small.yaml", "reproduce")
-    first = values()
-    (tmp_path / "s.yaml").write_text("a: [0]\nb: [1, 2, 3, 4, 5, 6, 7, 8, 9]\n")
-    run(monkeypatch, tmp_path, "small.yaml", "reproduce")
-    assert values()["mAP"] > first["mAP"] + 5
-    (tmp_path / "c.yaml").write_text("model: resnet8\nbatch_size: 256\nepochs: 3\n")
-    printed = reproduced(tmp_path)
-    place = "save/SupCon/digits_models/good"
-    assert f"== good, seed 0: FAILED: --config c.yaml has changed since {place} was trained; put the file" in printed
-    assert values() == {}
-    assert checkpoint.load(tmp_path / place)["epoch"] == 1
-
-
-def test_a_probe_that_was_cut_off_goes_on_unless_a_file_of_its_options_has_changed(monkeypatch, tmp_path):
+def test_after_a_file_has_changed_a_training_is_refused_by_name_and_a_probe_begins_again(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Runner, "call", lambda self, title, command: called.append(command))
-    called, place = [], tmp_path / "save/linear/digits_models/p"
-    command = "python main_linear.py --ckpt c.pth --exp_name p"
+    monkeypatch.setattr(completed, "epochs_left", lambda folder: 3)
+    called, runner = [], Runner(tmp_path, 1)
+    training = "python main_ce.py --config c.yaml --exp_name a", "c.yaml", "save/SupCon/digits_models/a"
+    probe = "python main_linear.py --ckpt c.pth --exp_name p", "c.pth", "save/linear/digits_models/p"
+    write(tmp_path / "c.yaml", "size: 8\n")
     write(tmp_path / "c.pth", b"weights")
-    place.mkdir(parents=True)
-    (place / "last.pth").touch()
-    monkeypatch.setattr(done, "epochs_left", lambda folder: 3)
-    about = {"command": words(command)[1:], "protocol": config.protocol("main_linear")}
-    (place / "config.yaml").write_text(yaml.safe_dump({"about": about}))
-    (place / "starts.jsonl").write_text(json.dumps({"options": {}, "resumed": None, "files": sums(command)}))
-    Runner(tmp_path, 1).evaluate("t", command, "a")
+    for command, _, place in (training, probe):
+        said = {"command": words(command)[1:], "protocol": config.protocol(words(command)[1])}
+        (tmp_path / place).mkdir(parents=True)
+        write(tmp_path / place / "config.yaml", yaml.safe_dump({"about": said}))
+        write(tmp_path / place / "starts.jsonl", json.dumps({"options": {}, "resumed": None, "files": sums(command)}))
+        write(tmp_path / place / "last.pth", b"")
+    runner.train("t", training[0])
+    runner.evaluate("t", probe[0], "a")
+    write(tmp_path / "c.yaml", "size: 10\n")
     write(tmp_path / "c.pth", b"other weights")
-    Runner(tmp_path, 1).evaluate("t", command, "a")
-    assert called == [f"{command} --resume save/linear/digits_models/p", f"{command} --overwrite"]
+    with pytest.raises(InputError, match=f"--config c.yaml has changed since {training[2]} was trained; put the file"):
+        runner.train("t", training[0])
+    runner.evaluate("t", probe[0], "a")
+    resumed = [f"{command} --resume {place}" for command, _, place in (training, probe)]
+    assert called == [*resumed, f"{probe[0]} --overwrite"]
