@@ -85,7 +85,8 @@ def draw_grid(path: Path, content: dict, axis: str, columns: list[str]) -> None:
     """Draw columns of a table, content of its JSON, over an axis of its grid."""
     drawn = lines(content, axis)
     at, wide = places(list(dict.fromkeys(label for line in drawn.values() for label in line if label is not None)))
-    figure, axes = figures.panels(len(columns), lambda across, down: (3.8 * across, 3.1 * down + 0.6))
+    rows = -(-len(drawn) // figures.columns(list(drawn), 3.8 * min(3, len(columns))))  # of the legend
+    figure, axes = figures.panels(len(columns), lambda across, down: (3.8 * across, 3.1 * down + 0.4 + 0.22 * rows))
     slanted = sum(map(len, at)) > 24  # letters that lie below a panel
     for ax, column in zip(axes, columns, strict=True):
         draw_panel(ax, column, drawn, at)
