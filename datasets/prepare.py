@@ -4,7 +4,6 @@ python -m datasets.prepare imagenet100 --imagenet DIR --out data     # ImageNet-
 python -m datasets.prepare tiny_imagenet --source DIR --out data     # 180 inlier and 20 outlier classes
 python -m datasets.prepare awa2 --source DIR --out data              # Animals with Attributes 2
 python -m datasets.prepare cifar --out data                          # CIFAR-10 and CIFAR-100, downloaded
-python -m datasets.prepare cifar --from_sheets DIR --out data        # ... from sheets of tiles, one a class
 python -m datasets.prepare pack --data_folder data/imagenet100 --out data/imagenet100_256   # smaller and faster to read
 
 Links into the source, or copies with --copy. The source is never written to, and what is already there is left alone.
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import datasets
 import util
-from datasets import folders, packed, sheets, sources, texts
+from datasets import folders, packed, sources, texts
 from datasets.decoding import find_damage, write_list
 from datasets.packing import pack
 from util import InputError
@@ -270,8 +269,6 @@ def get_parser():
             "--out", type=util.user_path, default=Path("data"), help="folder of all data sets (default: data)"
         )
         if name == "cifar":
-            help = "sheets of tiles instead of the download: cifar100/train/CLASS.webp, .../test, cifar10/test"
-            k.add_argument("--from_sheets", type=util.user_path, metavar="DIR", help=help)
             continue
         flag = "--imagenet" if name == "imagenet100" else "--source"
         k.add_argument(
@@ -305,9 +302,6 @@ def main():
     if args.name == "pack":
         return pack(args.data_folder, args.out, args.side, args.format, args.skip_images, args.check)
     if args.name == "cifar":
-        if args.from_sheets:
-            lines = sheets.convert(args.from_sheets, args.out)
-            return print(*lines, f"CIFAR-100, and CIFAR-10's test images, are in {args.out}", sep="\n")
         for name in ("cifar10", "cifar100"):
             train, test = datasets.build_pair(name, args.out)
             print(f"{name}: {len(train):,} training and {len(test):,} test images in {args.out}")

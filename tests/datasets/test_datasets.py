@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import real, run
-from made_data import make_cifar100, make_image_folders, make_tiny_imagenet
+from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet
 from PIL import Image
 
 import datasets
@@ -99,6 +99,15 @@ def test_cifar100_is_read_from_files_in_its_own_format(tmp_path):
     assert (len(data), data.image(0).size, len(data.classes)) == (120, (32, 32), 100)
     assert data.classes == sorted(data.classes)
     assert len(datasets.build("cifar100", tmp_path, "test")) == 100
+
+
+def test_cifar10s_test_images_alone_are_outliers_and_no_training_set(tmp_path):
+    make_cifar10(tmp_path, train=10, test=30)
+    for path in (tmp_path / "cifar-10-batches-py").glob("data_batch_*"):
+        path.unlink()
+    assert len(datasets.build_outliers("cifar10", tmp_path)) == 30
+    with pytest.raises(InputError, match="holds no cifar-10-batches-py, and the download failed"):
+        datasets.build("cifar10", tmp_path, "train")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
