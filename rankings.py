@@ -12,6 +12,7 @@ python rankings.py compare my_superclasses.yaml ranking.csv --thresholds 0.6 --b
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import util  # first: where packages are missing it says what to do
@@ -22,8 +23,9 @@ import torch
 
 import datasets
 import figures
-from datasets.rankings import Ranks, builders, comparison, files, text_encoders, wordnet
-from engine import distributed, frozen, learnt, options
+from datasets import rankings
+from datasets.rankings import Ranks, comparison, files, make, text_encoders, wordnet
+from engine import distributed, frozen, learnt, options, results
 from figures.ranking import draw_comparison, draw_ranking
 from util import InputError
 
@@ -35,9 +37,8 @@ def get_parser():
     kinds = p.add_subparsers(dest="kind", required=True)
     k = kinds.add_parser("text", aliases=["roberta"], help="cosines of text embeddings of the class names")
     _add_classes(k)
-    k.add_argument(
-        "--model", default=text_encoders.ENCODER, help=f"hub name or local folder (default: {text_encoders.ENCODER})"
-    )
+    encoder = f"hub name or local folder (default: {text_encoders.ENCODER})"
+    k.add_argument("--model", type=util.user_text, default=text_encoders.ENCODER, help=encoder)
     several = 'such as "a photo of a {}"; several are averaged (default: the name alone)'
     k.add_argument("--template", nargs="+", default=["{}"], help=several)
     k = kinds.add_parser("wordnet", help="nearness of wnids in WordNet's tree")
@@ -47,11 +48,9 @@ def get_parser():
     )
     k.add_argument("--measure", choices=wordnet.MEASURES, default="path", help="path or Wu-Palmer (default: path)")
     k = kinds.add_parser("superclass", help="0.75 inside a superclass, or a step a level of a taxonomy")
-    known = ", ".join(files.shipped())
-    k.add_argument(
-        "--from", dest="source", required=True, type=util.user_text,
-        help=f"YAML file, CSV class,genus,family, folder superclass/class/, folder cifar-100-python, or one of {known}",
-    )  # fmt: skip
+    groups = "YAML file, CSV class,genus,family, folder superclass/class/, folder cifar-100-python"
+    known = f"or one of {', '.join(rankings.list_shipped())}"
+    k.add_argument("--from", dest="source", required=True, type=util.user_text, help=f"{groups}, {known}")
     k = kinds.add_parser("features", formatter_class=options.Help, help="cosines of a checkpoint's class means")
     _add_network(k)
     options.flag(k, "--centre", default=True, help="about the mean of all classes")
@@ -59,15 +58,15 @@ def get_parser():
     _add_network(k, required=False)
     k.add_argument("--from", dest="source", type=util.user_path, help="CSV of counts instead of --ckpt")
     k = kinds.add_parser("noise", aliases=["random"], help="a share of the pairs dealt anew at random")
-    of_file = "ranking file: matrix in CSV or .npz, taxonomy in YAML or CSV, superclasses in YAML"
-    k.add_argument("--from", dest="source", type=util.user_path, required=True, help=of_file)
+    ranking = f"ranking: matrix in CSV or .npz, {groups}, {known}, roberta_threshold"
+    k.add_argument("--from", dest="source", type=util.user_text, required=True, help=ranking)
     k.add_argument("--share", type=float, default=1.0, help="of the pairs, in [0, 1] (default: 1, a random ranking)")
     k.add_argument("--seed", type=options.count, default=0, help="random seed (default: 0)")
     k = kinds.add_parser("show", help="draw a ranking and the ranks that training takes from it")
-    k.add_argument("ranking", type=util.user_path, help=of_file)
+    k.add_argument("ranking", type=util.user_text, help=ranking)
     options.add_ranks(k)
     k = kinds.add_parser("compare", help="what rankings share, and what training would find in each of them")
-    k.add_argument("tables", nargs="+", type=util.user_text, help=f"{of_file}; or {known}, roberta_threshold")
+    k.add_argument("tables", nargs="+", type=util.user_text, help=ranking)
     options.add_ranks(k)
     k.add_argument("--k", type=options.positive_int, default=5, help="most similar classes to compare (default: 5)")
     k.add_argument("--bank", type=options.positive_int, default=4096, help="keys in the bank (default: 4096)")
@@ -91,7 +90,7 @@ def _add_network(k, required: bool = True) -> None:
     options.add_evaluation(k, required=required)
 
 
-def of_network(args) -> tuple[np.ndarray, list[str], str]:
+def ask_network(args) -> tuple[np.ndarray, list[str], str]:
     """What a checkpoint's features of training images, or its outputs for validation images, find similar."""
     errors = args.kind == "confusion"
     pair = datasets.build_pair(args.dataset, **options.chosen_images(args)) if errors else ()
@@ -107,35 +106,55 @@ def of_network(args) -> tuple[np.ndarray, list[str], str]:
 def build(args) -> tuple[np.ndarray, list[str], str]:
     """Table, classes, and what they are, in words."""
     if args.kind in ("text", "roberta"):
-        return text_encoders.of_names(builders.read_classes(args.names, args.data_folder), args.model, args.template)
+        return make.compare_names(make.read_classes(args.names, args.data_folder), args.model, args.template)
     if args.kind == "wordnet":
-        names = builders.read_classes(args.names, args.data_folder)
-        table = wordnet.similarities(list(names), wordnet.read_parents(args.is_a), args.measure)
-        return table, list(names), f"{args.measure} similarity of wnids, {args.is_a or 'WordNet of NLTK'}"
+        return wordnet.compare_wnids([*make.read_classes(args.names, args.data_folder)], args.is_a, args.measure)
     if args.kind == "superclass":
-        return *builders.of_levels(args.source), f"superclasses of {args.source}"
-    if args.kind == "confusion":
-        if bool(args.ckpt) == bool(args.source):
-            raise InputError("confusion: give --ckpt, a cross-entropy model, or --from, a CSV of counts")
-        return builders.of_counts(args.source) if args.source else of_network(args)
-    if args.kind == "features":
-        return of_network(args)
-    return builders.of_noise(args.source, args.share, args.seed)
+        return make.read_groups(args.source)
+    if args.kind in ("noise", "random"):
+        return make.add_noise(args.source, args.share, args.seed)
+    if args.kind == "confusion" and bool(args.ckpt) == bool(args.source):
+        raise InputError("confusion: give --ckpt, a cross-entropy model, or --from, a CSV of counts")
+    return ask_network(args) if args.ckpt else make.read_confusions(args.source)
 
 
 def show(args, out: Path) -> None:
-    """Print a ranking's strongest pairs and the ranks of training, and draw both."""
-    table, ranks, words, lines = comparison.shown(str(args.ranking), Ranks(args.thresholds, args.ranks))
-    print(*lines, sep="\n")
-    draw_ranking(out, table, ranks, words, str(args.ranking))
+    """Print a ranking's most similar pairs, and draw it with the ranks that training takes from it."""
+    table, classes = rankings.load(args.ranking, "show")
+    trained = rankings.assign_ranks(table, Ranks(args.thresholds, args.ranks), f"show {args.ranking}").numpy()
+    words = list(files.name_classes(classes).values())
+    for pair in sorted(itertools.combinations(range(len(words)), 2), key=lambda pair: -table[pair])[:10]:
+        a, b = (words[c] for c in pair)
+        print(f"{a} - {b}: {table[pair]:.6g}, in training {float(trained[pair]):g}")
+    draw_ranking(out, table, trained, words, args.ranking)
     print(f"drew {out}")
+
+
+def print_numbers(title: str, rows: dict[str, dict[str, float]]) -> None:
+    """A table of numbers, to four digits and four decimal places; "-" for NaN."""
+    cells = {n: {c: "-" if np.isnan(x) else f"{round(x, 4):.4g}" for c, x in row.items()} for n, row in rows.items()}
+    results.show(title, cells)
 
 
 def compare(args, out: Path) -> None:
     """Print what rankings share and what training would find in each, and draw them."""
-    found = comparison.diagnosis(args.tables, Ranks(args.thresholds, args.ranks), args.bank, args.k, args.permutations)
-    print(*found.lines, sep="\n")
-    draw_comparison(out, found.tables, found.classes, found.rho)
+    tables, classes, left_out = comparison.load_common(args.tables)
+    if args.k >= len(classes):
+        raise InputError(f"--k {args.k}: must be below the number of classes, {len(classes)}")
+    if left_out:
+        print(left_out)
+    pairs = comparison.compare_pairs(tables, args.k, args.permutations)
+    if pairs:
+        print_numbers("rankings", {f"{a}, {b}": row for (a, b), row in pairs.items()})
+    for name, table in tables.items():
+        try:
+            similarity = rankings.assign_ranks(table, Ranks(args.thresholds, args.ranks), name)
+        except InputError as error:
+            print(f"{name}: not to be trained on as it is: {str(error).removeprefix(f'{name}: ')}")
+        else:
+            print_numbers(f"ranks of {name}", comparison.foresee_ranks(similarity, args.bank))
+    rho = {b: None if np.isnan(row["rho"]) else row["rho"] for (a, b), row in pairs.items() if a == args.tables[0]}
+    draw_comparison(out, tables, classes, rho)
     print(f"drew {out}")
 
 
@@ -144,13 +163,13 @@ def main():
     if args.out:
         util.check_folder(args.out.absolute().parent, "--out")
     if args.kind in DRAWN:
-        picture = args.out or (args.ranking.with_suffix(".png") if args.kind == "show" else Path("compare.png"))
+        picture = args.out or (Path(args.ranking).with_suffix(".png") if args.kind == "show" else Path("compare.png"))
         figures.check_picture(picture, "--out")
         picture.parent.mkdir(parents=True, exist_ok=True)
         return show(args, picture) if args.kind == "show" else compare(args, picture)
     files.check_new(args.out, "--out")
     table, classes, about = build(args)
-    files.write_table(args.out, table, classes, about)
+    files.write_matrix(args.out, table, classes, about)
     print(f"saved {args.out}: {len(classes)} classes, {about}")
 
 

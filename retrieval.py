@@ -18,7 +18,6 @@ import datasets
 import evaluation
 import figures
 from datasets import rankings
-from datasets.rankings import files
 from engine import config, distributed, frozen, objective, options, ordering, results
 from engine.launch import launch
 from engine.ordering import Asked
@@ -56,11 +55,11 @@ def label_sets(args, classes) -> dict[str, torch.Tensor]:
     if args.labelset in ("fine", "both"):
         sets["fine"] = torch.arange(len(classes))
     if args.labelset in ("coarse", "both"):
-        groups, source = files.chosen_superclasses(args.superclasses, datasets.spec(args.dataset).superclasses)
+        groups, source = rankings.choose_superclasses(args.superclasses, datasets.spec(args.dataset).superclasses)
         if groups is None:
             hint = "has no superclasses of its own; give --superclasses FILE.yaml"
             raise InputError(f"--labelset {args.labelset}: {args.dataset} {hint}")
-        sets["coarse"] = rankings.superclass_labels(groups, classes, source)
+        sets["coarse"] = rankings.number_superclasses(groups, classes, source)
     elif args.labelset == "levels":
         levels = ordering.levels_of(args.superclasses, classes)
         sets = ordering.with_levels({"class": torch.arange(len(classes))}, levels)

@@ -8,13 +8,13 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from datasets.folders import LeftOut
-from util import InputError, reason
+from util import InputError, reason, twice
 
 OF_IMAGES = ("path", "image")  # the first column of a table whose rows are images; these may begin with #
 COMMENTS = "comments before the header"
@@ -80,6 +80,12 @@ def read_rows(path: Path, source: str, left_out: LeftOut | None = None) -> list[
     except csv.Error as error:
         raise InputError(f"{source}, line {reader.line_num}: not readable as CSV ({error})") from None
     return rows
+
+
+def check_once(names: Iterable[str], source: str, what: str) -> None:
+    """Raise InputError, beginning with `source` and `what`, where a name is there twice, in whatever Unicode form."""
+    if (again := twice(names)) is not None:
+        raise InputError(f"{source}: {what} {again} stands in it twice")
 
 
 def check_widths(head: list[str], rows: list[tuple[int, list[str]]], source: str) -> None:

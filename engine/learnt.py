@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from datasets import ImageData
-from datasets.rankings import builders
+from datasets.rankings import make
 from engine import frozen
 from engine.frozen import Frozen
 from engine.loading import Loading
@@ -15,9 +15,9 @@ def of_features(net: Frozen, data: ImageData, loading: Loading, cache, centre: b
     """Cosines [C, C] of the class means of unit features, by `centre` about their mean; and what they are, in words."""
     _check_images(data)
     x, y = frozen.features(net, data, "ranking", loading, cache)
-    means = builders.class_means(x, y, len(data.classes), centre)
+    means = make.average_features(x, y, len(data.classes), centre)
     about = f"class means of features; {_checkpoint(net)}" + (", about their mean" if centre else "")
-    return builders.cosine_matrix(means), about
+    return make.compute_cosines(means), about
 
 
 def of_errors(net: Frozen, data: ImageData, loading: Loading, cache, dataset: str) -> tuple[np.ndarray, str]:
@@ -40,7 +40,7 @@ def of_errors(net: Frozen, data: ImageData, loading: Loading, cache, dataset: st
     probability = logits[:, : len(data.classes)].softmax(1)
     sums = torch.zeros(len(data.classes), len(data.classes), dtype=torch.float64).index_add_(0, y, probability)
     try:
-        table = builders.confusion(sums.numpy())
+        table = make.compute_confusions(sums.numpy())
     except ValueError as error:
         raise InputError(f"{flag}: {error}") from None
     right = 100 * float((logits.argmax(1) == y).double().mean())

@@ -67,7 +67,7 @@ def load_data(args):
         if getattr(args, name, None):  # an evaluation has some of them only
             raise InputError(f"--{name} has no use with --instance_ranks, which makes the ranks, and has no classes")
     data, groups, levels = instances.build(args.data_folder, args.instance_ranks)
-    unlisted, left_out = instances.unlisted(data, args.data_folder)
+    unlisted, left_out = instances.count_unlisted(data, args.data_folder)
     distributed.say(left_out.text())
     if unlisted:
         distributed.say(f"--instance_ranks does not name {unlisted} images of {args.data_folder}: they are left out")
@@ -118,13 +118,13 @@ def build(args, data, nested=None):
         if nested:
             groups, levels = (nested[0][:, :1], nested[1][:1]) if supcon else nested
             criterion = NestedRINCELoss(groups, *how)
-            lines = instances.summary(groups, levels, criterion.taus, data.labels)
+            lines = instances.summarize_groups(groups, levels, criterion.taus, data.labels)
             kept = {"groups": nested[0], "levels": nested[1]}
         else:
             raw, table = class_ranking(args, data.classes, supcon)
             criterion = RINCELoss(table, *how)
             images = torch.bincount(data.labels, minlength=len(data.classes))
-            lines = rankings.summary(table, criterion.taus, raw, data.classes, images)
+            lines = rankings.summarize_ranking(table, criterion.taus, raw, data.classes, images)
             kept = None if supcon else {"similarity": table, "source": torch.as_tensor(raw)}
             if not supcon and len(criterion.taus) == 1:
                 lines.append("warning: no class has a similar class in this ranking; one rank alone is SCL")
@@ -151,7 +151,7 @@ def class_ranking(args, classes, supcon: bool):
         return np.eye(len(classes)), torch.eye(len(classes))
     if ranking is None:
         raise InputError("RINCE needs a ranking of classes: give --ranking, or --loss_type supcon for none")
-    raw = rankings.source_table(ranking, classes, datasets.spec(args.dataset).superclasses)
+    raw = rankings.find_similarities(ranking, classes, datasets.spec(args.dataset).superclasses)
     ranks = rankings.Ranks(args.thresholds, args.ranks, args.hierarchy_k, args.similarity_threshold, args.n_sim_classes)
-    table = rankings.to_similarity(raw, ranks, f"--ranking {ranking}")
+    table = rankings.assign_ranks(raw, ranks, f"--ranking {ranking}")
     return raw, table if args.one_loss_per_rank else (table > 0).float()

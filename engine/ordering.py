@@ -48,12 +48,12 @@ def levels_of(file: str | None, classes: list[str]) -> dict[str, Tensor]:
     """By level of a taxonomy: [C] the number of each class's group."""
     flag = f"--superclasses {file}"
     if file == "inaturalist":
-        levels = taxonomy.of_inaturalist(classes, flag)
+        levels = taxonomy.parse_inaturalist(classes, flag)
     else:
-        levels = taxonomy.read(file, "--superclasses") if file else None
+        levels = taxonomy.read_taxonomy(file, "--superclasses") if file else None
     if levels is None:
         raise InputError("--labelset levels: give --superclasses a taxonomy: nested YAML, class,genus,family as CSV")
-    return taxonomy.labels(levels, classes, flag)
+    return taxonomy.number_groups(levels, classes, flag)
 
 
 def similarity(ranking: str, ranks: rankings.Ranks, net: Frozen, dataset: str, classes: list[str]) -> Tensor:
@@ -65,13 +65,13 @@ def similarity(ranking: str, ranks: rankings.Ranks, net: Frozen, dataset: str, c
     """
     flag = f"--ranking {ranking}"
     if ranking != "checkpoint":
-        return rankings.to_similarity(
-            rankings.source_table(ranking, classes, datasets.spec(dataset).superclasses), ranks, flag
+        return rankings.assign_ranks(
+            rankings.find_similarities(ranking, classes, datasets.spec(dataset).superclasses), ranks, flag
         )
     table, names = _kept(net, flag, "similarity" if ranks == rankings.ALL else "source")
-    chosen = rankings.chosen(names, classes, f"{flag}: {net.record['path']}")
+    chosen = rankings.find_rows(names, classes, f"{flag}: {net.record['path']}")
     table = table[chosen][:, chosen]
-    return table if ranks == rankings.ALL else rankings.to_similarity(table.numpy(), ranks, flag)
+    return table if ranks == rankings.ALL else rankings.assign_ranks(table.numpy(), ranks, flag)
 
 
 def _kept(net: Frozen, flag: str, entry: str) -> tuple[Tensor, list[str]]:
@@ -153,8 +153,8 @@ def nearness(ranking: str, dataset: str, classes: list[str], outliers: list[str]
     if ranking == "checkpoint":
         raise InputError("--ranking checkpoint: knows the classes that were trained on alone; give a ranking of both")
     both = list(dict.fromkeys([*classes, *util.spelt_as(outliers, classes)]))
-    table = torch.as_tensor(rankings.source_table(ranking, both, datasets.spec(dataset).superclasses))
-    rows, columns = (rankings.chosen(both, names, f"--ranking {ranking}") for names in (outliers, classes))
+    table = torch.as_tensor(rankings.find_similarities(ranking, both, datasets.spec(dataset).superclasses))
+    rows, columns = (rankings.find_rows(both, names, f"--ranking {ranking}") for names in (outliers, classes))
     return table[rows][:, columns].amax(1)
 
 

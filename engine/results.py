@@ -54,7 +54,7 @@ def write(
 
 
 def _cell(value) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.2f}"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def show(title: str, rows: dict[str, dict[str, float]]) -> None:

@@ -123,9 +123,9 @@ def draw_classes(path: Path, title: str, features: dict, labels, classes: list[s
     features: name -> [n, d] of the images with labels [n]; groups: superclass -> those of its classes that are drawn.
     """
     plt, few = figures.pyplot(), len(classes) <= FEW
-    words, group_of = list(files.in_words(groups).values()), encoders.group_numbers(groups, classes)
+    words, group_of = list(files.name_classes(groups).values()), encoders.group_numbers(groups, classes)
     order = sorted(range(len(classes)), key=lambda c: group_of[c])
-    drawn = Classes(list(files.in_words(classes).values()), order, group_of)
+    drawn = Classes(list(files.name_classes(classes).values()), order, group_of)
     means = [F.normalize(encoders.class_means(x, labels, len(classes)), dim=1).numpy() for x in features.values()]
     tables = [encoders.class_cosines(x, labels, len(classes)) for x in features.values()]
     points = maps_of(means)

@@ -122,7 +122,7 @@ def draw_embedding(path: Path, title: str, features: dict, labels, classes: list
     cosines = {name: encoders.class_cosines(x, labels, len(classes)) for name, x in features.items()}
     first = next(iter(units))
     nearness = clustered(cosines[first] if table is None else table).tolist()
-    by_class = Classes(list(files.in_words(classes).values()), sorted(nearness, key=lambda c: group_of[c]), group_of)
+    by_class = Classes(list(files.name_classes(classes).values()), sorted(nearness, key=lambda c: group_of[c]), group_of)
     shown = {"by class": (y, by_class)}
     if groups:
         numbers = list(range(len(groups)))
@@ -173,7 +173,7 @@ def main():
         raise InputError(f"--images {args.images}: leaves some class without an image; give more")
     table = None
     if args.ranking:
-        table = rankings.source_table(args.ranking, classes, datasets.spec(args.dataset).superclasses)
+        table = rankings.find_similarities(args.ranking, classes, datasets.spec(args.dataset).superclasses)
     groups, features = asked.superclasses, asked.features(test, "the maps")
     title = f"{', '.join(features)}: {len(test)} test images of {asked.data}"
     draw_embedding(args.out, title, features, test.labels, classes, groups, table)

@@ -14,7 +14,6 @@ import datasets
 import figures
 import util
 from datasets import rankings
-from datasets.rankings import files
 from engine import config, distributed, frozen, options
 from util import InputError
 
@@ -95,11 +94,11 @@ class Comparison:
 
 def superclasses_of(file: str | None, dataset: str, classes: list[str]) -> dict[str, list[str]] | None:
     """superclass -> those of the classes in it, of --superclasses or the data set's own; None without."""
-    groups, source = files.chosen_superclasses(file, datasets.spec(dataset).superclasses)
+    groups, source = rankings.choose_superclasses(file, datasets.spec(dataset).superclasses)
     if groups is None:
         return None
     if file:
-        rankings.superclass_labels(groups, classes, source)
+        rankings.number_superclasses(groups, classes, source)
     return {
         g: kept
         for g, members in groups.items()
@@ -121,7 +120,7 @@ def _check_same_classes(first: dict, other: dict) -> None:
 
 def group_numbers(groups: dict[str, list[str]] | None, classes: list[str]) -> list[int]:
     """The number of each class's superclass, all 0 without superclasses."""
-    return rankings.superclass_labels(groups, classes, "superclasses").tolist() if groups else [0] * len(classes)
+    return rankings.number_superclasses(groups, classes, "superclasses").tolist() if groups else [0] * len(classes)
 
 
 def class_means(features: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:

@@ -157,7 +157,7 @@ def main():
     nearest = {name: evaluation.nearest(features[name], gallery[name], args.nearest)[1].numpy() for name in features}
     labels = train.labels.numpy()
     kinds = {n: encoders.pair_kinds(test.labels.numpy()[:, None], labels[i], group_of) for n, i in nearest.items()}
-    words, groups = (list(files.in_words(names).values()) for names in (train.classes, asked.superclasses))
+    words, groups = (list(files.name_classes(names).values()) for names in (train.classes, asked.superclasses))
 
     def strip(encoder: str, query: int) -> list[Neighbor]:
         found = zip(nearest[encoder][query].tolist(), kinds[encoder][query].tolist(), strict=True)

@@ -13,7 +13,7 @@ import datasets
 import recipes
 import util
 from datasets import packing, prepare, sources
-from datasets.rankings import builders, instances, text_encoders
+from datasets.rankings import instances, make, text_encoders
 from engine import config
 from util import InputError
 
@@ -91,8 +91,8 @@ def test_a_file_in_the_place_of_a_data_folder_is_called_one(a_file, name):
         lambda f: prepare.tiny_imagenet(f),
         lambda f: prepare.awa2(f),
         lambda f: prepare.imagenet100(f),
-        lambda f: builders.read_classes(None, f),
-        lambda f: text_encoders.text_encoder("./file"),
+        lambda f: make.read_classes(None, f),
+        lambda f: text_encoders.load_encoder("./file"),
     ],
 )
 def test_so_it_is_wherever_else_a_folder_is_wanted(a_file, call):
@@ -132,10 +132,10 @@ def test_a_table_of_instances_inside_train_names_its_images(monkeypatch, tmp_pat
     monkeypatch.chdir(tmp_path / "train")
     Path("groups.csv").write_text("image,group\na/a_0.JPEG,x\n")
     data = instances.build(".", "groups.csv")[0]
-    assert instances.unlisted(data, ".")[0] == 1
+    assert instances.count_unlisted(data, ".")[0] == 1
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "train.pack").touch()
-    assert instances.unlisted(data, tmp_path / "other")[0] == 0
+    assert instances.count_unlisted(data, tmp_path / "other")[0] == 0
 
 
 # ---- --dataset forgotten ---------------------------------------------------------------------------------------------

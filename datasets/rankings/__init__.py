@@ -3,23 +3,26 @@
 from datasets.rankings.table import (
     ALL,
     Ranks,
-    chosen,
+    assign_ranks,
     class_similarity,
-    source_table,
-    summary,
-    superclass_labels,
-    superclass_table,
-    to_similarity,
+    find_rows,
+    find_similarities,
+    load,
+    summarize_ranking,
 )
+from datasets.rankings.taxonomy import choose_superclasses, list_shipped, number_superclasses, read_shipped
 
 __all__ = [
     "ALL",
     "Ranks",
-    "chosen",
+    "assign_ranks",
+    "choose_superclasses",
     "class_similarity",
-    "source_table",
-    "summary",
-    "superclass_labels",
-    "superclass_table",
-    "to_similarity",
+    "find_rows",
+    "find_similarities",
+    "list_shipped",
+    "load",
+    "number_superclasses",
+    "read_shipped",
+    "summarize_ranking",
 ]

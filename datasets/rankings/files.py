@@ -1,137 +1,80 @@
-"""Files of rankings and class names: superclasses in YAML, similarity matrices in CSV or npz, names in CSV or text."""
+"""Files of similarity matrices, in CSV or npz, and of class names, in CSV or text."""
 
 import csv
 import io
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import util
 from datasets import texts
-from util import InputError, closest
+from datasets.rankings.taxonomy import list_shipped, read_shipped
+from util import InputError
 
 HERE = Path(__file__).parent
 ROBERTA = HERE / "imagenet100_roberta_cosine.csv"  # the published cosines of ImageNet-100's class names
 
 
-# ---- superclasses ----------------------------------------------------------------------------------------------------
-
-
-def read_superclasses(path: Path, flag: str = "--ranking") -> dict[str, list[str]]:
-    """`superclass: [classes]` from YAML; every class once. `flag` is named in errors."""
-    if path.suffix in (".csv", ".npz"):
-        raise InputError(f"{flag} {path}: superclasses are a YAML file of lines `superclass: [class, class, ...]`")
-    groups = texts.read_yaml(path, f"{flag} {path}", as_written=True)
-    if not isinstance(groups, dict) or not all(isinstance(v, list) and v for v in groups.values()):
-        raise InputError(f"{flag} {path}: must be lines of `superclass: [class, class, ...]`")
-    for name, classes in groups.items():
-        if not all(isinstance(c, str) and c for c in (name, *classes)):
-            raise InputError(f"{flag} {path}: {name}: an empty name, or something else than one; quote such names")
-    for what, names in (("superclass", groups), ("class", (c for v in groups.values() for c in v))):
-        if (again := util.twice(names)) is not None:
-            raise InputError(f"{flag} {path}: {what} {again} stands in it twice")
-    return groups
-
-
-def shipped() -> list[str]:
-    """Names of the superclasses that ship with a data set."""
-    return sorted(f.stem for f in (HERE / "superclasses").glob("*.yaml"))
-
-
-def known_superclasses(name: str) -> dict[str, list[str]]:
-    """The superclasses that ship with a data set, by the name in its `Source`: one of `shipped`."""
-    return read_superclasses(HERE / "superclasses" / f"{name}.yaml")
-
-
-def chosen_superclasses(file: str | None, known: str | None) -> tuple[dict[str, list[str]] | None, str]:
-    """superclass -> classes of --superclasses FILE, else those that ship under the name `known`, else None; and what
-    errors call them.
-    """
-    if file:
-        return read_superclasses(Path(file), "--superclasses"), f"--superclasses {file}"
-    return (known_superclasses(known), known) if known else (None, "")
-
-
-def of_each(classes, found: dict[str, Any], source: str) -> list:
-    """What stands for each class in `found`, where its name may have another Unicode form. Raises InputError, beginning
-    with `source`, where it lacks one of the classes.
-    """
-    names = dict(zip(util.spelt_as(found, classes), found.values(), strict=True))
-    missing = [c for c in classes if c not in names]
-    if missing:
-        count = f"{len(missing)} in all" if len(missing) > 1 else "it alone"
-        unused = [name for name in names if name not in classes]  # of these, one may be a wrong spelling
-        near = closest(missing[0], unused)
-        instead = f"; it has {near}, which is no class: did you mean {missing[0]}?" if near else ""
-        raise InputError(f"{source}: lacks the class {missing[0]} of the data set ({count}){instead}")
-    return [names[c] for c in classes]
-
-
 # ---- matrices --------------------------------------------------------------------------------------------------------
 
 
-def is_matrix(name: str) -> bool:
-    """Whether a --ranking names a matrix file, existing or not."""
-    return name.endswith((".csv", ".npz")) or Path(name).is_file()
+def read_matrix(path: Path, flag: str = "--ranking") -> tuple[np.ndarray, list[str]]:
+    """A similarity matrix as `read_square` has it -> [C, C], identifiers of the classes.
 
-
-def read_table(path: Path, flag: str = "--ranking") -> tuple[np.ndarray, list[str]]:
-    """A similarity matrix -> [C, C], identifiers of the classes.
-
-    CSV: first line `class,a,b,...`, then a line a class, `a,1,0.75,...`, read as `texts.read_rows` says.
-    npz: arrays `similarity` [C, C] and `classes` [C]. Raises InputError, naming `flag`, unless it is square, its
-    identifiers agree, it is symmetric, its diagonal is 1 and all lies in [-1, 1] (cosines are welcome).
+    Raises InputError, naming `flag`, unless it is symmetric, its diagonal is 1 and all lies in [-1, 1] (cosines are
+    welcome).
     """
-    if not path.exists():
-        raise InputError(f"{flag} {path}: no such file")
-    read = _read_npz if path.suffix == ".npz" else _read_csv
-    table, names, columns = read(path, flag)
-    if table.ndim != 2 or table.shape[0] != table.shape[1] or not len(table) == len(names) == len(columns):
-        shape = f"{len(names)} lines and {len(columns)} columns" if read is _read_csv else f"shape {table.shape}"
-        raise InputError(
-            f"{flag} {path}: has {shape}, {len(names)} classes; it must be square"
-            + (", with a header line `class,...`" if read is _read_csv else "")
-        )
-    again = util.twice(names)
-    if util.spelt_as(columns, names) != names or again is not None:
-        fault = "" if again is None else f"; {again} stands in it twice"
-        raise InputError(
-            f"{flag} {path}: header and first column must name the same classes, each once, in order{fault}"
-        )
+    source = f"{flag} {path}"
+    table, names = read_square(path, source)
     if not (np.abs(table) <= 1).all():
         a, b = np.argwhere(~(np.abs(table) <= 1))[0]
-        raise InputError(f"{flag} {path}: similarity of {names[a]} and {names[b]} is {table[a, b]}, not in [0, 1]")
+        raise InputError(f"{source}: similarity of {names[a]} and {names[b]} is {table[a, b]}, not in [0, 1]")
     if np.abs(table - table.T).max() > 1e-6:
         a, b = np.argwhere(np.abs(table - table.T) > 1e-6)[0]
-        raise InputError(
-            f"{flag} {path}: not symmetric: {names[a]}, {names[b]} is {table[a, b]} one way and {table[b, a]} back"
-        )
+        ways = f"{table[a, b]} one way and {table[b, a]} back"
+        raise InputError(f"{source}: not symmetric: {names[a]}, {names[b]} is {ways}")
     off = np.flatnonzero(np.abs(table.diagonal() - 1) > 1e-6)
     if len(off):
-        raise InputError(f"{flag} {path}: similarity of {names[off[0]]} with itself is {table[off[0], off[0]]}, not 1")
+        raise InputError(f"{source}: similarity of {names[off[0]]} with itself is {table[off[0], off[0]]}, not 1")
     return (table + table.T) / 2, names  # what differs by rounding must not become two ranks
 
 
-def _read_csv(path, flag):
-    source = f"{flag} {path}"
+def read_square(path: Path, source: str) -> tuple[np.ndarray, list[str]]:
+    """A square of numbers -> [C, C], identifiers of the classes.
+
+    CSV: first line `class,a,b,...`, then a line a class, `a,1,0.75,...`, read as `texts.read_rows` says.
+    npz: arrays `similarity` [C, C] and `classes` [C]. Raises InputError, beginning with `source`, unless it is square,
+    and its identifiers agree.
+    """
+    table, names, columns = (_read_npz if path.suffix == ".npz" else _read_csv)(path, source)
+    if table.shape != (len(names), len(columns)) or len(names) != len(columns) or not names:
+        shape = " x ".join(map(str, table.shape))
+        hint = "a square of the classes, in a CSV with a first line `class,a,b,...`"
+        raise InputError(f"{source}: has {len(names)} classes and {shape} numbers; it must be {hint}")
+    texts.check_once(names, source, "class")
+    if util.spelt_as(columns, names) != names:
+        raise InputError(f"{source}: header and first column must name the same classes, in the same order")
+    return table, names
+
+
+def _read_csv(path: Path, source: str):
     rows = texts.read_rows(path, source)
     if not rows:
         raise InputError(f"{source}: not readable as a CSV matrix (it is empty)")
     (_, head), *rows = rows
-    table = []
-    for line, row in rows:
+    table = np.zeros((len(rows), len(head) - 1))
+    for at, (line, row) in enumerate(rows):
         if len(row) != len(head):
             raise InputError(f"{source}, line {line}: has {len(row)} cells, the header has {len(head)}")
         try:
-            table.append([texts.number(x) for x in row[1:]])
+            table[at] = [texts.number(cell) for cell in row[1:]]
         except ValueError as error:
             raise InputError(f"{source}, line {line}: not readable as a CSV matrix ({error})") from None
-    return np.array(table, dtype=np.float64).reshape(len(table), -1), [row[0] for _, row in rows], head[1:]
+    return table, [row[0] for _, row in rows], head[1:]
 
 
-def as_read(table: np.ndarray) -> np.ndarray:
+def widen_numbers(table: np.ndarray) -> np.ndarray:
     """Numbers of any precision as float64, those of a narrower one as they are read: 0.9 of float32, not 0.89999998.
 
     So they are what a CSV of them holds, and at or below a threshold as there: of float16 and float32, the number of
@@ -147,14 +90,13 @@ def as_read(table: np.ndarray) -> np.ndarray:
     return found
 
 
-def _read_npz(path, flag):
+def _read_npz(path: Path, source: str):
     try:
         with np.load(path, allow_pickle=False) as file:
-            table, names = as_read(file["similarity"]), [str(c) for c in file["classes"].reshape(-1)]
+            table, names = widen_numbers(file["similarity"]), [str(c) for c in file["classes"].reshape(-1)]
     except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{flag} {path}: not readable as arrays `similarity` and `classes` ({util.reason(error)})"
-        ) from None
+        fault = util.reason(error)
+        raise InputError(f"{source}: not readable as arrays `similarity` and `classes` ({fault})") from None
     return table, names, names
 
 
@@ -166,8 +108,8 @@ def check_new(path: Path, flag: str) -> None:
         raise InputError(f"{flag} {path}: is there already; nothing is overwritten")
 
 
-def write_table(path: Path, table: np.ndarray, classes: list[str], about: str) -> None:
-    """A ranking file that `read_table` reads: npz by its suffix, else CSV. `about` says what it was made of.
+def write_matrix(path: Path, table: np.ndarray, classes: list[str], about: str) -> None:
+    """A ranking file that `read_matrix` reads: npz by its suffix, else CSV. `about` says what it was made of.
 
     Raises InputError, and writes nothing, where a similarity is no number.
     """
@@ -192,21 +134,21 @@ def write_table(path: Path, table: np.ndarray, classes: list[str], about: str) -
 
 
 def read_names(path: Path, flag: str = "--names") -> dict[str, str]:
-    """class -> name in words: a CSV of two columns, one class a line, put into words by `in_words`, or the classes of a
+    """class -> name in words: a CSV of two columns, one class a line, whose second may be missing, or the classes of a
     data set whose superclasses ship, by its name.
     """
-    if not path.exists() and str(path) in shipped():
-        return in_words(c for classes in known_superclasses(str(path)).values() for c in classes)
+    if not path.exists() and str(path) in list_shipped():
+        return name_classes(c for classes in read_shipped(str(path)).values() for c in classes)
     rows = [row for _, row in texts.read_rows(path, f"{flag} {path}")]
     rows = rows[1:] if rows and rows[0][0].lower() in ("class", "wnid") else rows
     classes = [row[0] for row in rows]
-    again = util.twice(classes)
-    if not rows or again is not None:
-        raise InputError(f"{flag} {path}: " + (f"class {again} stands in it twice" if rows else "is empty"))
-    return in_words(classes) | {row[0]: row[1] for row in rows if len(row) > 1 and row[1]}
+    if not rows:
+        raise InputError(f"{flag} {path}: is empty")
+    texts.check_once(classes, f"{flag} {path}", "class")
+    return name_classes(classes) | {row[0]: row[1] for row in rows if len(row) > 1 and row[1]}
 
 
-def in_words(classes) -> dict[str, str]:
+def name_classes(classes) -> dict[str, str]:
     """class -> name in words: ImageNet's wnids by the names in imagenet_names.csv, else `_` and `+` as blanks."""
     file = HERE / "imagenet_names.csv"
     known = dict(row for _, row in texts.read_rows(file, str(file)))

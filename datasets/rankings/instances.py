@@ -21,9 +21,9 @@ def build(folder: str | Path, table: str | Path) -> tuple[ImageData, torch.Tenso
     Raises InputError, naming --instance_ranks and the line.
     """
     flag, folder, left_out = f"--instance_ranks {table}", Path(folder), LeftOut()
-    levels, rows = _read(Path(table), flag, left_out)
+    levels, rows = _read_rows(Path(table), flag, left_out)
     named = [(line, name) for line, name, _ in rows]
-    root, listed = (folder.parent, _listed(folder, "all")) if lists.is_list(folder) else (folder, None)
+    root, listed = (folder.parent, _list_images(folder, "all")) if lists.is_list(folder) else (folder, None)
     images = lists.existing_images(named, root, flag, "--data_folder" if listed is None else "the image list's folder")
     for (line, name), real in zip(named, real_paths(images), strict=True):
         if listed is not None and real not in listed:
@@ -39,7 +39,7 @@ def build(folder: str | Path, table: str | Path) -> tuple[ImageData, torch.Tenso
     return ImageData(images, torch.tensor(labels), names[0], left_out=left_out, groups=True), groups, levels
 
 
-def _listed(path: Path, split: str) -> set[str]:
+def _list_images(path: Path, split: str) -> set[str]:
     """The real paths of the images of an image list. Raises InputError."""
     try:
         return set(real_paths(lists.read(path, split)[0]))
@@ -47,7 +47,7 @@ def _listed(path: Path, split: str) -> set[str]:
         raise InputError(f"--data_folder {error}") from None
 
 
-def _read(path: Path, flag: str, left_out: LeftOut) -> tuple[list[str], list[tuple[int, str, list[str]]]]:
+def _read_rows(path: Path, flag: str, left_out: LeftOut) -> tuple[list[str], list[tuple[int, str, list[str]]]]:
     """Names of the levels, and of each row its line, the image, and its groups."""
     found = texts.read_rows(path, flag, left_out)
     if not found:
@@ -56,14 +56,14 @@ def _read(path: Path, flag: str, left_out: LeftOut) -> tuple[list[str], list[tup
         raise InputError(f"{flag}: the first line must be `image,<finest level>,...,<coarsest>`")
     if len(found) < 2:
         raise InputError(f"{flag}: names no image")
-    return taxonomy.level_rows(found, "image", flag)
+    return taxonomy.parse_levels(found, "image", flag)
 
 
-def unlisted(data: ImageData, folder: str | Path) -> tuple[int, LeftOut]:
+def count_unlisted(data: ImageData, folder: str | Path) -> tuple[int, LeftOut]:
     """How many training images of the folder or list the table does not name, and what of both is no image."""
     left_out = LeftOut.joined([data.left_out])
     if lists.is_list(Path(folder)):
-        found = _listed(Path(folder), "train")
+        found = _list_images(Path(folder), "train")
     else:
         root = sources.split_folder(Path(folder), "train")
         # a pack beside the listed images has none of its own
@@ -71,7 +71,7 @@ def unlisted(data: ImageData, folder: str | Path) -> tuple[int, LeftOut]:
     return len(found - {*real_paths(data.images)}), left_out
 
 
-def summary(groups: torch.Tensor, levels: list[str], taus, labels: torch.Tensor) -> list[str]:
+def summarize_groups(groups: torch.Tensor, levels: list[str], taus, labels: torch.Tensor) -> list[str]:
     """The lines of a run: ranks, their temperatures, and how many images an image has at each."""
     lines, closer = [], torch.zeros(len(labels), dtype=torch.long)
     for rank, (level, tau) in enumerate(zip(levels, taus, strict=True)):

@@ -1,5 +1,6 @@
 """Class similarity: from superclasses, the published RoBERTa figures or a file, to one table [C, C] in [0, 1]."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,22 +8,49 @@ import numpy as np
 import torch
 
 from datasets.rankings import files, taxonomy
-from datasets.rankings.files import known_superclasses, read_superclasses
-from datasets.rankings.taxonomy import STEP
+from datasets.rankings.taxonomy import SHIPPED, STEP, list_shipped, match_classes
 from util import InputError
 
 MOST_RANKS = 126  # that a loss can hold
+ROBERTA = "roberta_threshold"  # the published cosines of ImageNet-100's class names
 
 
-def superclass_labels(groups: dict[str, list[str]], classes: list[str], source: str) -> torch.Tensor:
-    """[C] the number of each class's superclass."""
-    where = {c: i for i, members in enumerate(groups.values()) for c in members}
-    return torch.tensor(files.of_each(classes, where, source))
+def load(source: str, flag: str = "--ranking", others: Iterable[str] = ()) -> tuple[np.ndarray, list[str]]:
+    """The similarities [C, C] of a ranking, as its source has them: cosines, say, that are no ranks yet; its classes.
+
+    source: a file: CSV or npz matrix, YAML of superclasses, YAML or CSV of a taxonomy, image list with levels; a folder
+    superclass/class/; superclasses that ship, by their name; or "roberta_threshold". Raises InputError, naming `flag`,
+    where it is none of them, nor of the names `others`, or has a fault.
+    """
+    if source == ROBERTA:
+        return files.read_matrix(files.ROBERTA, flag)
+    if not Path(source).exists() and source not in list_shipped():
+        known = ", ".join([*others, *list_shipped(), ROBERTA])
+        raise InputError(f"{flag} {source}: no such file or folder, and none of {known}")
+    found = taxonomy.read_taxonomy(source, flag)
+    if found is None:
+        return files.read_matrix(Path(source), flag)
+    classes = sorted(found.groups) if found.levels == taxonomy.SUPERCLASSES else list(found.groups)
+    return taxonomy.compute_similarity(found, classes, f"{flag} {source}"), classes
 
 
-def superclass_table(groups, classes, source) -> np.ndarray:
-    """[C, C] 1 on the diagonal, 0.75 inside a superclass, 0 elsewhere."""
-    return taxonomy.of_labels([superclass_labels(groups, classes, source)])
+def find_rows(names: list[str], classes: list[str], source: str) -> list[int]:
+    """The rows of a table of `names` that `classes` have; InputError, beginning with `source`, where it lacks one."""
+    return match_classes(classes, {name: i for i, name in enumerate(names)}, source)
+
+
+def find_similarities(ranking: str, classes: list[str], superclasses: str | None = None) -> np.ndarray:
+    """[C, C] similarities of `classes`, as their source has them.
+
+    ranking: what `load` takes, of these classes and maybe more; or "identity" (no two classes are similar),
+    "superclass" (0.75 inside a superclass of the data set's, named by `superclasses`), or "inaturalist" (what its
+    folders' names say). Raises InputError on anything that does not fit.
+    """
+    if ranking in NAMED:
+        return NAMED[ranking](classes, superclasses)
+    table, names = load(ranking, "--ranking", NAMED)
+    rows = find_rows(names, classes, f"--ranking {ranking}")
+    return table[np.ix_(rows, rows)]
 
 
 def class_similarity(
@@ -30,42 +58,10 @@ def class_similarity(
 ) -> tuple[torch.Tensor, list[str]]:
     """The similarity table of `classes`, and the class order that it is in (that of `classes`).
 
-    The `source_table` of ranking and superclasses, made ranks of by `to_similarity`; how: fields of `Ranks`.
+    What `find_similarities` finds of ranking and superclasses, made ranks of by `assign_ranks`; how: fields of `Ranks`.
     """
-    table = source_table(ranking, classes, superclasses)
-    return to_similarity(table, Ranks(**how), f"--ranking {ranking}"), list(classes)
-
-
-def source_table(ranking: str, classes: list[str], superclasses: str | None = None) -> np.ndarray:
-    """[C, C] similarities of `classes` as their source has them: cosines, say, that are no ranks yet.
-
-    ranking: "identity" (no two classes are similar), "superclass" (0.75 inside a superclass of the data set's, named by
-        `superclasses`), "roberta_threshold" (published cosines of ImageNet-100's class names), "inaturalist" (what its
-        folders' names say), or a file: CSV or npz matrix, YAML of superclasses, YAML or CSV of a taxonomy. It may hold
-        more classes. Raises InputError on anything that does not fit.
-    """
-    source = f"--ranking {ranking}"
-    if ranking in NAMED:
-        return NAMED[ranking](classes, superclasses)
-    levels = taxonomy.read(ranking, "--ranking")
-    if levels:
-        return taxonomy.similarity(levels, classes, source)
-    if ranking.endswith((".yaml", ".yml")):
-        return superclass_table(read_superclasses(Path(ranking)), classes, source)
-    if not files.is_matrix(ranking):
-        raise InputError(f"{source}: neither a file nor one of {', '.join(NAMED)}")
-    return _from_file(Path(ranking), classes, source)
-
-
-def _from_file(path: Path, classes: list[str], source: str) -> np.ndarray:
-    table, names = files.read_table(path)
-    of = chosen(names, classes, source)
-    return table[np.ix_(of, of)]
-
-
-def chosen(names: list[str], classes: list[str], source: str) -> list[int]:
-    """The rows of a table of `names` that `classes` have; InputError, beginning with `source`, where it lacks one."""
-    return files.of_each(classes, {name: i for i, name in enumerate(names)}, source)
+    table = find_similarities(ranking, classes, superclasses)
+    return assign_ranks(table, Ranks(**how), f"--ranking {ranking}"), list(classes)
 
 
 def identity(classes: list[str], superclasses: str | None) -> np.ndarray:
@@ -73,31 +69,23 @@ def identity(classes: list[str], superclasses: str | None) -> np.ndarray:
     return np.eye(len(classes))
 
 
-def of_superclasses(classes: list[str], superclasses: str | None) -> np.ndarray:
+def superclass(classes: list[str], superclasses: str | None) -> np.ndarray:
     """0.75 inside a superclass of the data set's own file."""
     if superclasses is None:
         raise InputError("--ranking superclass: this data set has none; give a YAML file of superclasses")
-    return superclass_table(known_superclasses(superclasses), classes, f"--ranking superclass ({superclasses})")
-
-
-def roberta_threshold(classes: list[str], superclasses: str | None) -> np.ndarray:
-    """The published cosines of ImageNet-100's class names."""
-    return _from_file(files.ROBERTA, classes, "--ranking roberta_threshold")
+    found = taxonomy.read_taxonomy(f"{SHIPPED}/{superclasses}.yaml", "--ranking superclass")
+    return taxonomy.compute_similarity(found, classes, f"--ranking superclass ({superclasses})")
 
 
 def inaturalist(classes: list[str], superclasses: str | None) -> np.ndarray:
     """A rank a level, from the species to the kingdom, by the names of iNaturalist's folders."""
     source = "--ranking inaturalist"
-    return taxonomy.similarity(taxonomy.of_inaturalist(classes, source), classes, source)
+    return taxonomy.compute_similarity(taxonomy.parse_inaturalist(classes, source), classes, source)
 
 
-# --ranking NAME: classes, name of the data set's superclasses -> [C, C] similarities
-NAMED = {
-    "identity": identity,
-    "superclass": of_superclasses,
-    "roberta_threshold": roberta_threshold,
-    "inaturalist": inaturalist,
-}
+# --ranking NAME, of names that mean nothing without the classes: these, name of the data set's superclasses ->
+# [C, C] similarities
+NAMED = {"identity": identity, "superclass": superclass, "inaturalist": inaturalist}
 
 
 @dataclass(frozen=True)
@@ -121,26 +109,26 @@ class Ranks:
 ALL = Ranks()  # the values as they are
 
 
-def to_similarity(table: np.ndarray, ranks: Ranks = ALL, source: str = "ranking") -> torch.Tensor:
+def assign_ranks(table: np.ndarray, ranks: Ranks = ALL, source: str = "ranking") -> torch.Tensor:
     """[C, C] float32 in [0, 1], whose distinct positive values are the ranks; 0 = unrelated, 1 on the diagonal.
 
     Raises InputError, naming `source`.
     """
-    table = files.as_read(np.asarray(table))
+    table = files.widen_numbers(np.asarray(table))
     if ranks.thresholds and ranks.every_value:
         raise InputError("--ranks and --thresholds: give one of them; --ranks makes a rank of every value")
     if ranks.thresholds:
-        table = _by_thresholds(table, ranks.thresholds, ranks.hierarchy_k)
+        table = _apply_thresholds(table, ranks.thresholds, ranks.hierarchy_k)
     else:
         _check_values(table, source, MOST_RANKS if ranks.every_value else 16, ranks.every_value)
     table = np.where(table < ranks.similarity_threshold, 0.0, table)
     np.fill_diagonal(table, 1.0)
     if ranks.n_sim_classes is not None:
-        table = _most_similar(table, ranks.n_sim_classes)
+        table = _keep_most_similar(table, ranks.n_sim_classes)
     return torch.tensor(table, dtype=torch.float32)
 
 
-def _by_thresholds(table, thresholds, hierarchy_k) -> np.ndarray:
+def _apply_thresholds(table, thresholds, hierarchy_k) -> np.ndarray:
     if sorted(set(thresholds), reverse=True) != list(thresholds):
         raise InputError(f"--thresholds {' '.join(map(str, thresholds))}: must fall, one a rank")
     if len(thresholds) > 3:
@@ -161,7 +149,7 @@ def _check_values(table, source, most, every_value) -> None:
         raise InputError(f"{source}: {ranks} distinct values would be {ranks} ranks; give --thresholds{more}")
 
 
-def _most_similar(table: np.ndarray, n: int) -> np.ndarray:
+def _keep_most_similar(table: np.ndarray, n: int) -> np.ndarray:
     if n < 1:
         raise InputError(f"--n_sim_classes {n}: must be at least 1, the own class")
     order = np.argsort(-(table + np.eye(len(table))), axis=1, kind="stable")[:, :n]  # the own class comes first
@@ -173,7 +161,9 @@ def _most_similar(table: np.ndarray, n: int) -> np.ndarray:
 # ---- what a run prints before it trains ------------------------------------------------------------------------------
 
 
-def summary(table: torch.Tensor, taus, source: np.ndarray, classes: list[str], images: torch.Tensor) -> list[str]:
+def summarize_ranking(
+    table: torch.Tensor, taus, source: np.ndarray, classes: list[str], images: torch.Tensor
+) -> list[str]:
     """The lines of a ranking: its ranks with their positives, the classes without a similar one, and examples.
 
     table: [C, C] as the loss takes it; taus: of its ranks; source: [C, C] the similarities that it was made of;
@@ -186,28 +176,28 @@ def summary(table: torch.Tensor, taus, source: np.ndarray, classes: list[str], i
         made_of = (
             f", from {found.min():.6g} to {found.max():.6g}" if len(found) and (abs(found - value) > 1e-6).any() else ""
         )
-        positives = f"{_spread(of_rank.sum(1))} classes, {_spread(of_rank.long() @ images)} images"
+        positives = f"{_describe_spread(of_rank.sum(1))} classes, {_describe_spread(of_rank.long() @ images)} images"
         lines.append(f"rank {rank}: similarity {value:g}{made_of}, tau {tau:.3g}; positives of a class {positives}")
     if any("/" in line for line in lines):
         lines[0] += " (min/median/max)"
     similar = (table > 0) & ~torch.eye(len(classes), dtype=torch.bool)
     if not similar.any():
         return lines
-    words = files.in_words(classes)
+    words = files.name_classes(classes)
     alone = [words[c] for c, some in zip(classes, similar.any(1).tolist(), strict=True) if not some]
     if alone:
         more = f" and {len(alone) - 5} more" if len(alone) > 5 else ""
         lines.append(f"{len(alone)} classes without a similar class: {', '.join(alone[:5])}{more}")
-    return lines + [f"e.g. {line}" for line in _examples(similar.numpy(), source, [words[c] for c in classes])]
+    return lines + [f"e.g. {line}" for line in _find_examples(similar.numpy(), source, [words[c] for c in classes])]
 
 
-def _spread(numbers: torch.Tensor) -> str:
+def _describe_spread(numbers: torch.Tensor) -> str:
     """Fewest, median and most, or the one number that all are."""
     low, high = int(numbers.min()), int(numbers.max())
     return str(low) if low == high else f"{low}/{numbers.double().quantile(0.5):g}/{high}"
 
 
-def _examples(similar: np.ndarray, source: np.ndarray, words: list[str], most: int = 3) -> list[str]:
+def _find_examples(similar: np.ndarray, source: np.ndarray, words: list[str], most: int = 3) -> list[str]:
     """The classes of the strongest ties, no class in two examples, each with its most similar classes."""
     tie = np.where(similar, source, -np.inf)
     lines, named = [], set()

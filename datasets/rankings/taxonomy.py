@@ -1,23 +1,27 @@
-"""Taxonomies: classes in genera in families, at any number of levels, as a ranking and for evaluation level by level.
+"""Which classes lie in which groups: superclasses, which are one level, and taxonomies of any number of levels.
 
-A taxonomy is a nested YAML file, a table `class,genus,family`, the further columns of an image list, or what
-iNaturalist's names of folders say.
+They come as nested YAML, as a table `class,genus,family`, as the further columns of an image list, as folders
+superclass/class/, as CIFAR-100's own files, or as the names of iNaturalist's folders.
 """
 
 import itertools
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import util
 from datasets import lists, texts
-from datasets.rankings.files import of_each
-from util import InputError
+from datasets.folders import LeftOut, subfolders
+from util import InputError, closest
 
+SHIPPED = Path(__file__).parent / "superclasses"  # a YAML file for each data set that has them
 STEP = 0.25  # of similarity, a rank of distance
+SUPERCLASSES = ("level 1",)  # the levels of lines `superclass: [class, class]`, and of folders
 
 # of iNaturalist 2021's folders, 00000_Animalia_Annelida_Clitellata_Haplotaxida_Lumbricidae_Lumbricus_terrestris, the
 # finest first; the species is the class itself
@@ -35,9 +39,24 @@ class Taxonomy:
     groups: dict[str, tuple[tuple[str, ...], ...]]
 
 
-def labels(taxonomy: Taxonomy, classes: list[str], source: str) -> dict[str, torch.Tensor]:
+def match_classes(classes: list[str], found: dict[str, Any], source: str) -> list:
+    """What stands for each class in `found`, where its name may have another Unicode form. Raises InputError, beginning
+    with `source`, where it lacks one of the classes.
+    """
+    names = dict(zip(util.spelt_as(found, classes), found.values(), strict=True))
+    missing = [c for c in classes if c not in names]
+    if missing:
+        count = f"{len(missing)} in all" if len(missing) > 1 else "it alone"
+        unused = [name for name in names if name not in classes]  # of these, one may be a wrong spelling
+        near = closest(missing[0], unused)
+        instead = f"; it has {near}, which is no class: did you mean {missing[0]}?" if near else ""
+        raise InputError(f"{source}: lacks the class {missing[0]} of the data set ({count}){instead}")
+    return [names[c] for c in classes]
+
+
+def number_groups(taxonomy: Taxonomy, classes: list[str], source: str) -> dict[str, torch.Tensor]:
     """By level, the finest first: [C] the number of each class's group. InputError where the taxonomy lacks a class."""
-    groups_of, found = of_each(classes, taxonomy.groups, source), {}
+    groups_of, found = match_classes(classes, taxonomy.groups, source), {}
     for at, level in enumerate(taxonomy.levels):
         names = [groups[at] for groups in groups_of]
         number = {name: i for i, name in enumerate(dict.fromkeys(names))}
@@ -45,33 +64,87 @@ def labels(taxonomy: Taxonomy, classes: list[str], source: str) -> dict[str, tor
     return found
 
 
-def similarity(taxonomy: Taxonomy, classes: list[str], source: str) -> np.ndarray:
+def compute_similarity(taxonomy: Taxonomy, classes: list[str], source: str) -> np.ndarray:
     """[C, C] 1 on the diagonal, less by one step a level, 0 for classes that share no group.
 
     With L levels above the class a step is min(0.25, 1 / (L + 1)): a rank of distance as everywhere, 0.75 inside a
     superclass, and small enough that the farthest level is above 0. As NestedRINCELoss has it for L + 1 levels.
     """
-    return of_labels(list(labels(taxonomy, classes, source).values()))
-
-
-def of_labels(levels: list[torch.Tensor]) -> np.ndarray:
-    """As `similarity`, by the numbers [C] of each class's group at each level, the finest first."""
+    levels = list(number_groups(taxonomy, classes, source).values())
     step = min(STEP, 1 / (len(levels) + 1))
-    found = np.zeros((len(levels[0]),) * 2)
+    found = np.zeros((len(classes),) * 2)
     for distance, group in reversed(list(enumerate(levels, 1))):
         found = np.where((group[:, None] == group).numpy(), round(1 - distance * step, 12), found)  # 0.4, no 0.3999...
     np.fill_diagonal(found, 1.0)
     return found
 
 
+# ---- superclasses ----------------------------------------------------------------------------------------------------
+
+
+def list_shipped() -> list[str]:
+    """Names of the superclasses that ship with a data set."""
+    return sorted(f.stem for f in SHIPPED.glob("*.yaml"))
+
+
+def read_shipped(name: str) -> dict[str, list[str]]:
+    """The superclasses that ship with a data set, by the name in its `Source`: one of `list_shipped`."""
+    return read_superclasses(str(SHIPPED / f"{name}.yaml"))
+
+
+def read_superclasses(source: str, flag: str = "--ranking") -> dict[str, list[str]]:
+    """superclass -> classes of what `read_taxonomy` takes for a taxonomy of one level. `flag` is named in errors."""
+    found = read_taxonomy(source, flag)
+    if found is None or len(found.levels) > 1:
+        raise InputError(f"{flag} {source}: superclasses are a YAML file of lines `superclass: [class, class, ...]`")
+    groups: dict[str, list[str]] = {}
+    for name, ((group,),) in found.groups.items():
+        groups.setdefault(group, []).append(name)
+    return groups
+
+
+def choose_superclasses(file: str | None, known: str | None) -> tuple[dict[str, list[str]] | None, str]:
+    """superclass -> classes of --superclasses FILE, else those that ship under the name `known`, else None; and what
+    errors call them.
+    """
+    if file:
+        return read_superclasses(file, "--superclasses"), f"--superclasses {file}"
+    return (read_shipped(known), known) if known else (None, "")
+
+
+def number_superclasses(groups: dict[str, list[str]], classes: list[str], source: str) -> torch.Tensor:
+    """[C] the number of each class's superclass."""
+    number = {c: i for i, members in enumerate(groups.values()) for c in members}
+    return torch.tensor(match_classes(classes, number, source))
+
+
 # ---- readers ---------------------------------------------------------------------------------------------------------
 
 
-def of_yaml(content: dict, source: str) -> Taxonomy:
-    """What a file holds: mappings in mappings, down to lists of classes, all at one depth. `source` begins errors."""
-    leaves = list(_leaves(content, (), source))
-    if (again := util.twice(name for name, _ in leaves)) is not None:
-        raise InputError(f"{source}: class {again} stands in it twice")
+def read_taxonomy(source: str, flag: str) -> Taxonomy | None:
+    """What a source says of groups; None of a matrix of similarities. No other place tells kinds of sources apart.
+
+    source: a file, a folder, or the name of superclasses that ship. Raises InputError, naming `flag`, where it is
+    missing, or is a taxonomy with a fault.
+    """
+    path, where = Path(source), f"{flag} {source}"
+    if source in list_shipped() and not path.exists():
+        path = SHIPPED / f"{source}.yaml"
+    if path.is_dir():
+        return parse_nested(_read_folder(path, where), where)
+    if path.suffix in (".yaml", ".yml"):
+        return parse_nested(texts.read_yaml(path, where, as_written=True), where)
+    if path.suffix == ".npz":
+        return None
+    rows = texts.read_rows(path, where)
+    rows = lists.levels(rows, where) or rows
+    return parse_rows(rows, where) if is_table(rows) else None
+
+
+def parse_nested(content: Any, source: str) -> Taxonomy:
+    """Mappings in mappings, down to lists of classes, all at one depth. `source` begins errors."""
+    leaves = list(_walk_leaves(content, (), source))
+    texts.check_once((name for name, _ in leaves), source, "class")
     found = dict(leaves)
     at = {len(path): name for name, path in found.items()}
     if len(at) > 1:
@@ -79,31 +152,53 @@ def of_yaml(content: dict, source: str) -> Taxonomy:
             f"{source}: {at[min(at)]} lies {min(at)} deep, {at[max(at)]} {max(at)}; all classes must lie at one depth"
         )
     levels = tuple(f"level {number}" for number in range(1, max(at) + 1))
-    return Taxonomy(levels, {name: _nested(path) for name, path in found.items()})
+    return Taxonomy(levels, {name: _name_groups(path) for name, path in found.items()})
 
 
-def _leaves(content, above: tuple[str, ...], source: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _walk_leaves(content: Any, above: tuple[str, ...], source: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Each class, and the names above it in one Unicode form, the coarsest first."""
     where = " / ".join(above) or "the file"
-    if isinstance(content, list) and above:
-        for name in content:
-            if not isinstance(name, str) or not name:
-                raise InputError(f"{source}: {where}: an empty name, or something else than one; quote such names")
-            yield name, above
-        if not content:
-            raise InputError(f"{source}: {where} holds no class")
-    elif isinstance(content, dict) and content:
-        for name, inner in content.items():
-            if not isinstance(name, str) or not name:
-                raise InputError(f"{source}: {where}: an empty name, or something else than one; quote such names")
-            yield from _leaves(inner, (*above, util.one_form(name)), source)
-    else:
+    if not content or not isinstance(content, (dict, list) if above else dict):
         raise InputError(f"{source}: {where} must hold lines of `name: [class, class, ...]`, or names of names of them")
+    if not all(isinstance(name, str) and name for name in content):
+        raise InputError(f"{source}: {where}: an empty name, or something else than one; quote such names")
+    if isinstance(content, list):
+        yield from ((name, above) for name in content)
+        return
+    texts.check_once(content, source, "the name")
+    for name, inner in content.items():
+        yield from _walk_leaves(inner, (*above, util.one_form(name)), source)
 
 
-def _nested(path: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+def _name_groups(path: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     """The groups of a class, the finest first, from its path, the coarsest first."""
     return tuple(path[:end] for end in range(len(path), 0, -1))
+
+
+def _read_folder(folder: Path, source: str) -> dict[str, list[str]]:
+    """superclass -> classes of a folder superclass/class/images, or of CIFAR-100's own files."""
+    for place in (folder, folder / "cifar-100-python"):
+        if (place / "meta").is_file() and (place / "train").is_file():
+            return _read_coarse_labels(place, source)
+    left_out = LeftOut()
+    groups = {name: subfolders(folder / name, left_out) for name in subfolders(folder, left_out)}
+    if left_out.text():
+        print(left_out.text())
+    empty = [name for name, classes in groups.items() if not classes]
+    if not groups or empty:
+        raise InputError(f"{source}: {empty[0] if empty else 'it'} holds no folders; it must be superclass/class/")
+    return groups
+
+
+def _read_coarse_labels(folder: Path, source: str) -> dict[str, list[str]]:
+    """CIFAR-100's own: the coarse label that its training images carry beside the fine one."""
+    try:
+        meta, train = (pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in ("meta", "train"))
+        pairs = sorted(set(zip(train["coarse_labels"], train["fine_labels"], strict=True)))
+        coarse, fine = meta["coarse_label_names"], meta["fine_label_names"]
+        return {name: [fine[f] for c, f in pairs if coarse[c] == name] for name in coarse}
+    except Exception as error:  # a damaged pickle fails in many ways
+        raise InputError(f"{source}: CIFAR-100's files are damaged ({error!r})") from None
 
 
 def is_table(rows: list[tuple[int, list[str]]]) -> bool:
@@ -126,18 +221,14 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def of_rows(rows: list[tuple[int, list[str]]], source: str) -> Taxonomy:
+def parse_rows(rows: list[tuple[int, list[str]]], source: str) -> Taxonomy:
     """A table of texts.read_rows: the header `class,<finest level>,...,<coarsest>`, then a row a class."""
-    levels, rows_of = level_rows(rows, "class", source)
-    seen: set[str] = set()
-    for line, name, _ in rows_of:
-        if util.one_form(name) in seen:
-            raise InputError(f"{source}, line {line}: the class {name} stands in it twice")
-        seen.add(util.one_form(name))
-    return Taxonomy(tuple(levels), {name: _nested(tuple(reversed(groups))) for _, name, groups in rows_of})
+    levels, rows_of = parse_levels(rows, "class", source)
+    texts.check_once((name for _, name, _ in rows_of), source, "class")
+    return Taxonomy(tuple(levels), {name: _name_groups(tuple(reversed(groups))) for _, name, groups in rows_of})
 
 
-def level_rows(
+def parse_levels(
     rows: list[tuple[int, list[str]]], of: str, source: str
 ) -> tuple[list[str], list[tuple[int, str, list[str]]]]:
     """Names of the levels, and line, name and groups of each row, of a table of levels, whoever asks for it: the header
@@ -147,36 +238,27 @@ def level_rows(
     TensorBoard must not, or a group lies in two groups of the next level.
     """
     (_, head), *body = rows
-    again = util.twice(map(util.plain_name, head))
-    if again is not None or len(head) < 2 or not all(head):
-        fault = "" if again is None else f"; {again} stands in it twice"
-        raise InputError(
-            f"{source}: the first line must be `{of},<finest level>,...,<coarsest>`, each name once{fault}"
-        )
+    if len(head) < 2 or not all(head):
+        raise InputError(f"{source}: the first line must be `{of},<finest level>,...,<coarsest>`")
+    texts.check_once(map(util.plain_name, head), source, "the first line must have each name once;")
     texts.check_widths(head, body, source)
-    parents: dict[tuple[int, str], str] = {}
+    parents: dict[tuple[int, str], str] = {}  # level and group -> group of the next level
     spelling: dict[str, str] = {}
     found = []
     for line, (name, *row) in body:
         groups = [spelling.setdefault(util.one_form(group), group) for group in row]
-        _check_nested(groups, head[1:], parents, f"{source}, line {line}")
+        for at, (finer, coarser) in enumerate(itertools.pairwise(groups)):
+            if parents.setdefault((at, finer), coarser) != coarser:
+                raise InputError(
+                    f"{source}, line {line}: {head[at + 1]} {finer} lies in {head[at + 2]} {coarser} and in "
+                    f"{parents[at, finer]}; groups must be nested, the finest column first, and their names differ "
+                    f"({coarser}/{finer})"
+                )
         found.append((line, name, groups))
     return head[1:], found
 
 
-def _check_nested(groups: list[str], levels: list[str], parents: dict[tuple[int, str], str], where: str) -> None:
-    """Raise InputError, beginning with `where`, unless each of a row's groups, the finest first, lies in the group that
-    it lay in so far. parents: (level, group) -> group of the next level; grows by the row's.
-    """
-    for at, (finer, coarser) in enumerate(itertools.pairwise(groups)):
-        if parents.setdefault((at, finer), coarser) != coarser:
-            raise InputError(
-                f"{where}: {levels[at]} {finer} lies in {levels[at + 1]} {coarser} and in {parents[at, finer]}; groups "
-                f"must be nested, the finest column first, and their names differ ({coarser}/{finer})"
-            )
-
-
-def of_inaturalist(classes: list[str], source: str) -> Taxonomy:
+def parse_inaturalist(classes: list[str], source: str) -> Taxonomy:
     """What the names of iNaturalist's folders, number_kingdom_phylum_class_order_family_genus_species, say."""
     found = {}
     for name in classes:
@@ -186,22 +268,5 @@ def of_inaturalist(classes: list[str], source: str) -> Taxonomy:
                 f"{source}: the class {name} is no folder of iNaturalist 2021, which are called "
                 "number_kingdom_phylum_class_order_family_genus_species"
             )
-        found[name] = _nested(tuple(parts[1:7]))
+        found[name] = _name_groups(tuple(parts[1:7]))
     return Taxonomy(INATURALIST, found)
-
-
-def read(name: str, flag: str) -> Taxonomy | None:
-    """The taxonomy of a YAML or CSV file, or of an image list; None of superclasses alone, a matrix, or anything else.
-
-    Raises InputError, naming `flag`, for a taxonomy that is none.
-    """
-    source = f"{flag} {name}"
-    if name.endswith((".yaml", ".yml")):
-        content = texts.read_yaml(Path(name), source, as_written=True)
-        deep = isinstance(content, dict) and any(isinstance(inner, dict) for inner in content.values())
-        return of_yaml(content, source) if deep else None
-    if name.endswith(".csv"):
-        rows = texts.read_rows(Path(name), source)
-        rows = lists.levels(rows, source) or rows
-        return of_rows(rows, source) if is_table(rows) else None
-    return None

@@ -1,60 +1,97 @@
-"""Similarity of classes from their names: sentence encoders, and the text towers of CLIP and SigLIP."""
+"""Embeddings of texts: sentence encoders, and the text towers of CLIP and SigLIP.
 
+How a sentence encoder pools a text's tokens stands beside it, as sentence-transformers writes it: `modules.json` lists
+modules with `type` and `path`; the pooling module's `config.json` has `pooling_mode: cls`, a list of several, or in an
+older form `pooling_mode_cls_token: true`.
+"""
+
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from datasets.folders import existing_folder
-from datasets.rankings import pooling
-from datasets.rankings.builders import cosine_matrix
 from util import InputError, quiet, reason
 
 ENCODER = "sentence-transformers/all-distilroberta-v1"
+# of pooling, as older files name them -> as newer ones
+MODES = {
+    "cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "weightedmean_tokens": "weightedmean", "lasttoken": "lasttoken",
+}  # fmt: skip
+
+
+def pool(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """[n, d] of the hidden states [n, t, d] of texts' tokens, by one of MODES; mask [n, t]: 1 for a token, 0 for
+    padding, on either side. The weights of "weightedmean" are 1, 2, ... (SGPT, Muennighoff 2022).
+    """
+    if mode == "max":
+        return hidden.masked_fill(mask[..., None] == 0, -torch.inf).amax(1)
+    place = mask.cumsum(1) * mask  # 1, 2, ... of a text's tokens
+    chosen = {"cls": place == 1, "weightedmean": place, "lasttoken": place == place.amax(1, keepdim=True)}
+    weights = chosen.get(mode, mask).to(hidden)
+    total = weights.sum(1, keepdim=True)
+    return (hidden * weights[..., None]).sum(1) / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """tokenize: texts -> the model's inputs; vectors: these -> [n, d], not normalised; about: revision and pooling, in
-    words.
-    """
+    """A model of transformers, with its tokenizer; modes: of pooling, () of a text tower; about: these, in words."""
 
-    tokenize: Callable[[list[str]], Any]
-    vectors: Callable[[Any], torch.Tensor]
+    model: Any
+    tokenizer: Any
+    modes: tuple[str, ...]
     about: str
 
+    def __call__(self, texts: list[str]) -> Tensor:
+        """[n, d] of texts, not normalized."""
+        if self.modes:
+            inputs = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+            hidden = self.model(**inputs).last_hidden_state.double()
+            return torch.cat([pool(hidden, inputs["attention_mask"], mode) for mode in self.modes], 1)
+        config = self.model.config
+        siglip = "siglip" in config.model_type  # trained on texts padded to one length, it sees the padding
+        how = dict(return_token_type_ids=False, return_attention_mask=not siglip, return_tensors="pt", truncation=True)
+        most = getattr(config, "text_config", config).max_position_embeddings
+        inputs = self.tokenizer(texts, padding="max_length" if siglip else True, max_length=most, **how)
+        found = getattr(self.model, "get_text_features", self.model)(**inputs)
+        if isinstance(found, Tensor):  # before transformers 5
+            return found
+        return found.text_embeds if "text_embeds" in found else found.pooler_output
 
-def embed(texts: list[str], encoder: TextEncoder, batch: int = 64) -> torch.Tensor:
+
+def embed_texts(texts: list[str], encoder: Callable[[list[str]], Tensor], batch: int = 64) -> Tensor:
     """[n, d] unit vectors of texts, in float64; equal texts are embedded once, for their place in a batch has a say."""
-    found, number = [], {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    for start in range(0, len(number), batch):
-        with torch.no_grad():
-            found.append(encoder.vectors(encoder.tokenize([*number][start : start + batch])).double())
+    number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    with torch.no_grad():
+        found = [encoder([*number][start : start + batch]).double() for start in range(0, len(number), batch)]
     return torch.nn.functional.normalize(torch.cat(found), dim=1)[[number[text] for text in texts]]
 
 
-def text_encoder(name: str) -> TextEncoder:
+def load_encoder(name: str) -> TextEncoder:
     """The text encoder of a hub name or local folder: the text tower of a model of images and texts, or a sentence
     encoder with its own pooling, the mean of the tokens if it names none (Reimers and Gurevych 2019).
 
     Raises InputError if it cannot be had, or pools in a way that is not known.
     """
-    local = name.startswith((".", "/", "~"))
+    local = name.startswith((".", "/"))
     if local:  # no name of the hub: ask nobody
-        existing_folder(Path(name).expanduser(), f"--model {name}")
-    from transformers import AutoConfig, AutoTokenizer
+        existing_folder(name, f"--model {name}")
+    import transformers
 
     try:
         with quiet("huggingface_hub"):
-            modes, part = pooling.configured(partial(_model_file, name), f"--model {name}")
-            config = AutoConfig.from_pretrained(name, subfolder=part)
-            tokenizer = AutoTokenizer.from_pretrained(name, subfolder=part)
-            model = _model(name, part, config)
+            modes, part = read_pooling(name)
+            config = transformers.AutoConfig.from_pretrained(name, subfolder=part)
+            kind = (config.architectures or [""])[0]
+            alone = kind.endswith(("TextModelWithProjection", "TextModel")) and hasattr(transformers, kind)
+            model = getattr(transformers, kind if alone else "AutoModel").from_pretrained(name, subfolder=part).eval()
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name, subfolder=part)
     except InputError:
         raise
     except Exception as error:  # no such folder, no network, a damaged file: transformers has an exception for each
@@ -63,91 +100,51 @@ def text_encoder(name: str) -> TextEncoder:
             f"`hf download {ENCODER if local else name} --local-dir FOLDER`, and give --model FOLDER"
         ) from None
     revision = f"revision {getattr(model.config, '_commit_hash', None) or 'local folder'}"
-    tower = _tower(model)
-    if tower:
-        words = "text tower" + ("" if hasattr(model, "get_text_features") else f", {type(model).__name__}")
-        return TextEncoder(partial(_for_tower, tokenizer, config), tower, f"{revision}, {words}")
+    if hasattr(model, "get_text_features") or re.fullmatch(r"(clip|siglip2?)_text_model", model.config.model_type):
+        return TextEncoder(model, tokenizer, (), f"{revision}, text tower of {type(model).__name__}")
     words = f"pooling {' and '.join(modes)}" if modes else "pooling mean, since the model names none"
-    vectors = partial(_pooled, model, modes or ("mean",))
-    tokenize = partial(tokenizer, padding=True, truncation=True, return_tensors="pt")
-    return TextEncoder(tokenize, vectors, f"{revision}, {words}")
+    return TextEncoder(model, tokenizer, modes or ("mean",), f"{revision}, {words}")
 
 
-def _model(name: str, part: str, config):
-    """The model in evaluation, by the class that its file names where that is a tower of texts alone."""
-    import transformers
+def read_pooling(name: str) -> tuple[tuple[str, ...], str]:
+    """A model's pooling modes, () where its files name none, and the folder of its transformer in it ("": itself).
 
-    kind = (config.architectures or [""])[0]
-    alone = kind.endswith(("TextModelWithProjection", "TextModel")) and hasattr(transformers, kind)
-    return getattr(transformers, kind if alone else "AutoModel").from_pretrained(name, subfolder=part).eval()
-
-
-def _tower(model) -> Callable | None:
-    """Inputs -> [n, d] in the space that texts share with images; None of a model that knows no images."""
-    if hasattr(model, "get_text_features"):  # a tensor, or since transformers 5 an output that holds it
-        return lambda inputs: _tensor(model.get_text_features(**inputs), "pooler_output")
-    if type(model).__name__.endswith("TextModelWithProjection"):
-        return lambda inputs: _tensor(model(**inputs), "text_embeds")
-    if re.fullmatch(r"(clip|siglip2?)_text_model", model.config.model_type):
-        return lambda inputs: _tensor(model(**inputs), "pooler_output")
-    return None
-
-
-def _tensor(output, name: str) -> torch.Tensor:
-    return output if isinstance(output, torch.Tensor) else getattr(output, name)
-
-
-def _for_tower(tokenizer, config, texts: list[str]):
-    """SigLIP is trained on texts padded to one length, and sees the padding; CLIP on the end of a text."""
-    of_text = getattr(config, "text_config", config)
-    most = of_text.max_position_embeddings
-    how = dict(padding="max_length") if "siglip" in config.model_type else dict(padding=True)
-    inputs = tokenizer(texts, truncation=True, max_length=most, return_tensors="pt", **how)
-    seen = ("input_ids",) if "siglip" in config.model_type else ("input_ids", "attention_mask")
-    return {name: inputs[name] for name in seen}
+    Raises InputError for modes and modules that are not known here.
+    """
+    listed, pooling, part = find_file(name, "modules.json"), "1_Pooling", ""
+    if listed:  # else maybe a copy of a part of the files
+        modules = json.loads(listed.read_text())
+        kinds = [re.sub(r"^sentence_transformers\.(.*\.)?", "", module["type"]) for module in modules]
+        part = modules[0]["path"]
+        if kinds == ["CLIPModel"]:  # pools by itself
+            return (), part
+        if kinds[:2] != ["Transformer", "Pooling"] or {*kinds[2:]} - {"Normalize"}:
+            raise InputError(f"--model {name}: {listed} must list Transformer, Pooling, Normalize, not {kinds}")
+        pooling = modules[1]["path"]
+    place = find_file(name, f"{pooling}/config.json")
+    if not place and listed:
+        raise InputError(f"--model {name}: has no {pooling}/config.json, which {listed} names")
+    if not place:
+        return (), part
+    config = json.loads(place.read_text())
+    older = [key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on]
+    found = config.get("pooling_mode", [MODES.get(mode, mode) for mode in older])
+    found = [found] if isinstance(found, str) else found
+    if not found or {*found} - {*MODES.values()}:
+        raise InputError(f"--model {name}: {place}: the pooling {found} is not known; {', '.join(MODES.values())} are")
+    return tuple(found), part
 
 
-def _pooled(model, modes: tuple[str, ...], inputs) -> torch.Tensor:
-    """The last hidden states of a text's tokens, pooled."""
-    return pooling.pool(model(**inputs).last_hidden_state.double(), inputs["attention_mask"], modes)
-
-
-def _model_file(name: str, file: str) -> Path | None:
+def find_file(name: str, file: str) -> Path | None:
     """Where a file of a model lies, fetched from the hub where need be; None where the model has none such."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder / file if (folder / file).is_file() else None
+    if Path(name).is_dir():
+        return Path(name, file) if Path(name, file).is_file() else None
     import huggingface_hub as hub
 
     kept = hub.try_to_load_from_cache(name, file)
-    if kept is hub._CACHED_NO_EXIST:
-        return None
     try:
-        return Path(kept or hub.hf_hub_download(name, file))
+        return None if kept is hub._CACHED_NO_EXIST else Path(kept or hub.hf_hub_download(name, file))
     except hub.errors.LocalEntryNotFoundError:  # no network: whether there is one cannot be known
         raise
     except hub.errors.EntryNotFoundError:
         return None
-
-
-def of_names(names: dict[str, str], model: str, templates: list[str]) -> tuple[np.ndarray, list[str], str]:
-    """Cosines [C, C] of the embeddings of class names, rounded to six places, the classes, and what they are, in words.
-
-    names: class -> name; model: hub name or folder; templates: texts that hold {} once, for the name; of several, the
-    unit vectors are averaged (Radford et al. 2021, sec. 3.1.4). Raises InputError.
-    """
-    for template in templates:
-        if template.count("{}") != 1:
-            raise InputError(f"--template {template!r}: must hold {{}} once, for the name")
-    nameless = [c for c, name in names.items() if re.fullmatch(r"n\d{8}", name)]
-    if nameless:
-        raise InputError(
-            f"the name of the wnid {nameless[0]} is not known here ({len(nameless)} such); give --names with lines "
-            "of wnid,name"
-        )
-    encoder = text_encoder(model)
-    found = [embed([template.format(name) for name in names.values()], encoder) for template in templates]
-    table = cosine_matrix(sum(found).numpy() if len(found) > 1 else found[0].numpy())
-    several = "s" if len(templates) > 1 else ""
-    words = f"template{several} {', '.join(map(repr, templates))}"
-    return table, list(names), f"cosine of class names; model {model}, {encoder.about}, {words}"

@@ -21,14 +21,14 @@ def read_parents(path: Path | None) -> dict[str, tuple[str, ...]]:
     None = the WordNet of NLTK, if it is installed. Raises InputError, naming --is_a.
     """
     if path is None:
-        return _of_nltk()
+        return _read_nltk()
     path = path / "data.noun" if path.is_dir() else path
     source = f"--is_a {path}"
     try:
         if path.name == "data.noun":
-            edges = _of_data_noun(filter(str.strip, texts.read(path, source).split("\n")))
+            edges = _parse_data_noun(filter(str.strip, texts.read(path, source).split("\n")))
         else:
-            edges = _of_is_a(row for _, row in texts.read_rows(path, source))
+            edges = _parse_is_a(row for _, row in texts.read_rows(path, source))
     except InputError:
         raise
     except (ValueError, IndexError):
@@ -38,7 +38,7 @@ def read_parents(path: Path | None) -> dict[str, tuple[str, ...]]:
     return edges
 
 
-def _of_is_a(rows) -> dict[str, tuple[str, ...]]:
+def _parse_is_a(rows) -> dict[str, tuple[str, ...]]:
     parents: dict[str, tuple[str, ...]] = {}
     for row in rows:
         parent, child = row if len(row) > 1 else row[0].split()
@@ -47,7 +47,7 @@ def _of_is_a(rows) -> dict[str, tuple[str, ...]]:
     return parents
 
 
-def _of_data_noun(lines) -> dict[str, tuple[str, ...]]:
+def _parse_data_noun(lines) -> dict[str, tuple[str, ...]]:
     """Offset, file, type, number of words in hexadecimal, the words, number of pointers, the pointers of four fields
     each (wndb(5WN)); `@` and `@i` point to what a noun is a kind, or an instance, of.
     """
@@ -64,7 +64,7 @@ def _of_data_noun(lines) -> dict[str, tuple[str, ...]]:
     return parents
 
 
-def _of_nltk() -> dict[str, tuple[str, ...]]:
+def _read_nltk() -> dict[str, tuple[str, ...]]:
     try:
         from nltk.corpus import wordnet
     except ImportError:
@@ -87,7 +87,15 @@ def _of_nltk() -> dict[str, tuple[str, ...]]:
     }
 
 
-def similarities(classes: list[str], parents: dict[str, tuple[str, ...]], measure: str) -> np.ndarray:
+def compare_wnids(classes: list[str], is_a: Path | None, measure: str) -> tuple[np.ndarray, list[str], str]:
+    """`compute_similarities` of wnids by the parents of a file, as `read_parents` takes it; the classes; and what that
+    is, in words.
+    """
+    table = compute_similarities(classes, read_parents(is_a), measure)
+    return table, classes, f"{measure} similarity of wnids, {is_a or 'WordNet of NLTK'}"
+
+
+def compute_similarities(classes: list[str], parents: dict[str, tuple[str, ...]], measure: str) -> np.ndarray:
     """[C, C] similarity in (0, 1] of wnids, 1 on the diagonal.
 
     "path": 1 / (1 + edges of the shortest path through a common ancestor).
@@ -100,12 +108,12 @@ def similarities(classes: list[str], parents: dict[str, tuple[str, ...]], measur
     unknown = [c for c in classes if c not in parents]
     if unknown:
         raise InputError(f"--is_a: lacks the class {unknown[0]} ({len(unknown)} in all); classes must be wnids")
-    up = [_ancestors(c, parents) for c in classes]
+    up = [_find_ancestors(c, parents) for c in classes]
     roots = {a for found in up for a in found if not parents.get(a)}
     if len(roots) > 1:
         parents = {**parents, **{root: (ROOT,) for root in roots}, ROOT: ()}
-        up = [_ancestors(c, parents) for c in classes]
-    depth = _depths({a for found in up for a in found}, parents)
+        up = [_find_ancestors(c, parents) for c in classes]
+    depth = _measure_depths({a for found in up for a in found}, parents)
     table = np.eye(len(classes))
     for i, a in enumerate(up):
         for j, b in enumerate(up[:i]):
@@ -119,7 +127,7 @@ def similarities(classes: list[str], parents: dict[str, tuple[str, ...]], measur
     return table
 
 
-def _ancestors(wnid: str, parents) -> dict[str, int]:
+def _find_ancestors(wnid: str, parents) -> dict[str, int]:
     """ancestor -> edges up to it, itself included."""
     found, waiting = {wnid: 0}, deque([wnid])
     while waiting:
@@ -131,7 +139,7 @@ def _ancestors(wnid: str, parents) -> dict[str, int]:
     return found
 
 
-def _depths(nodes, parents) -> dict[str, int]:
+def _measure_depths(nodes, parents) -> dict[str, int]:
     """Number of nodes of the longest way down from a root."""
 
     @functools.cache

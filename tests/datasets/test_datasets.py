@@ -14,8 +14,7 @@ from PIL import Image
 
 import datasets
 import main_supcon
-from datasets import augmentation
-from datasets.rankings import files
+from datasets import augmentation, rankings
 from util import InputError
 
 
@@ -288,7 +287,7 @@ def as_class_folders(images, labels, classes, root):
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         (root / names[label]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(root / names[label] / f"{i:05d}.png")
-    groups = files.known_superclasses("fashion_mnist")
+    groups = rankings.read_shipped("fashion_mnist")
     lines = [f"{g}: {[names[classes.index(c)] for c in members]}\n" for g, members in groups.items()]
     (root.parent / "groups.yaml").write_text("".join(lines))
 

@@ -16,7 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import datasets
 from datasets import folders, packed, prepare
-from datasets.rankings import builders, instances
+from datasets.rankings import instances, make, taxonomy
 from engine import distributed, objective
 from util import InputError
 
@@ -66,9 +66,9 @@ def test_what_others_leave_in_a_folder_is_no_image_and_no_class(cluttered):
     for split, count in (("train", 4), ("test", 2), ("all", 6)):
         outliers = datasets.build_outliers("AwA2", cluttered, split)
         assert (len(outliers), outliers.classes) == (count, ["cat", "dog"])
-    assert list(builders.read_classes(None, cluttered)) == ["cat", "dog"]
+    assert list(make.read_classes(None, cluttered)) == ["cat", "dog"]
     shutil.rmtree(cluttered / "val")
-    assert builders.tree(cluttered) == {"train": ["cat", "dog"]}
+    assert taxonomy.read_superclasses(str(cluttered)) == {"train": ["cat", "dog"]}
 
 
 def test_what_was_left_out_is_one_line_with_its_number(cluttered, capsys):
@@ -96,7 +96,7 @@ def test_only_the_main_process_says_it_and_nothing_is_said_of_a_clean_folder(mon
 def test_an_instance_table_counts_no_clutter_as_unlisted(cluttered, tmp_path):
     (tmp_path / "groups.csv").write_text("image,group\ntrain/cat/cat_0.JPEG,a\n")
     data, _, _ = instances.build(cluttered, tmp_path / "groups.csv")
-    count, left_out = instances.unlisted(data, cluttered)
+    count, left_out = instances.count_unlisted(data, cluttered)
     assert count == 3
     assert "hidden" in left_out.text()
 

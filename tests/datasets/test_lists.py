@@ -55,7 +55,7 @@ def test_rows_whose_path_begins_with_a_hash_are_rows_and_comments_stand_above_th
     train = datasets.build("path", listed / "list.csv")
     assert len(train) == 18
     assert datasets.left_out(train) == f"left out: 2 comments before the header (such as {listed}/list.csv, line 1)"
-    assert rankings.source_table(f"{listed}/list.csv", ["lion", "tiger", "wolf"])[0].tolist() == [1, 0.75, 0]
+    assert rankings.find_similarities(f"{listed}/list.csv", ["lion", "tiger", "wolf"])[0].tolist() == [1, 0.75, 0]
 
 
 def test_a_list_for_the_digits_is_an_error_that_says_how_it_was_meant(listed):
@@ -149,7 +149,7 @@ def make_one(folder) -> str:
 def test_a_list_that_is_no_taxonomy_is_one_line(tmp_path, text, reason):
     (tmp_path / "l.csv").write_text(text)
     with pytest.raises(InputError) as error:
-        rankings.source_table(f"{tmp_path}/l.csv", ["lion"])
+        rankings.find_similarities(f"{tmp_path}/l.csv", ["lion"])
     assert reason in str(error.value)
 
 

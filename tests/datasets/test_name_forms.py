@@ -10,7 +10,7 @@ from made_data import make_image_folders
 
 import datasets
 from datasets import rankings
-from datasets.rankings import builders, comparison, files, instances
+from datasets.rankings import comparison, files, instances, make
 from engine import ordering
 from figures import encoders
 from recipes import grid
@@ -41,10 +41,10 @@ def sources(folder: Path, names: list[str]) -> list[str]:
 @FORMS
 def test_a_ranking_in_any_file_meets_the_classes(tmp_path, ours, theirs):
     for source in sources(tmp_path, theirs):
-        assert rankings.source_table(source, ours).tolist() == WANT, source
+        assert rankings.find_similarities(source, ours).tolist() == WANT, source
         assert ordering.nearness(source, "path", ours[:1], theirs[1:]).tolist() == [0.75, 0], source
     with pytest.raises(InputError, match="lacks the class four"):
-        rankings.source_table(source, [*ours, "four"])
+        rankings.find_similarities(source, [*ours, "four"])
 
 
 @FORMS
@@ -52,11 +52,11 @@ def test_rankings_meet_one_another_and_names_the_classes_they_are_of(tmp_path, o
     words = "".join(f"{name},word {i}\n" for i, name in enumerate([*theirs, "tea"]))
     (tmp_path / "names.csv").write_text(words, encoding="utf-8")
     make_image_folders(tmp_path / "images", [*ours, "tea"], each=1)
-    found = builders.read_classes(tmp_path / "names.csv", tmp_path / "images")
+    found = make.read_classes(tmp_path / "names.csv", tmp_path / "images")
     assert found == dict(zip([ours[0], "tea", *ours[1:]], ("word 0", "word 3", "word 1", "word 2"), strict=True))
     for name, names in (("a.csv", ours), ("b.csv", theirs)):
-        files.write_table(tmp_path / name, np.eye(4), [*names, "tea"], "made")
-    tables, classes, _ = comparison.read([f"{tmp_path}/a.csv", f"{tmp_path}/b.csv"])
+        files.write_matrix(tmp_path / name, np.eye(4), [*names, "tea"], "made")
+    tables, classes, _ = comparison.load_common([f"{tmp_path}/a.csv", f"{tmp_path}/b.csv"])
     assert classes == [*ours, "tea"] and len(tables) == 2
     groups = tmp_path / "groups.yaml"
     groups.write_text(f"a: [{theirs[0]}, {theirs[1]}]\nb: [{theirs[2]}, tea]\n", encoding="utf-8")
@@ -101,7 +101,7 @@ TWICE = {
 def test_a_name_that_stands_in_a_file_in_both_forms_stands_in_it_twice(tmp_path, name):
     (tmp_path / name).write_text(TWICE[name], encoding="utf-8")
     with pytest.raises(InputError, match="stands in it twice"):
-        rankings.source_table(f"{tmp_path}/{name}", ["x"])
+        rankings.find_similarities(f"{tmp_path}/{name}", ["x"])
 
 
 def test_two_class_folders_of_one_name_are_one_line(tmp_path):

@@ -11,7 +11,7 @@ from made_data import make_image_folders
 import datasets
 import recipes
 from datasets import decoding, packing, prepare, sources, texts
-from datasets.rankings import files, instances, wordnet
+from datasets.rankings import files, instances, taxonomy, wordnet
 from engine import config, options
 from util import InputError
 
@@ -48,7 +48,7 @@ SPREADSHEETS = {
 @pytest.mark.parametrize("kind", SPREADSHEETS)
 def test_a_matrix_is_the_same_however_a_spreadsheet_writes_it(tmp_path, kind):
     (tmp_path / "r.csv").write_bytes(SPREADSHEETS[kind])
-    table, names = files.read_table(tmp_path / "r.csv")
+    table, names = files.read_matrix(tmp_path / "r.csv")
     assert names == ["a b", "c,d"]
     assert table.tolist() == [[1, 0.5], [0.5, 1]]
 
@@ -108,7 +108,7 @@ def test_every_yaml_file_is_read_so_too(tmp_path, way):
         (tmp_path / name).write_bytes(WAYS[way](text))
         return tmp_path / name
 
-    assert files.read_superclasses(put("s.yaml", "élans: [a, b]\n")) == {"élans": ["a", "b"]}
+    assert taxonomy.read_superclasses(str(put("s.yaml", "élans: [a, b]\n"))) == {"élans": ["a", "b"]}
     parser = options.parser("")
     options.add_data(parser, ["path"])
     assert config.command_line(parser, ["--config", str(put("c.yaml", "size: 3\n"))], "main_ce") == ["--size=3"]
@@ -131,7 +131,7 @@ def test_every_yaml_file_is_read_so_too(tmp_path, way):
 def test_a_table_that_cannot_be_read_is_one_line_with_its_line(tmp_path, content, reason):
     (tmp_path / "r.csv").write_bytes(content)
     with pytest.raises(InputError) as error:
-        files.read_table(tmp_path / "r.csv")
+        files.read_matrix(tmp_path / "r.csv")
     assert str(error.value).startswith(f"--ranking {tmp_path}/r.csv")
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
@@ -144,7 +144,7 @@ def test_a_folder_or_nothing_in_the_place_of_a_file_is_named(tmp_path):
         with pytest.raises(InputError, match="--names x: no such file"):
             read(tmp_path / "none", "--names x")
     with pytest.raises(InputError, match=r"--ranking .*: is a folder, not a file"):
-        files.read_table(tmp_path)
+        files.read_matrix(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -163,14 +163,14 @@ ODD = ["no", "001", "1e3", "on", "2024-01-01", "0x10", "1_000", "1:30", "~x", "=
 
 def test_names_of_classes_in_yaml_are_what_was_written(tmp_path):
     (tmp_path / "s.yaml").write_text(f"010: [{', '.join(ODD[:6])}]\noff: [{', '.join(ODD[6:])}]\n")
-    assert files.read_superclasses(tmp_path / "s.yaml") == {"010": ODD[:6], "off": ODD[6:]}
+    assert taxonomy.read_superclasses(f"{tmp_path}/s.yaml") == {"010": ODD[:6], "off": ODD[6:]}
 
 
 @pytest.mark.parametrize("name", ["null", "", "~", "[a]", "{a: b}"])
 def test_a_name_that_is_none_is_refused(tmp_path, name):
     (tmp_path / "s.yaml").write_text(f"x:\n- a\n- {name}\n")
     with pytest.raises(InputError, match=r"s\.yaml: x: an empty name, or something else than one; quote"):
-        files.read_superclasses(tmp_path / "s.yaml")
+        taxonomy.read_superclasses(f"{tmp_path}/s.yaml")
 
 
 def test_options_in_yaml_are_what_was_written_and_of_the_options_kind(tmp_path):
@@ -286,8 +286,8 @@ def test_the_fault_of_an_image_with_a_newline_in_its_name_is_one_line(tmp_path):
 def test_a_written_matrix_is_read_back_whatever_its_names(tmp_path):
     names = ["#1", "a,b", "c;d", 'e"f', "1e3", "no"]
     table = np.eye(len(names))
-    files.write_table(tmp_path / "r.csv", table, names, "made; by hand")
-    assert files.read_table(tmp_path / "r.csv")[1] == names
+    files.write_matrix(tmp_path / "r.csv", table, names, "made; by hand")
+    assert files.read_matrix(tmp_path / "r.csv")[1] == names
 
 
 def test_packing_keeps_the_list_in_use_when_it_finds_more(monkeypatch, capsys, tmp_path):

@@ -38,11 +38,11 @@ def test_a_row_is_an_image_labelled_by_its_finest_group(tmp_path):
     assert data.labels.tolist() == [0, 0, 1, 2, 3]
     assert [f.split("/")[-1] for f in data.images] == ["a_0.JPEG", "a_1.JPEG", "a_2.JPEG", "b_0.JPEG", "b_1.JPEG"]
     assert groups.tolist() == [[0, 0, 0], [1, 0, 0], [2, 1, 0], [3, 2, 1]]
-    assert instances.unlisted(data, tmp_path)[0] == 1
+    assert instances.count_unlisted(data, tmp_path)[0] == 1
     rows = [line.split(",")[1:] for line in TABLE.splitlines()[1:]]
     ranks = [[reference.nested_rank(rows, a, b) for b in range(5)] for a in range(5)]
     assert ranks[0] == [0, 0, 1, 2, 3]
-    lines = instances.summary(groups, levels, (0.1, 0.2, 0.3), data.labels)
+    lines = instances.summarize_groups(groups, levels, (0.1, 0.2, 0.3), data.labels)
     for rank, line in enumerate(lines):
         counts = sorted(row.count(rank) for row in ranks)
         assert f"an image has {counts[0]}/{counts[2]}/{counts[-1]} images" in line

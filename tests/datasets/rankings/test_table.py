@@ -63,7 +63,7 @@ def test_the_four_class_lists_hold_100_wnids_each_and_do_not_overlap():
 
 
 def test_cifar100_has_20_superclasses_of_5_classes():
-    groups = files.known_superclasses("cifar100")
+    groups = rankings.read_shipped("cifar100")
     classes = sorted(c for members in groups.values() for c in members)
     assert len(groups) == 20
     assert len(set(classes)) == 100
@@ -117,7 +117,7 @@ BAD = {
     "is 1.5, not in": (["a", "c"], [[1, 1.5], [1.5, 1]], None),
     "is nan, not in": (["a", "c"], [[1, "nan"], ["nan", 1]], None),
     "with itself is 0.9": (["a", "c"], [[1, 0.5], [0.5, 0.9]], None),
-    "must be square": (["a", "c"], [[1, 0.5, 0], [0.5, 1, 0]], ["a", "c", "d"]),
+    "must be a square": (["a", "c"], [[1, 0.5, 0], [0.5, 1, 0]], ["a", "c", "d"]),
     "name the same classes": (["a", "c"], SQUARE, ["c", "a"]),
     "below 0; give --thresholds": (["a", "c"], [[1, -0.5], [-0.5, 1]], None),
     "not readable": (["a", "c"], [[1, "x"], ["x", 1]], None),
@@ -156,15 +156,15 @@ def test_a_class_that_stands_in_two_superclasses_is_named(tmp_path):
 
 
 def test_a_ranking_that_is_no_file_and_no_name_lists_the_names():
-    with pytest.raises(InputError, match="identity, superclass, roberta_threshold"):
+    with pytest.raises(InputError, match="no such file or folder, and none of identity, superclass, inaturalist"):
         class_similarity("robreta", ["a"])
 
 
 def test_an_npz_is_a_ranking_as_a_csv_is(tmp_path):
     rows = np.array([[1, 0.5, 0], [0.5, 1, 0.25], [0, 0.25, 1]])
     for name in ("r.csv", "r.npz"):
-        files.write_table(tmp_path / name, rows, ["a", "b", "c"], "made by hand")
-        table, classes = files.read_table(tmp_path / name)
+        files.write_matrix(tmp_path / name, rows, ["a", "b", "c"], "made by hand")
+        table, classes = files.read_matrix(tmp_path / name)
         assert classes == ["a", "b", "c"]
         assert (table == rows).all()
         similarity, _ = class_similarity(str(tmp_path / name), ["c", "a", "b"])
@@ -176,7 +176,7 @@ def test_thresholds_are_met_by_the_numbers_of_an_npz_as_by_those_of_a_csv(monkey
     steps = np.round(np.random.default_rng(0).choice(np.arange(0, 1, 0.05), (14, 14)), 2)
     table = np.triu(steps, 1) + np.triu(steps, 1).T + np.eye(14)
     names = [f"c{i}" for i in range(14)]
-    files.write_table(tmp_path / "r.csv", table, names, "made")
+    files.write_matrix(tmp_path / "r.csv", table, names, "made")
     np.savez(tmp_path / "r.npz", similarity=table.astype(kind), classes=np.array(names))
     found, printed = [], []
     for name in ("r.csv", "r.npz"):
@@ -193,25 +193,25 @@ def test_thresholds_are_met_by_the_numbers_of_an_npz_as_by_those_of_a_csv(monkey
 def test_a_number_below_a_threshold_by_its_own_precision_is_below_it():
     below = np.nextafter(np.float32(0.9), np.float32(0))
     table = np.array([[1, below, 0.9], [below, 1, 0.1], [0.9, 0.1, 1]], np.float32)
-    assert rankings.to_similarity(table, rankings.Ranks(thresholds=[0.9]))[0].tolist() == [1, 0, 0.75]
+    assert rankings.assign_ranks(table, rankings.Ranks(thresholds=[0.9]))[0].tolist() == [1, 0, 0.75]
 
 
 @pytest.mark.parametrize("kind", ["float16", "float32"])
 def test_a_number_of_few_digits_is_read_as_it_is_printed(kind):
     x = np.random.default_rng(0).uniform(-1, 1, 5000).astype(kind)
-    read = files.as_read(x)
+    read = files.widen_numbers(x)
     assert (read.astype(kind) == x).all() and np.abs(read - [float(str(v)) for v in x]).max() < 1e-5
     short = np.arange(-100, 101) / 100
-    assert (files.as_read(short.astype(kind)) == short).all()
+    assert (files.widen_numbers(short.astype(kind)) == short).all()
 
 
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
         ({"similarity": np.eye(2)}, "classes is not a file|not readable as arrays"),
-        ({"similarity": np.eye(3), "classes": np.array(["a", "b"])}, "must be square"),
-        ({"similarity": np.ones((2, 3)), "classes": np.array(["a", "b"])}, "must be square"),
-        ({"similarity": np.eye(2), "classes": np.array(["a", "a"])}, "a stands in it twice"),
+        ({"similarity": np.eye(3), "classes": np.array(["a", "b"])}, "must be a square"),
+        ({"similarity": np.ones((2, 3)), "classes": np.array(["a", "b"])}, "must be a square"),
+        ({"similarity": np.eye(2), "classes": np.array(["a", "a"])}, "class a stands in it twice"),
         ({"similarity": np.eye(2), "classes": np.array(["a", None])}, "not readable as arrays"),
         ({"similarity": np.array([["x", "y"]] * 2), "classes": np.array(["a", "b"])}, "not readable as arrays"),
     ],
@@ -227,7 +227,7 @@ def test_a_bad_npz_is_named_and_no_pickle_in_it_is_run(tmp_path, arrays, reason)
 def test_a_similarity_that_is_no_number_is_not_written(tmp_path, name):
     for bad in (np.nan, np.inf):
         with pytest.raises(InputError, match="the similarity of a and b is no number; nothing is written"):
-            files.write_table(tmp_path / name, np.array([[1, bad], [bad, 1]]), ["a", "b"], "made")
+            files.write_matrix(tmp_path / name, np.array([[1, bad], [bad, 1]]), ["a", "b"], "made")
     assert not list(tmp_path.iterdir())
 
 
@@ -243,22 +243,21 @@ def test_ranks_makes_a_rank_of_every_value_however_many():
     a, b = np.triu_indices(9, k=1)
     table[a, b] = table[b, a] = np.linspace(0.1, 0.9, len(a))
     with pytest.raises(InputError, match="37 distinct values would be 37 ranks; give --thresholds, or --ranks"):
-        rankings.to_similarity(table)
-    assert len(rankings.to_similarity(table, rankings.Ranks(every_value=True)).unique()) == 37
+        rankings.assign_ranks(table)
+    assert len(rankings.assign_ranks(table, rankings.Ranks(every_value=True)).unique()) == 37
     with pytest.raises(InputError, match="--ranks and --thresholds: give one of them"):
-        rankings.to_similarity(table, rankings.Ranks(every_value=True, thresholds=[0.5]))
+        rankings.assign_ranks(table, rankings.Ranks(every_value=True, thresholds=[0.5]))
     many = np.eye(20)
     a, b = np.triu_indices(20, k=1)
     many[a, b] = many[b, a] = np.linspace(0.1, 0.9, len(a))
     with pytest.raises(InputError, match=r"191 distinct values would be 191 ranks; give --thresholds$"):
-        rankings.to_similarity(many, rankings.Ranks(every_value=True))
+        rankings.assign_ranks(many, rankings.Ranks(every_value=True))
 
 
 def test_thresholds_make_ranks_of_superclasses_too():
-    groups = {"a": ["x", "y"], "b": ["z"]}
-    raw = rankings.superclass_table(groups, ["x", "y", "z"], "here")
-    assert rankings.to_similarity(raw, rankings.Ranks(thresholds=[0.9, 0.7]))[0].tolist() == [1, 0.5, 0]
-    assert rankings.to_similarity(raw, rankings.Ranks(thresholds=[0.9]))[0].tolist() == [1, 0, 0]
+    raw = np.array([[1, 0.75, 0], [0.75, 1, 0], [0, 0, 1]])
+    assert rankings.assign_ranks(raw, rankings.Ranks(thresholds=[0.9, 0.7]))[0].tolist() == [1, 0.5, 0]
+    assert rankings.assign_ranks(raw, rankings.Ranks(thresholds=[0.9]))[0].tolist() == [1, 0, 0]
 
 
 def test_a_run_says_what_it_trains_on():
@@ -266,8 +265,8 @@ def test_a_run_says_what_it_trains_on():
     raw = np.eye(6)
     for a, b, value in ((0, 1, 0.45), (1, 2, 0.7), (3, 4, 0.62), (0, 5, 0.1)):
         raw[a, b] = raw[b, a] = value
-    table = rankings.to_similarity(raw, rankings.Ranks(thresholds=[0.6, 0.4]))
-    lines = rankings.summary(table, (0.1, 0.225, 0.35), raw, classes, torch.tensor([5, 10, 20, 30, 40, 50]))
+    table = rankings.assign_ranks(raw, rankings.Ranks(thresholds=[0.6, 0.4]))
+    lines = rankings.summarize_ranking(table, (0.1, 0.225, 0.35), raw, classes, torch.tensor([5, 10, 20, 30, 40, 50]))
     assert lines == [
         "rank 0: similarity 1, tau 0.1; positives of a class 1 classes, 5/25/50 images (min/median/max)",
         "rank 1: similarity 0.75, from 0.62 to 0.7, tau 0.225; positives of a class 0/1/1 classes, 0/15/40 images",
@@ -279,13 +278,13 @@ def test_a_run_says_what_it_trains_on():
 
 
 def test_without_similar_classes_there_is_one_line():
-    lines = rankings.summary(torch.eye(3), (0.1,), np.eye(3), ["a", "b", "c"], torch.tensor([4, 4, 4]))
+    lines = rankings.summarize_ranking(torch.eye(3), (0.1,), np.eye(3), ["a", "b", "c"], torch.tensor([4, 4, 4]))
     assert lines == ["rank 0: similarity 1, tau 0.1; positives of a class 1 classes, 4 images"]
 
 
 def test_names_in_words_know_the_400_wnids_of_inliers_and_outliers():
     lists = ["ImageNet-100.txt", *(f"imagenet_outliers_split{i}.txt" for i in (1, 2, 3))]
     wnids = [w for f in lists for w in (HERE / f).read_text().split()]
-    words = files.in_words(wnids)
+    words = files.name_classes(wnids)
     assert len(set(words.values())) == 400
-    assert (words["n02085620"], files.in_words(["a_b"])["a_b"]) == ("Chihuahua", "a b")
+    assert (words["n02085620"], files.name_classes(["a_b"])["a_b"]) == ("Chihuahua", "a b")

@@ -8,7 +8,7 @@ import torch
 from commands import error_of, result, run
 
 from datasets import rankings, texts
-from datasets.rankings import builders, files, taxonomy
+from datasets.rankings import files, taxonomy
 from engine import training
 from losses import NestedRINCELoss
 from util import InputError
@@ -45,15 +45,15 @@ WANT = np.array([
 @pytest.mark.parametrize(("name", "text"), [("t.yaml", NESTED), ("t.csv", ROWS)])
 def test_a_ranking_has_a_rank_for_each_level_that_two_classes_share(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    found = rankings.source_table(f"{tmp_path}/{name}", CLASSES)
+    found = rankings.find_similarities(f"{tmp_path}/{name}", CLASSES)
     assert np.allclose(found, WANT)
-    some = rankings.source_table(f"{tmp_path}/{name}", ["elm", "lion", "oak"])
+    some = rankings.find_similarities(f"{tmp_path}/{name}", ["elm", "lion", "oak"])
     assert np.allclose(some, WANT[[5, 0, 4]][:, [5, 0, 4]])
 
 
 def test_groups_of_one_name_in_different_groups_are_two(tmp_path):
     (tmp_path / "t.yaml").write_text(NESTED)
-    found = taxonomy.labels(taxonomy.read(f"{tmp_path}/t.yaml", "--ranking"), CLASSES, "t")
+    found = taxonomy.number_groups(taxonomy.read_taxonomy(f"{tmp_path}/t.yaml", "--ranking"), CLASSES, "t")
     assert {name: of.tolist() for name, of in found.items()} == {
         "level 1": [0, 0, 1, 2, 3, 3], "level 2": [0, 0, 0, 1, 2, 2], "level 3": [0, 0, 0, 0, 1, 1],
     }  # fmt: skip
@@ -65,7 +65,7 @@ def test_the_steps_are_those_of_nested_groups_and_the_farthest_level_is_above_0(
     classes = [str(i) for i in range(levels + 2)]  # class i shares all but the first i - 1 levels with class 0
     paths = {c: tuple(f"{c if at < i - 1 else 0}.{at}" for at in range(levels)) for i, c in enumerate(classes)}
     groups = {c: tuple((g,) for g in of) for c, of in paths.items()}
-    first = taxonomy.similarity(taxonomy.Taxonomy(names, groups), classes, "t")[0]
+    first = taxonomy.compute_similarity(taxonomy.Taxonomy(names, groups), classes, "t")[0]
     step = min(0.25, 1 / (levels + 1))
     assert first.tolist() == pytest.approx([1, *(1 - step * r for r in range(1, levels + 1)), 0])
     nested = NestedRINCELoss(torch.zeros(1, levels + 1, dtype=torch.long), 0.1, 0.6)
@@ -74,20 +74,25 @@ def test_the_steps_are_those_of_nested_groups_and_the_farthest_level_is_above_0(
 
 @pytest.mark.parametrize(("levels", "step"), [(3, 0.25), (4, 0.2), (9, 0.1)])
 def test_a_threshold_at_a_level_is_met_by_it(levels, step):
-    groups = [torch.tensor([0, *(1 if level < at else 0 for at in range(levels))]) for level in range(levels)]
-    table = taxonomy.of_labels(groups)
+    groups = {str(at): tuple((f"{level < at - 1}",) for level in range(levels)) for at in range(levels + 1)}
+    of_levels = taxonomy.Taxonomy(tuple(f"l{level}" for level in range(levels)), groups)
+    table = taxonomy.compute_similarity(of_levels, list(groups), "t")
     for distance in range(1, levels + 1):
         threshold = float(f"{1 - distance * step:.2f}")  # as one would type it
-        similar = rankings.to_similarity(table, rankings.Ranks(thresholds=[threshold]))[0]
+        similar = rankings.assign_ranks(table, rankings.Ranks(thresholds=[threshold]))[0]
         assert int((similar > 0).sum()) == 1 + distance
 
 
-def test_one_level_is_the_superclasses_as_they_were_to_the_bit(tmp_path):
+def test_one_level_is_superclasses_whatever_the_file(tmp_path):
     (tmp_path / "s.yaml").write_text("a: [lion, tiger]\nb: [oak]\n")
     (tmp_path / "s.csv").write_text("class,kind\nlion,a\ntiger,a\noak,b\n")
-    old = rankings.superclass_table(files.read_superclasses(tmp_path / "s.yaml"), ["oak", "lion", "tiger"], "s")
     for name in ("s.yaml", "s.csv"):
-        assert np.array_equal(rankings.source_table(f"{tmp_path}/{name}", ["oak", "lion", "tiger"]), old)
+        assert taxonomy.read_superclasses(f"{tmp_path}/{name}") == {"a": ["lion", "tiger"], "b": ["oak"]}
+        found = rankings.find_similarities(f"{tmp_path}/{name}", ["oak", "lion", "tiger"])
+        assert found.tolist() == [[1, 0, 0], [0, 1, 0.75], [0, 0.75, 1]]
+    (tmp_path / "deep.yaml").write_text(NESTED)
+    with pytest.raises(InputError, match="superclasses are a YAML file of lines"):
+        taxonomy.read_superclasses(f"{tmp_path}/deep.yaml", "--superclasses")
 
 
 INAT = [
@@ -99,13 +104,13 @@ INAT = [
 
 
 def test_the_names_of_inaturalists_folders_say_their_levels():
-    found = rankings.source_table("inaturalist", INAT)
+    found = rankings.find_similarities("inaturalist", INAT)
     assert found[0].tolist() == pytest.approx([1, 6 / 7, 2 / 7, 0])  # of one genus; of one phylum; of nothing
-    levels = taxonomy.labels(taxonomy.of_inaturalist(INAT, "i"), INAT, "i")
+    levels = taxonomy.number_groups(taxonomy.parse_inaturalist(INAT, "i"), INAT, "i")
     assert list(levels) == ["genus", "family", "order", "class", "phylum", "kingdom"]
     assert levels["phylum"].tolist() == [0, 0, 0, 1]
     with pytest.raises(InputError, match="the class oak is no folder of iNaturalist 2021"):
-        rankings.source_table("inaturalist", [*INAT, "oak"])
+        rankings.find_similarities("inaturalist", [*INAT, "oak"])
 
 
 @pytest.mark.parametrize(
@@ -132,12 +137,12 @@ def test_a_matrix_is_told_from_a_taxonomy(tmp_path, rows, want):
     [
         ("t.yaml", "a:\n  b: [x]\nc: [y]\n", "y lies 1 deep, x 2; all classes must lie at one depth"),
         ("t.yaml", "a:\n  b: [x]\n  c: [x]\n", "class x stands in it twice"),
-        ("t.yaml", "a:\n  b: []\n", "a / b holds no class"),
+        ("t.yaml", "a:\n  b: []\n", "a / b must hold lines of"),
         ("t.yaml", "a:\n  b: 3\n", "a / b must hold lines of"),
         ("t.yaml", "a:\n  b: [x, [y]]\n", "a / b: an empty name, or something else than one"),
-        ("t.csv", "class,genus,genus\nx,a,b\n", "the first line must be `class,<finest level>"),
+        ("t.csv", "class,genus,genus\nx,a,b\n", "the first line must have each name once; genus stands in it twice"),
         ("t.csv", "class,genus,family\nx,a,f\ny,a\n", "line 3: must have 3 entries"),
-        ("t.csv", "class,genus,family\nx,a,f\nx,b,f\n", "line 3: the class x stands in it twice"),
+        ("t.csv", "class,genus,family\nx,a,f\nx,b,f\n", "class x stands in it twice"),
         (
             "t.csv",
             "class,genus,family\nx,a,f\ny,a,g\n",
@@ -149,7 +154,7 @@ def test_a_matrix_is_told_from_a_taxonomy(tmp_path, rows, want):
 def test_a_taxonomy_that_does_not_fit_is_one_line_with_its_place(tmp_path, name, text, reason):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError) as error:
-        rankings.source_table(f"{tmp_path}/{name}", ["x", "y"])
+        rankings.find_similarities(f"{tmp_path}/{name}", ["x", "y"])
     assert reason in str(error.value) and str(error.value).startswith(f"--ranking {tmp_path}/{name}")
 
 
@@ -159,12 +164,12 @@ def test_a_taxonomy_that_does_not_fit_is_one_line_with_its_place(tmp_path, name,
 def test_a_taxonomy_is_made_a_matrix_shown_and_compared(monkeypatch, capsys, tmp_path):
     (tmp_path / "t.csv").write_text(ROWS)
     run(monkeypatch, tmp_path, "superclass --from t.csv --out m.csv", "rankings")
-    table, classes = files.read_table(tmp_path / "m.csv")
-    assert np.allclose(table, builders.of_levels(f"{tmp_path}/t.csv")[0]) and classes == CLASSES
+    table, classes = files.read_matrix(tmp_path / "m.csv")
+    assert np.allclose(table, rankings.load(f"{tmp_path}/t.csv")[0]) and classes == CLASSES
     run(monkeypatch, tmp_path, "show t.csv --out t.png", "rankings")
     run(monkeypatch, tmp_path, "compare t.csv m.csv", "rankings")
     printed = capsys.readouterr().out
-    assert "lion - tiger: 0.75, in training 0.75" in printed and "t.csv and m.csv: Spearman 1.00" in printed
+    assert "lion - tiger: 0.75, in training 0.75" in printed and "t.csv, m.csv " in printed
 
 
 def test_retrieval_looks_at_every_level(monkeypatch, capsys, tmp_path):

@@ -1,21 +1,231 @@
-"""Text towers of models of images and texts, several templates, and rankings from a classifier's confusions."""
+"""Sentence encoders pool as their own files say, text towers give what their library gives; rankings come of both."""
 
 import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
 import transformers
-from commands import CE, error_of, run
+from commands import run
+from made_data import make_image_folders
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import datasets
-from datasets.rankings import builders, files, text_encoders
+from datasets import rankings
+from datasets.rankings import files, make, text_encoders
+from util import InputError
 
-NAMES = ["robin", "gila monster", "a very long name of a class"]
-SMALL = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, projection_dim=6)
+NAMES = ["robin", "gila monster", "a very long name of a class", "x"]
+text = partial(run, script="rankings")
+error_of = partial(commands.error_of, script="rankings")
+
+# ---- sentence encoders -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A RoBERTa with random weights and a byte-level tokenizer, as a local folder."""
+    folder = tmp_path_factory.mktemp("roberta")
+    letters = [chr(c) for c in range(33, 127)] + ["Ġ"]
+    vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=80, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    transformers.RobertaModel(config).save_pretrained(folder)
+    return folder
+
+
+def pooled_by_hand(hidden, mode):
+    """One vector of the lists `hidden`, a text's tokens."""
+    n, columns = len(hidden), list(zip(*hidden, strict=True))
+    if mode in ("cls", "lasttoken"):
+        return hidden[0 if mode == "cls" else -1]
+    if mode == "max":
+        return [max(column) for column in columns]
+    if mode == "weightedmean":
+        return [sum((i + 1) * x for i, x in enumerate(column)) / (n * (n + 1) / 2) for column in columns]
+    return [math.fsum(column) / (n if mode == "mean" else math.sqrt(n)) for column in columns]
+
+
+def by_hand(folder, text, modes=("mean",)):
+    """The last hidden states of one text alone, pooled, of unit length."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        hidden = model(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0].tolist()
+    pooled = [x for mode in modes for x in pooled_by_hand(hidden, mode)]
+    return [x / math.hypot(*pooled) for x in pooled]
+
+
+TRANSFORMER, POOLING = "sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"
+NORMALIZE = "sentence_transformers.models.Normalize"
+NEWER = "sentence_transformers.base.modules.transformer.Transformer", "sentence_transformers.x.modules.pooling.Pooling"
+
+
+def configure(encoder, folder, pooling, kinds=(TRANSFORMER, POOLING, NORMALIZE), side="right"):
+    """A copy of the encoder as sentence-transformers would leave it."""
+    shutil.copytree(encoder, folder)
+    modules = [{"idx": i, "path": f"{i}_{kind.rpartition('.')[2]}" if i else "", "type": kind}
+               for i, kind in enumerate(kinds)]  # fmt: skip
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    settings = {**json.loads((folder / "tokenizer_config.json").read_text()), "padding_side": side}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def older(*names):
+    return {"word_embedding_dimension": 16, **{f"pooling_mode_{name}": name in names for name in text_encoders.MODES}}
+
+
+POOLED = {
+    "cls": (older("cls_token"), ["cls"]),
+    "mean": (older("mean_tokens"), ["mean"]),
+    "max": (older("max_tokens"), ["max"]),
+    "mean_sqrt": (older("mean_sqrt_len_tokens"), ["mean_sqrt_len_tokens"]),
+    "weighted": (older("weightedmean_tokens"), ["weightedmean"]),
+    "last": (older("lasttoken"), ["lasttoken"]),
+    "two": (older("cls_token", "mean_sqrt_len_tokens"), ["cls", "mean_sqrt_len_tokens"]),
+    "newer": ({"embedding_dimension": 16, "pooling_mode": "lasttoken", "include_prompt": True}, ["lasttoken"]),
+    "newer, two": ({"embedding_dimension": 16, "pooling_mode": ["max", "cls"]}, ["max", "cls"]),
+}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", POOLED)
+def test_a_models_own_pooling_is_followed_whatever_the_padding(tmp_path, encoder, name, side):
+    config, modes = POOLED[name]
+    kinds = NEWER if "newer" in name else (TRANSFORMER, POOLING, NORMALIZE)
+    found = text_encoders.load_encoder(str(configure(encoder, tmp_path / "model", config, kinds, side)))
+    assert found.tokenizer.padding_side == side
+    assert found.about == f"revision local folder, pooling {' and '.join(modes)}"
+    together = text_encoders.embed_texts(NAMES, found)  # padded to the longest
+    assert torch.allclose(text_encoders.embed_texts(NAMES, found, batch=1), together, atol=1e-5)
+    for name, row in zip(NAMES, together.tolist(), strict=True):
+        assert row == pytest.approx(by_hand(tmp_path / "model", name, modes), abs=1e-5)
+
+
+def test_a_model_that_names_no_pooling_has_the_mean(encoder):
+    found = text_encoders.load_encoder(str(encoder))
+    assert found.about == "revision local folder, pooling mean, since the model names none"
+    for name, row in zip(NAMES, text_encoders.embed_texts(NAMES, found).tolist(), strict=True):
+        assert row == pytest.approx(by_hand(encoder, name), abs=1e-5)
+
+
+def test_a_pooling_file_without_a_list_of_modules_counts_and_a_transformer_may_have_a_folder_of_its_own(
+    tmp_path, encoder
+):
+    part = configure(encoder, tmp_path / "part", older("cls_token"))
+    (part / "modules.json").unlink()
+    assert text_encoders.load_encoder(str(part)).modes == ("cls",)
+    whole = configure(encoder, tmp_path / "whole", older("max_tokens"))
+    modules = json.loads((whole / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (whole / "modules.json").write_text(json.dumps(modules))
+    shutil.copytree(encoder, whole / "0_Transformer")
+    for file in encoder.iterdir():
+        (whole / file.name).unlink()
+    found = text_encoders.embed_texts(["robin"], text_encoders.load_encoder(str(whole)))[0]
+    assert found.tolist() == pytest.approx(by_hand(encoder, "robin", ["max"]), abs=1e-5)
+
+
+DENSE = "sentence_transformers.models.Dense"
+
+
+@pytest.mark.parametrize(
+    ("config", "kinds", "reason"),
+    [
+        ({"pooling_mode": "attention"}, NEWER, "1_Pooling/config.json: the pooling ['attention'] is not known; cls,"),
+        ({"pooling_mode_new": True}, NEWER, "the pooling ['new'] is not known"),
+        (older(), NEWER, "1_Pooling/config.json: the pooling [] is not known"),
+        ({"pooling_mode": 3}, NEWER, "cannot be loaded"),
+        ([], NEWER, "cannot be loaded"),
+        (older("cls_token"), (TRANSFORMER, POOLING, DENSE), "modules.json must list Transformer, Pooling, Normalize"),
+        (older("cls_token"), ("custom.Transformer", POOLING), "not ['custom.Transformer', 'Pooling']"),
+        (older("cls_token"), (TRANSFORMER, NORMALIZE, POOLING), "not ['Transformer', 'Normalize', 'Pooling']"),
+        (older("cls_token"), (TRANSFORMER,), "not ['Transformer']"),
+        (older("cls_token"), (TRANSFORMER, POOLING, "sentence_transformers.Pooling"), "'Pooling', 'Pooling']"),
+        ({}, "[", "cannot be loaded"),
+        ({}, "[3]", "cannot be loaded"),
+        (None, NEWER, "has no 1_Pooling/config.json, which model/modules.json names"),
+    ],
+)
+def test_a_pooling_that_is_not_known_is_one_line(monkeypatch, capsys, tmp_path, encoder, config, kinds, reason):
+    (tmp_path / "names.csv").write_text("class,name\nn1,robin\n")
+    folder = configure(encoder, tmp_path / "model", config, () if isinstance(kinds, str) else kinds)
+    if isinstance(kinds, str):
+        (folder / "modules.json").write_text(kinds)
+    if config is None:
+        (folder / "1_Pooling" / "config.json").unlink()
+    line = error_of(monkeypatch, capsys, tmp_path, "text --names names.csv --model ./model --out a.csv")
+    assert "--model ./model: " in line
+    assert reason in line
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_a_file_of_the_hub_that_is_not_there_is_told_from_one_that_cannot_be_had(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commit = "0" * 40
+    place = tmp_path / "models--some--model"
+    for file, content in {
+        "refs/main": commit, f"snapshots/{commit}/modules.json": "[]", f".no_exist/{commit}/1_Pooling/config.json": "",
+    }.items():  # fmt: skip
+        (place / file).parent.mkdir(parents=True, exist_ok=True)
+        (place / file).write_text(content)
+    assert text_encoders.find_file("some/model", "modules.json").read_text() == "[]"
+    assert text_encoders.find_file("some/model", "1_Pooling/config.json") is None
+    with pytest.raises(InputError, match=r"--model other/model: cannot be loaded .* `hf download other/model "):
+        text_encoders.load_encoder("other/model")
+
+
+def test_equal_texts_are_embedded_once_and_equal_whatever_their_place():
+    seen = []
+
+    def encoder(texts):
+        seen.extend(texts)
+        return torch.randn(len(texts), 8)  # as a place in a batch might have a say in the last bits
+
+    texts = ["b", "a", "b", *(f"t{i}" for i in range(70)), "a"]
+    found = text_encoders.embed_texts(texts, encoder)
+    assert len(seen) == len(set(texts)) and found.shape == (74, 8)
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[-1]) and not torch.equal(found[0], found[1])
+
+
+def test_a_real_sentence_encoder_finds_dogs_nearer_to_dogs_than_to_vehicles():
+    encoder = text_encoders.load_encoder(str(commands.real("SENTENCE_ENCODER")))
+    dogs = ["Chihuahua", "Shih-Tzu", "toy terrier", "Rottweiler", "Doberman", "standard poodle"]
+    vehicles = ["ambulance", "moped", "pickup"]
+    known = set(files.name_classes(datasets.class_list("ImageNet-100")).values())
+    assert known.issuperset({*dogs, *vehicles})
+    z = text_encoders.embed_texts([*dogs, *vehicles], encoder)
+    table = z @ z.T
+    among = table[:6, :6][~torch.eye(6, dtype=torch.bool)]
+    assert among.mean() > table[:6, 6:].mean() + 0.1
+    for row in range(6):
+        assert (table[row, :6].sum() - 1) / 5 > table[row, 6:].mean()
+
+
+# ---- text towers -----------------------------------------------------------------------------------------------------
+
+TOWERS = ["CLIP", "CLIPTextModelWithProjection", "CLIPTextModel", "Siglip", "SiglipTextModel", "Siglip2"]
+SMALL = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
 TEXT = dict(vocab_size=32, max_position_embeddings=40)
 IMAGE = dict(image_size=8, patch_size=4)
 
@@ -32,35 +242,22 @@ def save_tokenizer(folder):
     found.save_pretrained(folder)
 
 
-def clip():
-    text = transformers.CLIPTextConfig(**SMALL, **TEXT, eos_token_id=2, bos_token_id=1, pad_token_id=0)
-    return text, transformers.CLIPVisionConfig(**SMALL, **IMAGE)
-
-
-def siglip(kind):
-    of = dict(SMALL)
-    of.pop("projection_dim")
-    return (
-        getattr(transformers, f"{kind}TextConfig")(**of, **TEXT, projection_size=8),
-        getattr(transformers, f"{kind}VisionConfig")(**of, **IMAGE),
-    )
-
-
-def built(name):
+def build_tower(name):
+    """A pair of towers, or the one of texts, with random weights."""
     torch.manual_seed(0)
-    if name.startswith("CLIP"):
-        text, image = clip()
-        if name == "CLIP":
-            config = transformers.CLIPConfig(
-                text_config=text.to_dict(), vision_config=image.to_dict(), projection_dim=6
-            )
-            return transformers.CLIPModel(config)
+    family = re.match("CLIP|Siglip2?", name)[0]
+    of_text, of_config = dict(projection_size=8), {}
+    if family == "CLIP":
+        of_text, of_config = (
+            dict(projection_dim=6, eos_token_id=2, bos_token_id=1, pad_token_id=0),
+            {"projection_dim": 6},
+        )
+    text = getattr(transformers, f"{family}TextConfig")(**SMALL, **TEXT, **of_text)
+    if name != family:
         return getattr(transformers, name)(text)
-    if name.endswith("TextModel"):
-        return getattr(transformers, name)(siglip(name.removesuffix("TextModel"))[0])
-    text, image = siglip(name)
-    config = getattr(transformers, f"{name}Config")(text_config=text.to_dict(), vision_config=image.to_dict())
-    return getattr(transformers, f"{name}Model")(config)
+    image = getattr(transformers, f"{family}VisionConfig")(**SMALL, **IMAGE, **of_config)
+    parts = {"text_config": text.to_dict(), "vision_config": image.to_dict()}
+    return getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config")(**parts, **of_config))
 
 
 def features(model, inputs):
@@ -72,13 +269,10 @@ def features(model, inputs):
     return found.text_embeds if hasattr(found, "text_embeds") else found.pooler_output
 
 
-TOWERS = ["CLIP", "CLIPTextModelWithProjection", "CLIPTextModel", "Siglip", "SiglipTextModel", "Siglip2"]
-
-
 @pytest.fixture(scope="module", params=TOWERS)
 def tower(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tower")
-    model = built(request.param).eval()
+    model = build_tower(request.param).eval()
     model.save_pretrained(folder)
     save_tokenizer(folder)
     # as the library reads it: SigLIP 2 has a tokenizer of its own
@@ -87,9 +281,9 @@ def tower(request, tmp_path_factory):
 
 def test_a_towers_embeddings_are_the_librarys_text_by_text_and_padding_changes_none(tower):
     folder, model, tokenizer, padded = tower
-    encoder = text_encoders.text_encoder(str(folder))
+    encoder = text_encoders.load_encoder(str(folder))
     assert "text tower" in encoder.about
-    together = text_encoders.embed(NAMES, encoder)
+    together = text_encoders.embed_texts(NAMES, encoder)
     for name, row in zip(NAMES, together, strict=True):
         with torch.no_grad():
             if padded:
@@ -100,106 +294,96 @@ def test_a_towers_embeddings_are_the_librarys_text_by_text_and_padding_changes_n
                 inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
             want = F.normalize(features(model, inputs).double(), dim=1)[0]
         assert row.tolist() == pytest.approx(want.tolist(), abs=1e-5)
-        assert text_encoders.embed([name], encoder)[0].tolist() == pytest.approx(want.tolist(), abs=1e-5)
+        assert text_encoders.embed_texts([name], encoder)[0].tolist() == pytest.approx(want.tolist(), abs=1e-5)
     assert not torch.allclose(together[0], together[1], atol=1e-3)
 
 
 def test_a_text_that_is_too_long_is_cut_as_the_tower_can_read_it(tower):
-    encoder = text_encoders.text_encoder(str(tower[0]))
-    assert text_encoders.embed(["word " * 30], encoder).isfinite().all()
+    encoder = text_encoders.load_encoder(str(tower[0]))
+    assert text_encoders.embed_texts(["word " * 30], encoder).isfinite().all()
+
+
+def test_sentence_transformers_clip_is_read_where_its_list_of_modules_says(tmp_path):
+    build_tower("CLIP").save_pretrained(tmp_path / "0_CLIPModel")
+    save_tokenizer(tmp_path / "0_CLIPModel")
+    kind = "sentence_transformers.models.CLIPModel"
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": kind, "path": "0_CLIPModel"}]))
+    assert "text tower" in text_encoders.load_encoder(str(tmp_path)).about
+
+
+# ---- rankings --------------------------------------------------------------------------------------------------------
+
+
+def test_cosines_of_names_are_a_ranking_that_training_reads_and_say_how_they_were_made(monkeypatch, tmp_path, encoder):
+    (tmp_path / "names.csv").write_text("class,name\nn1,robin\nn2,gila monster\nn3,robin\n")
+    configure(encoder, tmp_path / "model", older("cls_token"))
+    text(monkeypatch, tmp_path, "roberta --names names.csv --model ./model --out r.csv")
+    table, classes = files.read_matrix(tmp_path / "r.csv")
+    assert classes == ["n1", "n2", "n3"]
+    want = np.dot(*(by_hand(tmp_path / "model", name, ["cls"]) for name in ("robin", "gila monster")))
+    assert table[0, 1] == pytest.approx(want, abs=1e-5) and table[0, 2] == 1
+    about = "# cosine of class names; model ./model, revision local folder, pooling cls, template '{}'"
+    assert (tmp_path / "r.csv").read_text().splitlines()[0] == about
+    similarity, _ = rankings.class_similarity(str(tmp_path / "r.csv"), classes, thresholds=[0.9999])
+    assert similarity[0].tolist() == [1, 0.75 if table[0, 1] >= 0.9999 else 0, 0.75]
+
+
+def test_names_come_from_folders_or_of_a_file_for_the_classes_of_a_folder(monkeypatch, tmp_path, encoder):
+    make_image_folders(tmp_path / "mine", ["grey_wolf", "n01558993", "red+fox"], each=1)
+    words = {"grey_wolf": "grey wolf", "n01558993": "robin", "red+fox": "red fox"}
+    assert make.read_classes(None, tmp_path / "mine") == words
+    (tmp_path / "names.csv").write_text("class,name\nred+fox,x\nn01558993,robin\ngrey_wolf,gila monster\n")
+    text(monkeypatch, tmp_path, f"text --names names.csv --data_folder mine --model {encoder} --out r.csv")
+    table, classes = files.read_matrix(tmp_path / "r.csv")
+    assert classes == list(words)
+    want = np.dot(by_hand(encoder, "robin"), by_hand(encoder, "gila monster"))
+    assert table[0, 1] == pytest.approx(want, abs=1e-5)
+
+
+def test_classes_of_a_data_set_that_ships_are_known_by_its_name(monkeypatch, capsys, tmp_path, encoder):
+    assert files.read_names(Path("cifar100"))["aquarium_fish"] == "aquarium fish"
+    text(monkeypatch, tmp_path, f"text --names digits --model {encoder} --out digits.csv")
+    _, classes = files.read_matrix(tmp_path / "digits.csv")
+    assert sorted(classes) == [str(digit) for digit in range(10)]
+    assert "no such file" in error_of(monkeypatch, capsys, tmp_path, "text --names cifar101 --out x.csv")
 
 
 def test_templates_are_averaged_as_unit_vectors(monkeypatch, tmp_path):
-    built("CLIP").save_pretrained(tmp_path / "model")
+    build_tower("CLIP").save_pretrained(tmp_path / "model")
     save_tokenizer(tmp_path / "model")
     (tmp_path / "names.txt").write_text("robin\nlion\noak\n")
     templates = ["a photo of a {}", "the {}"]
     words = " ".join(f"'{t}'" for t in templates)
-    run(monkeypatch, tmp_path, f"text --names names.txt --model ./model --template {words} --out r.csv", "rankings")
-    encoder = text_encoders.text_encoder(str(tmp_path / "model"))
-    parts = [text_encoders.embed([t.format(n) for n in ("robin", "lion", "oak")], encoder) for t in templates]
+    text(monkeypatch, tmp_path, f"text --names names.txt --model ./model --template {words} --out r.csv")
+    encoder = text_encoders.load_encoder(str(tmp_path / "model"))
+    parts = [text_encoders.embed_texts([t.format(n) for n in ("robin", "lion", "oak")], encoder) for t in templates]
     mean = F.normalize(parts[0] + parts[1], dim=1)
-    table, classes = files.read_table(tmp_path / "r.csv")
+    table, classes = files.read_matrix(tmp_path / "r.csv")
     assert np.allclose(table, (mean @ mean.T).numpy(), atol=1e-5) and classes == ["robin", "lion", "oak"]
     first = (tmp_path / "r.csv").read_text().splitlines()[0]
-    assert first.endswith("text tower, templates 'a photo of a {}', 'the {}'")
+    assert first.endswith("text tower of CLIPModel, templates 'a photo of a {}', 'the {}'")
 
 
-def test_sentence_transformers_clip_is_read_where_its_list_of_modules_says(tmp_path):
-    built("CLIP").save_pretrained(tmp_path / "0_CLIPModel")
-    save_tokenizer(tmp_path / "0_CLIPModel")
-    kind = "sentence_transformers.models.CLIPModel"
-    (tmp_path / "modules.json").write_text(json.dumps([{"type": kind, "path": "0_CLIPModel"}]))
-    assert "text tower" in text_encoders.text_encoder(str(tmp_path)).about
+HUGGING_FACES = """
+import sys
+sys.argv[0] = "rankings.py"
+import rankings
+rankings.main()
+from transformers.utils import import_utils
+assert import_utils.is_datasets_available()
+"""
 
 
-# ---- what a classifier confuses --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_confusions_equal_the_loop_reference(seed):
-    counts = np.random.default_rng(seed).integers(0, 9, (5, 5)) + np.eye(5) * 30
-    found = builders.confusion(counts)
-    assert np.allclose(found, reference.confusion(counts.tolist()), atol=1e-6)
-    assert (found == found.T).all() and (found.diagonal() == 1).all() and (found - np.eye(5)).max() < 0.5
-    more_images = counts * np.array([[1], [7], [1], [2], [1]])  # of a class: its share of errors stays
-    assert np.allclose(builders.confusion(more_images), found, atol=1e-6)
-
-
-def test_classes_that_cannot_be_told_apart_have_a_half_and_a_stray_image_makes_none_alike():
-    assert builders.confusion([[5, 5, 0], [5, 5, 0], [0, 0, 9]])[0].tolist() == [1, 0.5, 0]
-    assert builders.confusion([[0, 9, 0], [9, 0, 0], [0, 0, 9]])[0].tolist() == [1, 0.75, 0]  # always swapped
-    stray = builders.confusion([[0, 1, 99], [0, 0, 100], [0, 0, 100]])
-    assert stray[0, 1] < 0.02 and stray[0, 2] == pytest.approx(0.99 / 1.99, abs=1e-6)
-
-
-def test_a_classifiers_confusions_make_a_ranking_that_training_reads(monkeypatch, capsys, digits):
-    run(monkeypatch, digits, f"confusion --ckpt {CE} --out confusion.csv", "rankings")
-    printed = capsys.readouterr().out
-    table, classes = files.read_table(digits / "confusion.csv")
-    assert classes == datasets.build("digits").classes and 0 < table[np.triu_indices(10, 1)].max() < 0.5
-    assert "confusions of a classifier on 355 images" in printed
-    run(monkeypatch, digits, "show confusion.csv --thresholds 0.05 0.01", "rankings")
-    run(monkeypatch, digits, "compare confusion.csv digits --thresholds 0.05", "rankings")
-
-
-def test_counts_of_a_file_are_confusions_too(monkeypatch, tmp_path):
-    (tmp_path / "c.csv").write_text("class,a,b,c\na,8,2,0\nb,0,10,0\nc,1,0,9\n")
-    run(monkeypatch, tmp_path, "confusion --from c.csv --out r.csv", "rankings")
-    table, classes = files.read_table(tmp_path / "r.csv")
-    want = [[1, 0.2 / 2, 0.1 / 1.8], [0.2 / 2, 1, 0], [0.1 / 1.8, 0, 1]]  # of two classes, the wrong share
-    assert np.allclose(table, want, atol=1e-6) and classes == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize(
-    ("words", "text", "reason"),
-    [
-        ("", "", "confusion: give --ckpt, a cross-entropy model, or --from, a CSV of counts"),
-        ("--from c.csv --ckpt x", "", "confusion: give --ckpt, a cross-entropy model, or --from"),
-        ("--from none.csv", "", "--from none.csv: no such file"),
-        ("--from c.csv", "class,a,b\nb,1,2\na,3,4\n", "must be `class,a,b,...`, then a row for each of these"),
-        ("--from c.csv", "class,a,b\na,1,x\nb,3,4\n", "line 2: must hold 2 numbers"),
-        ("--from c.csv", "class,a,b\na,1,2\nb,-3,4\n", "line 3: holds counts below 0"),
-        ("--from c.csv", "class,a,b\na,1,0\nb,0,4\n", "no image is taken for one of another class"),
-        ("--from c.csv", "class,a,b\na,0,0\nb,0,4\n", "class 0 has no image"),
-        ("--ckpt random", "", "is a contrastive model, which names no class"),
-        (f"--ckpt {CE} --hold_out 3", "", "was trained on other classes than these images have"),
-    ],
-)
-def test_what_gives_no_confusions_is_one_line(monkeypatch, capsys, digits, words, text, reason):
-    (digits / "c.csv").write_text(text)
-    assert reason in error_of(monkeypatch, capsys, digits, f"confusion {words} --out new.csv", "rankings")
-    assert not (digits / "new.csv").exists()
-
-
-def test_equal_texts_are_embedded_once_and_equal_whatever_their_place(monkeypatch):
-    seen = []
-
-    def vectors(texts):
-        seen.extend(texts)
-        return torch.randn(len(texts), 8)  # as a place in a batch might have a say in the last bits
-
-    texts = ["b", "a", "b", *(f"t{i}" for i in range(70)), "a"]
-    found = text_encoders.embed(texts, text_encoders.TextEncoder(lambda batch: batch, vectors, "made"))
-    assert len(seen) == len(set(texts)) and found.shape == (74, 8)
-    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[-1]) and not torch.equal(found[0], found[1])
+@pytest.mark.parametrize("transformers_first", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_hugging_faces_package_of_the_same_name_is_not_in_the_way(tmp_path, encoder, transformers_first):
+    """As where `pip install datasets` was run: a package and its metadata in site-packages."""
+    (tmp_path / "site" / "datasets").mkdir(parents=True)
+    (tmp_path / "site" / "datasets" / "__init__.py").write_text("__version__ = '5.2.0'\nclass Dataset: pass\n")
+    (tmp_path / "site" / "datasets-5.2.0.dist-info").mkdir()
+    (tmp_path / "site" / "datasets-5.2.0.dist-info" / "METADATA").write_text("Name: datasets\nVersion: 5.2.0\n")
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    code = "import transformers\n" * transformers_first + HUGGING_FACES
+    words = f"text --names {tmp_path}/names.txt --model {encoder} --out {tmp_path}/r.csv".split()
+    world = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    subprocess.run([sys.executable, "-c", code, *words], cwd=commands.ROOT, env=world, check=True)
+    assert files.read_matrix(tmp_path / "r.csv")[1] == ["cat", "dog"]

@@ -31,7 +31,7 @@ def random_parents(seed, nodes=25):
 def test_similarities_equal_the_reference(seed, measure):
     parents = random_parents(seed)
     classes = list(parents)
-    table = wordnet.similarities(classes, parents, measure)
+    table = wordnet.compute_similarities(classes, parents, measure)
     for i, a in enumerate(classes):
         for j, b in enumerate(classes):
             want = 1 if a == b else reference.wordnet_similarity(parents, a, b, measure)
@@ -43,18 +43,18 @@ LINES = "root animal\nroot thing\nanimal cat\nanimal dog\nthing car\n"
 
 
 def test_by_hand_cat_and_dog_are_two_edges_apart_and_the_car_four():
-    parents = wordnet._of_is_a(line.split() for line in LINES.splitlines())
-    path = wordnet.similarities(["cat", "dog", "car"], parents, "path")
+    parents = wordnet._parse_is_a(line.split() for line in LINES.splitlines())
+    path = wordnet.compute_similarities(["cat", "dog", "car"], parents, "path")
     assert path.round(6).tolist() == [[1, 0.333333, 0.2], [0.333333, 1, 0.2], [0.2, 0.2, 1]]
-    wup = wordnet.similarities(["cat", "dog", "car"], parents, "wup")
+    wup = wordnet.compute_similarities(["cat", "dog", "car"], parents, "wup")
     assert wup[0, 1] == pytest.approx(2 * 2 / (1 + 1 + 2 * 2))
     assert wup[0, 2] == pytest.approx(2 * 1 / (2 + 2 + 2 * 1))
 
 
 def test_several_roots_meet_in_one_more():
-    parents = wordnet._of_is_a([["animal cat"], ["thing", "car"]])
-    assert wordnet.similarities(["cat", "car"], parents, "path")[0, 1] == pytest.approx(1 / 5)
-    assert wordnet.similarities(["cat", "car"], parents, "wup")[0, 1] == pytest.approx(2 / (4 + 2))
+    parents = wordnet._parse_is_a([["animal cat"], ["thing", "car"]])
+    assert wordnet.compute_similarities(["cat", "car"], parents, "path")[0, 1] == pytest.approx(1 / 5)
+    assert wordnet.compute_similarities(["cat", "car"], parents, "wup")[0, 1] == pytest.approx(2 / (4 + 2))
 
 
 NOUNS = """  1 a licence
@@ -77,7 +77,7 @@ def test_wordnet_writes_a_ranking_of_the_named_wnids(monkeypatch, tmp_path):
     (tmp_path / "is_a.txt").write_text(LINES)
     (tmp_path / "names.txt").write_text("car\ncat\ndog\n")
     make(monkeypatch, tmp_path, "wordnet --names names.txt --is_a is_a.txt --measure wup --out r.npz")
-    table, classes = files.read_table(tmp_path / "r.npz")
+    table, classes = files.read_matrix(tmp_path / "r.npz")
     assert classes == ["car", "cat", "dog"]
     assert table[1, 2] == pytest.approx(2 / 3)
 
@@ -94,7 +94,7 @@ def test_a_file_that_cannot_serve_is_one_line(monkeypatch, capsys, tmp_path, con
     (tmp_path / "is_a.txt").write_text(content)
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     with pytest.raises(InputError, match=f"--is_a.*{reason}"):
-        wordnet.similarities(["cat", "dog"], wordnet.read_parents(tmp_path / "is_a.txt"), "path")
+        wordnet.compute_similarities(["cat", "dog"], wordnet.read_parents(tmp_path / "is_a.txt"), "path")
     error_of(monkeypatch, capsys, tmp_path, "wordnet --names names.txt --is_a is_a.txt --out r.csv")
     assert not (tmp_path / "r.csv").exists()
 
@@ -109,9 +109,9 @@ def test_without_a_file_and_without_nltk_it_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("measure", wordnet.MEASURES)
 def test_in_the_real_wordnet_dogs_are_nearer_to_dogs_than_to_vehicles(measure):
     parents = wordnet.read_parents(real("WORDNET_DATA_NOUN"))
-    names = {name: c for c, name in files.in_words(datasets.class_list("ImageNet-100")).items()}
+    names = {name: c for c, name in files.name_classes(datasets.class_list("ImageNet-100")).items()}
     classes = [names[name] for name in ("Chihuahua", "Rottweiler", "ambulance", "pickup")]
-    table = wordnet.similarities(classes, parents, measure)
+    table = wordnet.compute_similarities(classes, parents, measure)
     assert min(table[0, 1], table[2, 3]) > table[:2, 2:].max()
 
 
@@ -124,6 +124,6 @@ def test_nltks_wordnet_gives_the_same_similarities_as_its_own_functions():
     classes = list(datasets.class_list("ImageNet-100"))
     synsets = [corpus.synset_from_pos_and_offset("n", int(c[1:])) for c in classes]
     parents = wordnet.read_parents(None)
-    table = wordnet.similarities(classes, parents, "path")
+    table = wordnet.compute_similarities(classes, parents, "path")
     for i, a in enumerate(synsets):
         assert [a.path_similarity(b) for b in synsets] == pytest.approx(table[i].tolist())
