@@ -79,21 +79,16 @@ class ImageData(Dataset):
 
         A pack that cannot be read any more is an error all the same.
         """
-        if self.bad is None:
-            try:
-                return index, read(index)
-            except PackInputError:
-                raise
-            except InputError as error:
-                raise InputError(f"{error}; {WAY_ROUND}") from None
         for i in itertools.chain(range(index, len(self)), range(index)):
-            if self.bad[i]:
+            if self.bad is not None and self.bad[i]:
                 continue
             try:
                 return i, read(i)
             except PackInputError:
                 raise
             except InputError as error:
+                if self.bad is None:
+                    raise InputError(f"{error}; {WAY_ROUND}") from None
                 self.bad[i] = True
                 print(f"warning: {error}; another image takes its place", file=sys.stderr, flush=True)
         raise InputError(f"none of the {len(self)} training images can be read")
@@ -242,10 +237,8 @@ def without(skip: str | Path | None, **parts: ImageData) -> list[ImageData]:
             know = f"{moved.path}, whose images' folder was {moved.root} and is gone; give their paths of then"
             raise InputError(f"{flag}: none of its lines, as {listed[0]}, is an image of {know}")
         if not any(map(os.path.lexists, listed)):
-            raise InputError(
-                f"{flag}: none of its lines is a file, as {listed[0]}; give paths from the root, or relative to the "
-                "folder that the command is run in"
-            )
+            hint = "give paths from the root, or relative to the folder that the command is run in"
+            raise InputError(f"{flag}: none of its lines is a file, as {listed[0]}; {hint}")
     return [data.reduced(kept[name], flag, name) if name in kept else data for name, data in parts.items()]
 
 

@@ -98,10 +98,8 @@ def _opened(source, name):
     Image.MAX_IMAGE_PIXELS = None  # PIL's own limit, a warning or an error that takes large photographs for an attack
     with _damage_named(name), Image.open(source) as file:
         if file.width * file.height > MOST_PIXELS:
-            raise InputError(
-                f"{name}: has {file.width:,} x {file.height:,} pixels, more than the {MOST_PIXELS:,} that are read "
-                "(MOST_PIXELS in datasets/decoding.py); make the image smaller"
-            )
+            limit = f"the {MOST_PIXELS:,} that are read (MOST_PIXELS in datasets/decoding.py); make the image smaller"
+            raise InputError(f"{name}: has {file.width:,} x {file.height:,} pixels, more than {limit}")
         yield file
 
 

@@ -28,6 +28,9 @@ COMPANIONS = {
 COMPANION_BEGINNINGS = (".", "thumbs.db", "ehthumbs", "desktop.ini", "synophoto_thumb", "synofile_thumb", "paxheader")
 UNFINISHED = ".unfinished"  # the end of a name that a copy has until it is whole
 
+# split of a data set -> its folders or packs, the first one that is there, and how rows of an image list call it
+SPLITS = {"train": ("train",), "test": ("val", "test"), "all": ("train", "val", "test")}
+
 HIDDEN, DANGLING = "hidden or companion files and folders", "dangling links"
 TWICE = "links to folders above or to what counts already"
 

@@ -4,21 +4,25 @@ of `path label` in a .txt, whose images lie in a folder beside theirs.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import util
 from datasets import texts
-from datasets.folders import LeftOut, real_paths
+from datasets.folders import SPLITS, LeftOut, real_paths
 from util import InputError
 
 OPENOOD = ("images_classic", "images_largescale")  # beside OpenOOD's benchmark_imglist
-
-SPLITS = {"train": ("train",), "test": ("val", "test"), "all": ("train", "val", "test")}
 
 
 def is_list(path: Path) -> bool:
     """Whether a --data_folder is an image list, existing or not."""
     return path.suffix.lower() in (".csv", ".txt")
+
+
+def is_header(head: list[str]) -> bool:
+    """Whether a table with this first line is an image list."""
+    return head[:2] == ["path", "label"]
 
 
 def read(path: Path, split: str, outliers: bool = False) -> tuple[list[str], list[int], list[str], LeftOut]:
@@ -53,7 +57,7 @@ def read(path: Path, split: str, outliers: bool = False) -> tuple[list[str], lis
     if not chosen:
         hint = "" if of_split is not None else "; it has no column split, so that all are training images"
         raise InputError(f"{path}: has no row of the split {' or '.join(SPLITS[split])}{hint}")
-    return [image for image, _ in chosen], *_numbered([label for _, label in chosen]), left_out
+    return [image for image, _ in chosen], *number_labels([label for _, label in chosen]), left_out
 
 
 def existing_images(rows: list[tuple[int, str]], root: Path, source: str, home: str = "the list's folder") -> list[str]:
@@ -72,11 +76,15 @@ def existing_images(rows: list[tuple[int, str]], root: Path, source: str, home: 
     return images
 
 
-def _numbered(labels: list[str]) -> tuple[list[int], list[str]]:
-    """The number of each label among the sorted classes, and these."""
-    classes = sorted({*labels}, key=util.one_form)
+def number_labels(labels: Sequence[str], key=util.one_form) -> tuple[list[int], list[str]]:
+    """The number of each label among the classes, sorted by a key of their names, and these. A label in two Unicode
+    forms is one class.
+    """
+    spelling: dict[str, str] = {}
+    found = [spelling.setdefault(util.one_form(label), label) for label in labels]
+    classes = sorted(spelling.values(), key=key)
     number = {name: i for i, name in enumerate(classes)}
-    return [number[label] for label in labels], classes
+    return [number[label] for label in found], classes
 
 
 def _read_openood(path: Path) -> tuple[list[str], list[int], list[str]]:
@@ -94,38 +102,16 @@ def _read_openood(path: Path) -> tuple[list[str], list[int], list[str]]:
         where = " or ".join(OPENOOD)
         raise InputError(f"{path}: there is no image {first} in {where} near the list, nor beside it")
     images = existing_images([(line, row[0]) for line, row in rows], root, str(path), str(root))
-    return images, *_numbered([row[1] for _, row in rows])
+    return images, *number_labels([row[1] for _, row in rows])
 
 
 def _rows(path: Path, left_out: LeftOut) -> tuple[list[tuple[int, list[str]]], dict[str, int]]:
     """The rows of a list with their lines, and the place of each column."""
     found = texts.read_rows(path, str(path), left_out)
     head = found[0][1] if found else []
-    if head[:2] != ["path", "label"] or len(set(head)) < len(head):
+    if not is_header(head) or len(set(head)) < len(head):
         raise InputError(f"{path}: the first line of an image list must be `path,label`, or `path,label,split`")
     if len(found) < 2:
         raise InputError(f"{path}: names no image")
     texts.check_widths(head, found[1:], str(path))
     return found[1:], {name: place for place, name in enumerate(head)}
-
-
-def levels(rows: list[tuple[int, list[str]]], source: str) -> list[tuple[int, list[str]]] | None:
-    """The columns of a list beyond path, label and split as rows `label,<finest level>,...` of a taxonomy, one a label,
-    the header first; None of a table that is no list. Raises InputError where a label has two groups, or there is no
-    such column.
-    """
-    head = rows[0][1] if rows else []
-    if head[:2] != ["path", "label"]:
-        return None
-    places = [at for at, name in enumerate(head) if name not in ("path", "split")]
-    if len(places) < 2:
-        raise InputError(f"{source}: an image list without levels beside path, label and split is no ranking")
-    texts.check_widths(head, rows[1:], source)
-    found: dict[str, tuple[int, list[str]]] = {}
-    spelling: dict[str, str] = {}
-    for line, row in rows[1:]:
-        label, *groups = (spelling.setdefault(util.one_form(row[at]), row[at]) for at in places)
-        if found.setdefault(label, (line, groups))[1] != groups:
-            raise InputError(f"{source}, line {line}: {label} lies in other groups than in line {found[label][0]}")
-    body = [(line, [label, *groups]) for label, (line, groups) in found.items()]
-    return [(rows[0][0], [head[at] for at in places]), *body]

@@ -22,6 +22,7 @@ from util import InputError
 MAGIC = b"RINCEPK1"
 TAIL = struct.Struct("<QQI8s")
 FORMATS = ("jpeg", "raw")
+MAKE_AGAIN = "make it anew with python -m datasets.prepare pack"
 
 
 class PackInputError(InputError):
@@ -42,12 +43,12 @@ class Pack:
             file.seek(max(0, size - TAIL.size))
             tail = file.read(TAIL.size)
             if size < len(MAGIC) + TAIL.size or tail[-8:] != MAGIC:
-                raise InputError(f"{path}: not a whole pack; make it anew with python -m datasets.prepare pack")
+                raise InputError(f"{path}: not a whole pack; {MAKE_AGAIN}")
             begin, length, crc, _ = TAIL.unpack(tail)
             file.seek(begin)
             content = file.read(length)
         if len(content) != length or zlib.crc32(content) != crc:
-            raise InputError(f"{path}: its index is damaged; make it anew with python -m datasets.prepare pack")
+            raise InputError(f"{path}: its index is damaged; {MAKE_AGAIN}")
         with np.load(io.BytesIO(content), allow_pickle=False) as index:
             self.begin, self.length, self.crc, self.shape = (index[k] for k in ("begin", "length", "crc", "shape"))
             self.labels, self.names, self.classes = index["labels"], index["names"], index["classes"].tolist()
@@ -81,11 +82,8 @@ class Pack:
         except OSError as error:
             raise PackInputError(f"{self.path}: cannot be read any more ({error.strerror})") from None
         if count < length:
-            now = os.fstat(self._descriptor).st_size
-            raise PackInputError(
-                f"{self.path}: has {now:,} bytes now, {self.size:,} when it was opened; make it anew with "
-                "python -m datasets.prepare pack"
-            )
+            now = f"{os.fstat(self._descriptor).st_size:,} bytes now"
+            raise PackInputError(f"{self.path}: has {now}, {self.size:,} when it was opened; {MAKE_AGAIN}")
         return content
 
     def images(self) -> list["PackedImage"]:

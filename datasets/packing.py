@@ -16,6 +16,7 @@ import datasets
 import util
 from datasets import decoding, lists, packed, sources, texts
 from datasets.decoding import find_damage, write_list
+from datasets.folders import SPLITS
 from datasets.packed import MAGIC, TAIL
 from util import InputError
 
@@ -34,13 +35,13 @@ def pack(folder: Path, out: Path, side: int, format: str, skip: str | None, chec
     packs.
     """
     found = _roots(folder)
+    paths = {split: out / f"{SPLITS[split][0]}.pack" for split in found}
     for split, root in found.items():
         if root.suffix == ".pack":
             raise InputError(f"--data_folder {folder}: {root} is a pack already")
         if out.resolve() == root.resolve() or out.resolve() == folder.resolve():
             raise InputError(f"--out {out}: is the source; nothing is ever written there")
-        data = datasets.build("path", folder, "train" if split == "train" else "test", skip=skip)
-        path = out / f"{split}.pack"
+        data, path = datasets.build("path", folder, split, skip=skip), paths[split]
         if datasets.left_out(data):
             print(datasets.left_out(data))
         if path.exists():
@@ -53,39 +54,37 @@ def pack(folder: Path, out: Path, side: int, format: str, skip: str | None, chec
             raise _all_damaged(error, folder, found, out, skip) from None
         print(f"{path}: {len(data):,} images, {made:,} made now, {path.stat().st_size / 1e9:.2f} GB")
     if check:
-        for split in found:
-            images = packed.Pack(out / f"{split}.pack").images()
+        for path in paths.values():
+            images = packed.Pack(path).images()
             damaged = find_damage(images)
             if damaged:
                 first, reason = min(damaged.items())
-                raise InputError(
-                    f"--check: {len(damaged)} of {len(images)} images are damaged, as {images[first]}: {reason}"
-                )
+                count = f"{len(damaged)} of {len(images)} images"
+                raise InputError(f"--check: {count} are damaged, as {images[first]}: {reason}")
         print("checked: every image is as it was written")
 
 
 def _roots(folder: Path) -> dict[str, Path]:
-    """By split, "train" and where there is one "val": the folder that its images lie in."""
+    """By split, "train" and where there is one "test": the folder that its images lie in."""
     if lists.is_list(folder):
         found = {"train": folder.parent}
         with contextlib.suppress(InputError):
             lists.read(folder, "test")
-            found["val"] = folder.parent
+            found["test"] = folder.parent
         return found
     try:
         found = {"train": sources.split_folder(folder, "train")}
     except InputError as error:
         raise InputError(f"--data_folder {error}") from None
     with contextlib.suppress(InputError):
-        found["val"] = sources.split_folder(folder, "test")
+        found["test"] = sources.split_folder(folder, "test")
     return found
 
 
 def _all_damaged(first: InputError, folder: Path, splits, out: Path, skip: str | None) -> InputError:
     """The error about the first damaged image of a folder, once all are listed in a file that --skip_images takes."""
     print(f"{first}; looking for others", flush=True)
-    known = {"train": "train", "val": "test"}
-    images = [f for s in splits for f in datasets.build("path", folder, known[s], skip=skip).images]
+    images = [f for split in splits for f in datasets.build("path", folder, split, skip=skip).images]
     before = texts.read_paths(Path(skip), f"--skip_images {skip}") if skip else ()
     damaged, listed = [images[i] for i in find_damage(images)], out / "damaged_images.txt"
     if not damaged:

@@ -42,24 +42,30 @@ def imagenet100(source: Path) -> list[tuple[Path, Path]]:
         raise InputError(f"--imagenet {source}: {root} has no folder val")
     sorted_val = bool(folders.subfolders(root / "val", folders.LeftOut()))
     by_class = None if sorted_val else _validation_by_class(source, root / "val")
+    return _class_folders(IMAGENET, root, by_class, "--imagenet")
+
+
+def _class_folders(lists: dict[str, str], root: Path, by_class: dict[str, list[Path]] | None, flag: str):
+    """The plan of folders with the classes of their lists in train and val; by_class: wnid -> validation images, None
+    where they lie in class folders.
+    """
     plan = []
-    for folder, names in IMAGENET.items():
+    for folder, names in lists.items():
         for wnid in datasets.class_list(names):
-            plan.append((Path(folder, "train", wnid), _existing(root / "train" / wnid, "--imagenet")))
-            if sorted_val:
-                plan.append((Path(folder, "val", wnid), _existing(root / "val" / wnid, "--imagenet")))
+            plan.append((Path(folder, "train", wnid), _existing(root / "train" / wnid, flag)))
+            if by_class is None:
+                plan.append((Path(folder, "val", wnid), _existing(root / "val" / wnid, flag)))
+            elif wnid not in by_class:
+                raise InputError(f"{flag} {root}: there is no validation image of {wnid}")
             else:
-                if not by_class.get(wnid):
-                    raise InputError(f"--imagenet {source}: the ground truth has no validation image of {wnid}")
                 plan += [(Path(folder, "val", wnid, f.name), f) for f in by_class[wnid]]
     return plan
 
 
 def _validation_by_class(root: Path, val: Path) -> dict[str, list[Path]]:
     """wnid -> files of a flat validation folder, from LOC_val_solution.csv or the development kit."""
-    solution = next(
-        (root / p for p in ("LOC_val_solution.csv", "ILSVRC/LOC_val_solution.csv") if (root / p).is_file()), None
-    )
+    places = root / "LOC_val_solution.csv", root / "ILSVRC/LOC_val_solution.csv"
+    solution = next(filter(Path.is_file, places), None)
     if solution:
         rows = texts.read_rows(solution, f"--imagenet {solution}")[1:]
         for line, row in rows:
@@ -81,10 +87,8 @@ def _development_kit(root: Path, val: Path) -> dict[str, str]:
     name = "ILSVRC2012_validation_ground_truth.txt"
     folder = next((root / p for p in DEVKIT if (root / p / name).is_file() and (root / p / "meta.mat").is_file()), None)
     if folder is None:
-        raise InputError(
-            f"--imagenet {root}: val holds no class folders; put LOC_val_solution.csv, or meta.mat and {name} of the "
-            "development kit, into ILSVRC2012_devkit_t12/data there"
-        )
+        kit = f"meta.mat and {name} of the development kit, into ILSVRC2012_devkit_t12/data there"
+        raise InputError(f"--imagenet {root}: val holds no class folders; put LOC_val_solution.csv, or {kit}")
     synsets = loadmat(folder / "meta.mat", squeeze_me=True)["synsets"]
     wnid = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
     try:
@@ -107,14 +111,7 @@ def tiny_imagenet(source: Path) -> list[tuple[Path, Path]]:
     by_class: dict[str, list[Path]] = {}
     for file, label in zip(val[0], val[1], strict=True):
         by_class.setdefault(val[2][label], []).append(Path(file))
-    plan = []
-    for folder, names in TINY_IMAGENET.items():
-        for wnid in datasets.class_list(names):
-            plan.append((Path(folder, "train", wnid), _existing(root / "train" / wnid, "--source")))
-            if wnid not in by_class:
-                raise InputError(f"--source {source}: validation has no image of {wnid}")
-            plan += [(Path(folder, "val", wnid, f.name), f) for f in by_class[wnid]]
-    return plan
+    return _class_folders(TINY_IMAGENET, root, by_class, "--source")
 
 
 def awa2(source: Path) -> list[tuple[Path, Path]]:
@@ -159,9 +156,8 @@ def carry_out(plan: list[tuple[Path, Path]], out: Path, copy: bool) -> int:
         except (OSError, shutil.Error) as error:
             progress.close()
             reason = getattr(error, "strerror", None) or str(error).split("\n")[0][:200]
-            raise InputError(
-                f"--out {place}: {reason}; {i - 1} of {len(new)} were made and stay; the same command goes on"
-            ) from None
+            made = f"{i - 1} of {len(new)} were made and stay; the same command goes on"
+            raise InputError(f"--out {place}: {reason}; {made}") from None
         progress.tick(i, "")
     progress.close()
     return len(new)
@@ -233,9 +229,8 @@ def check(plan, out: Path, name: str) -> list[str]:
         found = folders.images_below(out / place, left_out)
         low, high = expected(place)
         if not low <= len(found) <= high:
-            problems.append(
-                f"{place}: {len(found)} images, published are {low}" + (f" to {high}" if high > low else "")
-            )
+            published = f"{low} to {high}" if high > low else low
+            problems.append(f"{place}: {len(found)} images, published are {published}")
         for file in found:
             real = os.path.realpath(file)
             if real in owner:
@@ -261,37 +256,25 @@ PLANS = {"imagenet100": imagenet100, "tiny_imagenet": tiny_imagenet, "awa2": awa
 def get_parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = p.add_subparsers(dest="name", required=True)
-    for name in (*PLANS, "cifar"):
-        k = kinds.add_parser(
-            name, help=(PLANS[name].__doc__ if name in PLANS else "CIFAR-10 and CIFAR-100.").split("\n")[0]
-        )
-        k.add_argument(
-            "--out", type=util.user_path, default=Path("data"), help="folder of all data sets (default: data)"
-        )
+    folder = dict(type=util.user_path, metavar="DIR")
+    abouts = {name: plan.__doc__ for name, plan in PLANS.items()} | {"cifar": "CIFAR-10 and CIFAR-100."}
+    for name, about in abouts.items():
+        k = kinds.add_parser(name, help=about.split("\n")[0])
+        k.add_argument("--out", **folder, default=Path("data"), help="folder of all data sets (default: data)")
         if name == "cifar":
             continue
         flag = "--imagenet" if name == "imagenet100" else "--source"
-        k.add_argument(
-            flag, dest="source", type=util.user_path, required=True, metavar="DIR", help="the unpacked download"
-        )
+        k.add_argument(flag, dest="source", **folder, required=True, help="the unpacked download")
         k.add_argument("--copy", action="store_true", help="copy the images instead of linking to them")
         k.add_argument("--check", action="store_true", help="verify classes, counts, every image, and the splits")
     k = kinds.add_parser("pack", help="train.pack and val.pack: images in one file, made smaller")
-    k.add_argument(
-        "--data_folder",
-        type=util.user_path,
-        required=True,
-        metavar="DIR",
-        help="folder of class folders or image list, as training takes it",
-    )
-    k.add_argument(
-        "--out", type=util.user_path, required=True, metavar="DIR", help="folder of the packs: the new --data_folder"
-    )
+    source = "folder of class folders or image list, as training takes it"
+    k.add_argument("--data_folder", **folder, required=True, help=source)
+    k.add_argument("--out", **folder, required=True, help="folder of the packs: the new --data_folder")
     k.add_argument("--side", type=int, default=256, help="shorter side in pixels; smaller images stay (default: 256)")
     k.add_argument("--format", choices=packed.FORMATS, default="jpeg", help="raw: no decoding, 6 to 9 times the size")
-    k.add_argument(
-        "--skip_images", type=util.user_text, metavar="FILE", help="list of images to leave out, one path a line"
-    )
+    listed = "list of images to leave out, one path a line"
+    k.add_argument("--skip_images", type=util.user_text, metavar="FILE", help=listed)
     k.add_argument("--check", action="store_true", help="verify every image of the packs")
     return p
 

@@ -60,6 +60,5 @@ def crop(images: np.ndarray, boxes: Tensor, out: Tensor) -> None:
             across, down = table(width, size)[wide * width + left], table(height, size)[high * height + top]
             rows = torch.bmm(x, across.mT).add_(0.5).floor_().view(len(x), height, -1)
             made = torch.bmm(down, rows).add_(0.5)
-            views.copy_(
-                made.to(torch.uint8).unflatten(2, (3, size)).transpose(1, 2)
-            )  # bytes: their fraction is cut off
+            made = made.to(torch.uint8)  # their fraction is cut off
+            views.copy_(made.unflatten(2, (3, size)).transpose(1, 2))

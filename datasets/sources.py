@@ -6,15 +6,14 @@ A reader of folders adds what it left out.
 import contextlib
 import gzip
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-import util
 from datasets import lists, packed, texts
-from datasets.folders import LeftOut, existing_folder, holds_classes, images_below, subfolders
+from datasets.folders import SPLITS, LeftOut, existing_folder, holds_classes, images_below, subfolders
 from util import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -125,23 +124,26 @@ def split_folder(folder: Path, split: str) -> Path:
 
     X/images may stand for X: the documented evaluation commands say so. A pack X/train.pack, X/val.pack is as good.
     """
-    names = ("train",) if split == "train" else ("val", "test")
     if folder.name in ("", "..") and split == "test":  # ".", say, from inside X/train
         folder = Path(os.path.abspath(folder))
-    for parent in (folder, folder.parent) if folder.name in ("train", "val", "images") else (folder,):
-        for name in names:
-            if not (parent / name).is_dir() and (parent / f"{name}.pack").is_file():
-                return parent / f"{name}.pack"
-    if folder.name == "images" and not folder.exists() and (folder.parent / "train").is_dir():
+    if folder.name == "images" and not folder.exists() and any(_parts(folder.parent, "train")):
         folder = folder.parent
-    existing_folder(folder, str(folder))
     for parent in (folder, folder.parent) if folder.name in ("train", "val") else (folder,):
-        for name in names:
-            if (parent / name).is_dir():
-                return parent / name
+        if found := next(_parts(parent, split), None):
+            return found
+    existing_folder(folder, str(folder))
     if split == "train":
         return folder
     raise InputError(f"{folder}: neither it nor its parent holds a folder val; evaluation needs one")
+
+
+def _parts(folder: Path, split: str) -> Iterator[Path]:
+    """The folders of a split in a folder, and the packs that stand for one."""
+    for name in SPLITS[split]:
+        if (folder / name).is_dir():
+            yield folder / name
+        elif (folder / f"{name}.pack").is_file():
+            yield folder / f"{name}.pack"
 
 
 def image_folder(folder: Path, split: str):
@@ -185,28 +187,24 @@ def any_images(folder: Path, split: str):
     if lists.is_list(folder):
         return lists.read(folder, split, outliers=True)
     existing_folder(folder, str(folder))
-    names = lists.SPLITS[split]
-    there = [name for name in names if (folder / name).is_dir()]
-    packs = [pack for name in names if name not in there and (pack := folder / f"{name}.pack").is_file()]
+    there = list(_parts(folder, split))
+    packs = [part for part in there if part.suffix == ".pack"]
     if packs and split == "all":
         raise InputError(f"{folder}: {packs[0].name} is a pack, of one split; give --outlier_split train or test")
     if packs:
         return packed.read(packs[0])
     whole = split == "all" or not there
-    folder = folder if whole else folder / there[0]
+    folder = folder if whole else there[0]
     left_out = LeftOut()
     found = images_below(folder, left_out)
     if not found:
         raise InputError(_with(left_out, f"{folder}: holds no image, at any depth"))
-    of_image, spelling = [], {}  # train/ and val/ may have a class in two Unicode forms
+    of_image = []
     for image in found:
         above = image.relative_to(folder).parts[:-1]
-        above = above[1:] if whole and len(above) > 1 and above[0] in lists.SPLITS["all"] else above
-        name = above[0] if above else folder.absolute().name
-        of_image.append(spelling.setdefault(util.one_form(name), name))
-    classes = sorted(set(of_image))
-    number = {name: label for label, name in enumerate(classes)}
-    return [str(f) for f in found], [number[name] for name in of_image], classes, left_out
+        above = above[1:] if whole and len(above) > 1 and above[0] in SPLITS["all"] else above
+        of_image.append(above[0] if above else folder.absolute().name)
+    return [str(f) for f in found], *lists.number_labels(of_image), left_out
 
 
 def tiny_imagenet(folder: Path, split: str):
@@ -221,42 +219,30 @@ def tiny_imagenet(folder: Path, split: str):
     rows = [row[:2] for _, row in texts.read_rows(annotations, str(annotations))]
     if any(len(row) < 2 for row in rows):
         raise InputError(f"{annotations}: must be lines of an image, its class and more, with tabs between")
-    classes = sorted({wnid for _, wnid in rows})
     images = [annotations.parent / "images" / name for name, _ in rows]
     missing = next((f for f in images if not f.is_file()), None)
     if missing:
         raise InputError(f"{annotations}: names {missing.name}, which is not in {missing.parent}")
-    return [str(f) for f in images], [classes.index(wnid) for _, wnid in rows], classes
+    return [str(f) for f in images], *lists.number_labels([wnid for _, wnid in rows])
 
+
+GREY = dict(small=True, colour=False)
 
 SOURCES = {
     "digits": Source(
         digits,
-        size=8,
-        small=True,
+        8,
+        **GREY,
         mean=(0.3053,) * 3,
-        std=(0.3760,) * 3,
+        std=(0.376,) * 3,
         crop_scale=(0.5, 1.0),
         flip=False,
-        colour=False,
         superclasses="digits",
     ),
     "fashion_mnist": Source(
-        fashion_mnist,
-        size=28,
-        small=True,
-        mean=(0.2860,) * 3,
-        std=(0.3530,) * 3,
-        colour=False,
-        superclasses="fashion_mnist",
+        fashion_mnist, 28, **GREY, mean=(0.2860,) * 3, std=(0.353,) * 3, superclasses="fashion_mnist"
     ),
-    "cifar10": Source(
-        _cifar("CIFAR10"),
-        size=32,
-        small=True,
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2023, 0.1994, 0.2010),
-    ),
+    "cifar10": Source(_cifar("CIFAR10"), 32, small=True, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
     "cifar100": Source(
         _cifar("CIFAR100"),
         size=32,
@@ -265,7 +251,7 @@ SOURCES = {
         std=(0.2675, 0.2565, 0.2761),
         superclasses="cifar100",
     ),
-    "tiny_imagenet": Source(tiny_imagenet, size=64, small=True),
+    "tiny_imagenet": Source(tiny_imagenet, 64, small=True),
     "imagenet": Source(image_folder, read_outliers=any_images),
     "imagenet_100": Source(image_folder, read_outliers=any_images),
     "AwA2": Source(image_folder, read_outliers=any_images),

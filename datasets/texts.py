@@ -27,14 +27,12 @@ UNSAFE = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]|^[\s#\"]|[\s,
 
 def read(path: Path, source: str) -> str:
     """A text in UTF-8, or in UTF-16 with a byte-order mark."""
-    if path.is_dir():
-        raise InputError(f"{source}: is a folder, not a file")
-    if not path.exists():
-        raise InputError(f"{source}: no such file")
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{source}: not readable ({error.strerror or error})") from None
+        faults = {IsADirectoryError: "is a folder, not a file", FileNotFoundError: "no such file"}
+        fault = faults.get(type(error), f"not readable ({error.strerror or error})")
+        raise InputError(f"{source}: {fault}") from None
     encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)

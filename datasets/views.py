@@ -51,10 +51,9 @@ class Views(Dataset):
 
     def _cut_small(self, indices, uniform, planes) -> list[int]:
         """As `_cut`, of small images in memory: all of them at once."""
-        images = self.data.images[indices]
-        boxes = [
-            [self.augmentation.box(of_view, *images.shape[1:3]) for of_view in view] for view in uniform.swapaxes(0, 1)
-        ]
+        images, views = self.data.images[indices], uniform.swapaxes(0, 1)
+        size = images.shape[1:3]
+        boxes = [[self.augmentation.box(of_view, *size) for of_view in view] for view in views]
         small.crop(images, torch.tensor(boxes), planes)
         return indices
 

@@ -7,8 +7,6 @@ import util
 from datasets.rankings import table
 from util import InputError
 
-# ---- two tables ------------------------------------------------------------------------------------------------------
-
 
 def correlate(a: np.ndarray, b: np.ndarray, permutations: int = 999, seed: int = 0) -> tuple[float, float, float]:
     """Spearman's rho over the pairs of classes of two tables [C, C]; the largest that tables with these values could
@@ -76,9 +74,6 @@ def compare_pairs(tables: dict[str, np.ndarray], k: int, permutations: int) -> d
     return found
 
 
-# ---- one table as training takes it ----------------------------------------------------------------------------------
-
-
 def foresee_ranks(similarity: torch.Tensor, bank: int) -> dict[str, dict[str, float]]:
     """By rank, the most similar first, and for all "similar" classes together, what anchors find in a bank of so many
     keys, if all classes are equally frequent in it.
@@ -105,9 +100,6 @@ def foresee_ranks(similarity: torch.Tensor, bank: int) -> dict[str, dict[str, fl
             "empty %": 100 * float(((1 - share) ** bank).mean()) if len(share) else np.nan,
         }
     return found
-
-
-# ---- rankings by name ------------------------------------------------------------------------------------------------
 
 
 def load_common(names: list[str]) -> tuple[dict[str, np.ndarray], list[str], str]:

@@ -63,10 +63,9 @@ def _read_csv(path: Path, source: str):
     if not rows:
         raise InputError(f"{source}: not readable as a CSV matrix (it is empty)")
     (_, head), *rows = rows
+    texts.check_widths(head, rows, source)
     table = np.zeros((len(rows), len(head) - 1))
     for at, (line, row) in enumerate(rows):
-        if len(row) != len(head):
-            raise InputError(f"{source}, line {line}: has {len(row)} cells, the header has {len(head)}")
         try:
             table[at] = [texts.number(cell) for cell in row[1:]]
         except ValueError as error:

@@ -28,15 +28,11 @@ def build(folder: str | Path, table: str | Path) -> tuple[ImageData, torch.Tenso
     for (line, name), real in zip(named, real_paths(images), strict=True):
         if listed is not None and real not in listed:
             raise InputError(f"{flag}, line {line}: the image {name} is not in the list --data_folder {folder}")
-    names = [sorted({of[level] for _, _, of in rows}) for level in range(len(levels))]
-    number = [{name: i for i, name in enumerate(of_level)} for of_level in names]
-    groups = torch.zeros(len(names[0]), len(levels), dtype=torch.long)
-    labels = []
-    for _, _, of in rows:
-        label = number[0][of[0]]
-        groups[label] = torch.tensor([number[level][group] for level, group in enumerate(of)])
-        labels.append(label)
-    return ImageData(images, torch.tensor(labels), names[0], left_out=left_out, groups=True), groups, levels
+    columns = [lists.number_labels(column, key=None) for column in zip(*(of for _, _, of in rows), strict=True)]
+    numbers, classes = torch.tensor([of_level for of_level, _ in columns]), columns[0][1]  # [L, n]
+    groups = torch.zeros(len(classes), len(levels), dtype=torch.long)
+    groups[numbers[0]] = numbers.T
+    return ImageData(images, numbers[0], classes, left_out=left_out, groups=True), groups, levels
 
 
 def _list_images(path: Path, split: str) -> set[str]:

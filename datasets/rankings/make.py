@@ -13,8 +13,6 @@ from datasets.rankings import files, text_encoders
 from datasets.rankings.taxonomy import match_classes, read_taxonomy
 from util import InputError
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
-
 
 def average_features(features: torch.Tensor, labels: torch.Tensor, classes: int, centre: bool) -> np.ndarray:
     """[C, d] the mean unit feature of each class; centre: minus the mean of these means.
@@ -129,9 +127,6 @@ def shuffle_pairs(table: np.ndarray, share: float, seed: int) -> np.ndarray:
     return result
 
 
-# ---- classes and superclasses ----------------------------------------------------------------------------------------
-
-
 def read_classes(names_file: Path | None, folder: Path | None) -> dict[str, str]:
     """class -> name in words, of --names, --data_folder, or the folder's classes by the names of the file."""
     if not names_file and not folder:
@@ -148,7 +143,5 @@ def read_classes(names_file: Path | None, folder: Path | None) -> dict[str, str]
     foreign = [c for c in util.spelt_as(names, classes) if c not in classes]
     if foreign:
         known = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-        raise InputError(
-            f"{source}: {foreign[0]} is no class of {folder} ({len(foreign)} in all); its classes are {known}"
-        )
+        raise InputError(f"{source}: {foreign[0]} is no class of {folder} ({len(foreign)} in all), which has {known}")
     return dict(zip(classes, match_classes(classes, names, source), strict=True))

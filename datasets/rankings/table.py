@@ -140,9 +140,8 @@ def _apply_thresholds(table, thresholds, hierarchy_k) -> np.ndarray:
 
 def _check_values(table, source, most, every_value) -> None:
     if table.min() < 0:
-        raise InputError(
-            f"{source}: holds values below 0; give --thresholds (--roberta_float_threshold), published: 0.4"
-        )
+        hint = "give --thresholds (--roberta_float_threshold), published: 0.4"
+        raise InputError(f"{source}: holds values below 0; {hint}")
     ranks = len(np.unique(table[table > 0]))
     if ranks > most:
         more = "" if every_value else f", or --ranks for a rank of every value (at most {MOST_RANKS})"
@@ -173,9 +172,8 @@ def summarize_ranking(
     for rank, (value, tau) in enumerate(zip(sorted(table[table > 0].unique().tolist())[::-1], taus, strict=True)):
         of_rank = table == value
         found = source[of_rank.numpy() & ~np.eye(len(classes), dtype=bool)]
-        made_of = (
-            f", from {found.min():.6g} to {found.max():.6g}" if len(found) and (abs(found - value) > 1e-6).any() else ""
-        )
+        differ = len(found) > 0 and (abs(found - value) > 1e-6).any()
+        made_of = f", from {found.min():.6g} to {found.max():.6g}" if differ else ""
         positives = f"{_describe_spread(of_rank.sum(1))} classes, {_describe_spread(of_rank.long() @ images)} images"
         lines.append(f"rank {rank}: similarity {value:g}{made_of}, tau {tau:.3g}; positives of a class {positives}")
     if any("/" in line for line in lines):

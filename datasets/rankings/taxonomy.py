@@ -6,7 +6,7 @@ superclass/class/, as CIFAR-100's own files, or as the names of iNaturalist's fo
 
 import itertools
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,8 @@ def read_taxonomy(source: str, flag: str) -> Taxonomy | None:
     if path.suffix == ".npz":
         return None
     rows = texts.read_rows(path, where)
-    rows = lists.levels(rows, where) or rows
+    if rows and lists.is_header(rows[0][1]):
+        return parse_list(rows, where)
     return parse_rows(rows, where) if is_table(rows) else None
 
 
@@ -148,16 +149,15 @@ def parse_nested(content: Any, source: str) -> Taxonomy:
     found = dict(leaves)
     at = {len(path): name for name, path in found.items()}
     if len(at) > 1:
-        raise InputError(
-            f"{source}: {at[min(at)]} lies {min(at)} deep, {at[max(at)]} {max(at)}; all classes must lie at one depth"
-        )
+        depths = f"{at[min(at)]} lies {min(at)} deep, {at[max(at)]} {max(at)}"
+        raise InputError(f"{source}: {depths}; all classes must lie at one depth")
     levels = tuple(f"level {number}" for number in range(1, max(at) + 1))
     return Taxonomy(levels, {name: _name_groups(path) for name, path in found.items()})
 
 
 def _walk_leaves(content: Any, above: tuple[str, ...], source: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each class, and the names above it in one Unicode form, the coarsest first."""
-    where = " / ".join(above) or "the file"
+    """Each class, and the names above it in one Unicode form, the finest first."""
+    where = " / ".join(reversed(above)) or "the file"
     if not content or not isinstance(content, (dict, list) if above else dict):
         raise InputError(f"{source}: {where} must hold lines of `name: [class, class, ...]`, or names of names of them")
     if not all(isinstance(name, str) and name for name in content):
@@ -167,12 +167,12 @@ def _walk_leaves(content: Any, above: tuple[str, ...], source: str) -> Iterator[
         return
     texts.check_once(content, source, "the name")
     for name, inner in content.items():
-        yield from _walk_leaves(inner, (*above, util.one_form(name)), source)
+        yield from _walk_leaves(inner, (util.one_form(name), *above), source)
 
 
-def _name_groups(path: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """The groups of a class, the finest first, from its path, the coarsest first."""
-    return tuple(path[:end] for end in range(len(path), 0, -1))
+def _name_groups(path: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The groups of a class from the names on its path, the finest first."""
+    return tuple(tuple(path[at:]) for at in range(len(path)))
 
 
 def _read_folder(folder: Path, source: str) -> dict[str, list[str]]:
@@ -225,7 +225,18 @@ def parse_rows(rows: list[tuple[int, list[str]]], source: str) -> Taxonomy:
     """A table of texts.read_rows: the header `class,<finest level>,...,<coarsest>`, then a row a class."""
     levels, rows_of = parse_levels(rows, "class", source)
     texts.check_once((name for _, name, _ in rows_of), source, "class")
-    return Taxonomy(tuple(levels), {name: _name_groups(tuple(reversed(groups))) for _, name, groups in rows_of})
+    return Taxonomy(tuple(levels), {name: _name_groups(groups) for _, name, groups in rows_of})
+
+
+def parse_list(rows: list[tuple[int, list[str]]], source: str) -> Taxonomy:
+    """The rows of an image list: the columns beside path, label and split are levels of the labels."""
+    head = rows[0][1]
+    kept = [at for at, name in enumerate(head) if name != "split"]
+    if len(kept) < 3:
+        raise InputError(f"{source}: an image list without levels beside path, label and split is no ranking")
+    texts.check_widths(head, rows, source)
+    levels, rows_of = parse_levels([(line, [row[at] for at in kept]) for line, row in rows], "path", source)
+    return Taxonomy(tuple(levels[1:]), {label: _name_groups(groups) for _, _, (label, *groups) in rows_of})
 
 
 def parse_levels(
@@ -249,11 +260,9 @@ def parse_levels(
         groups = [spelling.setdefault(util.one_form(group), group) for group in row]
         for at, (finer, coarser) in enumerate(itertools.pairwise(groups)):
             if parents.setdefault((at, finer), coarser) != coarser:
-                raise InputError(
-                    f"{source}, line {line}: {head[at + 1]} {finer} lies in {head[at + 2]} {coarser} and in "
-                    f"{parents[at, finer]}; groups must be nested, the finest column first, and their names differ "
-                    f"({coarser}/{finer})"
-                )
+                where = f"{head[at + 1]} {finer} lies in {head[at + 2]} {coarser} and in {parents[at, finer]}"
+                hint = f"groups must be nested, the finest column first, and their names differ ({coarser}/{finer})"
+                raise InputError(f"{source}, line {line}: {where}; {hint}")
         found.append((line, name, groups))
     return head[1:], found
 
@@ -264,9 +273,7 @@ def parse_inaturalist(classes: list[str], source: str) -> Taxonomy:
     for name in classes:
         parts = name.split("_")
         if len(parts) < 8 or not parts[0].isdecimal():
-            raise InputError(
-                f"{source}: the class {name} is no folder of iNaturalist 2021, which are called "
-                "number_kingdom_phylum_class_order_family_genus_species"
-            )
-        found[name] = _name_groups(tuple(parts[1:7]))
+            called = "number_kingdom_phylum_class_order_family_genus_species"
+            raise InputError(f"{source}: the class {name} is no folder of iNaturalist 2021, which are called {called}")
+        found[name] = _name_groups(parts[6:0:-1])
     return Taxonomy(INATURALIST, found)

@@ -26,16 +26,13 @@ def read_parents(path: Path | None) -> dict[str, tuple[str, ...]]:
     source = f"--is_a {path}"
     try:
         if path.name == "data.noun":
-            edges = _parse_data_noun(filter(str.strip, texts.read(path, source).split("\n")))
-        else:
-            edges = _parse_is_a(row for _, row in texts.read_rows(path, source))
+            return _parse_data_noun(filter(str.strip, texts.read(path, source).split("\n")))
+        return _parse_is_a(row for _, row in texts.read_rows(path, source))
     except InputError:
         raise
     except (ValueError, IndexError):
-        raise InputError(
-            f"--is_a {path}: neither lines of `parent child` as in ImageNet's wordnet.is_a.txt, nor WordNet's data.noun"
-        ) from None
-    return edges
+        known = "lines of `parent child` as in ImageNet's wordnet.is_a.txt, nor WordNet's data.noun"
+        raise InputError(f"{source}: neither {known}") from None
 
 
 def _parse_is_a(rows) -> dict[str, tuple[str, ...]]:
@@ -67,16 +64,12 @@ def _parse_data_noun(lines) -> dict[str, tuple[str, ...]]:
 def _read_nltk() -> dict[str, tuple[str, ...]]:
     try:
         from nltk.corpus import wordnet
-    except ImportError:
-        raise InputError(
-            "--is_a is missing, and NLTK is not installed: give ImageNet's wordnet.is_a.txt or WordNet's data.noun, or "
-            "run pip install nltk"
-        ) from None
-    try:
+
         wordnet.ensure_loaded()
-    except LookupError:
+    except (ImportError, LookupError):
+        hint = "or run pip install nltk, and then python -m nltk.downloader wordnet"
         raise InputError(
-            "--is_a is missing, and NLTK has no WordNet: run python -m nltk.downloader wordnet, or give --is_a FILE"
+            f"--is_a is missing: give ImageNet's wordnet.is_a.txt or WordNet's data.noun, {hint}"
         ) from None
 
     def wnid(synset):
@@ -88,9 +81,7 @@ def _read_nltk() -> dict[str, tuple[str, ...]]:
 
 
 def compare_wnids(classes: list[str], is_a: Path | None, measure: str) -> tuple[np.ndarray, list[str], str]:
-    """`compute_similarities` of wnids by the parents of a file, as `read_parents` takes it; the classes; and what that
-    is, in words.
-    """
+    """`compute_similarities` of wnids by `read_parents` of a file; the wnids; and what that is, in words."""
     table = compute_similarities(classes, read_parents(is_a), measure)
     return table, classes, f"{measure} similarity of wnids, {is_a or 'WordNet of NLTK'}"
 

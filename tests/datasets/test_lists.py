@@ -138,7 +138,7 @@ def make_one(folder) -> str:
     ("text", "reason"),
     [
         ("path,label\na,lion\n", "an image list without levels beside path, label and split is no ranking"),
-        ("path,label,genus\na,lion,x\nb,lion,y\n", "line 3: lion lies in other groups than in line 2"),
+        ("path,label,genus\na,lion,x\nb,lion,y\n", "line 3: label lion lies in genus y and in x;"),
         ("path,label,genus\na,lion\n", "line 2: must have 3 entries"),
         (
             "path,label,genus,family\na,lion,x,f\nb,wolf,x,g\n",

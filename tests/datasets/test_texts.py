@@ -123,7 +123,7 @@ def test_every_yaml_file_is_read_so_too(tmp_path, way):
         ("class,ä\nä,1\n".encode("latin-1"), "line 1: not readable as UTF-8 text; save it as UTF-8"),
         ("class,a\na,1\n".encode("utf-16-le"), "it holds zero bytes; save it as UTF-8"),
         (b'class,a\n"a,1\n', "line 2: not readable as CSV"),
-        (b"class,a\na,1,1\n", "line 2: has 3 cells, the header has 2"),
+        (b"class,a\na,1,1\n", "line 2: must have 2 entries, as the first line has"),
         (b"# nothing\n\n", "it is empty"),
         (b"class,a\n\na,one\n", "line 3: not readable as a CSV matrix (could not convert"),
     ],
