@@ -7,6 +7,7 @@ import pytest
 import torch
 from commands import ROOT, error_of, result, run
 from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet, original_checkpoint
+from test_main_supcon import IMAGENET
 
 import datasets
 from engine import checkpoint
@@ -49,6 +50,11 @@ CIFAR_EVALUATIONS = {
     f"{CIFAR} --size 32 {TAIL}",
 }
 SHORT = "--epochs 1 --num_workers 0"
+
+
+def test_the_imagenet_commands_of_the_readme_are_those_that_are_run_here_and_in_test_main_supcon():
+    lines = {line for line in (ROOT / "README.md").read_text().splitlines() if "=./data/imagenet100/" in line}
+    assert len(lines) == 6 and lines <= {*IMAGENET.values(), *OUTLIERS.values(), LINEAR_IMAGENET, CE_IMAGENET}
 
 
 @pytest.fixture(scope="module")

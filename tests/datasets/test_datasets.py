@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import real, run
+from commands import real
 from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet
 from PIL import Image
 
 import datasets
-import main_supcon
 from datasets import augmentation, rankings
 from util import InputError
 
@@ -164,14 +163,6 @@ def test_mean_and_std_are_estimated_from_the_images(tmp_path):
     assert std == pytest.approx(pixels.std((0, 1, 2)))
 
 
-def test_a_grey_and_a_palette_image_become_rgb(tmp_path):
-    (tmp_path / "a").mkdir()
-    Image.new("L", (8, 8), 7).save(tmp_path / "a" / "grey.png")
-    Image.new("P", (8, 8)).save(tmp_path / "a" / "palette.png")
-    data = datasets.build("path", tmp_path)
-    assert [data.image(i).mode for i in range(2)] == ["RGB", "RGB"]
-
-
 def test_evaluation_resizes_to_256_for_224_and_takes_the_centre():
     image = Image.new("RGB", (600, 300))
     image.paste((255, 0, 0), (150, 0, 450, 300))  # the centre square
@@ -264,18 +255,6 @@ def test_the_folder_images_may_stand_for_its_parent(tmp_path):
         datasets.build("imagenet_100", tmp_path / "elsewhere", "test")
 
 
-def test_linked_class_folders_are_read_by_every_reader(tmp_path):
-    make_image_folders(tmp_path / "real", ["a", "b"], each=2)
-    for split in ("train", "val"):
-        (tmp_path / "links" / split).mkdir(parents=True)
-        for name in ("a", "b"):
-            (tmp_path / "links" / split / name).symlink_to(tmp_path / "real" / name, target_is_directory=True)
-    assert len(datasets.build("path", tmp_path / "links", "train")) == 4
-    assert len(datasets.build_outliers("path", tmp_path / "links")) == 4
-    (tmp_path / "real" / "a" / "loop").symlink_to(tmp_path / "real", target_is_directory=True)
-    assert len(datasets.build_outliers("path", tmp_path / "links")) == 4
-
-
 def test_holding_out_every_class_is_an_error():
     with pytest.raises(InputError, match="--hold_out: leaves no class of digits"):
         datasets.build_pair("digits", hold_out=tuple("0123456789"))
@@ -292,8 +271,8 @@ def as_class_folders(images, labels, classes, root):
     (root.parent / "groups.yaml").write_text("".join(lines))
 
 
-def check_equal_to_folders(folder, tmp_path, monkeypatch):
-    """Train on Fashion-MNIST and on its images in class folders; compare classes, labels, pixels and ranks."""
+def check_equal_to_folders(folder, tmp_path):
+    """Fashion-MNIST and its images in class folders have the same classes, labels, pixels and similarities."""
     ours = datasets.build("fashion_mnist", folder).chosen(list(range(200)))
     as_class_folders(ours.images, ours.labels.tolist(), ours.classes, tmp_path / "png")
     pngs = datasets.build("path", tmp_path / "png")
@@ -302,15 +281,11 @@ def check_equal_to_folders(folder, tmp_path, monkeypatch):
     assert pngs.labels.tolist() == ours.labels[order].tolist()
     for i, original in enumerate(order):
         assert np.array_equal(np.asarray(pngs.image(i)), np.asarray(ours.image(original)))
-    seen = []
-    build = main_supcon.build_model
-    monkeypatch.setattr(main_supcon, "build_model", lambda a, e, c, *where: seen.append(c) or build(a, e, c, *where))
-    short = "--epochs 1 --batch_size 100 --num_workers 0 --model resnet8 --size 28"
-    run(monkeypatch, tmp_path, f"--dataset fashion_mnist --data_folder {folder} {short} --exp_name a")
-    run(monkeypatch, tmp_path, f"--dataset path --data_folder png --ranking groups.yaml {short} --exp_name b")
-    assert torch.equal(seen[0].rank, seen[1].rank)
-    assert seen[0].taus == seen[1].taus
-    assert len(seen[0].taus) == 2
+    ours, theirs = (
+        rankings.find_similarities(ranking, classes, "fashion_mnist")
+        for ranking, classes in (("superclass", ours.classes), (f"{tmp_path}/groups.yaml", pngs.classes))
+    )
+    assert np.array_equal(ours, theirs) and (ours == 0.75).any()
 
 
 def make_fashion_mnist(folder, count):
@@ -325,10 +300,10 @@ def make_fashion_mnist(folder, count):
         (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header + labels))
 
 
-def test_fashion_mnist_as_class_folders_has_the_same_classes_labels_and_ranks(monkeypatch, tmp_path):
+def test_fashion_mnist_as_class_folders_has_the_same_classes_labels_and_similarities(tmp_path):
     make_fashion_mnist(tmp_path / "idx", 200)
-    check_equal_to_folders(tmp_path / "idx", tmp_path, monkeypatch)
+    check_equal_to_folders(tmp_path / "idx", tmp_path)
 
 
-def test_the_real_fashion_mnist_as_class_folders_has_the_same_classes_labels_and_ranks(monkeypatch, tmp_path):
-    check_equal_to_folders(real("FASHION_MNIST"), tmp_path, monkeypatch)
+def test_the_real_fashion_mnist_as_class_folders_has_the_same_classes_labels_and_similarities(tmp_path):
+    check_equal_to_folders(real("FASHION_MNIST"), tmp_path)

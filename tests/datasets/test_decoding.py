@@ -156,25 +156,25 @@ def test_what_is_no_image_is_named(tmp_path, content):
         read_rgb(tmp_path / "a.png")
 
 
-def test_a_truncated_file_is_named(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "a.jpg")
-    content = (tmp_path / "a.jpg").read_bytes()
-    (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"a\.jpg: not a readable image"):
-        read_rgb(tmp_path / "a.jpg")
-
-
-def photograph(path, **how):
-    Image.fromarray(load_sample_images().images[1][:90, :120]).save(path, **how)
+def photograph(path, mode="RGB", **how):
+    Image.fromarray(load_sample_images().images[1][:90, :120]).convert(mode).save(path, **how)
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("how", [{"quality": 95}, {"quality": 50, "progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize(
+    "how", [{"quality": 95}, {"quality": 50, "progressive": True}, {"subsampling": 0}, {"mode": "L"}]
+)
 def test_plain_jpegs_have_the_pixels_of_pil(tmp_path, how):
     photograph(tmp_path / "a.jpg", **how)
     assert decoding.is_plain_jpeg(tmp_path / "a.jpg")
     assert (decoding.read_pixels(tmp_path / "a.jpg").numpy() == np.asarray(read_rgb(tmp_path / "a.jpg"))).all()
+
+
+def test_jpegs_of_other_colors_or_turned_are_left_to_pil(tmp_path):
+    for how in ({"mode": "CMYK"}, {"exif": exif(SIDEWAYS)}):
+        photograph(tmp_path / "a.jpg", **how)
+        assert not decoding.is_plain_jpeg(tmp_path / "a.jpg")
+        assert (decoding.read_pixels(tmp_path / "a.jpg").numpy() == np.asarray(read_rgb(tmp_path / "a.jpg"))).all()
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.99])
@@ -182,8 +182,9 @@ def test_plain_jpegs_have_the_pixels_of_pil(tmp_path, how):
 def test_a_jpeg_cut_off_anywhere_is_damage_and_never_grey(tmp_path, kept, progressive):
     content = photograph(tmp_path / "a.jpg", progressive=progressive)
     (tmp_path / "a.jpg").write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(InputError, match=r"a\.jpg: not a readable image \("):
-        decoding.read_pixels(tmp_path / "a.jpg")
+    for way in (read_rgb, decoding.read_pixels):
+        with pytest.raises(InputError, match=r"a\.jpg: not a readable image \("):
+            way(tmp_path / "a.jpg")
     assert decoding.damage(tmp_path / "a.jpg")
 
 

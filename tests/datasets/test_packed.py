@@ -224,24 +224,6 @@ def test_a_list_leaves_images_of_a_pack_out_by_the_paths_that_it_knows_or_is_ref
         datasets.build_pair("path", "packs", skip="list.txt")
 
 
-def test_the_fast_way_to_pixels_gives_pils(tmp_path):
-    image = Image.fromarray(load_sample_images().images[1][:90, :120])
-    image.save(tmp_path / "plain.jpg")
-    image.convert("L").save(tmp_path / "grey.jpg")
-    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
-    image.save(tmp_path / "png.png")
-    exif = Image.Exif()
-    exif[decoding.ORIENTATION] = 6
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    assert decoding.is_plain_jpeg(tmp_path / "plain.jpg")
-    assert not decoding.is_plain_jpeg(tmp_path / "turned.jpg")
-    for path in sorted(tmp_path.iterdir()):
-        pixels, want = decoding.read_pixels(path), np.asarray(decoding.read_rgb(path))
-        assert pixels.shape == want.shape
-        assert np.abs(pixels.numpy().astype(int) - want).max() <= 2
-    assert decoding.read_pixels(tmp_path / "turned.jpg").shape == (120, 90, 3)
-
-
 # ---- what happens to a pack while it is read -------------------------------------------------------------------------
 
 

@@ -12,13 +12,12 @@ import commands
 import numpy as np
 import pytest
 from commands import ROOT, run
-from made_data import make_image_folders, make_tiny_imagenet, original_checkpoint
+from made_data import make_image_folders, make_tiny_imagenet
 from PIL import Image
 from scipy.io import savemat
 
 import datasets
 from datasets import prepare
-from networks import resnet
 
 SPLITS = ("imagenet100", "imagenet_outliers_split1", "imagenet_outliers_split2", "imagenet_outliers_split3")
 WNIDS = [w for s in SPLITS for w in datasets.class_list("ImageNet-100" if s == "imagenet100" else s)]
@@ -101,36 +100,6 @@ def test_imagenet_becomes_the_documented_folders(monkeypatch, capsys, tmp_path, 
             assert (len(train), len(test)) == (200, 100)
             names = [os.path.basename(f) for f in test.images]
             assert [truth[n] for n in names] == [test.classes[y] for y in test.labels]
-
-
-@pytest.mark.slow  # each by itself is run in tests/test_main_supcon.py and tests/test_documented_evaluations.py
-def test_all_documented_imagenet_commands_run_on_prepared_folders(monkeypatch, capsys, tmp_path):
-    """Every ImageNet command of the README, with fewer epochs, smaller images and a smaller encoder."""
-    imagenet(tmp_path / "full", "devkit")
-    make_awa2(tmp_path / "full")
-    make(monkeypatch, tmp_path, "imagenet100 --imagenet full --out data")
-    make(monkeypatch, tmp_path, "awa2 --source full --out data")
-    original_checkpoint(tmp_path / "run" / "last.pth", resnet.encoder("resnet18"), "imagenet", "resnet18", "imagenet")
-    readme = (ROOT / "README.md").read_text()
-    documented = [line for line in readme.splitlines() if line.startswith("python ") and "imagenet" in line]
-    documented = [line for line in documented if "data_folder=./data/imagenet100" in line]
-    scripts = [line.split()[1] for line in documented]
-    assert sorted(scripts) == [
-        "main_ce.py",
-        "main_linear.py",
-        *["main_supcon.py"] * 2,
-        *["out_of_dist_detection.py"] * 2,
-    ]
-    short = " --size=32 --num_workers=0 --batch_size=50"
-    for line in documented:
-        command = line.replace("$path2chkpt", "run") + short
-        if "ood" not in command and "out_of_dist" not in command:
-            command += " --epochs=1"
-        run(monkeypatch, tmp_path, command)
-    printed = capsys.readouterr().out
-    assert "RINCE out_in: 200 images, 100 classes" in printed
-    assert len(list((tmp_path / "save" / "results").glob("ood_*.json"))) == 2
-    assert len(list((tmp_path / "save" / "results").glob("linear_*.json"))) == 1
 
 
 def test_tiny_imagenet_is_sorted_and_split(monkeypatch, tmp_path):

@@ -181,16 +181,7 @@ def test_what_gives_no_confusions_is_one_line(monkeypatch, capsys, digits, words
     assert not (digits / "new.csv").exists()
 
 
-# ---- noise, pictures, faults ----
-
-
-def test_random_is_another_word_for_noise(monkeypatch, tmp_path):
-    command(monkeypatch, tmp_path, "superclass --from digits --out r.csv")
-    command(monkeypatch, tmp_path, "random --from r.csv --seed 3 --out a.csv")
-    command(monkeypatch, tmp_path, "noise --from r.csv --seed 3 --share 1 --out b.csv")
-    (a, _), (b, _), (r, _) = (files.read_matrix(tmp_path / f"{name}.csv") for name in "abr")
-    assert (a == b).all()
-    assert (a != r).any()
+# ---- noise, pictures, faults -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 1])
@@ -213,6 +204,9 @@ def test_noise_is_put_on_a_ranking_of_any_form(monkeypatch, tmp_path):
     for name in ("groups.yaml", "levels.csv"):
         command(monkeypatch, tmp_path, f"noise --from {name} --share 0.5 --out {name}.npz")
         assert sorted(files.read_matrix(tmp_path / f"{name}.npz")[1]) == ["c1", "c2", "c3", "c4", "c5", "c6"]
+    for words in ("random", "noise --share 1"):  # the same
+        command(monkeypatch, tmp_path, f"{words} --from groups.yaml --seed 3 --out {words[:5]}.csv")
+    assert np.array_equal(*(files.read_matrix(tmp_path / f"{name}.csv")[0] for name in ("rando", "noise")))
 
 
 @pytest.mark.parametrize("kind", ["text", "wordnet", "superclass", "features", "confusion", "noise", "show", "compare"])

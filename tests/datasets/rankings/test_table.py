@@ -48,20 +48,6 @@ def test_several_thresholds_give_one_rank_each_up_to_hierarchy_k():
     assert int((table > 0).sum()) == 100 + 14
 
 
-def test_rows_follow_the_data_sets_class_order():
-    table, _ = class_similarity("roberta_threshold", WNIDS, thresholds=[0.4])
-    flipped, order = class_similarity("roberta_threshold", WNIDS[::-1], thresholds=[0.4])
-    assert order == WNIDS[::-1]
-    assert torch.equal(flipped, table.flip(0, 1))
-
-
-def test_the_four_class_lists_hold_100_wnids_each_and_do_not_overlap():
-    files = ["ImageNet-100.txt", *(f"imagenet_outliers_split{i}.txt" for i in (1, 2, 3))]
-    lists = [(HERE / f).read_text().split() for f in files]
-    assert all(len(set(x)) == 100 and sorted(x) == x for x in lists)
-    assert len(set().union(*lists)) == 400
-
-
 def test_cifar100_has_20_superclasses_of_5_classes():
     groups = rankings.read_shipped("cifar100")
     classes = sorted(c for members in groups.values() for c in members)
@@ -82,32 +68,15 @@ def test_every_named_superclass_file_covers_its_data_set():
 
 
 def test_n_sim_classes_counts_the_own_class_and_keeps_the_nearest():
-    names = ["a", "b", "c", "d"]
-    groups = torch.tensor([[1, 0.5, 0.75, 0], [0.5, 1, 0, 0], [0.75, 0, 1, 0.5], [0, 0, 0.5, 1]])
-    assert torch.equal(similarity_of(groups, names, n_sim_classes=1), torch.eye(4))
-    two = similarity_of(groups, names, n_sim_classes=2)
-    assert two[0].tolist() == [1, 0, 0.75, 0]
+    table = np.array([[1, 0.5, 0.75, 0], [0.5, 1, 0, 0], [0.75, 0, 1, 0.5], [0, 0, 0.5, 1]])
+    assert torch.equal(rankings.assign_ranks(table, rankings.Ranks(n_sim_classes=1)), torch.eye(4))
+    assert rankings.assign_ranks(table, rankings.Ranks(n_sim_classes=2))[0].tolist() == [1, 0, 0.75, 0]
 
 
 def test_similarities_below_the_threshold_become_unrelated():
-    names = ["a", "b", "c"]
-    rows = torch.tensor([[1, 0.5, 0.25], [0.5, 1, 0], [0.25, 0, 1]])
-    table = similarity_of(rows, names, similarity_threshold=0.5)
-    assert table.tolist() == [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]]
-
-
-def similarity_of(rows, names, **options):
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        return class_similarity(write_csv(Path(folder) / "r.csv", names, rows.tolist()), names, **options)[0]
-
-
-def test_a_yaml_of_superclasses_is_a_ranking(tmp_path):
-    path = tmp_path / "groups.yaml"
-    path.write_text("animals: [cat, dog]\nthings: [car]\n")
-    table, _ = class_similarity(str(path), ["car", "cat", "dog"])
-    assert table.tolist() == [[1, 0, 0], [0, 1, 0.75], [0, 0.75, 1]]
+    table = np.array([[1, 0.5, 0.25], [0.5, 1, 0], [0.25, 0, 1]])
+    found = rankings.assign_ranks(table, rankings.Ranks(similarity_threshold=0.5))
+    assert found.tolist() == [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]]
 
 
 SQUARE = [[1, 0.5], [0.5, 1]]
@@ -146,13 +115,6 @@ def test_a_bad_ranking_file_is_named_with_its_fault(tmp_path, reason):
 def test_bad_ranking_options_are_named(options, reason):
     with pytest.raises(InputError, match=reason):
         class_similarity("roberta_threshold", WNIDS, **options)
-
-
-def test_a_class_that_stands_in_two_superclasses_is_named(tmp_path):
-    path = tmp_path / "groups.yaml"
-    path.write_text("animals: [cat, dog]\npets: [cat]\n")
-    with pytest.raises(InputError, match="class cat stands in it twice"):
-        class_similarity(str(path), ["cat", "dog"])
 
 
 def test_a_ranking_that_is_no_file_and_no_name_lists_the_names():
@@ -252,12 +214,6 @@ def test_ranks_makes_a_rank_of_every_value_however_many():
     many[a, b] = many[b, a] = np.linspace(0.1, 0.9, len(a))
     with pytest.raises(InputError, match=r"191 distinct values would be 191 ranks; give --thresholds$"):
         rankings.assign_ranks(many, rankings.Ranks(every_value=True))
-
-
-def test_thresholds_make_ranks_of_superclasses_too():
-    raw = np.array([[1, 0.75, 0], [0.75, 1, 0], [0, 0, 1]])
-    assert rankings.assign_ranks(raw, rankings.Ranks(thresholds=[0.9, 0.7]))[0].tolist() == [1, 0.5, 0]
-    assert rankings.assign_ranks(raw, rankings.Ranks(thresholds=[0.9]))[0].tolist() == [1, 0, 0]
 
 
 def test_a_run_says_what_it_trains_on():
