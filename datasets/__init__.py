@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from datasets import sources, texts
+from datasets import sources, text_files
 from datasets.decoding import WAY_ROUND, read_pixels, read_rgb
 from datasets.folders import LeftOut, real_paths
 from datasets.packed import Pack, PackedImage, PackInputError
@@ -228,7 +228,7 @@ def without(skip: str | Path | None, **parts: ImageData) -> list[ImageData]:
     if skip is None or not files:
         return [*parts.values()]
     flag = f"--skip_images {skip}"
-    listed = texts.read_paths(Path(skip), flag)
+    listed = text_files.read_paths(Path(skip), flag)
     left_out, kept = set(real_paths(listed)), {}
     for name, data in files.items():
         kept[name] = [i for i, real in enumerate(real_paths(data.images)) if real not in left_out]

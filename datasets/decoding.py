@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import util
-from datasets import texts
+from datasets import text_files
 from util import InputError
 
 ORIENTATION = 0x0112  # in EXIF
@@ -152,7 +152,7 @@ def find_damage(paths: list, show: bool = True) -> dict[int, str]:
 
 def write_list(path: Path, images: list) -> None:
     """A list of images that --skip_images takes: whole paths, each once, one a line."""
-    lines = dict.fromkeys(texts.path_line(os.path.abspath(image)) for image in images)
+    lines = dict.fromkeys(text_files.quote_path(os.path.abspath(image)) for image in images)
     util.write_file(path, "".join(f"{line}\n" for line in lines).encode())
 
 

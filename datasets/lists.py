@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import util
-from datasets import texts
+from datasets import text_files
 from datasets.folders import SPLITS, LeftOut, real_paths
 from util import InputError
 
@@ -91,7 +91,7 @@ def _read_openood(path: Path) -> tuple[list[str], list[int], list[str]]:
     """Images, labels and classes of a list of OpenOOD's download, whose paths are relative to a folder of OPENOOD in
     the same place, or to the list's own.
     """
-    lines = enumerate(texts.read(path, str(path)).splitlines(), 1)
+    lines = enumerate(text_files.read_text(path, str(path)).splitlines(), 1)
     rows = [(number, line.rsplit(maxsplit=1)) for number, line in lines if line.strip()]
     if not rows or any(len(row) != 2 for _, row in rows):
         raise InputError(f"{path}: must be lines of `path label`, an image and its class, as OpenOOD's lists are")
@@ -107,11 +107,11 @@ def _read_openood(path: Path) -> tuple[list[str], list[int], list[str]]:
 
 def _rows(path: Path, left_out: LeftOut) -> tuple[list[tuple[int, list[str]]], dict[str, int]]:
     """The rows of a list with their lines, and the place of each column."""
-    found = texts.read_rows(path, str(path), left_out)
+    found = text_files.read_rows(path, str(path), left_out)
     head = found[0][1] if found else []
     if not is_header(head) or len(set(head)) < len(head):
         raise InputError(f"{path}: the first line of an image list must be `path,label`, or `path,label,split`")
     if len(found) < 2:
         raise InputError(f"{path}: names no image")
-    texts.check_widths(head, found[1:], str(path))
+    text_files.check_widths(head, found[1:], str(path))
     return found[1:], {name: place for place, name in enumerate(head)}

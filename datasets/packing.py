@@ -14,7 +14,7 @@ from PIL import Image
 
 import datasets
 import util
-from datasets import decoding, lists, packed, sources, texts
+from datasets import decoding, lists, packed, sources, text_files
 from datasets.decoding import find_damage, write_list
 from datasets.folders import SPLITS
 from datasets.packed import MAGIC, TAIL
@@ -85,7 +85,7 @@ def _all_damaged(first: InputError, folder: Path, splits, out: Path, skip: str |
     """The error about the first damaged image of a folder, once all are listed in a file that --skip_images takes."""
     print(f"{first}; looking for others", flush=True)
     images = [f for split in splits for f in datasets.build("path", folder, split, skip=skip).images]
-    before = texts.read_paths(Path(skip), f"--skip_images {skip}") if skip else ()
+    before = text_files.read_paths(Path(skip), f"--skip_images {skip}") if skip else ()
     damaged, listed = [images[i] for i in find_damage(images)], out / "damaged_images.txt"
     if not damaged:
         return first  # it could not be read just then

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import datasets
 import util
-from datasets import folders, packed, sources, texts
+from datasets import folders, packed, sources, text_files
 from datasets.decoding import find_damage, write_list
 from datasets.packing import pack
 from util import InputError
@@ -67,7 +67,7 @@ def _validation_by_class(root: Path, val: Path) -> dict[str, list[Path]]:
     places = root / "LOC_val_solution.csv", root / "ILSVRC/LOC_val_solution.csv"
     solution = next(filter(Path.is_file, places), None)
     if solution:
-        rows = texts.read_rows(solution, f"--imagenet {solution}")[1:]
+        rows = text_files.read_rows(solution, f"--imagenet {solution}")[1:]
         for line, row in rows:
             if len(row) != 2 or not all(row):
                 raise InputError(f"--imagenet {solution}, line {line}: must be an image, a comma and its boxes")
@@ -92,7 +92,7 @@ def _development_kit(root: Path, val: Path) -> dict[str, str]:
     synsets = loadmat(folder / "meta.mat", squeeze_me=True)["synsets"]
     wnid = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
     try:
-        numbers = [int(word) for word in texts.read(folder / name, f"--imagenet {folder / name}").split()]
+        numbers = [int(word) for word in text_files.read_text(folder / name, f"--imagenet {folder / name}").split()]
         labels = [wnid[number] for number in numbers]
     except (ValueError, KeyError) as error:
         if isinstance(error, InputError):

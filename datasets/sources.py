@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import lists, packed, texts
+from datasets import lists, packed, text_files
 from datasets.folders import SPLITS, LeftOut, existing_folder, holds_classes, images_below, subfolders
 from util import InputError
 
@@ -216,7 +216,7 @@ def tiny_imagenet(folder: Path, split: str):
     annotations = places[0] / "val" / "val_annotations.txt"
     if split == "train" or not annotations.is_file():
         return image_folder(places[0], split)
-    rows = [row[:2] for _, row in texts.read_rows(annotations, str(annotations))]
+    rows = [row[:2] for _, row in text_files.read_rows(annotations, str(annotations))]
     if any(len(row) < 2 for row in rows):
         raise InputError(f"{annotations}: must be lines of an image, its class and more, with tabs between")
     images = [annotations.parent / "images" / name for name, _ in rows]

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 import util
-from datasets.texts import read_yaml
+from datasets.text_files import read_yaml
 from engine import checkpoint, cores, optimisation, options
 from engine.parsing import Means, Options
 from networks import cards

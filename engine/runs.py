@@ -12,7 +12,7 @@ import torch
 
 import util
 from datasets.decoding import write_list
-from datasets.texts import read_paths
+from datasets.text_files import read_paths
 from engine import checkpoint, config, distributed, locking, options, resuming, watching
 from engine.journal import Journal
 from engine.optimisation import Stepper, in_force

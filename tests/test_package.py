@@ -15,7 +15,7 @@ from commands import ROOT
 from hatchling.metadata.core import ProjectMetadata
 
 import losses
-from datasets import texts
+from datasets import text_files
 
 PROJECT = ProjectMetadata(str(ROOT), None).core
 EXTRAS = PROJECT.optional_dependencies
@@ -195,4 +195,4 @@ def test_the_commands_that_make_an_environment_are_the_makefiles():
 def test_a_package_that_is_missing_later_is_not_taken_for_a_missing_environment(monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(ModuleNotFoundError, match="yaml"):
-        texts.read_yaml(ROOT / "recipes" / "digits.yaml", "a file")
+        text_files.read_yaml(ROOT / "recipes" / "digits.yaml", "a file")

@@ -21,7 +21,7 @@ import datasets
 import recipes
 import reproduce
 import util
-from datasets import texts
+from datasets import text_files
 from engine import checkpoint, config, published
 from networks import resnet
 from recipes.completed import find_record, find_run, same, seconds
@@ -411,7 +411,7 @@ def test_a_scale_shortens_the_probe_of_a_given_checkpoint_beside_the_whole_one(g
     assert out.count("== right: retrieval: is done, ") == 1
     assert called == ["right: probe"]
     files = folder.glob("save/linear/*/*/config.yaml")
-    runs = {place.parent.name: texts.read_yaml(place, "")["epochs"] for place in files}
+    runs = {place.parent.name: text_files.read_yaml(place, "")["epochs"] for place in files}
     (whole,) = [name for name in runs if name.startswith("CE_ckpt_epoch_500_")]
     assert runs == {whole: 2, "right_probe_scale0.5": 1}
     assert "SCALED: 50 % of the epochs" in (folder / "save/tables/given_scale0.5.md").read_text()

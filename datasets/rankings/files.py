@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import util
-from datasets import texts
+from datasets import text_files
 from datasets.rankings.taxonomy import list_shipped, read_shipped
 from util import InputError
 
@@ -43,7 +43,7 @@ def read_matrix(path: Path, flag: str = "--ranking") -> tuple[np.ndarray, list[s
 def read_square(path: Path, source: str) -> tuple[np.ndarray, list[str]]:
     """A square of numbers -> [C, C], identifiers of the classes.
 
-    CSV: first line `class,a,b,...`, then a line a class, `a,1,0.75,...`, read as `texts.read_rows` says.
+    CSV: first line `class,a,b,...`, then a line a class, `a,1,0.75,...`, read as `text_files.read_rows` says.
     npz: arrays `similarity` [C, C] and `classes` [C]. Raises InputError, beginning with `source`, unless it is square,
     and its identifiers agree.
     """
@@ -52,22 +52,22 @@ def read_square(path: Path, source: str) -> tuple[np.ndarray, list[str]]:
         shape = " x ".join(map(str, table.shape))
         hint = "a square of the classes, in a CSV with a first line `class,a,b,...`"
         raise InputError(f"{source}: has {len(names)} classes and {shape} numbers; it must be {hint}")
-    texts.check_once(names, source, "class")
+    text_files.check_once(names, source, "class")
     if util.spelt_as(columns, names) != names:
         raise InputError(f"{source}: header and first column must name the same classes, in the same order")
     return table, names
 
 
 def _read_csv(path: Path, source: str):
-    rows = texts.read_rows(path, source)
+    rows = text_files.read_rows(path, source)
     if not rows:
         raise InputError(f"{source}: not readable as a CSV matrix (it is empty)")
     (_, head), *rows = rows
-    texts.check_widths(head, rows, source)
+    text_files.check_widths(head, rows, source)
     table = np.zeros((len(rows), len(head) - 1))
     for at, (line, row) in enumerate(rows):
         try:
-            table[at] = [texts.number(cell) for cell in row[1:]]
+            table[at] = [text_files.parse_number(cell) for cell in row[1:]]
         except ValueError as error:
             raise InputError(f"{source}, line {line}: not readable as a CSV matrix ({error})") from None
     return table, [row[0] for _, row in rows], head[1:]
@@ -138,17 +138,17 @@ def read_names(path: Path, flag: str = "--names") -> dict[str, str]:
     """
     if not path.exists() and str(path) in list_shipped():
         return name_classes(c for classes in read_shipped(str(path)).values() for c in classes)
-    rows = [row for _, row in texts.read_rows(path, f"{flag} {path}")]
+    rows = [row for _, row in text_files.read_rows(path, f"{flag} {path}")]
     rows = rows[1:] if rows and rows[0][0].lower() in ("class", "wnid") else rows
     classes = [row[0] for row in rows]
     if not rows:
         raise InputError(f"{flag} {path}: is empty")
-    texts.check_once(classes, f"{flag} {path}", "class")
+    text_files.check_once(classes, f"{flag} {path}", "class")
     return name_classes(classes) | {row[0]: row[1] for row in rows if len(row) > 1 and row[1]}
 
 
 def name_classes(classes) -> dict[str, str]:
     """class -> name in words: ImageNet's wnids by the names in imagenet_names.csv, else `_` and `+` as blanks."""
     file = HERE / "imagenet_names.csv"
-    known = dict(row for _, row in texts.read_rows(file, str(file)))
+    known = dict(row for _, row in text_files.read_rows(file, str(file)))
     return {c: known.get(c, c.replace("_", " ").replace("+", " ")) for c in classes}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from datasets import ImageData, lists, sources, texts
+from datasets import ImageData, lists, sources, text_files
 from datasets.folders import LeftOut, images_below, real_paths
 from datasets.rankings import taxonomy
 from util import InputError
@@ -45,7 +45,7 @@ def _list_images(path: Path, split: str) -> set[str]:
 
 def _read_rows(path: Path, flag: str, left_out: LeftOut) -> tuple[list[str], list[tuple[int, str, list[str]]]]:
     """Names of the levels, and of each row its line, the image, and its groups."""
-    found = texts.read_rows(path, flag, left_out)
+    found = text_files.read_rows(path, flag, left_out)
     if not found:
         raise InputError(f"{flag}: not readable as CSV (it is empty)")
     if found[0][1][0] != "image":

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import util
-from datasets import lists, texts
+from datasets import lists, text_files
 from datasets.folders import LeftOut, subfolders
 from util import InputError, closest
 
@@ -133,10 +133,10 @@ def read_taxonomy(source: str, flag: str) -> Taxonomy | None:
     if path.is_dir():
         return parse_nested(_read_folder(path, where), where)
     if path.suffix in (".yaml", ".yml"):
-        return parse_nested(texts.read_yaml(path, where, as_written=True), where)
+        return parse_nested(text_files.read_yaml(path, where, as_written=True), where)
     if path.suffix == ".npz":
         return None
-    rows = texts.read_rows(path, where)
+    rows = text_files.read_rows(path, where)
     if rows and lists.is_header(rows[0][1]):
         return parse_list(rows, where)
     return parse_rows(rows, where) if is_table(rows) else None
@@ -145,7 +145,7 @@ def read_taxonomy(source: str, flag: str) -> Taxonomy | None:
 def parse_nested(content: Any, source: str) -> Taxonomy:
     """Mappings in mappings, down to lists of classes, all at one depth. `source` begins errors."""
     leaves = list(_walk_leaves(content, (), source))
-    texts.check_once((name for name, _ in leaves), source, "class")
+    text_files.check_once((name for name, _ in leaves), source, "class")
     found = dict(leaves)
     at = {len(path): name for name, path in found.items()}
     if len(at) > 1:
@@ -165,7 +165,7 @@ def _walk_leaves(content: Any, above: tuple[str, ...], source: str) -> Iterator[
     if isinstance(content, list):
         yield from ((name, above) for name in content)
         return
-    texts.check_once(content, source, "the name")
+    text_files.check_once(content, source, "the name")
     for name, inner in content.items():
         yield from _walk_leaves(inner, (util.one_form(name), *above), source)
 
@@ -215,16 +215,16 @@ def is_table(rows: list[tuple[int, list[str]]]) -> bool:
 
 def _is_number(cell: str) -> bool:
     try:
-        texts.number(cell)
+        text_files.parse_number(cell)
     except ValueError:
         return False
     return True
 
 
 def parse_rows(rows: list[tuple[int, list[str]]], source: str) -> Taxonomy:
-    """A table of texts.read_rows: the header `class,<finest level>,...,<coarsest>`, then a row a class."""
+    """A table of text_files.read_rows: the header `class,<finest level>,...,<coarsest>`, then a row a class."""
     levels, rows_of = parse_levels(rows, "class", source)
-    texts.check_once((name for _, name, _ in rows_of), source, "class")
+    text_files.check_once((name for _, name, _ in rows_of), source, "class")
     return Taxonomy(tuple(levels), {name: _name_groups(groups) for _, name, groups in rows_of})
 
 
@@ -234,7 +234,7 @@ def parse_list(rows: list[tuple[int, list[str]]], source: str) -> Taxonomy:
     kept = [at for at, name in enumerate(head) if name != "split"]
     if len(kept) < 3:
         raise InputError(f"{source}: an image list without levels beside path, label and split is no ranking")
-    texts.check_widths(head, rows, source)
+    text_files.check_widths(head, rows, source)
     levels, rows_of = parse_levels([(line, [row[at] for at in kept]) for line, row in rows], "path", source)
     return Taxonomy(tuple(levels[1:]), {label: _name_groups(groups) for _, _, (label, *groups) in rows_of})
 
@@ -251,8 +251,8 @@ def parse_levels(
     (_, head), *body = rows
     if len(head) < 2 or not all(head):
         raise InputError(f"{source}: the first line must be `{of},<finest level>,...,<coarsest>`")
-    texts.check_once(map(util.plain_name, head), source, "the first line must have each name once;")
-    texts.check_widths(head, body, source)
+    text_files.check_once(map(util.plain_name, head), source, "the first line must have each name once;")
+    text_files.check_widths(head, body, source)
     parents: dict[tuple[int, str], str] = {}  # level and group -> group of the next level
     spelling: dict[str, str] = {}
     found = []

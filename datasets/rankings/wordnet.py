@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import texts
+from datasets import text_files
 from util import InputError
 
 MEASURES = ("path", "wup")
@@ -26,8 +26,8 @@ def read_parents(path: Path | None) -> dict[str, tuple[str, ...]]:
     source = f"--is_a {path}"
     try:
         if path.name == "data.noun":
-            return _parse_data_noun(filter(str.strip, texts.read(path, source).split("\n")))
-        return _parse_is_a(row for _, row in texts.read_rows(path, source))
+            return _parse_data_noun(filter(str.strip, text_files.read_text(path, source).split("\n")))
+        return _parse_is_a(row for _, row in text_files.read_rows(path, source))
     except InputError:
         raise
     except (ValueError, IndexError):

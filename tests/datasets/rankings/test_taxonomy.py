@@ -7,7 +7,7 @@ import pytest
 import torch
 from commands import error_of, result, run
 
-from datasets import rankings, texts
+from datasets import rankings, text_files
 from datasets.rankings import files, taxonomy
 from engine import training
 from losses import NestedRINCELoss
@@ -129,7 +129,7 @@ def test_the_names_of_inaturalists_folders_say_their_levels():
 )
 def test_a_matrix_is_told_from_a_taxonomy(tmp_path, rows, want):
     (tmp_path / "r.csv").write_text(rows)
-    assert taxonomy.is_table(texts.read_rows(tmp_path / "r.csv", "")) == want
+    assert taxonomy.is_table(text_files.read_rows(tmp_path / "r.csv", "")) == want
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from made_data import make_image_folders
 
 import datasets
 import recipes
-from datasets import decoding, packing, prepare, sources, texts
+from datasets import decoding, packing, prepare, sources, text_files
 from datasets.rankings import files, instances, taxonomy, wordnet
 from engine import config, options
 from util import InputError
@@ -138,7 +138,7 @@ def test_a_table_that_cannot_be_read_is_one_line_with_its_line(tmp_path, content
 
 
 def test_a_folder_or_nothing_in_the_place_of_a_file_is_named(tmp_path):
-    for read in (texts.read_rows, texts.read_paths, texts.read_yaml):
+    for read in (text_files.read_rows, text_files.read_paths, text_files.read_yaml):
         with pytest.raises(InputError, match="--names x: is a folder, not a file"):
             read(tmp_path, "--names x")
         with pytest.raises(InputError, match="--names x: no such file"):
@@ -228,15 +228,15 @@ def test_a_recipe_is_what_was_written_and_its_numbers_are_numbers(tmp_path):
 def test_what_is_wrong_in_yaml_is_one_line_with_its_line(tmp_path, text, reason, as_written):
     (tmp_path / "f.yaml").write_text(text)
     with pytest.raises(InputError) as error:
-        texts.read_yaml(tmp_path / "f.yaml", "--config f.yaml", as_written)
+        text_files.read_yaml(tmp_path / "f.yaml", "--config f.yaml", as_written)
     assert str(error.value).startswith(f"--config f.yaml{reason}")
     assert "\n" not in str(error.value)
 
 
 def test_merged_keys_are_no_repeated_ones(tmp_path):
     (tmp_path / "f.yaml").write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\n")
-    assert texts.read_yaml(tmp_path / "f.yaml", "f")["b"] == {"x": 3, "y": 2}
-    assert texts.read_yaml(tmp_path / "f.yaml", "f", as_written=True)["b"] == {"x": "3", "y": "2"}
+    assert text_files.read_yaml(tmp_path / "f.yaml", "f")["b"] == {"x": 3, "y": 2}
+    assert text_files.read_yaml(tmp_path / "f.yaml", "f", as_written=True)["b"] == {"x": "3", "y": "2"}
 
 
 # ---- odd paths and names, written and read back ----------------------------------------------------------------------
@@ -254,25 +254,25 @@ def test_a_path_with_any_character_is_one_line_of_the_list_and_is_read_back(monk
     decoding.write_list(tmp_path / "list.txt", [paths[0], os.path.basename(paths[1])])
     lines = (tmp_path / "list.txt").read_text().splitlines()
     assert len(lines) == 2
-    assert texts.read_paths(tmp_path / "list.txt", "") == [str(path) for path in paths[:2]]
+    assert text_files.read_paths(tmp_path / "list.txt", "") == [str(path) for path in paths[:2]]
     data = datasets.build("path", tmp_path / "mine", skip=tmp_path / "list.txt")
     assert data.images == [str(paths[2])]
-    known = texts.read_paths(tmp_path / "list.txt", "")
+    known = text_files.read_paths(tmp_path / "list.txt", "")
     decoding.write_list(tmp_path / "list.txt", [*known, str(paths[2])])  # as a list in use grows
     assert len((tmp_path / "list.txt").read_text().splitlines()) == 3
-    assert texts.read_paths(tmp_path / "list.txt", "") == [str(path) for path in paths]
+    assert text_files.read_paths(tmp_path / "list.txt", "") == [str(path) for path in paths]
 
 
 def test_a_line_that_begins_with_a_hash_is_a_path_where_there_is_such_a_file(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "#a.jpg").touch()
     (tmp_path / "list.txt").write_text("#a.jpg\n# a comment\n")
-    assert texts.read_paths(tmp_path / "list.txt", "") == ["#a.jpg"]
+    assert text_files.read_paths(tmp_path / "list.txt", "") == ["#a.jpg"]
 
 
 def test_a_list_of_before_is_read_as_it_was(tmp_path):
     (tmp_path / "list.txt").write_text("  /a/b c.jpg\n\n/a/d,e;f.png\n/a/ü.jpg  \n")
-    assert texts.read_paths(tmp_path / "list.txt", "") == ["/a/b c.jpg", "/a/d,e;f.png", "/a/ü.jpg"]
+    assert text_files.read_paths(tmp_path / "list.txt", "") == ["/a/b c.jpg", "/a/d,e;f.png", "/a/ü.jpg"]
 
 
 def test_the_fault_of_an_image_with_a_newline_in_its_name_is_one_line(tmp_path):
@@ -297,7 +297,7 @@ def test_packing_keeps_the_list_in_use_when_it_finds_more(monkeypatch, capsys, t
     decoding.write_list(tmp_path / "known.txt", [tmp_path / "mine" / "a" / "x\ny.jpg"])
     with pytest.raises(InputError, match="1 of 4 images are damaged"):
         packing.pack(tmp_path / "mine", tmp_path / "out", 20, "raw", str(tmp_path / "known.txt"), False)
-    assert len(texts.read_paths(tmp_path / "out" / "damaged_images.txt", "")) == 2
+    assert len(text_files.read_paths(tmp_path / "out" / "damaged_images.txt", "")) == 2
     words = "pack --data_folder mine --out out --format raw --skip_images out/damaged_images.txt"
     run(monkeypatch, tmp_path, words, "datasets.prepare")
     assert "3 images, 3 made now" in capsys.readouterr().out

@@ -25,7 +25,7 @@ MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM
 UNSAFE = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]|^[\s#\"]|[\s,;]$")
 
 
-def read(path: Path, source: str) -> str:
+def read_text(path: Path, source: str) -> str:
     """A text in UTF-8, or in UTF-16 with a byte-order mark."""
     try:
         content = path.read_bytes()
@@ -51,7 +51,7 @@ def read_rows(path: Path, source: str, left_out: LeftOut | None = None) -> list[
     quoted. Empty cells at the end of a row, rows of them alone, and lines that begin with # do not count. Below the
     header of a table of images, such a line is a row; `left_out` grows by those above.
     """
-    lines: list[str] = list(io.StringIO(read(path, source), newline=""))
+    lines: list[str] = list(io.StringIO(read_text(path, source), newline=""))
     named = re.fullmatch(rf"sep=([{DELIMITERS}])\s*", lines[0]) if lines else None  # Excel's
     if named:
         lines[0] = "\n"
@@ -104,7 +104,7 @@ def _delimiter(lines: list[str]) -> str:
     return ","
 
 
-def number(cell: str) -> float:
+def parse_number(cell: str) -> float:
     """A number, also one with a decimal comma. Raises ValueError."""
     return float(cell.replace(",", "."))
 
@@ -112,12 +112,12 @@ def number(cell: str) -> float:
 # ---- lists of paths --------------------------------------------------------------------------------------------------
 
 
-def path_line(path: str) -> str:
+def quote_path(path: str) -> str:
     """A path as a line of a list: as it is, or where that would not be read back, as a JSON string."""
     return json.dumps(path) if UNSAFE.search(path) else path
 
 
-def path_of(line: str) -> str:
+def parse_path(line: str) -> str:
     """The path of a line of a list; "" for an empty one and a comment, which begins with # and is no file. What stands
     after a tab is another column.
     """
@@ -134,7 +134,7 @@ def path_of(line: str) -> str:
 
 def read_paths(path: Path, source: str) -> list[str]:
     """The paths of a list, one a line."""
-    return [found for line in read(path, source).split("\n") if (found := path_of(line))]
+    return [found for line in read_text(path, source).split("\n") if (found := parse_path(line))]
 
 
 # ---- YAML ------------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def read_yaml(path: Path, source: str, as_written: bool = False) -> Any:
     """
     import yaml
 
-    text = read(path, source)
+    text = read_text(path, source)
     try:
         return yaml.load(text, _loader(as_written))
     except yaml.MarkedYAMLError as error:
