@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets import ImageData, augmentation, small
+from datasets import ImageData, augmentation, crop_small
 from datasets.augmentation import BLUR_DRAWS, DRAWS, Augmentation, blur, crop
 from util import keyed_numbers
 
@@ -34,7 +34,7 @@ class Views(Dataset):
         shape = (3, a.size, a.size) if self.finished else (a.size, a.size, 3)
         crops = torch.empty(a.views, len(keys), *shape, dtype=torch.uint8)
         planes = crops if self.finished else crops.permute(0, 1, 4, 2, 3)
-        cut = self._cut_small if small.fits(self.data.images, a.size) else self._cut
+        cut = self._cut_small if crop_small.fits(self.data.images, a.size) else self._cut
         labels = self.data.labels[cut([index for _, index in keys], uniform, planes)]
         images = crops, a.look(uniform.swapaxes(0, 1))
         return self.finish(*images) if self.finished else images, labels
@@ -54,7 +54,7 @@ class Views(Dataset):
         images, views = self.data.images[indices], uniform.swapaxes(0, 1)
         size = images.shape[1:3]
         boxes = [[self.augmentation.box(of_view, *size) for of_view in view] for view in views]
-        small.crop(images, torch.tensor(boxes), planes)
+        crop_small.crop(images, torch.tensor(boxes), planes)
         return indices
 
     def finish(self, crops, look, memory_format=torch.contiguous_format, finish=augmentation.finish) -> torch.Tensor:
