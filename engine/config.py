@@ -37,8 +37,8 @@ def huge_pages() -> None:
 
 
 def one_compiler() -> None:
-    """Let torch.compile, which makes a handful of kernels for the augmentation (datasets.fused), make them in this
-    process: torch would start up to 32 others, in each process of a run.
+    """Let torch.compile, which makes a handful of kernels for datasets.color_on_device, make them in this process:
+    torch would start up to 32 others, in each process of a run.
 
     A setting of torch's own (TORCHINDUCTOR_COMPILE_THREADS), looked at when it first compiles; the user's stands.
     """

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from datasets import fused
+from datasets import color_on_device
 from datasets.augmentation import finish
 from engine import distributed
 
@@ -21,7 +21,7 @@ class Prefetcher:
         self.idle = DeviceIdle() if device.type == "cuda" else HostWaits()
         # one for all epochs: CUDA's allocator keeps the blocks of each stream apart
         self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.colours = fused.Finish(distributed.say) if device.type == "cuda" else finish
+        self.colours = color_on_device.Finish(distributed.say) if device.type == "cuda" else finish
 
     def __len__(self) -> int:
         return len(self.loader)

@@ -450,7 +450,7 @@ def test_a_copy_stream_that_is_not_waited_for_is_reported(dry, monkeypatch):
     use(batches()[0])
     races = [f for f in dry.faults if f.kind == "race"]
     assert races
-    assert races[0].place[0] == "datasets/fused.py"
+    assert races[0].place[0] == "datasets/color_on_device.py"
     assert "engine/prefetch.py" in str(races[0])  # where it was copied
 
 
@@ -459,7 +459,7 @@ def test_batches_whose_memory_is_not_marked_as_in_use_are_reported(dry, monkeypa
     use(batches()[0])
     freed = [f for f in dry.faults if f.kind == "no record_stream"]
     assert len(freed) >= 4
-    assert {f.place[0] for f in freed} <= {"datasets/fused.py", "datasets/views.py", "tests/test_cuda_dry.py"}
+    assert {f.place[0] for f in freed} <= {"datasets/color_on_device.py", "datasets/views.py", "tests/test_cuda_dry.py"}
 
 
 def test_batches_that_are_not_pinned_are_reported(dry, monkeypatch):

@@ -167,9 +167,7 @@ def test_sums_of_small_crops_are_below_two_to_the_24():
     for size in range(8, crop_small.SIDE + 1):
         assert crop_small.fits(np.zeros((1, 32, 32, 3)), size)
         for length in range(1, crop_small.SIDE + 1):
-            parts = (
-                crop_small.weights(length, size) * 2**16
-            )  # a row sums to about 1, pixels are below 256
+            parts = crop_small.weights(length, size) * 2**16  # a row sums to about 1, pixels are below 256
             assert (parts == parts.round()).all()
             assert (255 * parts.sum(1)).max() + 2**15 < 2**24
 

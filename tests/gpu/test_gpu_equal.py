@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import datasets
 import evaluation
 import util
-from datasets import fused
+from datasets import color_on_device
 from datasets.augmentation import DRAWS, Augmentation, finish
 from datasets.views import Views
 from engine import loading, training
@@ -59,11 +59,11 @@ def test_views_are_finished_alike(device, side, layout):
 @pytest.mark.parametrize("side", [32, 224])
 def test_the_compiled_pass_finishes_views_alike(device, side):
     if device.type == "cpu":
-        pytest.skip("tests/datasets/test_fused.py compiles it for a CPU")
+        pytest.skip("tests/datasets/test_color_on_device.py compiles it for a CPU")
     recipe, said = Augmentation(side, (0.5,) * 3, (0.5,) * 3), []
     pixels = torch.randint(256, (128, side, side, 3), dtype=torch.uint8, generator=drawn(0)).permute(0, 3, 1, 2)
     look = recipe.look(torch.rand(128, DRAWS, generator=drawn(1), dtype=torch.float64).numpy())
-    compiled = fused.Finish(said.append)
+    compiled = color_on_device.Finish(said.append)
     found = compiled(pixels.to(device), look, recipe.mean, recipe.std, torch.channels_last)
     assert compiled.ran, said  # what it says where it cannot be compiled
     assert found.is_contiguous(memory_format=torch.channels_last)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_augmentation import MEAN, STD, look_of, recipe, some_views, uniforms
 
-from datasets import augmentation, fused
+from datasets import augmentation, color_on_device
 from datasets.augmentation import LOOK, ORDERS
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -24,7 +24,7 @@ def every_order(repeats=3, seed=0):
 def test_the_pass_gives_the_views_of_finish_in_every_order_of_operations(memory_format):
     look = every_order()
     views = some_views(len(look))
-    got = fused.finish(views, fused.plan(look), MEAN, STD, memory_format == torch.channels_last)
+    got = color_on_device.finish(views, color_on_device.plan(look), MEAN, STD, memory_format == torch.channels_last)
     want = augmentation.finish(views, look, MEAN, STD, memory_format)
     assert (got - want).abs().max() < 1e-5
     assert got.is_contiguous(memory_format=memory_format)
@@ -32,7 +32,7 @@ def test_the_pass_gives_the_views_of_finish_in_every_order_of_operations(memory_
 
 def test_a_view_of_nothing_is_its_pixels_to_the_bit():
     views, look = some_views(2), look_of(hue=[0, 0.1])  # of a hue without jitter nothing is done
-    got = fused.finish(views, fused.plan(look), (0,) * 3, (1,) * 3, False)
+    got = color_on_device.finish(views, color_on_device.plan(look), (0,) * 3, (1,) * 3, False)
     assert torch.equal(got, views / 255)
 
 
@@ -41,7 +41,7 @@ def test_contrast_takes_the_mean_of_what_comes_before_it(order):
     """Extreme factors, at which another mean would show."""
     strong = {"brightness": [1.4] * 4, "contrast": [0.0, 0.1, 1.9, 0.6], "saturation": [0.0] * 4, "hue": [0.5] * 4}
     look, views = look_of(jitter=[1] * 4, order=[order] * 4, **strong), some_views(4)
-    got = fused.finish(views, fused.plan(look), MEAN, STD, False)
+    got = color_on_device.finish(views, color_on_device.plan(look), MEAN, STD, False)
     assert (got - augmentation.finish(views, look, MEAN, STD)).abs().max() < 1e-5
 
 
@@ -51,7 +51,7 @@ def test_where_nothing_compiles_the_operations_run_one_by_one_and_it_is_said_onc
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: no_compiler)
     said = []
-    finish, look, views = fused.Finish(said.append), every_order(1), some_views(24)
+    finish, look, views = color_on_device.Finish(said.append), every_order(1), some_views(24)
     for _ in range(2):
         assert torch.equal(finish(views, look, MEAN, STD), augmentation.finish(views, look, MEAN, STD))
     (line,) = said
@@ -66,10 +66,10 @@ def test_neither_lack_of_memory_nor_a_later_error_is_taken_for_a_lack_of_a_compi
     def compiled(*arguments):
         if fault := faults.pop(0):
             raise fault
-        return fused.finish(*arguments)
+        return color_on_device.finish(*arguments)
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: compiled)
-    finish, look, views = fused.Finish([].append), every_order(1), some_views(24)
+    finish, look, views = color_on_device.Finish([].append), every_order(1), some_views(24)
     with pytest.raises(type(error), match=str(error)):
         for _ in range(2):
             finish(views, look, MEAN, STD)
@@ -80,7 +80,7 @@ def test_neither_lack_of_memory_nor_a_later_error_is_taken_for_a_lack_of_a_compi
 def test_compiled_it_gives_the_same(memory_format):
     said, look = [], every_order()
     views = some_views(len(look)).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as loaders give them
-    got = fused.Finish(said.append)(views, look, MEAN, STD, memory_format)
+    got = color_on_device.Finish(said.append)(views, look, MEAN, STD, memory_format)
     want = augmentation.finish(views, look, MEAN, STD, memory_format)
     assert (got - want).abs().max() < 1e-5
     assert got.is_contiguous(memory_format=memory_format)
@@ -98,6 +98,6 @@ def test_compiled_it_takes_at_most_200_launches_and_8_times_the_outputs_traffic(
     log.propagate = False
     metrics.reset()
     with fresh_cache():
-        out = fused.Finish(print)(views, look, MEAN, STD)
+        out = color_on_device.Finish(print)(views, look, MEAN, STD)
     assert 1 <= metrics.generated_kernel_count <= 200
     assert 1 < metrics.num_bytes_accessed / out.nbytes <= 8
