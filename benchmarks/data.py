@@ -54,7 +54,7 @@ def pack(data: datasets.ImageData, root: Path, folder: Path, form: str) -> datas
     """The images below `root` as a packed data set of side 256, "raw" or "jpeg", in `folder`."""
     path = folder / f"{form}.pack"
     packing.write(data, root, path, 256, form)
-    images, labels, classes = packed.read(path)
+    images, labels, classes = packed.read_pack(path)
     return datasets.ImageData(images, torch.as_tensor(labels), classes)
 
 

@@ -25,7 +25,7 @@ def is_header(head: list[str]) -> bool:
     return head[:2] == ["path", "label"]
 
 
-def read(path: Path, split: str, outliers: bool = False) -> tuple[list[str], list[int], list[str], LeftOut]:
+def read_list(path: Path, split: str, outliers: bool = False) -> tuple[list[str], list[int], list[str], LeftOut]:
     """Images, labels and sorted classes of a split of a list: "train", "test" (rows of val or test), or "all"; and what
     was no row. Of outliers, a list without splits is taken whole, as a folder without them is.
 

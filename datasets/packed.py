@@ -121,7 +121,7 @@ class PackedImage:
         return None
 
 
-def read(path: Path):
+def read_pack(path: Path):
     """images, labels, classes of a pack, as of a folder."""
     pack = Pack(path)
     return pack.images(), pack.labels, pack.classes

@@ -69,7 +69,7 @@ def _roots(folder: Path) -> dict[str, Path]:
     if lists.is_list(folder):
         found = {"train": folder.parent}
         with contextlib.suppress(InputError):
-            lists.read(folder, "test")
+            lists.read_list(folder, "test")
             found["test"] = folder.parent
         return found
     try:

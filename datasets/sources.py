@@ -153,10 +153,10 @@ def image_folder(folder: Path, split: str):
     Beside images, labels and classes: what was left out.
     """
     if lists.is_list(folder):
-        return lists.read(folder, split)
+        return lists.read_list(folder, split)
     folder = split_folder(folder, split)
     if folder.suffix == ".pack":
-        return packed.read(folder)
+        return packed.read_pack(folder)
     left_out = LeftOut()
     classes = subfolders(folder, left_out)
     if not classes:
@@ -185,14 +185,14 @@ def any_images(folder: Path, split: str):
     those in the folder itself, the folder. Beside images, labels and classes: what was left out.
     """
     if lists.is_list(folder):
-        return lists.read(folder, split, outliers=True)
+        return lists.read_list(folder, split, outliers=True)
     existing_folder(folder, str(folder))
     there = list(_parts(folder, split))
     packs = [part for part in there if part.suffix == ".pack"]
     if packs and split == "all":
         raise InputError(f"{folder}: {packs[0].name} is a pack, of one split; give --outlier_split train or test")
     if packs:
-        return packed.read(packs[0])
+        return packed.read_pack(packs[0])
     whole = split == "all" or not there
     folder = folder if whole else there[0]
     left_out = LeftOut()

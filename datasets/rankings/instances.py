@@ -38,7 +38,7 @@ def build(folder: str | Path, table: str | Path) -> tuple[ImageData, torch.Tenso
 def _list_images(path: Path, split: str) -> set[str]:
     """The real paths of the images of an image list. Raises InputError."""
     try:
-        return set(real_paths(lists.read(path, split)[0]))
+        return set(real_paths(lists.read_list(path, split)[0]))
     except InputError as error:
         raise InputError(f"--data_folder {error}") from None
 
