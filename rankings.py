@@ -43,9 +43,8 @@ def get_parser():
     k.add_argument("--template", nargs="+", default=["{}"], help=several)
     k = kinds.add_parser("wordnet", help="nearness of wnids in WordNet's tree")
     _add_classes(k)
-    k.add_argument(
-        "--is_a", type=util.user_path, help="ImageNet's wordnet.is_a.txt or WordNet's data.noun (default: NLTK's)"
-    )
+    is_a = "ImageNet's wordnet.is_a.txt or WordNet's data.noun (default: NLTK's)"
+    k.add_argument("--is_a", type=util.user_path, help=is_a)
     k.add_argument("--measure", choices=wordnet.MEASURES, default="path", help="path or Wu-Palmer (default: path)")
     k = kinds.add_parser("superclass", help="0.75 inside a superclass, or a step a level of a taxonomy")
     groups = "YAML file, CSV class,genus,family, folder superclass/class/, folder cifar-100-python"
@@ -80,9 +79,8 @@ def get_parser():
 
 def _add_classes(k) -> None:
     k.add_argument("--names", type=util.user_path, help="CSV class,name, one class a line, or a data set as cifar100")
-    k.add_argument(
-        "--data_folder", type=util.user_path, help="folder of class folders; with --names, their names are there"
-    )
+    folder = "folder of class folders; with --names, their names are there"
+    k.add_argument("--data_folder", type=util.user_path, help=folder)
 
 
 def _add_network(k, required: bool = True) -> None:
@@ -141,8 +139,7 @@ def compare(args, out: Path) -> None:
     tables, classes, left_out = comparison.load_common(args.tables)
     if args.k >= len(classes):
         raise InputError(f"--k {args.k}: must be below the number of classes, {len(classes)}")
-    if left_out:
-        print(left_out)
+    distributed.say(left_out)
     pairs = comparison.compare_pairs(tables, args.k, args.permutations)
     if pairs:
         print_numbers("rankings", {f"{a}, {b}": row for (a, b), row in pairs.items()})

@@ -77,9 +77,7 @@ def existing_images(rows: list[tuple[int, str]], root: Path, source: str, home: 
 
 
 def number_labels(labels: Sequence[str], key=util.one_form) -> tuple[list[int], list[str]]:
-    """The number of each label among the classes, sorted by a key of their names, and these. A label in two Unicode
-    forms is one class.
-    """
+    """The number of each label among the sorted classes, and these; two Unicode forms of a label are one class."""
     spelling: dict[str, str] = {}
     found = [spelling.setdefault(util.one_form(label), label) for label in labels]
     classes = sorted(spelling.values(), key=key)

@@ -122,7 +122,8 @@ def draw_embedding(path: Path, title: str, features: dict, labels, classes: list
     cosines = {name: encoders.class_cosines(x, labels, len(classes)) for name, x in features.items()}
     first = next(iter(units))
     nearness = clustered(cosines[first] if table is None else table).tolist()
-    by_class = Classes(list(files.name_classes(classes).values()), sorted(nearness, key=lambda c: group_of[c]), group_of)
+    words, order = list(files.name_classes(classes).values()), sorted(nearness, key=lambda c: group_of[c])
+    by_class = Classes(words, order, group_of)
     shown = {"by class": (y, by_class)}
     if groups:
         numbers = list(range(len(groups)))

@@ -83,8 +83,7 @@ def inaturalist(classes: list[str], superclasses: str | None) -> np.ndarray:
     return taxonomy.compute_similarity(taxonomy.parse_inaturalist(classes, source), classes, source)
 
 
-# --ranking NAME, of names that mean nothing without the classes: these, name of the data set's superclasses ->
-# [C, C] similarities
+# --ranking NAME, where classes must be known: these, name of the data set's superclasses -> [C, C] similarities
 NAMED = {"identity": identity, "superclass": superclass, "inaturalist": inaturalist}
 
 
