@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import datasets
 from datasets import augmentation
-from engine import checkpoint, config, distributed, initial, loading, options, results, runs, training
+from engine import config, distributed, factory, initial, loading, options, results, runs, training
 from engine.launch import launch
 from engine.optimisation import in_force
 from engine.parsing import Means
@@ -50,29 +50,29 @@ def worker(args, device):
     util.seed_everything(args.seed)
     with distributed.main_first():
         only = datasets.class_list("ImageNet-100") if args.imagenet100 else ()
-        train, test = datasets.build_pair(args.dataset, only=only, **options.chosen_images(args))
+        train, test = datasets.build_pair(args.dataset, only=only, **factory.chosen_images(args))
         distributed.say(datasets.left_out(train, test))
         datasets.check_several_classes(train, args.data_folder)
         spec = datasets.spec(args.dataset)
         run = runs.Run(args, "SupCon", run_name(args), train.images)
         start = initial.read(args.model, args.init, args.pretrained, run.source)
-        size, mean, std = datasets.view_settings(args.dataset, start.views_of(options.chosen_views(args)), train)
+        size, mean, std = datasets.view_settings(args.dataset, start.views_of(factory.chosen_views(args)), train)
         encoder = start.build(spec.small, size)
         encoder = training.sync_batchnorm(encoder, args.model, device) if args.syncBN else encoder
-    skip, how = options.skips_damage(args), options.loading(args, device, args.channels_last)
+    skip, how = factory.skips_damage(args), factory.loading(args, device, args.channels_last)
     train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)
     if skip:
         train.tolerate_damage()
-    views = options.augmented(args, spec, (size, mean, std), args.use_ssl_augmentations, count=1)
+    views = factory.augmented(args, spec, (size, mean, std), args.use_ssl_augmentations, count=1)
     test.transform = augmentation.evaluation(size, mean, std, spec.small)
     images = loading.augmented(train, views, args.seed, args.augment_on, device)
     loader, sampler = loading.training_loader(
-        images, how, args.seed, options.balanced(args, train.labels, train.classes)
+        images, how, args.seed, factory.balanced(args, train.labels, train.classes)
     )
     model = Classifier(encoder, len(train.classes))
     model = training.prepared(model, device, how.memory_format, args.compile)
     wrapped = training.parallel(model)
-    stepper = options.stepper(args, model, device)
+    stepper = factory.stepper(args, model, device)
     validation = partial(training.validate, model, loading.share_loader(test, how), stepper)
     facts = {"classes": train.classes, "size": size, "mean": list(mean), "std": list(std)}
     facts["pretrained"] = start.pretrained
@@ -89,7 +89,7 @@ def worker(args, device):
     run.close()
     if distributed.is_main():
         metrics = {"best": run.best, "last": run.latest}
-        record = {"path": str(run.last.resolve()), "sha256": checkpoint.sha256(run.last)}
+        record = {"path": str(run.last.resolve()), "sha256": util.sha256(run.last)}
         record |= {"model": args.model, "epoch": args.epochs}
         about = {"images": {"train": len(train), "validation": len(test)}, "seconds": util.seconds_since(begin)}
         about |= in_force(stepper.precision)
@@ -108,7 +108,7 @@ def run_name(args) -> str:
 def main():
     args = config.parse(get_parser(), RECIPES)
     runs.wait_for_predecessor(args, "SupCon", run_name(args))
-    launch(partial(worker, args), options.processes(args), training=True)
+    launch(partial(worker, args), factory.processes(args), training=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import nn
 
 import datasets
 from datasets import augmentation
-from engine import config, distributed, frozen, loading, options, results, runs, training
+from engine import config, distributed, factory, frozen, loading, options, results, runs, training
 from engine.launch import launch
 from engine.optimisation import in_force
 from engine.parsing import Means
@@ -45,16 +45,16 @@ def worker(args, device):
     begin = time.perf_counter()
     util.seed_everything(args.seed)
     with distributed.main_first():
-        train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
+        train, test = datasets.build_pair(args.dataset, **factory.chosen_images(args))
         distributed.say(datasets.left_out(train, test))
         datasets.check_several_classes(train, args.data_folder)
-        cache = options.features_cache(args)
-        net = frozen.load(options.wanted(args), train)
+        cache = factory.features_cache(args)
+        net = frozen.load(factory.wanted(args), train)
         kind = "cached" if args.cache_features else "augmented"
         detail = f"{kind}_lr{args.learning_rate:g}{options.images_in_name(args.images_per_class)}_seed{args.seed}"
         name = args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}"
         run = runs.Run(args, "linear", name, train.images)
-    skip, how = options.skips_damage(args), options.loading(args, device, args.channels_last)
+    skip, how = factory.skips_damage(args), factory.loading(args, device, args.channels_last)
     train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)
     counts = {"train": len(train), "validation": len(test)}
     facts = {"classes": train.classes, "encoder": net.record["sha256"], "cache_features": args.cache_features}
@@ -79,7 +79,7 @@ def worker(args, device):
     loader, sampler = loading.training_loader(train, how, args.seed)
     classifier = nn.Linear(net.encoder.dim, len(facts["classes"])).to(device)
     model, wrapped = nn.Sequential(encoder, classifier).eval(), training.parallel(classifier)
-    stepper = options.stepper(args, classifier, device, warm_for_batch=False)
+    stepper = factory.stepper(args, classifier, device, warm_for_batch=False)
     validation = partial(training.validate, model, loading.share_loader(test, how), stepper)
     run.begin(classifier, stepper, sampler, facts, train)
     run.say(f"linear probe, {kind}: {len(facts['classes'])} classes on {net.encoder.dim} dimensions of {net.name}")
@@ -105,7 +105,7 @@ def worker(args, device):
 def main():
     args = config.parse(get_parser(), RECIPES)
     runs.wait_for_predecessor(args, "linear", args.exp_name)
-    launch(partial(worker, args), options.processes(args), training=True)
+    launch(partial(worker, args), factory.processes(args), training=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from functools import partial
 import datasets
 import util
 from datasets import augmentation
-from engine import config, distributed, initial, loading, objective, options, runs, training, watching
+from engine import config, distributed, factory, initial, loading, options, runs, training, watching
 from engine.launch import launch
 from engine.parsing import Means
 from networks.contrastive import ContrastiveModel, projection_head
@@ -31,7 +31,7 @@ RECIPES = {
 
 
 def get_parser():
-    p = options.parser(__doc__, objective.OTHER_DEFAULTS)
+    p = options.parser(__doc__, options.OTHER_DEFAULTS)
     options.add_data(p, datasets.NAMES)
     g = p.add_argument_group("model", means=Means.RESULT)
     options.add_encoder(g)
@@ -41,7 +41,7 @@ def get_parser():
     g.add_argument("--m", type=options.fraction, default=0.99, help="momentum of the key encoder")
     options.flag(g, "--syncBN", help=options.SYNC_BN)
     options.flag(g, "--shuffle_bn", help="encode keys in batches shuffled over the processes, as MoCo does")
-    objective.add_options(p)
+    options.add_objective(p)
     options.add_views(p)
     options.add_training(p)
     options.add_watching(p)
@@ -68,24 +68,24 @@ def worker(args, device):
     if args.memorybank_size < args.batch_size:
         raise InputError(f"--memorybank_size {args.memorybank_size} is smaller than --batch_size {args.batch_size}")
     with distributed.main_first():
-        data, nested = objective.load_data(args)
+        data, nested = factory.load_data(args)
         spec = datasets.spec(args.dataset)
         run = runs.Run(args, "SupCon", args.exp_name or default_name(args), data.images)
         start = initial.read(args.model, args.init, args.pretrained, run.source)
-        size, mean, std = datasets.view_settings(args.dataset, start.views_of(options.chosen_views(args)), data)
-        criterion, summary, ranking = objective.build(args, data, nested)
-        held_out = objective.held_out(args, augmentation.evaluation(size, mean, std, spec.small), data, nested)
-    skip, how = options.skips_damage(args), options.loading(args, device, args.channels_last)
+        size, mean, std = datasets.view_settings(args.dataset, start.views_of(factory.chosen_views(args)), data)
+        criterion, summary, ranking = factory.build_loss(args, data, nested)
+        held_out = factory.held_out(args, augmentation.evaluation(size, mean, std, spec.small), data, nested)
+    skip, how = factory.skips_damage(args), factory.loading(args, device, args.channels_last)
     (data,) = loading.check_images(run, device, args.check_data, skip, training=data)
     if skip:
         data.tolerate_damage()
-    of_image = options.augmented(args, spec, (size, mean, std))
+    of_image = factory.augmented(args, spec, (size, mean, std))
     views = loading.augmented(data, of_image, args.seed, args.augment_on, device)
-    balanced = options.balanced(args, *objective.finest(data, nested))
+    balanced = factory.balanced(args, *factory.finest(data, nested))
     loader, sampler = loading.training_loader(views, how, args.seed, balanced)
     model = build_model(args, start.built_in_turn(spec.small, size), criterion, device, how.memory_format)
     wrapped = training.parallel(model)
-    stepper = options.stepper(args, model, device)
+    stepper = factory.stepper(args, model, device)
     watch = watching.Watch(views, held_out, args.knn_freq, args.epochs, how, stepper.autocast)
     facts = {"classes": data.classes, "size": size, "mean": list(mean), "std": list(std), "ranking": ranking}
     facts["pretrained"] = start.pretrained
@@ -120,13 +120,13 @@ def worker(args, device):
 def default_name(args) -> str:
     """A run's name where the user gave none."""
     images, model = options.images_in_name(args.images_per_class), util.plain_name(args.model)
-    return f"{args.loss_type or 'rince'}_{objective.variant(args)}_{model}{images}_seed{args.seed}"
+    return f"{args.loss_type or 'rince'}_{factory.variant(args)}_{model}{images}_seed{args.seed}"
 
 
 def main():
     args = config.parse(get_parser(), RECIPES)
     runs.wait_for_predecessor(args, "SupCon", args.exp_name or default_name(args))
-    launch(partial(worker, args), options.processes(args), training=True)
+    launch(partial(worker, args), factory.processes(args), training=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import util  # first: where packages are missing it says what to do
 import datasets
 import evaluation
 import figures
-from engine import config, detectors, distributed, frozen, options, ordering, results
+from engine import config, detectors, distributed, factory, frozen, options, ordering, results
 from engine.detectors import DETECTORS, ON_LOGITS
 from engine.launch import launch
 from engine.parsing import Means
@@ -44,7 +44,7 @@ def get_parser():
 
 def load_data(args):
     """Training set, inliers (validation set) and outliers."""
-    chosen = options.chosen_images(args)
+    chosen = factory.chosen_images(args)
     skip, per_class = chosen.pop("skip"), chosen.pop("per_class")
     train, test = datasets.build_pair(args.dataset, **chosen)
     folder, only = args.data_folder_outliers, tuple(args.outlier_classes)
@@ -62,8 +62,8 @@ def worker(args, device):
         util.check_folder(args.save_folder, "--save_folder")
         train, test, outliers = load_data(args)
         distributed.say(datasets.left_out(train, test, outliers))
-        loading, cache = options.loading(args, device), options.features_cache(args)
-        net = frozen.load(options.wanted(args), train)
+        loading, cache = factory.loading(args, device), factory.features_cache(args)
+        net = frozen.load(factory.wanted(args), train)
         if args.detector in ON_LOGITS and not net.classifier:
             raise InputError(f"--detector {args.detector} needs a classifier; {args.ckpt} holds a contrastive model")
         outputs = frozen.class_outputs(net, args.dataset, train.classes) if args.detector in ON_LOGITS else 0
@@ -126,7 +126,7 @@ def outliers_label(args, comma: str) -> str:
 
 def main():
     args = config.parse(get_parser(), options.SMALL_DATA)
-    launch(partial(worker, args), options.processes(args))
+    launch(partial(worker, args), factory.processes(args))
 
 
 if __name__ == "__main__":

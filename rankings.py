@@ -25,7 +25,7 @@ import datasets
 import figures
 from datasets import rankings
 from datasets.rankings import Ranks, comparison, files, make, text_encoders, wordnet
-from engine import distributed, frozen, learnt, options, results
+from engine import distributed, factory, frozen, learnt, options, results
 from figures.ranking import draw_comparison, draw_ranking
 from util import InputError
 
@@ -91,12 +91,12 @@ def _add_network(k, required: bool = True) -> None:
 def ask_network(args) -> tuple[np.ndarray, list[str], str]:
     """What a checkpoint's features of training images, or its outputs for validation images, find similar."""
     errors = args.kind == "confusion"
-    pair = datasets.build_pair(args.dataset, **options.chosen_images(args)) if errors else ()
-    data = pair[1] if errors else options.training_images(args)
+    pair = datasets.build_pair(args.dataset, **factory.chosen_images(args)) if errors else ()
+    data = pair[1] if errors else factory.training_images(args)
     distributed.say(datasets.left_out(data))
-    net = frozen.load(options.wanted(args), data)
+    net = frozen.load(factory.wanted(args), data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    how = net, data, options.loading(args, device), options.features_cache(args)
+    how = net, data, factory.loading(args, device), factory.features_cache(args)
     made = learnt.of_errors(*how, args.dataset) if errors else learnt.of_features(*how, args.centre)
     return made[0], data.classes, made[1]
 

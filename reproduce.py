@@ -23,7 +23,6 @@ import util  # first: where packages are missing it says what to do
 
 # isort: split
 import recipes
-from engine import checkpoint
 from recipes import completed, grid, table
 from recipes.running import Finder, Runner, say
 from util import InputError
@@ -54,7 +53,7 @@ def train(title: str, command: str, runner: Runner) -> dict | None:
     if folder is None:
         return None
     seconds = completed.seconds(folder)
-    found = {"folder": str(folder), "sha256": checkpoint.sha256(folder / "last.pth"), "training": command}
+    found = {"folder": str(folder), "sha256": util.sha256(folder / "last.pth"), "training": command}
     return found if seconds is None else {**found, "seconds": seconds}
 
 

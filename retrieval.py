@@ -18,7 +18,7 @@ import datasets
 import evaluation
 import figures
 from datasets import rankings
-from engine import config, distributed, frozen, objective, options, ordering, results
+from engine import config, distributed, factory, frozen, options, ordering, results
 from engine.launch import launch
 from engine.ordering import Asked
 from engine.parsing import Means
@@ -117,15 +117,15 @@ def worker(args, device):
     with distributed.main_first():
         util.check_folder(args.save_folder, "--save_folder")
         if args.instance_ranks:
-            train, (groups, names) = objective.load_data(args)
-            test, net = train, frozen.load(options.wanted(args), train)
+            train, (groups, names) = factory.load_data(args)
+            test, net = train, frozen.load(factory.wanted(args), train)
             asked = asked_of_groups(args, groups, names)
         else:
-            train, test = datasets.build_pair(args.dataset, **options.chosen_images(args))
+            train, test = datasets.build_pair(args.dataset, **factory.chosen_images(args))
             distributed.say(datasets.left_out(train, test))
-            net = frozen.load(options.wanted(args), train)
+            net = frozen.load(factory.wanted(args), train)
             asked = asked_of_classes(args, net, train.classes)
-        loading, cache = options.loading(args, device), options.features_cache(args)
+        loading, cache = factory.loading(args, device), factory.features_cache(args)
     gallery = None if test is train or args.within == "test" else frozen.features(net, train, "gallery", loading, cache)
     queries = frozen.features(net, test, "queries", loading, cache)
     if not distributed.is_main():
@@ -144,7 +144,7 @@ def worker(args, device):
 
 def main():
     args = config.parse(get_parser(), options.SMALL_DATA)
-    launch(partial(worker, args), options.processes(args))
+    launch(partial(worker, args), factory.processes(args))
 
 
 if __name__ == "__main__":

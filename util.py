@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import hashlib
 import io
 import json
 import logging
@@ -207,6 +208,15 @@ def twice(names: Iterable[str]) -> str | None:
             return name
         seen.add(form)
     return None
+
+
+def sha256(path: str | Path) -> str:
+    """The file's SHA-256, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def cores() -> int:

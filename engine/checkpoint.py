@@ -6,7 +6,6 @@ form with `encoder.`, `head.` and `shortcut.`), and the bare weights of a librar
 
 import argparse
 import contextlib
-import hashlib
 import os
 import pickle
 import random
@@ -132,15 +131,6 @@ def find(path, flag: str = "--ckpt") -> Path:
     if not path.is_file():
         raise InputError(f"{flag} {path}: no such file; give a checkpoint, or a run's folder that holds last.pth")
     return path
-
-
-def sha256(path: Path) -> str:
-    """The file's SHA-256, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check_sums(path: Path) -> None:

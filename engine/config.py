@@ -18,7 +18,7 @@ import yaml
 
 import util
 from datasets.text_files import read_yaml
-from engine import checkpoint, cores, optimisation, options
+from engine import cores, options
 from engine.parsing import Means, Options
 from networks import cards
 from util import InputError
@@ -61,7 +61,7 @@ def parse_words(parser, recipes: dict, own: list[str], script: str) -> Options:
     if "num_workers" in known:
         parser.set_defaults(num_workers=cores.loaders(getattr(known, "nproc_per_node", None)))
     parser.set_defaults(**recipes.get(known.dataset, {}))
-    parser.set_defaults(**optimisation.DEFAULTS.get(getattr(known, "optimizer", None), {}))
+    parser.set_defaults(**options.OPTIMIZERS.get(getattr(known, "optimizer", None), {}))
     args = parser.parse_args(words)
     args.files = files_of(args, own)
     return args
@@ -88,7 +88,7 @@ def files_of(args: Options, words: list[str]) -> dict[str, str]:
 @cache
 def _sum(file: str, state: tuple) -> str:
     """The check sum of a file in this state; a recipe asks for that of a checkpoint at each of its evaluations."""
-    return checkpoint.sha256(Path(file))
+    return util.sha256(file)
 
 
 def _config_files(words: list[str]) -> tuple[list[Path], list[str]]:

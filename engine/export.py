@@ -10,7 +10,7 @@ from pathlib import Path
 
 import datasets
 import util
-from engine import checkpoint, config, initial, objective, options, published
+from engine import checkpoint, config, initial, options, published
 from engine.parsing import Means, Parser
 from networks import cards, encoders, exported
 from util import InputError
@@ -42,7 +42,7 @@ def metrics_of(sha256: str, folder: Path) -> list[dict]:
 
 def card_of(state: dict, start: initial.Initial, path: Path, licence: str | None, results: Path) -> dict:
     """What a card says beside the weights. results: folder of evaluations' records."""
-    trained, sha256 = checkpoint.trained_options(state), checkpoint.sha256(path)
+    trained, sha256 = checkpoint.trained_options(state), util.sha256(path)
     known, name = published.find(sha256), trained.get("dataset")
     size, mean, std = start.views
     if name in datasets.NAMES:  # a published checkpoint does not say them
@@ -74,7 +74,7 @@ def card_of(state: dict, start: initial.Initial, path: Path, licence: str | None
 def told_options() -> list[str]:
     """The options of trainings that say what the features mean."""
     p = Parser()
-    objective.add_options(p)
+    options.add_objective(p)
     options.add_training(p)
     options.add_data(p, datasets.NAMES)
     return [name for name, means in p.meanings().items() if Means.CARD in means]

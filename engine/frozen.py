@@ -28,7 +28,7 @@ class Frozen:
     record: path, sha256, model, epoch, dataset and classes of the checkpoint, pretrained: whether it is, or began with,
     a library's weights, and published: the name of the published weights that it is, else None; name: of its run;
     classifier: {weight [C, d], bias [C]} of a cross-entropy model, else {}; transform: evaluation's, from a PIL image;
-    size, mean, std: of a view; ranking: what it was trained on, as objective.build has it, None where the file has
+    size, mean, std: of a view; ranking: what it was trained on, as factory.build_loss has it, None where the file has
     none; extracted: by title, the file that keeps features, if any, and whether they were read from it.
     """
 
@@ -84,7 +84,7 @@ def load(wanted: Wanted, train: datasets.ImageData) -> Frozen:
     if mean is None:
         mean, std = datasets.mean_and_std(train)
     name = path.resolve().parent.name + ("" if path.stem == "last" else f"_{path.stem}")
-    record = {"path": str(path.resolve()), "sha256": checkpoint.sha256(path), "model": start.model}
+    record = {"path": str(path.resolve()), "sha256": util.sha256(path), "model": start.model}
     record |= {"epoch": state.get("epoch"), "dataset": trained.get("dataset")}
     record["classes"] = util.spelt_as(state.get("classes") or (), train.classes) or None
     record["pretrained"] = bool(start.pretrained)

@@ -39,7 +39,7 @@ class LoaderWatchdog:
 
 
 class Loader(DataLoader):
-    """A DataLoader that does not wait for ever, and leaves it to `options.loading` to say that there are more loader
+    """A DataLoader that does not wait for ever, and leaves it to `factory.loading` to say that there are more loader
     processes than cores.
 
     patience: seconds for which a batch is waited for. ends_early: of a training, which saves what it has: its batches

@@ -93,10 +93,6 @@ def in_force(precision: torch.dtype) -> dict:
 # what a run keeps of each optimiser's state, of every parameter
 MOMENTA = {torch.optim.SGD: ("momentum_buffer",), torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq")}
 
-# option -> its value where none is given, of optimisers that want others than SGD; the rate is Touvron et al.'s (2021)
-# for a batch of a thousand, on the side of safety for fewer
-DEFAULTS = {"sgd": {}, "adamw": {"learning_rate": 1e-3, "weight_decay": 0.05, "warm": True}}
-
 
 def adamw(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW over the model's trained parameters; no decay of biases, norms, and what an encoder names itself, as timm's

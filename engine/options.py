@@ -3,30 +3,8 @@
 """
 
 import argparse
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-import datasets
-import util
-from datasets.augmentation import Augmentation
-from engine import cores, distributed
-from engine.frozen import Wanted
-from engine.launch import Processes
-from engine.loading import Loading
-from engine.optimisation import (
-    DEFAULTS,
-    Schedule,
-    Stepper,
-    adamw,
-    allow_tf32,
-    precision,
-    precision_advice,
-    sgd,
-    warm_up_epochs,
-)  # fmt: skip
 from engine.parsing import (
     Help,
     Means,
@@ -43,7 +21,17 @@ from engine.parsing import (
     three_numbers,
     three_positive,
 )
-from util import InputError, check_folder, user_text
+from losses import REDUCTIONS, VARIANTS
+from util import user_text
+
+# option -> its value where none is given, of optimisers that want others than SGD; the rate is Touvron et al.'s (2021)
+# for a batch of a thousand, on the side of safety for fewer
+OPTIMIZERS = {"sgd": {}, "adamw": {"learning_rate": 1e-3, "weight_decay": 0.05, "warm": True}}
+
+# of add_objective, for the help of `parser`
+OTHER_DEFAULTS = (
+    ", max_tau 0.6 (published 0.2), similarity_threshold 0.0 (0.01), n_sim_classes None (5), hierarchy_k 3 (2)"
+)
 
 # small images are read faster than loader processes start
 SMALL_DATA = {name: {"num_workers": 0} for name in ("digits", "fashion_mnist", "cifar10", "cifar100")}
@@ -128,7 +116,7 @@ def add_training(p, warm: str = "linear warm-up over 10 epochs; always above bat
     g = p.add_argument_group("optimisation", means=Means.RESULT)
     g.add_argument("--epochs", type=positive_int, default=1000, means=Means.CARD, help="epochs")
     own = "adamw: no decay of biases and norms, and, if not given, rate 0.001, weight decay 0.05, --warm"
-    g.add_argument("--optimizer", choices=DEFAULTS, default="sgd", means=Means.FIXED | Means.CARD, help=own)
+    g.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", means=Means.FIXED | Means.CARD, help=own)
     g.add_argument("--learning_rate", type=positive, default=0.05, means=Means.CARD, help="base learning rate")
     flag(g, "--cosine", help="cosine schedule; else steps")
     g.add_argument("--lr_decay_epochs", type=integers, default=(700, 800, 900), help="of the steps, as 700,800,900")
@@ -209,123 +197,41 @@ def add_watching(p) -> None:
     )  # fmt: skip
 
 
-# ---- what the options make -------------------------------------------------------------------------------------------
-
-
-def chosen_images(args) -> dict:
-    """Which images of --dataset: arguments of datasets.build_pair."""
-    which = {"hold_out": tuple(args.hold_out), "skip": args.skip_images, "per_class": args.images_per_class}
-    return {"folder": args.data_folder, **which}
-
-
-def training_images(args) -> datasets.ImageData:
-    """The training images of --dataset alone."""
-    chosen = chosen_images(args)
-    per_class = chosen.pop("per_class")
-    return datasets.subset(datasets.build(args.dataset, split="train", **chosen), per_class)
+def add_objective(p) -> None:
+    """The objective, and which classes are similar."""
+    g = p.add_argument_group("objective", means=Means.RESULT)
+    which = "None: rince, or supcon if n_sim_classes is 1"
+    g.add_argument("--loss_type", choices=["rince", "supcon"], means=Means.CARD, help=which)
+    form = "form of the terms (None: as the two published flags below say)"
+    g.add_argument("--variant", choices=VARIANTS, means=Means.CARD, help=form)
+    flag(g, "--mixed_out_in", "--mixed_out_in_log", help="RINCE out-in: rank 0 out, farther ranks in")
+    flag(g, "--do_sum_in_log", default=True, help="else: positives summed in the logarithm (in), or not (out)")
+    flag(g, "--one_loss_per_rank", default=True, help="False: all similar classes count as the own class")
+    flag(g, "--use_same_and_similar_class", help="cumulative positives: the second rank includes the first")
+    g.add_argument("--min_tau", type=positive, default=0.1, help="temperature of rank 0")
+    g.add_argument("--max_tau", type=positive, default=0.6, help="temperature at similarity 0")
+    flag(g, "--use_dynamic_tau", default=True, help="temperature grows with distance; False: min_tau for all")
+    g.add_argument("--min_probability", type=float, default=1e-7, help="harder terms are left out (published); 0: none")
+    g.add_argument("--reduction", choices=REDUCTIONS, default="pairs", help="out: mean over pairs, or anchor by anchor")
+    g = p.add_argument_group("ranking of classes", means=Means.RESULT)
+    ranking = "identity, superclass, roberta_threshold, or a CSV, npz or YAML file"
+    g.add_argument("--ranking", type=user_text, means=Means.FILE | Means.CARD, help=ranking)
+    flag(g, "--use_supercategories", help="published spelling of --ranking superclass")
+    published = "published spelling of --ranking for ImageNet-100"
+    g.add_argument("--similarity_ranking_imagenet", type=user_text, means=Means.FILE, help=published)
+    add_ranks(g)
+    g.add_argument("--hierarchy_k", type=int, default=3, help="largest distance that counts as similar")
+    g.add_argument("--similarity_threshold", type=float, default=0.0, help="smaller similarities become 0")
+    g.add_argument("--n_sim_classes", type=positive_int, help="most similar classes to keep, the own included")
+    g.add_argument(
+        "--instance_ranks", type=user_text, metavar="FILE", means=Means.FILE | Means.SUBSET,
+        help="no classes: CSV image,<finest group>,...,<coarsest>; --dataset path",
+    )  # fmt: skip
 
 
 def images_in_name(per_class: int | None) -> str:
     """What the name of a run or a result says of --images_per_class; "" without."""
     return f"_{per_class}_per_class" if per_class else ""
-
-
-def chosen_views(args) -> tuple:
-    """--size, --mean and --std, None where not given. Raises InputError for one of the last two alone."""
-    if (args.mean is None) != (args.std is None):
-        raise InputError("--mean and --std go together: give both or neither")
-    return args.size, args.mean, args.std
-
-
-def augmented(args, spec, views: tuple, colour: bool = True, count: int = 2) -> Augmentation:
-    """The augmentation of training images: as given, else of the data set. views: size, mean and std; colour: whether
-    it is jittered where --colour is not given; count: views of an image.
-    """
-    scale = spec.crop_scale if args.crop_scale is None else args.crop_scale or None
-    flip = spec.flip if args.flip is None else args.flip
-    strength = float(colour and spec.colour) if args.colour is None else args.colour
-    return Augmentation(*views, scale, flip, strength, count, args.blur)
-
-
-def balanced(args, labels: Tensor, names: list[str]) -> tuple[Tensor, int] | None:
-    """Of --sampler balanced: labels [n] of the training images and images a class; None without. names: of labels, or
-    [] where they have none. Raises InputError where batches cannot be made so.
-    """
-    if args.sampler != "balanced":
-        if args.batch_per_class:
-            raise InputError("--batch_per_class: has no use without --sampler balanced")
-        return None
-    each, counts = args.batch_per_class or 4, torch.unique(labels, return_counts=True)
-    classes, rest = divmod(args.batch_size, each)
-    flag = f"--sampler balanced: {each} images of each class (--batch_per_class)"
-    if rest:
-        raise InputError(f"{flag} do not divide --batch_size {args.batch_size}")
-    if classes > len(counts[0]):
-        raise InputError(f"{flag} in --batch_size {args.batch_size} want {classes} classes; there are {len(counts[0])}")
-    least = int(counts[1].argmin())
-    if counts[1][least] < each:
-        name = names[int(counts[0][least])] if names else f"group {int(counts[0][least])}"
-        raise InputError(f"{flag}: {name} has {int(counts[1][least])}")
-    return labels, each
-
-
-def wanted(args) -> Wanted:
-    """Which encoder of --ckpt, and what it is to see."""
-    return Wanted(args.ckpt, args.model, args.model_type, args.dataset, chosen_views(args))
-
-
-def all_wanted(args) -> list[Wanted]:
-    """Likewise, of each of several checkpoints."""
-    return [replace(wanted(args), ckpt=ckpt) for ckpt in args.ckpt]
-
-
-def features_cache(args) -> Path | None:
-    """The folder of --features_cache, which can be written to; None without."""
-    if not args.features_cache:
-        return None
-    check_folder(args.features_cache, "--features_cache")
-    return Path(args.features_cache)
-
-
-def skips_damage(args) -> bool:
-    """Whether damaged images are left out: the default, unless all are checked before the run."""
-    return (args.on_bad_image or ("error" if args.check_data else "skip")) == "skip"
-
-
-def loading(args, device, channels_last: bool = False) -> Loading:
-    """How batches come to the device, in which layout; says how the cores are shared out."""
-    per_node, usable = getattr(args, "nproc_per_node", None), util.cores()
-    workers = cores.loaders(per_node) if args.num_workers is None else args.num_workers
-    distributed.say(cores.line(workers, per_node))
-    if workers > usable:
-        distributed.say(f"--num_workers {workers}: more loader processes than the {usable} cores")
-    minutes = getattr(args, "timeout_minutes", Loading.timeout_minutes)  # the pictures have no such option
-    return Loading(args.batch_size, workers, device, channels_last, minutes)
-
-
-def stepper(args, model, device, warm_for_batch: bool = True) -> Stepper:
-    """The optimiser of the model's trained parameters, by the options' schedule, in their precision, which also settles
-    whether float32 may be TF32 from now on.
-
-    warm_for_batch: a large batch warms up by itself, as in published pre-training and cross-entropy; not in the probe.
-    """
-    warm = warm_up_epochs(args.warm, args.batch_size if warm_for_batch else 0, args.epochs)
-    schedule = Schedule(args.learning_rate, args.epochs, args.cosine, args.lr_decay_rate, args.lr_decay_epochs, warm)
-    allow_tf32(args.precision == "tf32")
-    distributed.say(precision_advice(args.precision, device))
-    if args.optimizer == "adamw":
-        schedule = replace(schedule, warm_share=0.01)  # SGD's first rate, 0.01, would be ten times the last
-        optimizer = adamw(model, args.learning_rate, args.weight_decay)
-    else:
-        optimizer = sgd(model, args.learning_rate, args.momentum, args.weight_decay)
-    return Stepper(optimizer, schedule, precision(args.precision, device), device, args.detect_anomaly)
-
-
-def processes(args) -> Processes:
-    """How many processes, and how they find one another."""
-    return Processes(
-        args.nproc_per_node, args.world_size, args.rank, args.dist_url, args.dist_backend, args.timeout_minutes
-    )
 
 
 def plain(args: argparse.Namespace) -> dict:

@@ -14,7 +14,7 @@ import datasets
 import figures
 import util
 from datasets import rankings
-from engine import config, distributed, frozen, options
+from engine import config, distributed, factory, frozen, options
 from util import InputError
 
 MARKERS = "o^sDvP*X"
@@ -44,10 +44,10 @@ class Comparison:
     def __init__(self, parser):
         self.args = args = config.parse(parser, options.SMALL_DATA)
         figures.check_picture(args.out, "--out")
-        self.train, self.test = datasets.build_pair(args.dataset, **options.chosen_images(args))
+        self.train, self.test = datasets.build_pair(args.dataset, **factory.chosen_images(args))
         distributed.say(datasets.left_out(self.train, self.test))
         self.data = datasets.title(args.dataset, args.data_folder)  # what titles call it
-        self.loading, self.cache = options.loading(args, torch.device("cpu")), options.features_cache(args)
+        self.loading, self.cache = factory.loading(args, torch.device("cpu")), factory.features_cache(args)
 
     @cached_property
     def superclasses(self) -> dict[str, list[str]] | None:
@@ -70,7 +70,7 @@ class Comparison:
         """name -> encoder, in the order given. Raises InputError where names and checkpoints do not go together, or the
         checkpoints are of different classes, as far as they say.
         """
-        names, wanted = self.args.names, options.all_wanted(self.args)
+        names, wanted = self.args.names, factory.all_wanted(self.args)
         if names and len(names) != len(wanted):
             raise InputError(f"--names: {len(names)} for {len(wanted)} checkpoints of --ckpt; give one each")
         nets = [frozen.load(each, self.train) for each in wanted]

@@ -128,7 +128,7 @@ def hash_of_given(file: Path) -> tuple[str, str | None]:
     known = meant and f"the published weights {meant.name} ({meant.file}, SHA-256 {meant.sha256})"
     if not file.is_file():
         raise InputError(f"{file}: no such file" + (f"; put {known} there" if known else ""))
-    found = checkpoint.sha256(file)
+    found = util.sha256(file)
     other = meant and found != meant.sha256
     return found, f"{file} is not the published file: its SHA-256 is {found}, not that of {known}" if other else None
 

@@ -10,6 +10,7 @@ from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny
 from test_main_supcon import IMAGENET
 
 import datasets
+import util
 from engine import checkpoint
 from networks import resnet
 
@@ -103,7 +104,7 @@ def test_the_documented_ood_detection_of_imagenet_100(monkeypatch, capsys, world
     outliers = {"AwA2": 10, **{f"imagenet_outliers_split{i}": 4 * i for i in (1, 2, 3)}}[name]  # of the splits, val
     assert found["images"] == {"train": 200, "inliers": 100, "outliers": outliers}
     assert set(found["metrics"]) == {"AUROC", "FPR95", "FPR95-out", "AUPR", "AUPR-in", "AUPR-out"}
-    assert found["checkpoint"]["sha256"] == checkpoint.sha256(world / "imagenet" / "last.pth")
+    assert found["checkpoint"]["sha256"] == util.sha256(world / "imagenet" / "last.pth")
     assert found["data_folders"]["inliers"] == str(world / "data/imagenet100/images")
     assert found["options"]["detector"] == "gaussian"
     assert {"torch", "torchvision", "scikit-learn"} <= set(found["versions"])

@@ -12,6 +12,7 @@ from commands import CE, error_of, result, run
 from made_data import make_image_folders
 
 import datasets
+import util
 from datasets import augmentation
 from engine import checkpoint, frozen
 from networks import resnet
@@ -46,9 +47,9 @@ def test_a_probe_of_a_random_encoder_is_far_below_that_of_a_trained_one(monkeypa
 
 
 def test_probing_leaves_the_encoder_as_it_was_and_saves_the_classifier_alone(monkeypatch, digits):
-    before = checkpoint.sha256(digits / CE / "last.pth")
+    before = util.sha256(digits / CE / "last.pth")
     run(monkeypatch, digits, f"--ckpt {CE} --epochs 1 --exp_name aug --save_freq 1", "main_linear")
-    assert checkpoint.sha256(digits / CE / "last.pth") == before
+    assert util.sha256(digits / CE / "last.pth") == before
     state = checkpoint.load(digits / "save/linear/digits_models/aug")
     assert {k: tuple(v.shape) for k, v in state["model"].items()} == {"weight": (10, 64), "bias": (10,)}
     run(

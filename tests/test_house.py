@@ -56,11 +56,11 @@ def options_read(trees):
 
 
 def reached(trees):
-    """What runs for a script, of its modules (name -> parsed file): of engine.options, which all scripts share, only
+    """What runs for a script, of its modules (name -> parsed file): of engine.factory, which all scripts share, only
     the functions that another of them names, and what these call.
     """
-    shared = trees.get("engine.options")
-    others = [tree for name, tree in trees.items() if name != "engine.options"]
+    shared = trees.get("engine.factory")
+    others = [tree for name, tree in trees.items() if name != "engine.factory"]
     if shared is None:
         return others
     functions = {node.name: node for node in shared.body if isinstance(node, ast.FunctionDef)}
@@ -68,7 +68,7 @@ def reached(trees):
         node.attr
         for tree in others
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "options"
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "factory"
     }
     found, new = set(), named & functions.keys()
     while new:
@@ -88,7 +88,7 @@ def test_an_option_that_nothing_reads_would_be_found():
     read = options_read(reached(own_modules("main_ce")))
     assert "batch_size" in read
     assert "memorybank_size" not in read
-    assert "features_cache" not in read  # engine.options reads it, in a function that main_ce does not call
+    assert "features_cache" not in read  # engine.factory reads it, in a function that main_ce does not call
 
 
 @pytest.mark.parametrize("script", SCRIPTS[:5])

@@ -29,7 +29,7 @@ LAW = {
 }
 FILES = [*ROOT.glob("*.py"), *(f for name in LAW for f in (ROOT / name).rglob("*.py"))]
 # whose functions may have an `args`: the others take values
-KNOW_OPTIONS = {*SCRIPTS, "reproduce", "engine.options", "engine.config", "engine.objective", "engine.runs"}
+KNOW_OPTIONS = {*SCRIPTS, "reproduce", "engine.options", "engine.config", "engine.factory", "engine.runs"}
 
 
 def name_of(file):

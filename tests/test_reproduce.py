@@ -159,7 +159,7 @@ def test_a_method_that_is_not_wanted_is_shown_if_it_is_done_but_not_run(monkeypa
 
 def test_another_checkpoint_or_command_or_protocol_asks_for_another_evaluation(monkeypatch, small):
     monkeypatch.chdir(small[0])
-    command, sha256 = f"python retrieval.py --ckpt {PLACE}/last.pth", checkpoint.sha256(PLACE / "last.pth")
+    command, sha256 = f"python retrieval.py --ckpt {PLACE}/last.pth", util.sha256(PLACE / "last.pth")
     record = find_record(command, sha256)
     assert record["metrics"] and record["protocol"] == config.protocol("retrieval") > 1
     assert find_record(command, "0" * 64) is None
@@ -347,7 +347,7 @@ def given(tmp_path_factory):
     for place in ("CIFAR-100/SCL_in/last.pth", "ImageNet-100/CE/ckpt_epoch_500.pth"):
         file = folder / "data/published" / place
         original_checkpoint(file, resnet.encoder("resnet8"), "cifar", "resnet8", "cifar100")
-    weights = [dataclasses.replace(w, sha256=checkpoint.sha256(file)) if w.classes else w for w in published.WEIGHTS]
+    weights = [dataclasses.replace(w, sha256=util.sha256(file)) if w.classes else w for w in published.WEIGHTS]
     printed, called = [], []
     with pytest.MonkeyPatch.context() as patch:
 
@@ -397,7 +397,7 @@ def test_a_file_that_is_missing_fails_alone_in_one_line_with_its_hash_and_place(
 
 def test_another_file_in_the_place_of_published_weights_is_named(given):
     folder, (out, _), _ = given
-    found = checkpoint.sha256(folder / "data/published/CIFAR-100/SCL_in/last.pth")
+    found = util.sha256(folder / "data/published/CIFAR-100/SCL_in/last.pth")
     text = f"data/published/CIFAR-100/SCL_in/last.pth is not the published file: its SHA-256 is {found}, not that of"
     table = (folder / "save/tables/given.md").read_text()
     for said, start in ((out, "== other: warning: "), (table, "WARNING: ")):

@@ -17,7 +17,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 import datasets
 from datasets import folders, packed, prepare
 from datasets.rankings import instances, make, taxonomy
-from engine import distributed, objective
+from engine import distributed, factory
 from util import InputError
 
 CLUTTER_FOLDERS = (
@@ -81,7 +81,7 @@ def test_what_was_left_out_is_one_line_with_its_number(cluttered, capsys):
     assert datasets.left_out(kept) == datasets.left_out(train)
     images = {"data_folder": cluttered, "hold_out": [], "skip_images": None, "images_per_class": None}
     args = argparse.Namespace(dataset="path", instance_ranks=None, **images)
-    objective.load_data(args)
+    factory.load_data(args)
     assert capsys.readouterr().out == datasets.left_out(train) + "\n"
 
 

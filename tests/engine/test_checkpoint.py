@@ -14,6 +14,7 @@ import torch
 from made_data import original_checkpoint
 from PIL import Image
 
+import util
 from engine import checkpoint
 from networks import resnet
 from networks.contrastive import ContrastiveModel, projection_head
@@ -342,7 +343,7 @@ def test_a_checkpoint_with_any_other_pickled_object_is_refused_without_running_i
 
 def test_a_hash_is_that_of_the_whole_file(tmp_path):
     (tmp_path / "a").write_bytes(b"abc" * 1_000_000)
-    assert checkpoint.sha256(tmp_path / "a") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
+    assert util.sha256(tmp_path / "a") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
 
 
 def test_a_classifier_without_bias_and_a_weight_that_is_no_tensor_are_errors(tmp_path):

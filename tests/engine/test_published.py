@@ -10,6 +10,7 @@ from commands import CE, ROOT, result, run
 from made_data import make_image_folders, original_checkpoint
 
 import recipes
+import util
 from engine import checkpoint, frozen, published
 from networks import resnet
 from util import InputError
@@ -17,7 +18,7 @@ from util import InputError
 
 def publish(monkeypatch, file, **more):
     """Put a made file into the table of published weights."""
-    known = published.Weights("Made-10", "RINCE made", "made/last.pth", checkpoint.sha256(file), **more)
+    known = published.Weights("Made-10", "RINCE made", "made/last.pth", util.sha256(file), **more)
     monkeypatch.setattr(published, "WEIGHTS", (*published.WEIGHTS, known))
 
 

@@ -1,0 +1,243 @@
+"""Objects made of options: images, views, loaders, optimizer, processes, and the loss over the ranking they name."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import datasets
+import util
+from datasets import rankings
+from datasets.augmentation import Augmentation
+from datasets.rankings import instances
+from engine import cores, distributed, watching
+from engine.frozen import Wanted
+from engine.launch import Processes
+from engine.loading import Loading
+from engine.optimisation import Schedule, Stepper, adamw, allow_tf32, precision, precision_advice, sgd, warm_up_epochs
+from losses import NestedRINCELoss, RINCELoss
+from util import InputError, check_folder
+
+
+def chosen_images(args) -> dict:
+    """Which images of --dataset: arguments of datasets.build_pair."""
+    which = {"hold_out": tuple(args.hold_out), "skip": args.skip_images, "per_class": args.images_per_class}
+    return {"folder": args.data_folder, **which}
+
+
+def training_images(args) -> datasets.ImageData:
+    """The training images of --dataset alone."""
+    chosen = chosen_images(args)
+    per_class = chosen.pop("per_class")
+    return datasets.subset(datasets.build(args.dataset, split="train", **chosen), per_class)
+
+
+def chosen_views(args) -> tuple:
+    """--size, --mean and --std, None where not given. Raises InputError for one of the last two alone."""
+    if (args.mean is None) != (args.std is None):
+        raise InputError("--mean and --std go together: give both or neither")
+    return args.size, args.mean, args.std
+
+
+def augmented(args, spec, views: tuple, colour: bool = True, count: int = 2) -> Augmentation:
+    """The augmentation of training images: as given, else of the data set. views: size, mean and std; colour: whether
+    it is jittered where --colour is not given; count: views of an image.
+    """
+    scale = spec.crop_scale if args.crop_scale is None else args.crop_scale or None
+    flip = spec.flip if args.flip is None else args.flip
+    strength = float(colour and spec.colour) if args.colour is None else args.colour
+    return Augmentation(*views, scale, flip, strength, count, args.blur)
+
+
+def balanced(args, labels: Tensor, names: list[str]) -> tuple[Tensor, int] | None:
+    """Of --sampler balanced: labels [n] of the training images and images a class; None without. names: of labels, or
+    [] where they have none. Raises InputError where batches cannot be made so.
+    """
+    if args.sampler != "balanced":
+        if args.batch_per_class:
+            raise InputError("--batch_per_class: has no use without --sampler balanced")
+        return None
+    each, counts = args.batch_per_class or 4, torch.unique(labels, return_counts=True)
+    classes, rest = divmod(args.batch_size, each)
+    flag = f"--sampler balanced: {each} images of each class (--batch_per_class)"
+    if rest:
+        raise InputError(f"{flag} do not divide --batch_size {args.batch_size}")
+    if classes > len(counts[0]):
+        raise InputError(f"{flag} in --batch_size {args.batch_size} want {classes} classes; there are {len(counts[0])}")
+    least = int(counts[1].argmin())
+    if counts[1][least] < each:
+        name = names[int(counts[0][least])] if names else f"group {int(counts[0][least])}"
+        raise InputError(f"{flag}: {name} has {int(counts[1][least])}")
+    return labels, each
+
+
+def wanted(args) -> Wanted:
+    """Which encoder of --ckpt, and what it is to see."""
+    return Wanted(args.ckpt, args.model, args.model_type, args.dataset, chosen_views(args))
+
+
+def all_wanted(args) -> list[Wanted]:
+    """Likewise, of each of several checkpoints."""
+    return [replace(wanted(args), ckpt=ckpt) for ckpt in args.ckpt]
+
+
+def features_cache(args) -> Path | None:
+    """The folder of --features_cache, which can be written to; None without."""
+    if not args.features_cache:
+        return None
+    check_folder(args.features_cache, "--features_cache")
+    return Path(args.features_cache)
+
+
+def skips_damage(args) -> bool:
+    """Whether damaged images are left out: the default, unless all are checked before the run."""
+    return (args.on_bad_image or ("error" if args.check_data else "skip")) == "skip"
+
+
+def loading(args, device, channels_last: bool = False) -> Loading:
+    """How batches come to the device, in which layout; says how the cores are shared out."""
+    per_node, usable = getattr(args, "nproc_per_node", None), util.cores()
+    workers = cores.loaders(per_node) if args.num_workers is None else args.num_workers
+    distributed.say(cores.line(workers, per_node))
+    if workers > usable:
+        distributed.say(f"--num_workers {workers}: more loader processes than the {usable} cores")
+    minutes = getattr(args, "timeout_minutes", Loading.timeout_minutes)  # the pictures have no such option
+    return Loading(args.batch_size, workers, device, channels_last, minutes)
+
+
+def stepper(args, model, device, warm_for_batch: bool = True) -> Stepper:
+    """The optimiser of the model's trained parameters, by the options' schedule, in their precision, which also settles
+    whether float32 may be TF32 from now on.
+
+    warm_for_batch: a large batch warms up by itself, as in published pre-training and cross-entropy; not in the probe.
+    """
+    warm = warm_up_epochs(args.warm, args.batch_size if warm_for_batch else 0, args.epochs)
+    schedule = Schedule(args.learning_rate, args.epochs, args.cosine, args.lr_decay_rate, args.lr_decay_epochs, warm)
+    allow_tf32(args.precision == "tf32")
+    distributed.say(precision_advice(args.precision, device))
+    if args.optimizer == "adamw":
+        schedule = replace(schedule, warm_share=0.01)  # SGD's first rate, 0.01, would be ten times the last
+        optimizer = adamw(model, args.learning_rate, args.weight_decay)
+    else:
+        optimizer = sgd(model, args.learning_rate, args.momentum, args.weight_decay)
+    return Stepper(optimizer, schedule, precision(args.precision, device), device, args.detect_anomaly)
+
+
+def processes(args) -> Processes:
+    """How many processes, and how they find one another."""
+    return Processes(
+        args.nproc_per_node, args.world_size, args.rank, args.dist_url, args.dist_backend, args.timeout_minutes
+    )
+
+
+# ---- the objective of main_supcon.py ---------------------------------------------------------------------------------
+
+
+def variant(args) -> str:
+    """--variant, or the published flags' meaning."""
+    return args.variant or ("out_in" if args.mixed_out_in else "in" if args.do_sum_in_log else "out")
+
+
+def load_data(args):
+    """The training images, and with --instance_ranks the groups that their labels lie in, and the levels' names."""
+    if not args.instance_ranks:
+        data = training_images(args)
+        distributed.say(datasets.left_out(data))
+        return data, None
+    if args.dataset != "path":
+        raise InputError(f"--instance_ranks {args.instance_ranks}: needs --dataset path")
+    of_classes = "hold_out", "images_per_class", "ranking", "similarity_ranking_imagenet", "use_supercategories"
+    for name in (*of_classes, "thresholds", "ranks"):
+        if getattr(args, name, None):  # an evaluation has some of them only
+            raise InputError(f"--{name} has no use with --instance_ranks, which makes the ranks, and has no classes")
+    data, groups, levels = instances.build(args.data_folder, args.instance_ranks)
+    unlisted, left_out = instances.count_unlisted(data, args.data_folder)
+    distributed.say(left_out.text())
+    if unlisted:
+        distributed.say(f"--instance_ranks does not name {unlisted} images of {args.data_folder}: they are left out")
+    (data,) = datasets.without(args.skip_images, training=data)
+    return data, (groups, levels)
+
+
+def finest(data, nested=None) -> tuple[torch.Tensor, list[str]]:
+    """[n] of the training images: their class, with the classes' names, or their finest group, without any."""
+    return (nested[0][data.labels, 0], []) if nested else (data.labels, data.classes)
+
+
+def held_out(args, transform, data, nested=None) -> watching.OfClasses | watching.OfGroups | None:
+    """The images whose neighbours --knn_freq looks at, as evaluation sees them; None without. Raises InputError.
+
+    data, nested: what load_data has.
+    """
+    if not args.knn_freq:
+        return None
+    if nested:
+        held = watching.OfGroups(datasets.ImageData(data.images, data.labels, data.classes), *nested)
+        parts = [held.images]
+    else:
+        try:
+            parts = datasets.build_pair(args.dataset, **chosen_images(args))
+        except InputError as error:
+            raise InputError(f"--knn_freq needs validation images: {error}") from None
+        distributed.say(datasets.left_out(parts[1]))
+        if len(parts[0]) < watching.VOTES:
+            few = f"there are {len(parts[0])} training images, fewer than its {watching.VOTES} neighbors"
+            distributed.say(f"--knn_freq: {few}; all of them vote")
+        held = watching.OfClasses(*parts)
+    for part in parts:
+        part.tolerate_damage()  # a picture of the run is not worth ending it
+        part.transform = transform
+    return held
+
+
+def build_loss(args, data, nested=None):
+    """The loss over the ranking that the options name, the lines that say what a run trains on, and that ranking as its
+    checkpoints keep it: tables of classes, names of levels and their groups, or None of SCL over classes.
+    """
+    max_tau = args.max_tau if args.use_dynamic_tau else args.min_tau
+    supcon = args.loss_type == "supcon" or (args.loss_type is None and args.n_sim_classes == 1)
+    cumulative = args.use_same_and_similar_class
+    how = args.min_tau, max_tau, variant(args), cumulative, args.min_probability, args.reduction
+    try:
+        if nested:
+            groups, levels = (nested[0][:, :1], nested[1][:1]) if supcon else nested
+            criterion = NestedRINCELoss(groups, *how)
+            lines = instances.summarize_groups(groups, levels, criterion.taus, data.labels)
+            kept = {"groups": nested[0], "levels": nested[1]}
+        else:
+            raw, table = class_ranking(args, data.classes, supcon)
+            criterion = RINCELoss(table, *how)
+            images = torch.bincount(data.labels, minlength=len(data.classes))
+            lines = rankings.summarize_ranking(table, criterion.taus, raw, data.classes, images)
+            kept = None if supcon else {"similarity": table, "source": torch.as_tensor(raw)}
+            if not supcon and len(criterion.taus) == 1:
+                lines.append("warning: no class has a similar class in this ranking; one rank alone is SCL")
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"objective: {error}") from None
+    if args.memorybank_size > 2 * len(data):
+        lines.append(
+            f"warning: --memorybank_size {args.memorybank_size} holds the keys of "
+            f"{args.memorybank_size / len(data):.0f} epochs, most of them made by encoders long past; try "
+            f"{max(args.batch_size, 2 ** (len(data).bit_length() - 1))}, and a small --batch_size"
+        )
+    kind = "groups" if nested else "classes"
+    form = variant(args) + (", pairs averaged within anchors" if args.reduction == "anchors" else "")
+    title = f"{'SCL' if supcon else 'RINCE'} {form}: {len(data)} images, {len(data.classes)} {kind}"
+    return criterion, "\n".join([title, *lines]), kept
+
+
+def class_ranking(args, classes, supcon: bool):
+    """Similarities of the classes as their source has them, and as the loss takes them."""
+    ranking = args.ranking or args.similarity_ranking_imagenet or ("superclass" if args.use_supercategories else None)
+    if supcon:
+        return np.eye(len(classes)), torch.eye(len(classes))
+    if ranking is None:
+        raise InputError("RINCE needs a ranking of classes: give --ranking, or --loss_type supcon for none")
+    raw = rankings.find_similarities(ranking, classes, datasets.spec(args.dataset).superclasses)
+    ranks = rankings.Ranks(args.thresholds, args.ranks, args.hierarchy_k, args.similarity_threshold, args.n_sim_classes)
+    table = rankings.assign_ranks(raw, ranks, f"--ranking {ranking}")
+    return raw, table if args.one_loss_per_rank else (table > 0).float()
