@@ -7,7 +7,7 @@ its own had better take the file losses.py along under another name.
 """
 
 import losses as _losses
-from engine import checkpoint as _checkpoint
+from engine.run import checkpoint as _checkpoint
 from networks import encoders as _encoders
 from networks import resnet as _resnet
 from networks.classifier import Classifier as _Classifier

@@ -14,10 +14,16 @@ import torch.nn.functional as F
 
 import datasets
 from datasets import augmentation
-from engine import config, distributed, factory, initial, loading, options, results, runs, training
-from engine.launch import launch
-from engine.optimisation import in_force
-from engine.parsing import Means
+from engine import factory
+from engine.batches import loading
+from engine.cli import config, options
+from engine.cli.parsing import Means
+from engine.encoder import pretrained, records
+from engine.processes import distributed
+from engine.processes.launch import launch
+from engine.run import runs
+from engine.train import training
+from engine.train.optimization import in_force
 from networks.classifier import Classifier
 
 RECIPES = {
@@ -55,7 +61,7 @@ def worker(args, device):
         datasets.check_several_classes(train, args.data_folder)
         spec = datasets.spec(args.dataset)
         run = runs.Run(args, "SupCon", run_name(args), train.images)
-        start = initial.read(args.model, args.init, args.pretrained, run.source)
+        start = pretrained.read(args.model, args.init, args.pretrained, run.source)
         size, mean, std = datasets.view_settings(args.dataset, start.views_of(factory.chosen_views(args)), train)
         encoder = start.build(spec.small, size)
         encoder = training.sync_batchnorm(encoder, args.model, device) if args.syncBN else encoder
@@ -94,8 +100,8 @@ def worker(args, device):
         about = {"images": {"train": len(train), "validation": len(test)}, "seconds": util.seconds_since(begin)}
         about |= in_force(stepper.precision)
         title, folders = ("cross_entropy", run_name(args), ""), {"images": args.data_folder}
-        path = results.write(options.recorded(args), title, metrics, record, folders, about)
-        results.show("cross-entropy", metrics)
+        path = records.write(options.recorded(args), title, metrics, record, folders, about)
+        records.show("cross-entropy", metrics)
         print(f"saved {path}", flush=True)
 
 

@@ -15,10 +15,16 @@ from torch import nn
 
 import datasets
 from datasets import augmentation
-from engine import config, distributed, factory, frozen, loading, options, results, runs, training
-from engine.launch import launch
-from engine.optimisation import in_force
-from engine.parsing import Means
+from engine import factory
+from engine.batches import loading
+from engine.cli import config, options
+from engine.cli.parsing import Means
+from engine.encoder import records, trained_encoder
+from engine.processes import distributed
+from engine.processes.launch import launch
+from engine.run import runs
+from engine.train import training
+from engine.train.optimization import in_force
 
 SMALL = dict(epochs=30, batch_size=64, learning_rate=0.1, cosine=True, num_workers=0)
 RECIPES = {"digits": SMALL, "fashion_mnist": {**SMALL, "num_workers": 2}}
@@ -49,7 +55,7 @@ def worker(args, device):
         distributed.say(datasets.left_out(train, test))
         datasets.check_several_classes(train, args.data_folder)
         cache = factory.features_cache(args)
-        net = frozen.load(factory.wanted(args), train)
+        net = trained_encoder.load(factory.wanted(args), train)
         kind = "cached" if args.cache_features else "augmented"
         detail = f"{kind}_lr{args.learning_rate:g}{options.images_in_name(args.images_per_class)}_seed{args.seed}"
         name = args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}"
@@ -63,7 +69,7 @@ def worker(args, device):
         encoder.compile()
     if args.cache_features:
         train, test = (
-            loading.Resident.of(*frozen.features(net, data, title, how, cache), device)
+            loading.Resident.of(*trained_encoder.features(net, data, title, how, cache), device)
             for data, title in ((train, "training"), (test, "validation"))
         )
         encoder = nn.Identity()
@@ -97,8 +103,8 @@ def worker(args, device):
         title, folders = ("linear", args.exp_name or net.name, detail), {"images": args.data_folder}
         about = {"images": counts, "seconds": util.seconds_since(begin), "probe": kind}
         about |= net.about() | ({} if args.cache_features else in_force(stepper.precision))  # cached: float32
-        path = results.write(options.recorded(args), title, metrics, net.record, folders, about)
-        results.show(f"probe ({kind})", metrics)
+        path = records.write(options.recorded(args), title, metrics, net.record, folders, about)
+        records.show(f"probe ({kind})", metrics)
         print(f"saved {path}", flush=True)
 
 

@@ -10,9 +10,15 @@ from functools import partial
 import datasets
 import util
 from datasets import augmentation
-from engine import config, distributed, factory, initial, loading, options, runs, training, watching
-from engine.launch import launch
-from engine.parsing import Means
+from engine import factory
+from engine.batches import loading
+from engine.cli import config, options
+from engine.cli.parsing import Means
+from engine.encoder import pretrained
+from engine.processes import distributed
+from engine.processes.launch import launch
+from engine.run import runs
+from engine.train import monitor, training
 from networks.contrastive import ContrastiveModel, projection_head
 from networks.memory_bank import MemoryBank
 from util import InputError
@@ -71,7 +77,7 @@ def worker(args, device):
         data, nested = factory.load_data(args)
         spec = datasets.spec(args.dataset)
         run = runs.Run(args, "SupCon", args.exp_name or default_name(args), data.images)
-        start = initial.read(args.model, args.init, args.pretrained, run.source)
+        start = pretrained.read(args.model, args.init, args.pretrained, run.source)
         size, mean, std = datasets.view_settings(args.dataset, start.views_of(factory.chosen_views(args)), data)
         criterion, summary, ranking = factory.build_loss(args, data, nested)
         held_out = factory.held_out(args, augmentation.evaluation(size, mean, std, spec.small), data, nested)
@@ -86,7 +92,7 @@ def worker(args, device):
     model = build_model(args, start.built_in_turn(spec.small, size), criterion, device, how.memory_format)
     wrapped = training.parallel(model)
     stepper = factory.stepper(args, model, device)
-    watch = watching.Watch(views, held_out, args.knn_freq, args.epochs, how, stepper.autocast)
+    watch = monitor.Watch(views, held_out, args.knn_freq, args.epochs, how, stepper.autocast)
     facts = {"classes": data.classes, "size": size, "mean": list(mean), "std": list(std), "ranking": ranking}
     facts["pretrained"] = start.pretrained
     run.begin(model, stepper, sampler, facts, data)
@@ -109,7 +115,7 @@ def worker(args, device):
         scalars |= loading.report_damage(run, data, device)
         run.log(epoch, scalars, images_per_second)
         if epoch == run.resumed_from + 1:
-            run.say(watching.beside_chance(per_rank, chance))
+            run.say(monitor.beside_chance(per_rank, chance))
         run.save(epoch)
         if epoch == run.resumed_from + 1:
             run.show(watch.draw_pairs)

@@ -15,10 +15,13 @@ import util  # first: where packages are missing it says what to do
 import datasets
 import evaluation
 import figures
-from engine import config, detectors, distributed, factory, frozen, options, ordering, results
-from engine.detectors import DETECTORS, ON_LOGITS
-from engine.launch import launch
-from engine.parsing import Means
+from engine import factory
+from engine.cli import config, options
+from engine.cli.parsing import Means
+from engine.encoder import detectors, rank_consistency, records, trained_encoder
+from engine.encoder.detectors import DETECTORS, ON_LOGITS
+from engine.processes import distributed
+from engine.processes.launch import launch
 from figures.curves import draw_nearness, draw_ood
 from util import InputError
 
@@ -63,21 +66,25 @@ def worker(args, device):
         train, test, outliers = load_data(args)
         distributed.say(datasets.left_out(train, test, outliers))
         loading, cache = factory.loading(args, device), factory.features_cache(args)
-        net = frozen.load(factory.wanted(args), train)
+        net = trained_encoder.load(factory.wanted(args), train)
         if args.detector in ON_LOGITS and not net.classifier:
             raise InputError(f"--detector {args.detector} needs a classifier; {args.ckpt} holds a contrastive model")
-        outputs = frozen.class_outputs(net, args.dataset, train.classes) if args.detector in ON_LOGITS else 0
-        near = ordering.nearness(args.ranking, args.dataset, train.classes, outliers.classes) if args.ranking else None
-        frozen.warn_of_seen(net, args.dataset_outliers, outliers.classes)
+        outputs = trained_encoder.class_outputs(net, args.dataset, train.classes) if args.detector in ON_LOGITS else 0
+        near = (
+            rank_consistency.nearness(args.ranking, args.dataset, train.classes, outliers.classes)
+            if args.ranking
+            else None
+        )
+        trained_encoder.warn_of_seen(net, args.dataset_outliers, outliers.classes)
     wanted = {"inliers": test, "outliers": outliers}
     if args.detector not in ON_LOGITS:
         wanted = {"train": train, **wanted}
-    found = {part: frozen.features(net, data, part, loading, cache) for part, data in wanted.items()}
+    found = {part: trained_encoder.features(net, data, part, loading, cache) for part, data in wanted.items()}
     if not distributed.is_main():
         return
     parts, said = [found["inliers"][0], found["outliers"][0]], {}
     if args.detector in ON_LOGITS:
-        parts, said = frozen.logits(net, outputs, parts)
+        parts, said = trained_encoder.logits(net, outputs, parts)
     scores = detectors.scores(args.detector, args.knn_k, device, found.get("train"), parts)
     try:
         metrics = evaluation.ood_metrics(*scores)
@@ -86,7 +93,7 @@ def worker(args, device):
     metrics = {name: 100 * value for name, value in metrics.items()}
     if near is not None:
         by_class = 100 * evaluation.auroc_by_class(*scores, found["outliers"][1], len(outliers.classes))
-        said["nearness"] = ordering.beside(near, by_class, outliers.classes)
+        said["nearness"] = rank_consistency.beside(near, by_class, outliers.classes)
         if said["nearness"]["Spearman"] is not None:
             metrics["nearness"] = said["nearness"]["Spearman"]
         else:
@@ -97,8 +104,8 @@ def worker(args, device):
     folders = {"inliers": args.data_folder, "outliers": args.data_folder_outliers}
     images = {"train": len(train), "inliers": len(test), "outliers": len(outliers)}
     about = {"images": images, "seconds": util.seconds_since(begin), **said, **net.about()}
-    path = results.write(options.recorded(args), title, metrics, net.record, folders, about)
-    results.show(f"{inliers} against", {label: {k: v for k, v in metrics.items() if k != "AUPR"}})
+    path = records.write(options.recorded(args), title, metrics, net.record, folders, about)
+    records.show(f"{inliers} against", {label: {k: v for k, v in metrics.items() if k != "AUPR"}})
     texts = f"{net.name}: {inliers} against {label}", f"{detector}: {DETECTORS[args.detector]}"
     picture = path.with_suffix(".png"), *scores, metrics, *texts
     drawn = figures.shown(draw_ood, *picture)

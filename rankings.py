@@ -25,7 +25,10 @@ import datasets
 import figures
 from datasets import rankings
 from datasets.rankings import Ranks, comparison, files, make, text_encoders, wordnet
-from engine import distributed, factory, frozen, learnt, options, results
+from engine import factory
+from engine.cli import options
+from engine.encoder import encoder_ranking, records, trained_encoder
+from engine.processes import distributed
 from figures.ranking import draw_comparison, draw_ranking
 from util import InputError
 
@@ -94,10 +97,10 @@ def ask_network(args) -> tuple[np.ndarray, list[str], str]:
     pair = datasets.build_pair(args.dataset, **factory.chosen_images(args)) if errors else ()
     data = pair[1] if errors else factory.training_images(args)
     distributed.say(datasets.left_out(data))
-    net = frozen.load(factory.wanted(args), data)
+    net = trained_encoder.load(factory.wanted(args), data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     how = net, data, factory.loading(args, device), factory.features_cache(args)
-    made = learnt.of_errors(*how, args.dataset) if errors else learnt.of_features(*how, args.centre)
+    made = encoder_ranking.of_errors(*how, args.dataset) if errors else encoder_ranking.of_features(*how, args.centre)
     return made[0], data.classes, made[1]
 
 
@@ -131,7 +134,7 @@ def show(args, out: Path) -> None:
 def print_numbers(title: str, rows: dict[str, dict[str, float]]) -> None:
     """A table of numbers, to four digits and four decimal places; "-" for NaN."""
     cells = {n: {c: "-" if np.isnan(x) else f"{round(x, 4):.4g}" for c, x in row.items()} for n, row in rows.items()}
-    results.show(title, cells)
+    records.show(title, cells)
 
 
 def compare(args, out: Path) -> None:

@@ -18,10 +18,13 @@ import datasets
 import evaluation
 import figures
 from datasets import rankings
-from engine import config, distributed, factory, frozen, options, ordering, results
-from engine.launch import launch
-from engine.ordering import Asked
-from engine.parsing import Means
+from engine import factory
+from engine.cli import config, options
+from engine.cli.parsing import Means
+from engine.encoder import rank_consistency, records, trained_encoder
+from engine.encoder.rank_consistency import Asked
+from engine.processes import distributed
+from engine.processes.launch import launch
 from figures.curves import draw_precision_recall
 from util import InputError
 
@@ -61,8 +64,8 @@ def label_sets(args, classes) -> dict[str, torch.Tensor]:
             raise InputError(f"--labelset {args.labelset}: {args.dataset} {hint}")
         sets["coarse"] = rankings.number_superclasses(groups, classes, source)
     elif args.labelset == "levels":
-        levels = ordering.levels_of(args.superclasses, classes)
-        sets = ordering.with_levels({"class": torch.arange(len(classes))}, levels)
+        levels = rank_consistency.levels_of(args.superclasses, classes)
+        sets = rank_consistency.with_levels({"class": torch.arange(len(classes))}, levels)
     elif args.superclasses:
         raise InputError(f"--superclasses {args.superclasses}: has no use with --labelset fine")
     for name, labels in sets.items():
@@ -78,7 +81,7 @@ def asked_of_classes(args, net, classes) -> Asked:
             raise InputError("--thresholds and --ranks: have no use without --ranking")
         return asked_plainly(args, classes)
     ranks = rankings.Ranks(args.thresholds, args.ranks)
-    similarity = ordering.similarity(args.ranking, ranks, net, args.dataset, classes)
+    similarity = rank_consistency.similarity(args.ranking, ranks, net, args.dataset, classes)
     levels = evaluation.Levels.of_table(similarity)
     if len(levels.values) < 2:
         raise InputError(f"--ranking {args.ranking}: has a single rank, and no order to measure")
@@ -96,19 +99,19 @@ def asked_of_groups(args, groups, names) -> Asked:
         raise InputError("--within and --knn_k: have no use with --instance_ranks, whose images look for one another")
     if args.labelset != "fine" or args.superclasses:
         raise InputError("--instance_ranks: has no classes for --labelset or --superclasses; every level is measured")
-    sets = ordering.with_levels({}, dict(zip(names, groups.T, strict=True)))
+    sets = rank_consistency.with_levels({}, dict(zip(names, groups.T, strict=True)))
     return Asked(sets, evaluation.Levels.of_groups(groups))
 
 
 def show(args, asked: Asked, metrics: dict) -> None:
     """The tables of label sets and of the order of the ranks."""
-    results.show("labels", {name: of for name, of in metrics.items() if name != ordering.RANKS})
+    records.show("labels", {name: of for name, of in metrics.items() if name != rank_consistency.RANKS})
     if asked.levels is not None:
         ranks = ", ".join(f"{r}: {value:.3g}" for r, value in enumerate(asked.levels.values.tolist()))
         print(f"ranks by similarity: {ranks}")
         many = len(asked.levels.values) > 5
-        shown = {k: v for k, v in metrics[ordering.RANKS].items() if not (many and k.startswith("AUROC "))}
-        results.show("order of", {args.ranking or args.instance_ranks: shown})
+        shown = {k: v for k, v in metrics[rank_consistency.RANKS].items() if not (many and k.startswith("AUROC "))}
+        records.show("order of", {args.ranking or args.instance_ranks: shown})
 
 
 def worker(args, device):
@@ -118,24 +121,28 @@ def worker(args, device):
         util.check_folder(args.save_folder, "--save_folder")
         if args.instance_ranks:
             train, (groups, names) = factory.load_data(args)
-            test, net = train, frozen.load(factory.wanted(args), train)
+            test, net = train, trained_encoder.load(factory.wanted(args), train)
             asked = asked_of_groups(args, groups, names)
         else:
             train, test = datasets.build_pair(args.dataset, **factory.chosen_images(args))
             distributed.say(datasets.left_out(train, test))
-            net = frozen.load(factory.wanted(args), train)
+            net = trained_encoder.load(factory.wanted(args), train)
             asked = asked_of_classes(args, net, train.classes)
         loading, cache = factory.loading(args, device), factory.features_cache(args)
-    gallery = None if test is train or args.within == "test" else frozen.features(net, train, "gallery", loading, cache)
-    queries = frozen.features(net, test, "queries", loading, cache)
+    gallery = (
+        None
+        if test is train or args.within == "test"
+        else trained_encoder.features(net, train, "gallery", loading, cache)
+    )
+    queries = trained_encoder.features(net, test, "queries", loading, cache)
     if not distributed.is_main():
         return
-    metrics, curves, said = ordering.measured(asked, queries, gallery, device)
+    metrics, curves, said = rank_consistency.measured(asked, queries, gallery, device)
     title, folders = ("retrieval", net.name, args.labelset), {"images": args.data_folder}
     about = {"images": {"train": len(train), "test": len(test)}, "seconds": util.seconds_since(begin)} | said
     if asked.levels is not None:
         about["similarity_of_ranks"] = asked.levels.values.tolist()
-    path = results.write(options.recorded(args), title, metrics, net.record, folders, about | net.about())
+    path = records.write(options.recorded(args), title, metrics, net.record, folders, about | net.about())
     data = datasets.title(args.dataset, args.data_folder)
     show(args, asked, metrics)
     picture = path.with_suffix(".png"), curves, f"retrieval on {data}, {net.name}"

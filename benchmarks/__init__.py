@@ -20,8 +20,8 @@ import util
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from engine import config
-from engine.optimisation import cpu_capabilities
+from engine.cli import config
+from engine.train.optimization import cpu_capabilities
 
 LIBRARIES = ("torch", "torchvision", "numpy")
 

@@ -31,7 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import in_turn, loss, table
 from benchmarks.train_step import Case, Training, compare
-from engine import config, optimisation
+from engine.cli import config
+from engine.train import optimization
 from util import InputError
 
 CASES = {
@@ -91,12 +92,12 @@ def measure_card(device: torch.device) -> dict:
     """TFLOP/s of matrix products, and GB/s of copies, of which each byte read and written counts."""
     side, floats, found = (8192, 2**28, {}) if device.type == "cuda" else (256, 2**22, {})
     for name in ("float32", "tf32", "float16", "bfloat16"):
-        optimisation.allow_tf32(name == "tf32")
+        optimization.allow_tf32(name == "tf32")
         a = torch.ones(side, side, device=device, dtype=getattr(torch, name, torch.float32)).uniform_(-1, 1)
         out = torch.empty_like(a)
         spent = seconds_of(lambda a=a, out=out: [torch.mm(a, a, out=out) for _ in range(PRODUCTS)], device)
         found[f"{name} TFLOP/s"] = PRODUCTS * 2 * side**3 / spent / 1e12
-    optimisation.allow_tf32(False)
+    optimization.allow_tf32(False)
     source, target = (torch.zeros(floats, device=device) for _ in range(2))
     found["copy GB/s"] = 8 * floats / seconds_of(partial(target.copy_, source), device) / 1e9
     return {"rates": found}
@@ -147,7 +148,7 @@ def measure_feeding(begin: Callable[[str], Training]) -> dict:
 
 def measure_case(case: Case, device: torch.device) -> dict:
     """All that is measured of a case."""
-    kind = optimisation.precision("auto" if device.type == "cuda" else "bfloat16", device)
+    kind = optimization.precision("auto" if device.type == "cuda" else "bfloat16", device)
     half, steps = str(kind).removeprefix("torch."), STEPS[device.type]
     forms = {
         "plain: float32, contiguous, eager": None,

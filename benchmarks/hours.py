@@ -17,7 +17,8 @@ import datasets
 import recipes
 import util
 from benchmarks import parser, report
-from engine import config, options, training
+from engine.cli import config, options
+from engine.train import training
 from util import InputError
 
 IMAGES = {  # of training, and classes; ImageNet-100's about

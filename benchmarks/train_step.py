@@ -27,7 +27,8 @@ import yaml
 from benchmarks import in_turn, parser, ratio, report
 from benchmarks.data import MEAN, STD, make_photographs
 from benchmarks.loss import C, plain_rince
-from engine import config, training
+from engine.cli import config
+from engine.train import training
 from networks.resnet import TORCHVISION
 
 FORMS = {  # name -> options of main_supcon.py; None: the plain form

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import datasets
 import util
-from engine import checkpoint, config, initial, options, published
-from engine.parsing import Means, Parser
+from engine.cli import config, options
+from engine.cli.parsing import Means, Parser
+from engine.encoder import official_checkpoints, pretrained
+from engine.run import checkpoint
 from networks import cards, encoders, exported
 from util import InputError
 
@@ -40,10 +42,10 @@ def metrics_of(sha256: str, folder: Path) -> list[dict]:
     return found
 
 
-def card_of(state: dict, start: initial.Initial, path: Path, licence: str | None, results: Path) -> dict:
+def card_of(state: dict, start: pretrained.Initial, path: Path, licence: str | None, results: Path) -> dict:
     """What a card says beside the weights. results: folder of evaluations' records."""
     trained, sha256 = checkpoint.trained_options(state), util.sha256(path)
-    known, name = published.find(sha256), trained.get("dataset")
+    known, name = official_checkpoints.find(sha256), trained.get("dataset")
     size, mean, std = start.views
     if name in datasets.NAMES:  # a published checkpoint does not say them
         data = datasets.spec(name)
@@ -103,7 +105,7 @@ def main():
             raise InputError(f"--out {args.out}: holds {name} already; nothing is overwritten")
     util.check_folder(args.out, "--out")
     path = checkpoint.find(args.ckpt)
-    start, state, _ = initial.of_file(args.model, path, "--ckpt")
+    start, state, _ = pretrained.of_file(args.model, path, "--ckpt")
     card = card_of(state, start, path, args.licence, args.results)
     exported.save(args.out, start.build(False, card["size"]), card)
     written = cards.read_card(args.out / cards.CARD)

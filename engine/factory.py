@@ -12,11 +12,21 @@ import util
 from datasets import rankings
 from datasets.augmentation import Augmentation
 from datasets.rankings import instances
-from engine import cores, distributed, watching
-from engine.frozen import Wanted
-from engine.launch import Processes
-from engine.loading import Loading
-from engine.optimisation import Schedule, Stepper, adamw, allow_tf32, precision, precision_advice, sgd, warm_up_epochs
+from engine.batches.loading import Loading
+from engine.encoder.trained_encoder import Wanted
+from engine.processes import cpu_threads, distributed
+from engine.processes.launch import Processes
+from engine.train import monitor
+from engine.train.optimization import (
+    Schedule,
+    Stepper,
+    adamw,
+    allow_tf32,
+    precision,
+    precision_advice,
+    sgd,
+    warm_up_epochs,
+)
 from losses import NestedRINCELoss, RINCELoss
 from util import InputError, check_folder
 
@@ -99,8 +109,8 @@ def skips_damage(args) -> bool:
 def loading(args, device, channels_last: bool = False) -> Loading:
     """How batches come to the device, in which layout; says how the cores are shared out."""
     per_node, usable = getattr(args, "nproc_per_node", None), util.cores()
-    workers = cores.loaders(per_node) if args.num_workers is None else args.num_workers
-    distributed.say(cores.line(workers, per_node))
+    workers = cpu_threads.loaders(per_node) if args.num_workers is None else args.num_workers
+    distributed.say(cpu_threads.line(workers, per_node))
     if workers > usable:
         distributed.say(f"--num_workers {workers}: more loader processes than the {usable} cores")
     minutes = getattr(args, "timeout_minutes", Loading.timeout_minutes)  # the pictures have no such option
@@ -166,7 +176,7 @@ def finest(data, nested=None) -> tuple[torch.Tensor, list[str]]:
     return (nested[0][data.labels, 0], []) if nested else (data.labels, data.classes)
 
 
-def held_out(args, transform, data, nested=None) -> watching.OfClasses | watching.OfGroups | None:
+def held_out(args, transform, data, nested=None) -> monitor.OfClasses | monitor.OfGroups | None:
     """The images whose neighbours --knn_freq looks at, as evaluation sees them; None without. Raises InputError.
 
     data, nested: what load_data has.
@@ -174,7 +184,7 @@ def held_out(args, transform, data, nested=None) -> watching.OfClasses | watchin
     if not args.knn_freq:
         return None
     if nested:
-        held = watching.OfGroups(datasets.ImageData(data.images, data.labels, data.classes), *nested)
+        held = monitor.OfGroups(datasets.ImageData(data.images, data.labels, data.classes), *nested)
         parts = [held.images]
     else:
         try:
@@ -182,10 +192,10 @@ def held_out(args, transform, data, nested=None) -> watching.OfClasses | watchin
         except InputError as error:
             raise InputError(f"--knn_freq needs validation images: {error}") from None
         distributed.say(datasets.left_out(parts[1]))
-        if len(parts[0]) < watching.VOTES:
-            few = f"there are {len(parts[0])} training images, fewer than its {watching.VOTES} neighbors"
+        if len(parts[0]) < monitor.VOTES:
+            few = f"there are {len(parts[0])} training images, fewer than its {monitor.VOTES} neighbors"
             distributed.say(f"--knn_freq: {few}; all of them vote")
-        held = watching.OfClasses(*parts)
+        held = monitor.OfClasses(*parts)
     for part in parts:
         part.tolerate_damage()  # a picture of the run is not worth ending it
         part.transform = transform

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import figures
 import util
-from engine.results import are_small, read_table
+from engine.encoder.records import are_small, read_table
 from figures.curves import GRAY, INLIER, OUTLIER
 from figures.grid import check_columns, scaled, seeds_of, table_parser
 from util import InputError

@@ -21,7 +21,7 @@ import datasets
 import figures
 from datasets import rankings
 from datasets.rankings import files
-from engine import options
+from engine.cli import options
 from figures import encoders
 from figures.encoders import COLORS, MARKERS
 from figures.ranking import Classes, clustered, draw_matrix

@@ -12,7 +12,7 @@ import numpy as np
 
 import figures
 import util
-from engine.results import read_table
+from engine.encoder.records import read_table
 from figures.curves import COLORS
 from util import InputError
 

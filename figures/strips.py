@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 import evaluation
 import figures
 from datasets.rankings import files
-from engine import options
+from engine.cli import options
 from figures import encoders
 from util import InputError
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import util
-from engine import config
-from engine.parsing import Options, Parser
+from engine.cli import config
+from engine.cli.parsing import Options, Parser
 from recipes import grid
 from recipes.schema import NUMBERS, check, check_entry, in_one_line, option, words
 from util import InputError

@@ -8,9 +8,11 @@ from functools import cache
 from pathlib import Path
 
 import util
-from engine import checkpoint, config, published
-from engine.config import protocol
-from engine.parsing import Means
+from engine.cli import config
+from engine.cli.config import protocol
+from engine.cli.parsing import Means
+from engine.encoder import official_checkpoints
+from engine.run import checkpoint
 from recipes import parse, parser_of
 from recipes.schema import option, words
 from util import InputError
@@ -124,7 +126,7 @@ def hash_of_given(file: Path) -> tuple[str, str | None]:
 
     Raises InputError, in one line, where there is none: published weights by name, hash and place.
     """
-    meant = published.meant(file)
+    meant = official_checkpoints.meant(file)
     known = meant and f"the published weights {meant.name} ({meant.file}, SHA-256 {meant.sha256})"
     if not file.is_file():
         raise InputError(f"{file}: no such file" + (f"; put {known} there" if known else ""))

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import util
-from engine import checkpoint
+from engine.run import checkpoint
 from recipes import ROOT, completed, run_folder
 from recipes.schema import option
 from util import InputError

@@ -12,7 +12,7 @@ import util  # first: where packages are missing it says what to do
 # isort: split
 import numpy as np
 
-from engine.results import are_small, read_table
+from engine.encoder.records import are_small, read_table
 from recipes import ROOT, Scope, columns, given, grid, seeds
 from util import InputError
 

@@ -34,10 +34,10 @@ def pytest_configure(config):
 def few_threads_and_pictures(pytestconfig):
     import torch
 
-    from engine import watching
+    from engine.train import monitor
 
     torch.set_num_threads(pytestconfig.getoption("threads"))
-    watching.PAIRS, watching.PROJECTED = 16, 16  # what a run shows of itself took a third of the shortest ones
+    monitor.PAIRS, monitor.PROJECTED = 16, 16  # what a run shows of itself took a third of the shortest ones
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +60,7 @@ def _train_digits(root):
     import torch
     from commands import run
 
-    from engine import checkpoint
+    from engine.run import checkpoint
     from networks import resnet
 
     root.mkdir()

@@ -17,7 +17,7 @@ from commands import ROOT
 
 import main_supcon
 import util
-from engine import launch
+from engine.processes import launch
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["processes"])

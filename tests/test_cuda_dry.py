@@ -16,10 +16,12 @@ import evaluation
 import losses
 import util
 from datasets.views import Views
-from engine import checkpoint, loading, watching
-from engine.loading import Resident
-from engine.optimisation import FiniteGuard, Schedule, Stepper, sgd
-from engine.prefetch import Prefetcher
+from engine.batches import loading
+from engine.batches.loading import Resident
+from engine.batches.prefetch import Prefetcher
+from engine.run import checkpoint
+from engine.train import monitor
+from engine.train.optimization import FiniteGuard, Schedule, Stepper, sgd
 from networks.contrastive import ContrastiveModel
 from networks.memory_bank import MemoryBank
 
@@ -451,7 +453,7 @@ def test_a_copy_stream_that_is_not_waited_for_is_reported(dry, monkeypatch):
     races = [f for f in dry.faults if f.kind == "race"]
     assert races
     assert races[0].place[0] == "datasets/color_on_device.py"
-    assert "engine/prefetch.py" in str(races[0])  # where it was copied
+    assert "engine/batches/prefetch.py" in str(races[0])  # where it was copied
 
 
 def test_batches_whose_memory_is_not_marked_as_in_use_are_reported(dry, monkeypatch):
@@ -465,7 +467,9 @@ def test_batches_whose_memory_is_not_marked_as_in_use_are_reported(dry, monkeypa
 def test_batches_that_are_not_pinned_are_reported(dry, monkeypatch):
     monkeypatch.setattr(loading.Loading, "of_loader", lambda self: {"generator": torch.Generator()})
     use(batches()[0])
-    assert {(f.place[0], f.place[2]) for f in dry.faults if f.kind == "pageable"} >= {("engine/prefetch.py", "_moved")}
+    assert {(f.place[0], f.place[2]) for f in dry.faults if f.kind == "pageable"} >= {
+        ("engine/batches/prefetch.py", "_moved")
+    }
 
 
 def test_views_are_finished_one_by_one_without_a_wait_where_nothing_compiles(dry, monkeypatch):
@@ -689,7 +693,7 @@ def pictures(tmp_path_factory):
     (root / "groups.csv").write_text("\n".join(["image,place,city", *rows]) + "\n")
     command = COLOUR.replace("--use_supercategories True ", "").replace("--memorybank_size 128 ", "")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watching, "PAIRS", 16)
+        patch.setattr(monitor, "PAIRS", 16)
         dry = dry_run(root, f"{command} --use_ssl_augmentations True --exp_name ce", "main_ce")
     assert_waits_at_progress_lines_only(dry, lines=1, epochs=1)
     return root

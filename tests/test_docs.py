@@ -17,7 +17,7 @@ from made_data import make_image_folders, original_checkpoint
 import evaluation
 import losses
 import networks
-from engine.results import read_table
+from engine.encoder.records import read_table
 from networks import memory_bank, resnet
 from recipes import table
 

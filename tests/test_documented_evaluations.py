@@ -11,7 +11,7 @@ from test_main_supcon import IMAGENET
 
 import datasets
 import util
-from engine import checkpoint
+from engine.run import checkpoint
 from networks import resnet
 
 WNIDS = datasets.class_list("ImageNet-100")

@@ -9,7 +9,7 @@ from made_data import make_image_folders, make_tiny_imagenet
 import out_of_dist_detection as ood
 import retrieval
 import util
-from engine import checkpoint
+from engine.run import checkpoint
 
 NEAR = f"--ckpt {CE} --hold_out 4 8 --dataset_outliers digits --outlier_classes 4 8"
 BAD = {

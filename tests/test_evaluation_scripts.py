@@ -14,7 +14,8 @@ from made_data import make_image_folders
 import datasets
 import util
 from datasets import augmentation
-from engine import checkpoint, frozen
+from engine.encoder import trained_encoder
+from engine.run import checkpoint
 from networks import resnet
 
 NEAR = f"--ckpt {CE} --hold_out 4 8 --dataset_outliers digits --outlier_classes 4 8"
@@ -62,8 +63,8 @@ def test_probing_leaves_the_encoder_as_it_was_and_saves_the_classifier_alone(mon
 
 
 def test_probing_moves_neither_the_encoders_weights_nor_its_running_means(monkeypatch, digits):
-    nets, load = [], frozen.load
-    monkeypatch.setattr(frozen, "load", lambda *args: nets.append(load(*args)) or nets[-1])
+    nets, load = [], trained_encoder.load
+    monkeypatch.setattr(trained_encoder, "load", lambda *args: nets.append(load(*args)) or nets[-1])
     run(monkeypatch, digits, f"--ckpt {CE} --epochs 1 --exp_name still", "main_linear")
     weights, _ = checkpoint.encoder_weights(checkpoint.load(digits / CE), "")
     assert all(torch.equal(value, weights[name]) for name, value in nets[0].encoder.state_dict().items())

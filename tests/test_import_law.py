@@ -14,22 +14,34 @@ from commands import ROOT
 SCRIPTS = ("main_supcon", "main_ce", "main_linear", "retrieval", "out_of_dist_detection", "rankings")
 GROUND = {"losses", "networks", "evaluation", "util"}
 DATA = {"datasets", "datasets.rankings"}
+BELOW = GROUND | DATA
+# the engine's packages, the lower ones first: each may import those named, and the layers below
+ENGINE = {
+    "engine.processes": set(),
+    "engine.cli": {"engine.processes"},
+    "engine.batches": {"engine.processes"},
+    "engine.train": {"engine.processes", "engine.batches"},
+    "engine.run": {"engine.processes", "engine.cli", "engine.train"},
+    "engine.encoder": {"engine.processes", "engine.cli", "engine.batches", "engine.train", "engine.run"},
+}
+WHOLE_ENGINE = {"engine", *ENGINE}
 # package or module -> what it may import beside itself: the longest name that fits a module counts
 LAW = {
     **{name: set() for name in GROUND},
     "datasets": {"util"},
     "datasets.rankings": {"datasets", "util"},
-    "engine": GROUND | DATA,
-    "figures": GROUND | DATA | {"engine"},
-    "recipes": {"engine", "util"},
-    "benchmarks": GROUND | DATA | {"engine", "figures", "recipes"},
-    **{script: GROUND | DATA | {"engine", "figures", "recipes", "benchmarks"} for script in SCRIPTS},
-    "reproduce": {"recipes", "engine.config", "engine.checkpoint", "util"},
-    "hubconf": {"losses", "networks", "evaluation", "util", "engine.checkpoint"},
+    **{name: BELOW | others for name, others in ENGINE.items()},
+    "engine": BELOW | set(ENGINE),
+    "figures": BELOW | WHOLE_ENGINE,
+    "recipes": {"engine.cli", "engine.run", "engine.encoder", "util"},
+    "benchmarks": BELOW | WHOLE_ENGINE | {"figures", "recipes"},
+    **{script: BELOW | WHOLE_ENGINE | {"figures", "recipes", "benchmarks"} for script in SCRIPTS},
+    "reproduce": {"recipes", "engine.cli.config", "util"},
+    "hubconf": {"losses", "networks", "evaluation", "util", "engine.run.checkpoint"},
 }
 FILES = [*ROOT.glob("*.py"), *(f for name in LAW for f in (ROOT / name).rglob("*.py"))]
 # whose functions may have an `args`: the others take values
-KNOW_OPTIONS = {*SCRIPTS, "reproduce", "engine.options", "engine.config", "engine.factory", "engine.runs"}
+KNOW_OPTIONS = {*SCRIPTS, "reproduce", "engine.cli.options", "engine.cli.config", "engine.factory", "engine.run.runs"}
 
 
 def name_of(file):
@@ -75,10 +87,12 @@ def test_imports_run_downward():
         ("losses", "import util"),
         ("networks.contrastive", "from ..losses import rince"),
         ("datasets.sources", "from datasets.rankings import table"),
-        ("datasets.rankings.table", "def f():\n    from engine import options"),
-        ("engine.runs", "from figures import curves"),
+        ("datasets.rankings.table", "def f():\n    from engine.cli import options"),
+        ("engine.run.runs", "from figures import curves"),
         ("main_ce", "import main_supcon"),
-        ("reproduce", "from engine import training"),
+        ("reproduce", "from engine.train import training"),
+        ("engine.batches.loading", "from engine.run import runs"),
+        ("engine.run.runs", "from engine import factory"),
     ],
 )
 def test_an_import_upward_would_be_found(module, line):
@@ -111,7 +125,7 @@ def test_reading_options_loads_nothing_heavy_but_torch():
 
 def test_loader_processes_load_nothing_that_they_do_not_use():
     """What a loader process that is not forked imports: what its data set, collation and start are pickled by."""
-    code = "import pickle; from datasets.views import Views, as_it_is; from engine import signals\n"
+    code = "import pickle; from datasets.views import Views, as_it_is; from engine.processes import signals\n"
     code += "from datasets import build, packed; from datasets.augmentation import Augmentation\n"
     code += "augmentation = Augmentation(8, (0.5,) * 3, (0.2,) * 3)\n"
     code += "pickle.loads(pickle.dumps((as_it_is, signals.ignore, packed.Pack, Views(None, augmentation, 0, True))))"

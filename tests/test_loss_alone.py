@@ -13,7 +13,7 @@ from commands import ROOT, run
 from made_data import original_checkpoint
 
 import losses
-from engine import checkpoint
+from engine.run import checkpoint
 from losses import InBatchLoss, NestedRINCELoss, RINCELoss, SupConLoss
 from networks import resnet
 

@@ -11,7 +11,9 @@ import torch
 from commands import ROOT, error_of, run
 from made_data import make_cifar100, make_image_folders
 
-from engine import checkpoint, distributed, launch, loading
+from engine.batches import loading
+from engine.processes import distributed, launch
+from engine.run import checkpoint
 
 WNIDS = (ROOT / "datasets" / "ImageNet-100.txt").read_text().split()
 IMAGENET = {

@@ -14,7 +14,7 @@ import recipes
 import util
 from datasets import packing, prepare, sources
 from datasets.rankings import instances, make, text_encoders
-from engine import config
+from engine.cli import config
 from util import InputError
 
 SCRIPTS = ("main_supcon", "main_ce", "main_linear", "retrieval", "out_of_dist_detection", "rankings", "reproduce")

@@ -22,7 +22,9 @@ import recipes
 import reproduce
 import util
 from datasets import text_files
-from engine import checkpoint, config, published
+from engine.cli import config
+from engine.encoder import official_checkpoints
+from engine.run import checkpoint
 from networks import resnet
 from recipes.completed import find_record, find_run, same, seconds
 from recipes.running import Finder, Runner
@@ -347,7 +349,9 @@ def given(tmp_path_factory):
     for place in ("CIFAR-100/SCL_in/last.pth", "ImageNet-100/CE/ckpt_epoch_500.pth"):
         file = folder / "data/published" / place
         original_checkpoint(file, resnet.encoder("resnet8"), "cifar", "resnet8", "cifar100")
-    weights = [dataclasses.replace(w, sha256=util.sha256(file)) if w.classes else w for w in published.WEIGHTS]
+    weights = [
+        dataclasses.replace(w, sha256=util.sha256(file)) if w.classes else w for w in official_checkpoints.WEIGHTS
+    ]
     printed, called = [], []
     with pytest.MonkeyPatch.context() as patch:
 
@@ -356,7 +360,7 @@ def given(tmp_path_factory):
             run(patch, folder, command)
             return True
 
-        patch.setattr(published, "WEIGHTS", tuple(weights))
+        patch.setattr(official_checkpoints, "WEIGHTS", tuple(weights))
         patch.setattr(Runner, "call", call)
         patch.setattr(reproduce, "ThreadPoolExecutor", InTurn)
         for options in ("--seeds 2", "--seeds 2 --scale 0.5"):
@@ -385,7 +389,7 @@ def test_given_checkpoints_are_evaluated_once_without_training_or_seconds(given)
 def test_a_file_that_is_missing_fails_alone_in_one_line_with_its_hash_and_place(given):
     out, table = given[1][0], (given[0] / "save/tables/given.md").read_text()
     (line,) = [line for line in out.splitlines() if line.startswith("== missing: FAILED: ")]
-    (known,) = [w for w in published.WEIGHTS if w.name == "RINCE in, CIFAR-100"]
+    (known,) = [w for w in official_checkpoints.WEIGHTS if w.name == "RINCE in, CIFAR-100"]
     assert line == (
         "== missing: FAILED: data/published/CIFAR-100/RINCE_in/last.pth: no such file; put the published weights "
         f"RINCE in, CIFAR-100 (RINCE_in/last.pth, SHA-256 {known.sha256}) there"
@@ -492,7 +496,7 @@ def test_the_big_recipes_run_end_to_end_at_a_small_scale(trees, name, columns, m
 def test_the_published_weights_of_both_data_sets_are_evaluated_at_a_small_scale(trees):
     """On made files, so that each is named as not the published one."""
     made = {"RINCE out-in, CIFAR-100": ("resnet50", None), "cross-entropy, ImageNet-100": ("resnet18", 1000)}
-    for weights in published.WEIGHTS:
+    for weights in official_checkpoints.WEIGHTS:
         if weights.name in made:
             (model, classes), small = made[weights.name], weights.data_set == "CIFAR-100"
             form, dataset = ("cifar", "cifar100") if small else ("imagenet", "imagenet_100")

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 
 import util
-from engine import distributed, training
+from engine.processes import distributed
+from engine.train import training
 
 
 def fail(device):

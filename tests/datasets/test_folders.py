@@ -17,7 +17,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 import datasets
 from datasets import folders, packed, prepare
 from datasets.rankings import instances, make, taxonomy
-from engine import distributed, factory
+from engine import factory
+from engine.processes import distributed
 from util import InputError
 
 CLUTTER_FOLDERS = (

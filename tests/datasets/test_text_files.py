@@ -12,7 +12,7 @@ import datasets
 import recipes
 from datasets import decoding, packing, prepare, sources, text_files
 from datasets.rankings import files, instances, taxonomy, wordnet
-from engine import config, options
+from engine.cli import config, options
 from util import InputError
 
 ROWS = [["class", "a b", "c,d"], ["a b", "1", "0.5"], ["c,d", "0.5", "1"]]

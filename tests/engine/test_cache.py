@@ -10,7 +10,8 @@ import torch
 from made_data import make_image_folders
 
 import datasets
-from engine import cache, checkpoint
+from engine.encoder import feature_cache
+from engine.run import checkpoint
 
 LABELS = torch.tensor([0, 1, 1])
 FEATURES = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
@@ -19,26 +20,26 @@ FEATURES = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 @pytest.fixture
 def kept(tmp_path):
     """A file that keeps three features under the key "k"."""
-    assert cache.write(tmp_path / "kept" / "f.pt", "k", FEATURES, LABELS, {"classes": ["a", "b"]}) == ""
+    assert feature_cache.write(tmp_path / "kept" / "f.pt", "k", FEATURES, LABELS, {"classes": ["a", "b"]}) == ""
     return tmp_path / "kept" / "f.pt"
 
 
 def test_what_was_kept_is_read(kept, tmp_path):
-    found, fault = cache.read(kept, "k", LABELS, 4)
+    found, fault = feature_cache.read(kept, "k", LABELS, 4)
     assert torch.equal(found, FEATURES)
     assert fault == ""
-    assert cache.read(tmp_path / "none.pt", "k", LABELS, 4) == (None, "")
+    assert feature_cache.read(tmp_path / "none.pt", "k", LABELS, 4) == (None, "")
 
 
 def test_no_damage_of_any_byte_is_read_as_features(kept):
     whole, rng = kept.read_bytes(), random.Random(0)
     for place in rng.sample(range(len(whole)), 200):
         kept.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << rng.randrange(8))]) + whole[place + 1 :])
-        found, fault = cache.read(kept, "k", LABELS, 4)
+        found, fault = feature_cache.read(kept, "k", LABELS, 4)
         assert found is None or torch.equal(found, FEATURES)  # a bit of the zip's times or padding
         assert (found is None) == bool(fault)
     kept.write_bytes(whole[:-50])
-    assert cache.read(kept, "k", LABELS, 4)[1].startswith("damaged, or of an older version")
+    assert feature_cache.read(kept, "k", LABELS, 4)[1].startswith("damaged, or of an older version")
 
 
 @pytest.mark.parametrize(
@@ -57,21 +58,21 @@ def test_no_damage_of_any_byte_is_read_as_features(kept):
 )
 def test_a_whole_file_of_something_else_is_named(kept, change, fault):
     checkpoint.write_whole(kept, {"features": FEATURES, "labels": LABELS, "key": "k"} | change)
-    found, why = cache.read(kept, "k", LABELS, 4)
+    found, why = feature_cache.read(kept, "k", LABELS, 4)
     assert found is None
     assert fault in why
 
 
 def test_a_file_without_a_key_is_of_an_older_version(kept):
     checkpoint.write_whole(kept, {"features": FEATURES, "labels": LABELS})
-    assert cache.read(kept, "k", LABELS, 4) == (None, "damaged, or of an older version (KeyError)")
+    assert feature_cache.read(kept, "k", LABELS, 4) == (None, "damaged, or of an older version (KeyError)")
 
 
 def test_an_image_that_was_replaced_at_equal_size_and_time_changes_the_key(tmp_path):
     make_image_folders(tmp_path, ["a", "b"], each=2)
     data = datasets.build("path", tmp_path)
-    before, image = cache.key((), data), data.images[0]
-    assert cache.key((), datasets.build("path", tmp_path)) == before
+    before, image = feature_cache.key((), data), data.images[0]
+    assert feature_cache.key((), datasets.build("path", tmp_path)) == before
     stat = os.stat(image)
     time.sleep(0.02)
     content = bytearray(Path(image).read_bytes())
@@ -80,9 +81,9 @@ def test_an_image_that_was_replaced_at_equal_size_and_time_changes_the_key(tmp_p
     os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert os.stat(image).st_size == stat.st_size
     assert os.stat(image).st_mtime_ns == stat.st_mtime_ns
-    assert cache.key((), data) != before
+    assert feature_cache.key((), data) != before
 
 
 def test_a_folder_that_cannot_be_written_to_is_named_and_no_error(tmp_path):
     (tmp_path / "file").write_text("")
-    assert cache.write(tmp_path / "file" / "f.pt", "k", FEATURES, LABELS, {}).startswith("cannot be written (")
+    assert feature_cache.write(tmp_path / "file" / "f.pt", "k", FEATURES, LABELS, {}).startswith("cannot be written (")

@@ -15,7 +15,7 @@ from made_data import original_checkpoint
 from PIL import Image
 
 import util
-from engine import checkpoint
+from engine.run import checkpoint
 from networks import resnet
 from networks.contrastive import ContrastiveModel, projection_head
 from networks.memory_bank import MemoryBank

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from commands import error_of, result, run
 
-from engine import config, options, parsing
+from engine.cli import config, options, parsing
 
 SCRIPTS = ("main_supcon", "main_ce", "main_linear", "retrieval", "out_of_dist_detection")
 REQUIRED = {

@@ -7,8 +7,9 @@ import torch
 from commands import run
 
 import util
-from engine import config, cores
-from engine.optimisation import precision_advice
+from engine.cli import config
+from engine.processes import cpu_threads
+from engine.train.optimization import precision_advice
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def threads_after(monkeypatch, per_node=None, before=64):
     given = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: before)
     monkeypatch.setattr(torch, "set_num_threads", given.append)
-    cores.limit_threads(per_node)
+    cpu_threads.limit_threads(per_node)
     return given
 
 
@@ -64,14 +65,14 @@ def test_the_users_threads_stand(of_eight):
 def test_torchrun_and_srun_say_how_many_share_them(of_eight, env, processes):
     for name, value in env.items():
         of_eight.setenv(name, value)
-    assert cores.processes_here() == processes
-    assert cores.loaders() == 8 // processes
+    assert cpu_threads.processes_here() == processes
+    assert cpu_threads.loaders() == 8 // processes
 
 
 def test_loader_processes_are_a_share_of_the_cores_and_eight_at_most(of_eight):
-    assert [cores.loaders(n) for n in (1, 2, 3, 9)] == [8, 4, 2, 1]
+    assert [cpu_threads.loaders(n) for n in (1, 2, 3, 9)] == [8, 4, 2, 1]
     of_eight.setattr(util, "cores", lambda: 64)
-    assert cores.loaders() == 8
+    assert cpu_threads.loaders() == 8
 
 
 def test_loader_processes_follow_the_processes_unless_they_are_given(of_eight):
@@ -88,8 +89,8 @@ def test_loader_processes_follow_the_processes_unless_they_are_given(of_eight):
 def test_one_line_says_both(of_eight):
     of_eight.setattr(torch, "get_num_threads", lambda: 2)
     line = "8 cores: 2 threads of torch (OMP_NUM_THREADS), 3 loader processes (--num_workers), in each of 4 processes"
-    assert cores.line(3, 4) == line
-    assert cores.line(1).endswith("1 loader process (--num_workers)")
+    assert cpu_threads.line(3, 4) == line
+    assert cpu_threads.line(1).endswith("1 loader process (--num_workers)")
 
 
 def test_a_run_says_it(monkeypatch, capsys, tmp_path):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from processes import together
 from torch.nn.parallel import DistributedDataParallel
 
-from engine import distributed, launch
+from engine.processes import distributed, launch
 from losses import RINCELoss
 from networks.contrastive import ContrastiveModel
 from networks.memory_bank import MemoryBank

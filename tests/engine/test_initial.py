@@ -15,7 +15,8 @@ from torch import nn
 import datasets
 import hubconf
 import main_supcon
-from engine import checkpoint, frozen, initial
+from engine.encoder import pretrained, trained_encoder
+from engine.run import checkpoint
 from networks import encoders, resnet
 from networks.contrastive import ContrastiveModel, projection_head
 from networks.memory_bank import MemoryBank
@@ -56,7 +57,7 @@ def features_of(model, images):
 @torch.no_grad()
 def test_a_file_of_a_library_gives_the_features_that_the_library_pools(library, name):
     folder, models = library
-    start = initial.read(name, str(folder / FILES[name]), False)
+    start = pretrained.read(name, str(folder / FILES[name]), False)
     size, mean, std = start.views
     encoder, model = start.build(True, size).eval(), models[name].eval()
     images = torch.randn(2, 3, size, size)
@@ -82,13 +83,13 @@ def test_a_file_of_a_library_is_the_same_encoder_for_init_ckpt_and_hub(library, 
         about = {"optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(model=name, epochs=90)}
         file = tmp_path / "checkpoint.pth"
         torch.save({place: models[name].state_dict(), **about}, file)
-    start = initial.read(name, str(file), False)
+    start = pretrained.read(name, str(file), False)
     size, mean, _ = start.views
     assert (start.pretrained, mean) == (True, (0.485, 0.456, 0.406) if name == "resnet18" else start.views[1])
     assert size == encoders.known_views(name)[0]
     images = torch.randn(1, 3, size, size)
     want = start.build(True, size).eval()(images)
-    net = frozen.load(frozen.Wanted(str(file), name, dataset="digits"), datasets.build("digits"))
+    net = trained_encoder.load(trained_encoder.Wanted(str(file), name, dataset="digits"), datasets.build("digits"))
     assert (net.size, net.record["pretrained"]) == (size, True)
     assert torch.equal(net.encoder(images), want)
     assert torch.equal(hubconf.encoder(file, name)(images), want)
@@ -101,7 +102,7 @@ def test_which_of_several_weights_in_a_file_are_taken_is_said(capsys, library, t
     torch.save(
         {place: {k: x + 1 if place == better else x for k, x in state.items()} for place in names}, tmp_path / "x.pth"
     )
-    encoder = initial.read(name, str(tmp_path / "x.pth"), False).build(True, 160)
+    encoder = pretrained.read(name, str(tmp_path / "x.pth"), False).build(True, 160)
     (worse,) = set(names) - {better}
     assert f"--init {tmp_path / 'x.pth'}: holds {better} and {worse}; {better} is taken\n" in capsys.readouterr().out
     assert all(torch.equal(x, state[key] + 1) for key, x in encoder.state_dict().items())
@@ -110,24 +111,24 @@ def test_which_of_several_weights_in_a_file_are_taken_is_said(capsys, library, t
 @pytest.mark.parametrize("name", ["resnet18", "resnet8"])
 def test_bare_weights_of_what_no_library_has_see_the_data_sets_views(tmp_path, name):
     torch.save(resnet.encoder(name, small_images=True).state_dict(), tmp_path / "x.pth")
-    start = initial.read(name, str(tmp_path / "x.pth"), False)
+    start = pretrained.read(name, str(tmp_path / "x.pth"), False)
     assert (start.views, start.pretrained) == ((None, None, None), False)
     assert start.build(False, 32)(torch.randn(2, 3, 32, 32)).shape[0] == 2
 
 
 def test_timm_fits_the_position_embeddings_to_the_size_of_the_views(library):
     folder, models = library
-    encoder = initial.read(VIT, str(folder / FILES[VIT]), False).build(True, 64)
+    encoder = pretrained.read(VIT, str(folder / FILES[VIT]), False).build(True, 64)
     assert encoder.pos_embed.shape[1] < models[VIT].pos_embed.shape[1]
     assert encoder(torch.randn(1, 3, 64, 64)).shape == (1, encoder.dim)
     torch.testing.assert_close(encoder.blocks[0].attn.qkv.weight, models[VIT].blocks[0].attn.qkv.weight)
 
 
 def test_what_is_given_outweighs_what_the_weights_want():
-    start = initial.Initial("resnet18", views=(224, (0.5,) * 3, (0.2,) * 3))
+    start = pretrained.Initial("resnet18", views=(224, (0.5,) * 3, (0.2,) * 3))
     assert start.views_of((32, None, None)) == (32, (0.5,) * 3, (0.2,) * 3)
     assert start.views_of((None, (0.1,) * 3, (0.3,) * 3)) == (224, (0.1,) * 3, (0.3,) * 3)
-    assert initial.Initial("resnet18").views_of((None, None, None)) == (None, None, None)
+    assert pretrained.Initial("resnet18").views_of((None, None, None)) == (None, None, None)
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_efficientnet", "test_resnet", "test_vit2"])
@@ -145,7 +146,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize(("name", "left_out"), FAMILIES.items())
 def test_every_size_that_timm_takes_is_taken_whatever_its_patches(capsys, name, left_out):
-    encoder = initial.Initial(f"timm:{name}").build(True, 48)
+    encoder = pretrained.Initial(f"timm:{name}").build(True, 48)
     assert encoder.training
     assert encoder(torch.randn(2, 3, 48, 48)).shape == (2, encoder.dim)
     line = f"--size 48: timm:{name} begins with whole patches: the last {left_out} pixels of both sides are not seen\n"
@@ -211,7 +212,7 @@ def test_an_encoder_of_timm_is_trained_probed_and_looked_at(monkeypatch, capsys,
 
 def test_a_run_begins_with_the_weights_of_init(monkeypatch, tmp_path, digits):
     file = digits / "save/SupCon/digits_models/ce/last.pth"
-    start = initial.read("resnet20", str(file), False)
+    start = pretrained.read("resnet20", str(file), False)
     want, _ = checkpoint.encoder_weights(checkpoint.load(file), "x")
     args = main_supcon.get_parser().parse_args([])
     args.memorybank_size, args.feat_dim = 64, 8
@@ -266,7 +267,7 @@ def test_weights_that_do_not_fit_are_one_line(monkeypatch, capsys, tmp_path, lib
 def test_without_timm_one_line_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(InputError, match=r'--model timm:test_vit: timm is not installed; pip install "\.\[timm\]"'):
-        initial.read(VIT, None, True)
+        pretrained.read(VIT, None, True)
 
 
 def test_without_a_network_one_line_says_so(monkeypatch, capsys, tmp_path):
@@ -308,7 +309,9 @@ def test_an_encoder_of_the_hub_without_a_network_is_the_same_line_in_every_scrip
 def test_a_library_s_weights_are_warned_of_where_outliers_are_of_imagenet(capsys):
     def warning(pretrained, classes):
         record = {"path": "x.pth", "classes": ["a"], "dataset": "path", "pretrained": pretrained}
-        frozen.warn_of_seen(frozen.Frozen(None, record, "x", {}, None, 32, (), ()), "imagenet", classes)
+        trained_encoder.warn_of_seen(
+            trained_encoder.Frozen(None, record, "x", {}, None, 32, (), ()), "imagenet", classes
+        )
         return capsys.readouterr().err
 
     assert "have most likely seen ImageNet's n01440764: these outliers are none to it" in warning(True, ["n01440764"])
@@ -323,7 +326,7 @@ def test_a_file_of_timm_fills_every_weight_whatever_its_classifier(tmp_path, kep
     model = timm.create_model("test_vit", **({} if classes is None else {"num_classes": classes}))
     state = model.state_dict()
     torch.save({"state_dict": state} if kept == "under state_dict" else state, tmp_path / "x.pth")
-    encoder = initial.read(VIT, str(tmp_path / "x.pth"), False).build(True, model.pretrained_cfg["input_size"][1])
+    encoder = pretrained.read(VIT, str(tmp_path / "x.pth"), False).build(True, model.pretrained_cfg["input_size"][1])
     assert all(torch.equal(x, state[name]) for name, x in encoder.state_dict().items())
 
 
@@ -348,4 +351,4 @@ def test_a_resumed_run_needs_no_file_to_start_from_and_keeps_its_views(monkeypat
 def test_an_encoder_that_does_not_pool_is_refused(monkeypatch):
     monkeypatch.setattr(timm.models.VisionTransformer, "forward", lambda self, x: torch.zeros(len(x), 5, 64))
     with pytest.raises(InputError, match="it does not pool"):
-        initial.Initial(VIT).build(True, 32)
+        pretrained.Initial(VIT).build(True, 32)

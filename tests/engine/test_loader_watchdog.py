@@ -16,7 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 import util
 from datasets.views import Views
-from engine import checkpoint, loader_watchdog, loading, signals
+from engine.batches import loader_watchdog, loading
+from engine.processes import signals
+from engine.run import checkpoint
 from util import InputError
 
 

@@ -7,8 +7,8 @@ import time
 import pytest
 from processes import CONTEXT
 
-from engine import locking
-from engine.locking import FolderLock, held_by, wait_until_free
+from engine.run import run_lock
+from engine.run.run_lock import FolderLock, held_by, wait_until_free
 from util import InputError
 
 
@@ -67,7 +67,7 @@ def test_a_disk_that_knows_no_locks_is_said_and_used(monkeypatch, tmp_path):
     def lockf(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(locking.fcntl, "lockf", lockf)
+    monkeypatch.setattr(run_lock.fcntl, "lockf", lockf)
     said = []
     FolderLock(tmp_path / "run").take("--exp_name a", said.append)
     assert said == [f"{tmp_path}/run/lock: this disk knows no locks; a second start of this run would not be noticed"]

@@ -10,8 +10,9 @@ from torch import nn
 
 import main_linear
 import main_supcon
-from engine import checkpoint, config
-from engine.optimisation import FiniteGuard, Schedule, adamw, warm_up_epochs
+from engine.cli import config
+from engine.run import checkpoint
+from engine.train.optimization import FiniteGuard, Schedule, adamw, warm_up_epochs
 
 COSINE = dict(base=0.3, epochs=500, cosine=True, decay_rate=0.1)
 

@@ -9,8 +9,10 @@ from made_data import make_image_folders
 
 import datasets
 import util
-from engine import checkpoint, config, export, options, resuming
-from engine.parsing import Means
+from engine import export
+from engine.cli import config, options
+from engine.cli.parsing import Means
+from engine.run import checkpoint, resume
 from util import InputError
 
 NEEDED = {"main_supcon": "", "main_ce": "", "main_linear": "--ckpt a", "retrieval": "--ckpt a"}
@@ -51,9 +53,9 @@ def test_a_resume_refuses_names_or_passes_over_every_option(script):
         before = {**now, name: "other"}
         if name in FIXED:
             with pytest.raises(InputError, match=f"^x: was trained with --{name} other, not "):
-                resuming.changed_options(before, now, args.means, "x")
+                resume.changed_options(before, now, args.means, "x")
         else:
-            found = resuming.changed_options(before, now, args.means, "x")
+            found = resume.changed_options(before, now, args.means, "x")
             assert found == ({} if name in FREE else {name: f"--{name} {now[name]} (was other)"})
 
 
@@ -146,9 +148,9 @@ def test_a_checkpoint_that_does_not_know_its_images_goes_on_with_any(monkeypatch
 def test_a_pack_has_the_names_of_the_images_that_it_was_made_of(monkeypatch, begun):
     run(monkeypatch, begun, "pack --data_folder first --out packed --side 64", "datasets.prepare")
     folder, pack = (datasets.build("path", begun / name).images for name in ("first", "packed"))
-    assert resuming.seen_images(folder) == resuming.seen_images(pack)
+    assert resume.seen_images(folder) == resume.seen_images(pack)
 
 
 def test_a_folder_has_the_names_of_its_images_from_inside_it_too():
     inside, outside = (["a/0.png", "b/0.png"], ["/d/a/0.png", "/d/b/0.png"])
-    assert resuming.seen_images(inside) == resuming.seen_images(outside)
+    assert resume.seen_images(inside) == resume.seen_images(outside)

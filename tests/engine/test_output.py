@@ -11,7 +11,8 @@ from commands import run
 from processes import CONTEXT, start, wait_until
 
 import util
-from engine import checkpoint, output, signals
+from engine.processes import signals, streams
+from engine.run import checkpoint
 
 
 def broken_pipe():
@@ -26,7 +27,7 @@ def test_an_output_that_breaks_falls_silent_and_the_other_one_says_so_once(monke
     other = io.StringIO()
     monkeypatch.setattr(sys, "stdout", broken())
     monkeypatch.setattr(sys, "stderr", other)
-    with output.lasting():
+    with streams.lasting():
         for _ in range(3):
             print("epoch", flush=True)
     assert other.getvalue().count("standard output cannot be written (") == 1
@@ -38,7 +39,7 @@ def test_both_may_break_and_what_other_code_writes_breaks_nothing(monkeypatch):
     streams = broken_pipe(), broken_pipe()
     monkeypatch.setattr(sys, "stdout", streams[0])
     monkeypatch.setattr(sys, "stderr", streams[1])
-    with output.lasting():
+    with streams.lasting():
         print("a", flush=True)
         print("b", file=sys.stderr, flush=True)
         sys.stderr.writelines(["c", "d"])

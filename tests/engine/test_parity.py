@@ -9,7 +9,7 @@ import torch.distributed as dist
 from processes import together
 from torch.nn.parallel import DistributedDataParallel
 
-from engine import distributed
+from engine.processes import distributed
 from losses import VARIANTS, NestedRINCELoss, RINCELoss, SupConLoss
 from networks.contrastive import ContrastiveModel
 from networks.memory_bank import MemoryBank

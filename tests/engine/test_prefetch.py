@@ -6,9 +6,10 @@ import pytest
 import torch
 import workers
 
-from engine import prefetch, training
-from engine.loading import Resident
-from engine.prefetch import Prefetcher
+from engine.batches import prefetch
+from engine.batches.loading import Resident
+from engine.batches.prefetch import Prefetcher
+from engine.train import training
 
 
 class Clock:

@@ -11,7 +11,8 @@ import pytest
 import torch
 import workers
 
-from engine import distributed, launch, training
+from engine.processes import distributed, launch
+from engine.train import training
 from util import InputError
 
 

@@ -7,7 +7,7 @@ import torch
 from commands import error_of, run
 from torch import nn
 
-from engine import checkpoint, resuming
+from engine.run import checkpoint, resume
 from networks.memory_bank import MemoryBank
 from util import InputError
 
@@ -42,8 +42,8 @@ def put(state, path, value):
 
 def test_what_a_run_saves_is_taken():
     model, optimizer, state = made()
-    resuming.check(state, model, optimizer, (5, 4), "--resume x")
-    resuming.take_momenta(state["optimizer"], optimizer)
+    resume.check(state, model, optimizer, (5, 4), "--resume x")
+    resume.take_momenta(state["optimizer"], optimizer)
     assert torch.equal(
         optimizer.state[model.layer.weight]["momentum_buffer"], state["optimizer"]["state"][0]["momentum_buffer"]
     )
@@ -100,7 +100,7 @@ def test_content_that_no_run_saves_is_refused_in_one_line_before_anything_change
     put(state, path, value)
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     with pytest.raises(InputError) as refused:
-        resuming.check(state, model, optimizer, (5, 4), "--resume x")
+        resume.check(state, model, optimizer, (5, 4), "--resume x")
     assert str(refused.value).startswith("--resume x: its ")
     assert fault in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
@@ -112,7 +112,7 @@ def test_a_momentum_takes_the_layout_in_memory_of_its_parameter():
     optimizer = torch.optim.SGD([weight], 0.1, 0.9)
     momentum = torch.randn(8, 4, 3, 3)
     saved = {"state": {0: {"momentum_buffer": momentum}}, "param_groups": [{"params": [0], "lr": 0.3}]}
-    resuming.take_momenta(saved, optimizer)
+    resume.take_momenta(saved, optimizer)
     taken = optimizer.state[weight]["momentum_buffer"]
     assert taken.stride() == weight.stride() != momentum.stride()
     assert torch.equal(taken, momentum)

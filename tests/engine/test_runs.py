@@ -9,8 +9,8 @@ from commands import error_of, run
 from made_data import make_image_folders
 
 import util
-from engine import checkpoint, runs
-from engine.journal import Board
+from engine.run import checkpoint, runs
+from engine.run.run_log import Board
 
 RUN = "--model resnet8 --batch_size 256 --num_workers 0 --exp_name a"
 FOLDER = Path("save/SupCon/digits_models/a")
@@ -43,7 +43,7 @@ def test_neither_tensorboard_nor_the_log_ends_a_training(monkeypatch, capsys, tm
         raise ValueError("no such colour\nmap")
 
     monkeypatch.setattr(util, "append_json", full)
-    monkeypatch.setattr(runs.watching.Watch, "draw_pairs", fault)
+    monkeypatch.setattr(runs.monitor.Watch, "draw_pairs", fault)
     run(monkeypatch, tmp_path, f"{RUN} --epochs 3")
     printed = capsys.readouterr().out
     assert printed.count("TensorBoard in save/SupCon/digits_tensorboard/a: no such colour; nothing more is shown") == 1

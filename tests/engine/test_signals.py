@@ -12,7 +12,8 @@ import pytest
 import torch
 from processes import start, wait_until
 
-from engine import checkpoint, signals
+from engine.processes import signals
+from engine.run import checkpoint
 from networks import resnet
 
 

@@ -8,8 +8,9 @@ from commands import result, run
 import datasets
 from datasets.augmentation import Augmentation
 from datasets.views import Views
-from engine import loading, training
-from engine.optimisation import Schedule, Stepper, allow_tf32, precision
+from engine.batches import loading
+from engine.train import training
+from engine.train.optimization import Schedule, Stepper, allow_tf32, precision
 
 CPU = torch.device("cpu")
 SHORT = "--epochs 1 --batch_size 128 --model resnet8 --print_freq 5 "

@@ -15,7 +15,7 @@ from commands import ROOT, error_of, run
 from processes import start, wait_until
 
 import util
-from engine import checkpoint, runs
+from engine.run import checkpoint, runs
 
 # a checkpoint after every step
 RUN = "--model resnet8 --batch_size 128 --memorybank_size 256 --mixed_out_in --exp_name a --save_minutes 1e-9"

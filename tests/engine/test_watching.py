@@ -15,21 +15,22 @@ import datasets
 import util
 from datasets import augmentation
 from datasets.views import Views
-from engine import runs, watching
-from engine.loading import Loading
+from engine.batches.loading import Loading
+from engine.run import runs
+from engine.train import monitor
 from losses import RINCELoss
 
 
 def test_advice_is_given_for_much_waiting_on_a_training_of_some_length_alone():
-    assert "give more --num_workers (now 2" in watching.advice(0.4, 300, 2)
-    assert "40 % of the time" in watching.advice(0.4, 300, 2)
-    assert watching.advice(0.1, 300, 2) == ""
-    assert watching.advice(0.9, 5, 2) == ""
+    assert "give more --num_workers (now 2" in monitor.advice(0.4, 300, 2)
+    assert "40 % of the time" in monitor.advice(0.4, 300, 2)
+    assert monitor.advice(0.1, 300, 2) == ""
+    assert monitor.advice(0.9, 5, 2) == ""
 
 
 def test_images_are_spread_evenly_each_once():
-    assert watching.spread(5, 9) == [0, 1, 2, 3, 4]
-    assert watching.spread(1000, 3) == [0, 499, 999]
+    assert monitor.spread(5, 9) == [0, 1, 2, 3, 4]
+    assert monitor.spread(1000, 3) == [0, 499, 999]
 
 
 def events(folder):
@@ -100,7 +101,7 @@ def test_tensorboard_has_scalars_the_pairs_and_the_projector(watched):
     assert (pairs.height, pairs.width) == (4 * 9 + 1, 8 * 9 + 1)  # 16 pairs of 8 x 8, a pixel between
     rows = (folder / "00003/encoder/metadata.tsv").read_text().split()
     assert set(rows) <= set("0123456789")
-    assert len(rows) == watching.PROJECTED
+    assert len(rows) == monitor.PROJECTED
     assert len((folder / "00003/encoder/tensors.tsv").read_text().splitlines()) == len(rows)
 
 
@@ -131,7 +132,7 @@ def test_knn_accuracy_is_measured_in_the_trainings_precision():
     how, model = Loading(64, 0, torch.device("cpu")), nn.Module()
     model.encoder, model.head = Seen(), nn.Identity()
     autocast = partial(torch.autocast, "cpu", torch.bfloat16)
-    watching.Watch(views, watching.OfClasses(data, data), 1, 1, how, autocast).scalars(model, 1)
+    monitor.Watch(views, monitor.OfClasses(data, data), 1, 1, how, autocast).scalars(model, 1)
     assert model.encoder.types == {torch.float32, torch.bfloat16}  # of the pairs that are drawn; of kNN
 
 
@@ -144,10 +145,10 @@ def test_knn_without_validation_images_is_refused_at_once(monkeypatch, capsys, t
 
 
 def test_neighbours_of_groups_are_looked_for_among_whole_groups(monkeypatch):
-    monkeypatch.setattr(watching, "NEIGHBOURS", 6)
+    monkeypatch.setattr(monitor, "NEIGHBOURS", 6)
     labels = torch.tensor([0, 0, 1, 1, 1, 2, 3, 3, 4, 4, 4, 4])
     images = torch.zeros(12, 8, 8, 3, dtype=torch.uint8).numpy()
-    held = watching.OfGroups(
+    held = monitor.OfGroups(
         datasets.ImageData(images, labels, list("abcde")),
         torch.tensor([[g, g // 2] for g in range(5)]),
         ["shot", "film"],

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import evaluation
-from engine import detectors
+from engine.encoder import detectors
 from evaluation import Levels, knn_accuracy, nearest, neighbour_accuracy, rank_metrics, retrieval_metrics
 
 TABLE = [[1.0, 0.75, 0.0], [0.75, 1.0, 0.0], [0.0, 0.0, 1.0]]

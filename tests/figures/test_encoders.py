@@ -8,7 +8,7 @@ from commands import CE, error_of, run
 from made_data import clouds, make_image_folders
 from PIL import Image
 
-from engine import checkpoint
+from engine.run import checkpoint
 from figures import embedding, encoders
 
 HELD_OUT = "--hold_out 2 3 5 7 8"  # leaves two superclasses, and half of the work

@@ -9,7 +9,7 @@ import torch
 from made_data import make_cifar100
 
 from benchmarks import gpu
-from engine.optimisation import allow_tf32
+from engine.train.optimization import allow_tf32
 
 # what torch, Triton and cuDNN warn of on CUDA alone is their own affair; what we call is an error still
 THEIR_WARNINGS = r"default::UserWarning:(torch|triton)(\.|$)"

@@ -16,8 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import main_supcon
 import util
-from engine import config, distributed, training
-from engine.optimisation import Stepper, allow_tf32
+from engine.cli import config
+from engine.processes import distributed
+from engine.train import training
+from engine.train.optimization import Stepper, allow_tf32
 from losses import InBatchLoss, NestedRINCELoss, RINCELoss, SupConLoss
 from networks.contrastive import ContrastiveModel
 from networks.memory_bank import MemoryBank

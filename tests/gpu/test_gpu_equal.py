@@ -14,8 +14,9 @@ import util
 from datasets import color_on_device
 from datasets.augmentation import DRAWS, Augmentation, finish
 from datasets.views import Views
-from engine import loading, training
-from engine.optimisation import FiniteGuard, Schedule, Stepper, sgd
+from engine.batches import loading
+from engine.train import training
+from engine.train.optimization import FiniteGuard, Schedule, Stepper, sgd
 from losses import InBatchLoss, NestedRINCELoss, RINCELoss, SupConLoss
 from networks import resnet
 from networks.contrastive import ContrastiveModel, projection_head

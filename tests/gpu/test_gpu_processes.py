@@ -16,7 +16,7 @@ from commands import ROOT
 from processes import children, start, together, wait_until
 
 import util
-from engine import checkpoint
+from engine.run import checkpoint
 
 pytestmark = pytest.mark.gpu
 

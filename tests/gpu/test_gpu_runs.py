@@ -6,7 +6,7 @@ from commands import run
 from processes import start
 
 import util
-from engine import checkpoint
+from engine.run import checkpoint
 
 pytestmark = pytest.mark.gpu
 

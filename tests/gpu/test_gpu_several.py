@@ -8,7 +8,7 @@ import processes
 import pytest
 import torch
 
-from engine import launch
+from engine.processes import launch
 
 pytestmark = pytest.mark.gpu
 

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from commands import run
 from processes import CONTEXT
 
-from engine import runs
-from engine.prefetch import Prefetcher
+from engine.batches.prefetch import Prefetcher
+from engine.run import runs
 
 pytestmark = pytest.mark.gpu
 

@@ -6,8 +6,8 @@ import json
 import pytest
 import yaml
 
-from engine import config, options
-from engine.parsing import Means
+from engine.cli import config, options
+from engine.cli.parsing import Means
 from recipes import completed
 from recipes.completed import changed_since, find_record, find_run
 from recipes.running import Runner

@@ -11,7 +11,7 @@ from commands import result, run
 from made_data import make_crops, make_image_folders
 
 from datasets.rankings import instances
-from engine import training
+from engine.train import training
 
 error_of = partial(commands.error_of, script="main_supcon")
 TINY = "--dataset path --data_folder . --size 32 --num_workers 0 --batch_size 4 --model resnet8 --epochs 1 "

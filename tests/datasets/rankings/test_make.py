@@ -16,7 +16,7 @@ from made_data import make_cifar100, make_image_folders
 import datasets
 from datasets import augmentation
 from datasets.rankings import files, make
-from engine import checkpoint
+from engine.run import checkpoint
 from figures.ranking import clustered
 from networks import resnet
 

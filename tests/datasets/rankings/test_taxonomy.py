@@ -9,7 +9,7 @@ from commands import error_of, result, run
 
 from datasets import rankings, text_files
 from datasets.rankings import files, taxonomy
-from engine import training
+from engine.train import training
 from losses import NestedRINCELoss
 from util import InputError
 

@@ -5,16 +5,16 @@ import torch
 
 from datasets import ImageData
 from datasets.rankings import make
-from engine import frozen
-from engine.frozen import Frozen
-from engine.loading import Loading
+from engine.batches.loading import Loading
+from engine.encoder import trained_encoder
+from engine.encoder.trained_encoder import Frozen
 from util import InputError
 
 
 def of_features(net: Frozen, data: ImageData, loading: Loading, cache, centre: bool) -> tuple[np.ndarray, str]:
     """Cosines [C, C] of the class means of unit features, by `centre` about their mean; and what they are, in words."""
     _check_images(data)
-    x, y = frozen.features(net, data, "ranking", loading, cache)
+    x, y = trained_encoder.features(net, data, "ranking", loading, cache)
     means = make.average_features(x, y, len(data.classes), centre)
     about = f"class means of features; {_checkpoint(net)}" + (", about their mean" if centre else "")
     return make.compute_cosines(means), about
@@ -34,9 +34,9 @@ def of_errors(net: Frozen, data: ImageData, loading: Loading, cache, dataset: st
     if net.record["classes"] and net.record["classes"] != data.classes:
         raise InputError(f"{flag}: was trained on other classes than these images have; see --hold_out")
     _check_images(data)
-    outputs = frozen.class_outputs(net, dataset, data.classes)
-    x, y = frozen.features(net, data, "queries", loading, cache)
-    ((logits,), _) = frozen.logits(net, outputs, [x])
+    outputs = trained_encoder.class_outputs(net, dataset, data.classes)
+    x, y = trained_encoder.features(net, data, "queries", loading, cache)
+    ((logits,), _) = trained_encoder.logits(net, outputs, [x])
     probability = logits[:, : len(data.classes)].softmax(1)
     sums = torch.zeros(len(data.classes), len(data.classes), dtype=torch.float64).index_add_(0, y, probability)
     try:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from engine import distributed
+from engine.processes import distributed
 
 ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # what a terminal, a scheduler, torchrun stop a run with
 entered = []  # StopSignals in force

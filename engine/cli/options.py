@@ -5,7 +5,7 @@
 import argparse
 from dataclasses import dataclass
 
-from engine.parsing import (
+from engine.cli.parsing import (
     Help,
     Means,
     Parser,

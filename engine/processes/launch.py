@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 import util
-from engine import cores, distributed, output, signals
+from engine.processes import cpu_threads, distributed, signals, streams
 from util import InputError
 
 START = "spawn"  # multiprocessing's way to start a process: CUDA bears no other
@@ -73,8 +73,8 @@ def launch(worker: Callable[[torch.device], None], processes: Processes, trainin
     """
     if not training:
         return _launch(worker, processes)
-    with output.lasting():
-        _launch(partial(output.through, worker), processes)
+    with streams.lasting():
+        _launch(partial(streams.through, worker), processes)
 
 
 def _launch(worker, processes: Processes) -> None:
@@ -97,7 +97,7 @@ def _launch(worker, processes: Processes) -> None:
     if nodes > 1 and not processes.url:
         raise InputError("--world-size counts nodes; with more than one, give --dist-url tcp://HOST:PORT of node 0")
     if nodes * local == 1:
-        cores.limit_threads(local)
+        cpu_threads.limit_threads(local)
         return worker(_device(0))
     url = processes.url or f"tcp://127.0.0.1:{_free_port()}"
     return _spawn(local, worker, Meeting(backend, minutes, url, nodes * local, node * local, local))
@@ -167,7 +167,7 @@ def _run(local_rank: int, errors, worker, meeting: Meeting) -> None:
         threading.Thread(target=_end_with_parent, daemon=True).start()
         multiprocessing.set_start_method(None, force=True)  # else its loaders are spawned too, and import torch anew
     device = _device(local_rank)
-    cores.limit_threads(meeting.here)
+    cpu_threads.limit_threads(meeting.here)
     try:
         _meet(local_rank, meeting)
         worker(device)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from engine import checkpoint, distributed, training
+from engine.processes import distributed
+from engine.run import checkpoint
+from engine.train import training
 from util import InputError
 
 

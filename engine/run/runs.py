@@ -13,11 +13,14 @@ import torch
 import util
 from datasets.decoding import write_list
 from datasets.text_files import read_paths
-from engine import checkpoint, config, distributed, locking, options, resuming, watching
-from engine.journal import Journal
-from engine.optimisation import Stepper, in_force
-from engine.parsing import Means
-from engine.signals import StopSignals
+from engine.cli import config, options
+from engine.cli.parsing import Means
+from engine.processes import distributed
+from engine.processes.signals import StopSignals
+from engine.run import checkpoint, resume, run_lock
+from engine.run.run_log import Journal
+from engine.train import monitor
+from engine.train.optimization import Stepper, in_force
 from util import InputError
 
 # entries of log.jsonl that no two runs share
@@ -42,7 +45,7 @@ def wait_for_predecessor(args, method: str, name: str | None) -> None:
     name: None where it is known only later.
     """
     if distributed.will_be_main(args.rank) and name and _is_plain(name) and goes_on_by_itself(args):
-        locking.wait_until_free(folder_of(args, method, name), locking.WAIT_SECONDS, print)
+        run_lock.wait_until_free(folder_of(args, method, name), run_lock.WAIT_SECONDS, print)
 
 
 def _is_plain(name: str) -> bool:
@@ -55,10 +58,10 @@ class Run:
     def __init__(self, args, method: str, name: str, images):
         """images: those of the training set, before damaged ones are left out."""
         self.args, self.start = args, time.perf_counter()
-        self.images = resuming.seen_images(images)
+        self.images = resume.seen_images(images)
         self.folder = folder_of(args, method, name)
         self.last = self.folder / "last.pth"
-        self.lock, self.journal = locking.FolderLock(self.folder), None
+        self.lock, self.journal = run_lock.FolderLock(self.folder), None
         self.tensorboard = self.folder.parent.with_name(f"{args.dataset}_tensorboard") / name
         self.best, self.latest = {}, {}  # validation scores: of the best epoch, of the last one
         self.good = "none yet"  # the last checkpoint of this run
@@ -80,8 +83,8 @@ class Run:
         place = self.source and self.source.resolve()
         self.goes_on = place is not None and self.folder.resolve() in (place, place.parent)
         if distributed.is_main() and checkpoint.history(self.folder) and not self.goes_on and not args.overwrite:
-            if holder := locking.held_by(self.folder):
-                raise InputError(locking.refusal(f"--exp_name {name}", self.folder, holder))
+            if holder := run_lock.held_by(self.folder):
+                raise InputError(run_lock.refusal(f"--exp_name {name}", self.folder, holder))
             raise InputError(
                 f"--exp_name {name}: {self.folder} already holds a run; go on with --resume {self.folder}, "
                 "start anew with --overwrite, or choose another name"
@@ -114,7 +117,7 @@ class Run:
         """Let no other run write into the folder from now on; InputError where one does."""
         if distributed.is_main():
             if self.auto:  # main_linear knows its name only now
-                locking.wait_until_free(self.folder, locking.WAIT_SECONDS, self.say)
+                run_lock.wait_until_free(self.folder, run_lock.WAIT_SECONDS, self.say)
             self.lock.take(f"--exp_name {self.folder.name}", self.say)
 
     def _resume(self) -> None:
@@ -134,8 +137,8 @@ class Run:
             )
         before = checkpoint.trained_options(state)
         means = self.args.means
-        changed = resuming.changed_options(before, options.plain(self.args), means, flag)
-        changed |= resuming.changed_files(state.get("files"), self.args.files, means)
+        changed = resume.changed_options(before, options.plain(self.args), means, flag)
+        changed |= resume.changed_files(state.get("files"), self.args.files, means)
         if changed:
             self.say(f"resumed with other options: {', '.join(changed.values())}")
         classes, now = state.get("classes"), self.facts["classes"]
@@ -144,13 +147,13 @@ class Run:
         if state.get("encoder") != self.facts.get("encoder"):
             raise InputError(f"{flag}: was trained on the features of another --ckpt")
         if not any(Means.SUBSET in means[name] for name in changed):
-            resuming.check_images(state.get("images"), self.images, flag, self.args.data_folder)
-        if state.get("ranking") and resuming.differs(state["ranking"], self.facts.get("ranking")):
+            resume.check_images(state.get("images"), self.images, flag, self.args.data_folder)
+        if state.get("ranking") and resume.differs(state["ranking"], self.facts.get("ranking")):
             self.say("the ranking is another than the checkpoint was trained on: other ranks from here on")
         steps = len(self.sampler) if state.get("order") == self._order() else None
-        resuming.check(state, self.model, self.optimizer, (len(self.facts["classes"]), steps), flag)
+        resume.check(state, self.model, self.optimizer, (len(self.facts["classes"]), steps), flag)
         checkpoint.load_strictly(self.model, state["model"], flag)
-        resuming.take_momenta(state["optimizer"], self.optimizer)
+        resume.take_momenta(state["optimizer"], self.optimizer)
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         if state["epoch"] >= self.args.epochs and not self.auto:
@@ -334,9 +337,9 @@ class Run:
         self.journal.record(epoch, scalars)
         done, spent = epoch - self.resumed_from, time.perf_counter() - self.start
         left = util.clock(spent / done * (self.args.epochs - epoch))
-        line = watching.epoch_line(scalars, images_per_second)
+        line = monitor.epoch_line(scalars, images_per_second)
         self.say(f"epoch {epoch}/{self.args.epochs}  {line}  {left} left of the run")
-        advice = watching.advice(scalars["waiting_for_data"], spent, self.args.num_workers)
+        advice = monitor.advice(scalars["waiting_for_data"], spent, self.args.num_workers)
         if advice and not self.advised:
             self.say(advice)
             self.advised = True

@@ -17,9 +17,9 @@ from torch.utils.data import Subset
 import evaluation
 from datasets import ImageData
 from datasets.views import Views
-from engine import distributed
-from engine.loader_watchdog import Loader
-from engine.loading import Loading
+from engine.batches.loader_watchdog import Loader
+from engine.batches.loading import Loading
+from engine.processes import distributed
 
 ADVISE_ABOVE, ADVISE_AFTER = 0.25, 60.0  # share of the time, seconds of training
 PAIRS = 128  # training images whose two views are measured

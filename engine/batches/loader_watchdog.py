@@ -6,7 +6,7 @@ import time
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from engine import distributed, signals
+from engine.processes import distributed, signals
 from util import InputError
 
 LOOK = 5.0  # seconds between two looks at a loader that brings nothing

@@ -6,7 +6,7 @@ import torch
 
 from datasets import color_on_device
 from datasets.augmentation import finish
-from engine import distributed
+from engine.processes import distributed
 
 
 class Prefetcher:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import util
-from engine import config, options
+from engine.cli import config, options
 from util import InputError
 
 

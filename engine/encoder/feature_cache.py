@@ -16,7 +16,7 @@ from torch import Tensor
 import util
 from datasets import ImageData, decoding
 from datasets.packed import PackedImage
-from engine import checkpoint
+from engine.run import checkpoint
 
 
 def key(about: tuple, data: ImageData) -> str:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import evaluation
-from engine import distributed
+from engine.processes import distributed
 from util import InputError
 
 DETECTORS = {

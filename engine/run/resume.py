@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import util
-from engine.optimisation import MOMENTA
-from engine.parsing import Means
+from engine.cli.parsing import Means
+from engine.train.optimization import MOMENTA
 from util import InputError
 
 NAMES = {"momentum_buffer": "momentum"}

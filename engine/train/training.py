@@ -12,8 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
 import util
-from engine import distributed, loading
-from engine.optimisation import FiniteGuard, Stepper
+from engine.batches import loading
+from engine.processes import distributed
+from engine.train.optimization import FiniteGuard, Stepper
 from util import InputError
 
 

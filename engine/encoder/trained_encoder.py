@@ -12,10 +12,11 @@ import datasets
 import evaluation
 import util
 from datasets import augmentation
-from engine import cache as caches
-from engine import checkpoint, distributed, initial, published
-from engine.loading import Loading, share_loader
-from engine.optimisation import allow_tf32, in_force
+from engine.batches.loading import Loading, share_loader
+from engine.encoder import feature_cache, official_checkpoints, pretrained
+from engine.processes import distributed
+from engine.run import checkpoint
+from engine.train.optimization import allow_tf32, in_force
 from util import InputError
 
 IMAGENET = ("imagenet", "imagenet_100")
@@ -72,7 +73,7 @@ def load(wanted: Wanted, train: datasets.ImageData) -> Frozen:
     allow_tf32(False)  # figures to the last digit; loading is what takes the time
     path = checkpoint.find(wanted.ckpt)
     source = f"--ckpt {path}"
-    start, state, classifier = initial.of_file(wanted.model, path, "--ckpt")
+    start, state, classifier = pretrained.of_file(wanted.model, path, "--ckpt")
     if wanted.model_type == "cross_entropy" and not classifier:
         raise InputError(f"--model_type cross_entropy: {path} holds no linear classifier; it is a contrastive model")
     if wanted.model_type == "contrastive" and classifier:
@@ -89,7 +90,7 @@ def load(wanted: Wanted, train: datasets.ImageData) -> Frozen:
     record["classes"] = util.spelt_as(state.get("classes") or (), train.classes) or None
     record["pretrained"] = bool(start.pretrained)
     record["instance_ranks"] = trained.get("instance_ranks")
-    known = published.find(record["sha256"])
+    known = official_checkpoints.find(record["sha256"])
     record["published"] = known and known.name
     if known and distributed.is_main():
         print(f"{source}: these are the published weights {known.name}", flush=True)
@@ -137,7 +138,7 @@ def class_outputs(frozen: Frozen, dataset: str, classes: list[str]) -> int:
     Raises InputError where the outputs are fewer than the classes.
     """
     outputs, record, source = len(frozen.classifier["bias"]), frozen.record, f"--ckpt {frozen.record['path']}"
-    known, own = published.find(record["sha256"]), len(record["classes"] or ())
+    known, own = official_checkpoints.find(record["sha256"]), len(record["classes"] or ())
     number = own or (known and known.classes)
     if not number and record["dataset"] == "imagenet_100" and dataset in IMAGENET and len(classes) == 100:
         number = 100
@@ -182,9 +183,9 @@ def features(
     """
     data.transform = frozen.transform
     about = frozen.record["sha256"], frozen.record["model"], frozen.transform
-    key = caches.key(about, data) if cache else ""
-    path = caches.file(cache, frozen.name, len(data), key) if cache else None
-    kept, fault = caches.read(path, key, data.labels, frozen.encoder.dim) if path else (None, "")
+    key = feature_cache.key(about, data) if cache else ""
+    path = feature_cache.file(cache, frozen.name, len(data), key) if cache else None
+    kept, fault = feature_cache.read(path, key, data.labels, frozen.encoder.dim) if path else (None, "")
     missing = distributed.all_reduce(torch.tensor(float(kept is None), device=loading.device), "max")
     frozen.extracted[title] = {"file": path and str(path), "reused": not missing}
     if not missing:  # on a disk that all processes see
@@ -200,7 +201,7 @@ def features(
         raise InputError(f"--ckpt {frozen.record['path']}: some features are NaN or infinite; its training went wrong")
     if path and distributed.is_main():
         described = {"checkpoint": frozen.record, "transform": str(frozen.transform), "classes": data.classes}
-        if fault := caches.write(path, key, x, data.labels, described):
+        if fault := feature_cache.write(path, key, x, data.labels, described):
             print(f"--features_cache: {path} {fault}; these features are not kept", flush=True)
     return x, data.labels
 

@@ -18,8 +18,9 @@ import yaml
 
 import util
 from datasets.text_files import read_yaml
-from engine import cores, options
-from engine.parsing import Means, Options
+from engine.cli import options
+from engine.cli.parsing import Means, Options
+from engine.processes import cpu_threads
 from networks import cards
 from util import InputError
 
@@ -59,7 +60,7 @@ def parse_words(parser, recipes: dict, own: list[str], script: str) -> Options:
     words = command_line(parser, own, script)
     known, _ = parser.parse_known_args(words)
     if "num_workers" in known:
-        parser.set_defaults(num_workers=cores.loaders(getattr(known, "nproc_per_node", None)))
+        parser.set_defaults(num_workers=cpu_threads.loaders(getattr(known, "nproc_per_node", None)))
     parser.set_defaults(**recipes.get(known.dataset, {}))
     parser.set_defaults(**options.OPTIMIZERS.get(getattr(known, "optimizer", None), {}))
     args = parser.parse_args(words)
@@ -181,7 +182,7 @@ def protocol(script: str) -> int:
 
 
 def write(folder: Path, args, numbers: dict) -> None:
-    """Write a run's options, and under `about` its command, commit, versions and numbers (optimisation.in_force), for
+    """Write a run's options, and under `about` its command, commit, versions and numbers (optimization.in_force), for
     --config to take back.
     """
     content = {key: value for key, value in options.plain(args).items() if Means.START not in args.means[key]}

@@ -10,8 +10,8 @@ import evaluation
 import util
 from datasets import rankings
 from datasets.rankings import taxonomy
-from engine import distributed
-from engine.frozen import Frozen
+from engine.encoder.trained_encoder import Frozen
+from engine.processes import distributed
 from util import InputError
 
 AT_R = ("R-precision", "MAP@R")

@@ -9,9 +9,9 @@ from torch.utils.data import BatchSampler, Sampler, Subset, TensorDataset
 import util
 from datasets.decoding import damage, find_damage
 from datasets.views import Views, as_it_is
-from engine import distributed, signals
-from engine.loader_watchdog import Loader
-from engine.prefetch import Prefetcher
+from engine.batches.loader_watchdog import Loader
+from engine.batches.prefetch import Prefetcher
+from engine.processes import distributed, signals
 from util import InputError
 
 

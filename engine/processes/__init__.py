@@ -1,0 +1,1 @@
+"""How many processes a run has, how they meet, and how they end."""

@@ -1,0 +1,399 @@
+"""Checkpoints: plain dictionaries of tensors and plain types, written whole or not at all, read without code.
+
+Four forms of weights fill an encoder: this project's own, the two published ones (torchvision's names, and the CIFAR
+form with `encoder.`, `head.` and `shortcut.`), and the bare weights of a library's file; see `encoder_weights`.
+"""
+
+import argparse
+import contextlib
+import os
+import pickle
+import random
+import re
+import zipfile
+from pathlib import Path, PurePath
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from networks import cards
+from util import InputError, reason, temporary_name
+
+FORMAT = 1  # of what `save` writes; grows where an older version could not go on with it
+
+# what a key's path may hold besides the layer's own name, and what lies beside the encoder
+WRAPPERS = ("module", "model", "backbone_q")
+KEY_ENCODER = ("backbone_k", "key_encoder", "key_head")
+PLACES = (
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model",
+)  # of weights in a library's file, as timm looks for them
+BESIDE = ("head", "fc", "bank", "criterion", "memorybank_InfoNCE", "memorybank_labels", "queue_ptr")
+
+
+def write_whole(path: Path, state: dict, before: Path | None = None) -> None:
+    """Write to a temporary name, sync, rename: a crash leaves the file before it. Call on the main process only.
+
+    before: the name that the file so far takes. Raises OSError that names the path; nothing half-written stays.
+    """
+    path = Path(path)
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if before and path.exists():
+            _name_also(path, before)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        fault = error
+        while fault is not None and not isinstance(fault, OSError):
+            fault = fault.__context__  # torch's zip writer covers a full disk with an error of its own
+        if fault is None:
+            raise
+        fault.filename = fault.filename or str(path)
+        raise fault from None
+
+
+def _name_also(path: Path, other: Path) -> None:
+    """Give a file another name as well, over what had it; on a disk without links it loses its own for a moment."""
+    if other.exists() and path.samefile(other):  # a crash came between the two renames
+        return
+    link = temporary_name(other)
+    try:
+        os.link(path, link)
+    except OSError:
+        link = path
+    os.replace(link, other)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(path: Path, state: dict, before: Path | None = None) -> None:
+    """Write a checkpoint, whole or not at all; `state` holds tensors and plain types. `before`: as in write_whole."""
+    write_whole(path, {"format": FORMAT, **state}, before)
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The checkpoints ckpt_epoch_N.pth of a run's folder, the highest N first."""
+    found = [f for f in Path(folder).glob("ckpt_epoch_*.pth") if f.stem.removeprefix("ckpt_epoch_").isdecimal()]
+    return sorted(found, key=lambda f: int(f.stem.removeprefix("ckpt_epoch_")), reverse=True)
+
+
+def history(folder: Path) -> list[Path]:
+    """The checkpoints of a run's folder, the newest first: last.pth, previous.pth, the highest ckpt_epoch_N.pth, ..."""
+    files = [Path(folder) / "last.pth", Path(folder) / "previous.pth", *numbered(folder)]
+    return [file for file in files if file.exists()]
+
+
+class NewerFormat(InputError):
+    """A checkpoint of a version to come: an older one beside it must not take its place."""
+
+
+def newest(folder: Path, flag: str = "--resume") -> tuple[Path, dict, list[str]]:
+    """The newest checkpoint of a run's folder that can be read, its content, and what is wrong with those passed over.
+
+    Raises InputError where there is none.
+    """
+    passed = []
+    for path in history(folder):
+        try:
+            return path, load(path, flag), passed
+        except NewerFormat:
+            raise
+        except InputError as error:
+            passed.append(str(error))
+    raise InputError(passed[0] + ", nor is any before it" if passed else f"{flag} {folder}: holds no checkpoint")
+
+
+def find(path, flag: str = "--ckpt") -> Path:
+    """The checkpoint's file: a folder means its last.pth, or the encoder that engine.export wrote there. `flag` is
+    named in errors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        exports = not (path / "last.pth").exists() and (path / cards.WEIGHTS).exists()
+        path = path / (cards.WEIGHTS if exports else "last.pth")
+    if not path.is_file():
+        raise InputError(f"{flag} {path}: no such file; give a checkpoint, or a run's folder that holds last.pth")
+    return path
+
+
+def check_sums(path: Path) -> None:
+    """Raise BadZipFile where a file of torch.save is damaged.
+
+    torch.load does not look at the CRC-32 that its zip files hold for each record: flipped bits would load.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"  # as torch.load tells its two formats apart
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"damaged in {damaged}")
+
+
+def _entries(path: Path) -> set[str]:
+    """The names, without their folders, in a zip archive; none of any other file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {PurePath(name).name for name in archive.namelist()}
+    except Exception:  # zipfile meets damage in many ways; `read` says what is wrong
+        return set()
+
+
+def read(path, flag: str = "--ckpt"):
+    """What a file of torch.save or safetensors holds, on the CPU: tensors, plain types and argparse.Namespace; any
+    other object is refused unrun.
+    """
+    path = find(path, flag)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, flag)
+    entries = _entries(path)
+    if "constants.pkl" in entries:  # as torch.load tells them from its own, with a warning
+        save = "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
+        raise InputError(f"{flag} {path}: a TorchScript archive, whose code is not run; save its state dict: {save}")
+    try:
+        check_sums(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named:
+            raise InputError(f"{flag} {path}: refused unrun, it holds a pickled object ({named[1]})") from None
+        why = "no file of torch.save"
+    except zipfile.BadZipFile as error:
+        why = str(error)
+    except Exception as error:  # torch.load meets damage in many ways, each with an exception of its own
+        foreign = entries and "data.pkl" not in entries
+        why = "a zip archive, but none of torch.save" if foreign else f"{type(error).__name__}: {reason(error)}"
+    raise InputError(f"{flag} {path}: not a readable checkpoint ({_why_unreadable(path, why)})")
+
+
+def _why_unreadable(path: Path, why: str) -> str:
+    """`why`, but for a file that is empty, or a text, such as a pointer of Git LFS or a saved web page: that it is."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(60)
+    except OSError:
+        return why
+    if not start.strip():
+        return "it is empty"
+    if not start.decode("utf-8", "replace").replace("\n", " ").rstrip("\ufffd").isprintable():
+        return why
+    return f"it is a text that begins: {start.decode('utf-8', 'ignore').splitlines()[0]}"
+
+
+def load(path, flag: str = "--ckpt", bare: bool = False) -> dict:
+    """Read a checkpoint, as `read` does.
+
+    bare: a library's file of weights by name will do as well, as its entry `model`; then `library` is True, as it is of
+    torchvision's own training files, which have its names and none of our options.
+    """
+    path = find(path, flag)
+    if is_exported(path):
+        return _exported(path, flag)
+    state = read(path, flag)
+    if isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values()):
+        if not bare:
+            raise InputError(f"{flag} {path}: holds weights alone, and is no checkpoint of this code")
+        return {"model": state, "library": True}
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise InputError(f"{flag} {path}: not a checkpoint, it has no entry 'model' with the weights")
+    for name, value in state["model"].items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{flag} {path}: not a checkpoint, its weight {name} is a {type(value).__name__}")
+    version = state.get("format", FORMAT)  # the published files have none
+    if version != FORMAT:
+        raise NewerFormat(f"{flag} {path}: has format {version}, this version reads {FORMAT}; update this code")
+    return {**state, "library": True} if bare and _of_torchvision(state) else state
+
+
+def _of_torchvision(state: dict) -> bool:
+    """Whether a file is of torchvision's training: no options that we know, no published name, and a 7x7 stem."""
+    weights = state["model"]
+    stem = weights.get("conv1.weight")
+    known = "format" in state or trained_options(state) or stem is None or stem.shape[-1] != 7
+    return not known and all(_in_library(key) == _in_published(key) for key in weights)
+
+
+def taken(state: dict, name: str, source: str) -> str:
+    """A line that says which weights of a library's file are taken, those under `name`; "" where it has no others."""
+    others = [other for other in PLACES if other != name and isinstance(state.get(other), dict)]
+    return f"{source}: holds {name} and {' and '.join(others)}; {name} is taken" if others else ""
+
+
+def for_timm(model: str, path, flag: str) -> tuple[tuple[str, int], str] | None:
+    """A file of weights that timm is to load and how many classes its classifier tells apart, 0 without one; and a line
+    as `taken` has it. None of a file of this code. Raises InputError where there are no weights by name.
+    """
+    from networks import encoders
+
+    file = find(path, flag)
+    content = None if is_exported(file) else read(file, flag)
+    if content is None or (isinstance(content, dict) and "format" in content):
+        return None
+    source, weights, place = f"{flag} {file}", content, None
+    if isinstance(content, dict):
+        place = next((name for name in PLACES if isinstance(content.get(name), dict)), None)
+        weights = content[place] if place else content
+    if not isinstance(weights, dict) or not weights or not all(isinstance(x, Tensor) for x in weights.values()):
+        raise InputError(f"{source}: holds no weights by name")
+    names = [f"{part}.weight" for part in encoders.classifier_names(model)]
+    found = [x for key, x in weights.items() if re.sub(r"^(_orig_mod\.|module\.)+", "", key) in names]
+    return (str(file), len(found[0]) if found else 0), taken(content, place, source) if place else ""
+
+
+def is_exported(path: Path) -> bool:
+    """Whether this is an encoder of engine.export, with its card beside it."""
+    return path.name == cards.WEIGHTS and path.with_name(cards.CARD).exists()
+
+
+def _exported(path: Path, flag: str) -> dict:
+    """The checkpoint that an exported encoder came from, as far as its card tells it."""
+    try:
+        card = cards.read_card(path.with_name(cards.CARD))
+    except ValueError as error:
+        raise InputError(f"{flag} {error}") from None
+    weights = {f"encoder.{name}": x for name, x in _read_safetensors(path, flag).items()}
+    kept = {name: card.get(name) for name in ("size", "mean", "std", "classes", "epoch", "pretrained")}
+    options = {**card.get("options", {}), "model": card["encoder"], "dataset": card.get("dataset")}
+    return {"model": weights, "format": FORMAT, "options": options, **kept}
+
+
+def _read_safetensors(path: Path, flag: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        why = _why_unreadable(path, str(error))
+        raise InputError(f"{flag} {path}: not a readable safetensors file ({why})") from None
+
+
+def random_state() -> dict:
+    """Where Python's, NumPy's and torch's random numbers of this process stand, as plain types and tensors."""
+    kind, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    numbers = {"python": random.getstate(), "numpy": [kind, keys.tolist(), *rest]}
+    return {**numbers, "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: dict) -> None:
+    """Go on with the random numbers of `random_state`."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def trained_options(state: dict) -> dict:
+    """The options that a checkpoint was trained with: ours, or the Namespace of a published one; {} if it has none."""
+    if isinstance(state.get("opt"), argparse.Namespace):
+        return vars(state["opt"])
+    return state["options"] if isinstance(state.get("options"), dict) else {}
+
+
+def encoder_weights(state: dict, source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The query encoder's weights under its library's names, and a linear classifier's {weight, bias} ({} if none).
+
+    Of this project's checkpoints, `encoder.` and `fc.`; of a library's file all, with `fc.` as the classifier: what
+    follows stands as it is. Of published checkpoints keys may carry `module.`, `model.`, `backbone_q.` and `encoder.`,
+    and say `shortcut` for `downsample` and `layer_blocks.N` for `layerN`, N from 1 to 4, as the published probe reads.
+    Heads, bank and key encoder are left out; anything else stays, so that strict loading can name it. Raises InputError
+    naming `source` if two keys mean the same weight, or N is another.
+    """
+    weights, classifier = {}, {}
+    place_of = _in_library if state.get("library") else _in_own if "format" in state else _in_published
+    for key, value in state["model"].items():
+        place, name = place_of(key)
+        if name is None:
+            raise InputError(f"{source}: {key} is unknown; layer_blocks are numbered from 1 to 4")
+        into = {"encoder": weights, "fc": classifier}.get(place, {})
+        if name in into:
+            raise InputError(f"{source}: holds {name} twice, once as {key}")
+        into[name] = value
+    if classifier and set(classifier) != {"weight", "bias"}:
+        raise InputError(f"{source}: its classifier fc has {' and '.join(classifier)}; it needs weight and bias")
+    return weights, classifier
+
+
+# Each takes a key apart: "encoder", "fc" or another place, and the name of the weight there.
+
+
+def _in_library(key: str) -> tuple[str, str]:
+    return ("fc", key.removeprefix("fc.")) if key.startswith("fc.") else ("encoder", key)
+
+
+def _in_own(key: str) -> tuple[str, str]:
+    place, _, name = key.partition(".")
+    return (place, name) if place in ("encoder", *KEY_ENCODER, *BESIDE) else ("encoder", key)
+
+
+def _in_published(key: str) -> tuple[str, str | None]:
+    parts = [part for part in key.split(".") if part not in WRAPPERS] or [key]
+    beside = next((part for part in parts if part in KEY_ENCODER), None)
+    if beside or (parts[0] in BESIDE and not (parts[0] == "fc" and len(parts) == 2)):
+        return beside or "beside", key
+    if parts[0] == "fc":
+        return "fc", parts[1]
+    return "encoder", torchvision_name(parts[1:] if parts[0] == "encoder" else parts)
+
+
+def torchvision_name(parts: list[str]) -> str | None:
+    """A weight's path in a published form, its wrappers gone, as torchvision has it; None for unknown layer_blocks."""
+    if parts[0] == "layer_blocks":
+        number = "".join(parts[1:2])
+        if number not in ("1", "2", "3", "4"):
+            return None
+        parts = [f"layer{number}", *parts[2:]]
+    return ".".join("downsample" if part == "shortcut" else part for part in parts)
+
+
+def load_encoder(path, encoder: nn.Module) -> dict:
+    """Fill `encoder` with the query encoder of a checkpoint, ours or published, strictly; returns the checkpoint.
+
+    Raises InputError naming the first keys that are missing, left over, or of another shape.
+    """
+    state = load(path)
+    weights, _ = encoder_weights(state, f"--ckpt {path}")
+    load_strictly(encoder, weights, f"--ckpt {path}")
+    return state
+
+
+def load_strictly(module: nn.Module, weights: dict, source: str) -> None:
+    """load_state_dict that names what differs in one line, before anything is changed."""
+    own = module.state_dict()
+    differences = [f"{k} is missing" for k in own if k not in weights]
+    differences += [f"{k} is left over" for k in weights if k not in own]
+    differences += [
+        f"{k} has shape {tuple(weights[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own
+        if k in weights and weights[k].shape != own[k].shape
+    ]
+    differences += [
+        f"{k} has type {weights[k].dtype} instead of {own[k].dtype}"
+        for k in own
+        if k in weights and weights[k].is_floating_point() != own[k].is_floating_point()
+    ]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        flag = "--size" if any("pos_embed has shape" in difference for difference in differences) else "--model"
+        raise InputError(f"{source}: of another architecture: {'; '.join(differences[:3])}{more}; check {flag}")
+    module.load_state_dict(weights)

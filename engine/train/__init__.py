@@ -1,0 +1,1 @@
+"""A step, an epoch, and what is watched between epochs."""
