@@ -7,8 +7,7 @@ BIN    := $(VENV)/bin
 BENCHMARKS := peers loss "loss --growth" "evaluation --growth" "train_step --model resnet20 --rounds 3" data
 
 # what computes, and kinds of processors as torch, oneDNN and MKL name them, each with all that those before it have
-NUMERIC := $(wildcard tests/test_*loss*.py) tests/test_chance.py tests/test_nested_groups.py tests/test_reduction.py \
-	tests/evaluation tests/networks tests/datasets/test_augmentation.py tests/datasets/test_decoding.py \
+NUMERIC := tests/losses tests/evaluation tests/networks tests/datasets/test_augmentation.py tests/datasets/test_decoding.py \
 	tests/datasets/test_color_on_device.py tests/datasets/test_packed.py tests/datasets/rankings/test_make.py
 CPUS := default,sse41,SSE4_2,COMPATIBLE avx2,avx2,AVX2,AVX2 avx512,avx512_core,AVX512,AVX512
 ON_THREADS = for threads in 1 2; do echo "== $$kind, threads: $$threads"; \

@@ -36,16 +36,16 @@ def test_an_output_that_breaks_falls_silent_and_the_other_one_says_so_once(monke
 
 
 def test_both_may_break_and_what_other_code_writes_breaks_nothing(monkeypatch):
-    streams = broken_pipe(), broken_pipe()
-    monkeypatch.setattr(sys, "stdout", streams[0])
-    monkeypatch.setattr(sys, "stderr", streams[1])
+    pipes = broken_pipe(), broken_pipe()
+    monkeypatch.setattr(sys, "stdout", pipes[0])
+    monkeypatch.setattr(sys, "stderr", pipes[1])
     with streams.lasting():
         print("a", flush=True)
         print("b", file=sys.stderr, flush=True)
         sys.stderr.writelines(["c", "d"])
-        os.write(streams[0].fileno(), b"of a library")
-    assert (sys.stdout, sys.stderr) == streams
-    for stream in streams:
+        os.write(pipes[0].fileno(), b"of a library")
+    assert (sys.stdout, sys.stderr) == pipes
+    for stream in pipes:
         stream.close()
 
 
