@@ -178,7 +178,7 @@ def features(
 ) -> tuple[Tensor, Tensor]:
     """Features [n, d] (float32, before the head, not normalised) and labels [n] of a data set, in order, on the CPU.
 
-    The processes share the work. With a folder `cache` they are read from there, or written there (see engine.cache);
+    The processes share the work. With a folder `cache` they are read from there, or written there (see feature_cache);
     what cannot serve is named, and made anew.
     """
     data.transform = frozen.transform

@@ -171,8 +171,8 @@ def read(path, flag: str = "--ckpt"):
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if named:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))  # "c" in pickle: of a text too
+        if named and not _why_unreadable(path, ""):
             raise InputError(f"{flag} {path}: refused unrun, it holds a pickled object ({named[1]})") from None
         why = "no file of torch.save"
     except zipfile.BadZipFile as error:

@@ -178,6 +178,7 @@ NO_CHECKPOINTS = {
     "it is empty": b"",
     "it is a text that begins: version https://git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d",
     "it is a text that begins: na\u00efve": "na\u00efve".encode(),
+    "it is a text that begins: class,cat,dog": b"class,cat,dog\ncat,1,0\n",
     "no file of torch.save": b"\x80\x02\x93 damaged",
     "File is not a zip file": b"PK\x03\x04 damaged",
 }
