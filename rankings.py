@@ -70,7 +70,7 @@ def get_parser():
     k = kinds.add_parser("compare", help="what rankings share, and what training would find in each of them")
     k.add_argument("tables", nargs="+", type=util.user_text, help=ranking)
     options.add_ranks(k)
-    k.add_argument("--k", type=options.positive_int, default=5, help="most similar classes to compare (default: 5)")
+    k.add_argument("--k", type=options.positive_int, help="most similar classes to compare (None: 5, or all others)")
     k.add_argument("--bank", type=options.positive_int, default=4096, help="keys in the bank (default: 4096)")
     k.add_argument("--permutations", type=options.positive_int, default=999, help="of the test (default: 999)")
     for name, k in {id(k): (name, k) for name, k in kinds.choices.items()}.values():  # an alias is the same parser
@@ -140,10 +140,11 @@ def print_numbers(title: str, rows: dict[str, dict[str, float]]) -> None:
 def compare(args, out: Path) -> None:
     """Print what rankings share and what training would find in each, and draw them."""
     tables, classes, left_out = comparison.load_common(args.tables)
-    if args.k >= len(classes):
-        raise InputError(f"--k {args.k}: must be below the number of classes, {len(classes)}")
+    k = args.k or min(5, len(classes) - 1)
+    if not 1 <= k < len(classes):
+        raise InputError(f"--k {k}: must be below the number of classes, {len(classes)}")
     distributed.say(left_out)
-    pairs = comparison.compare_pairs(tables, args.k, args.permutations)
+    pairs = comparison.compare_pairs(tables, k, args.permutations)
     if pairs:
         print_numbers("rankings", {f"{a}, {b}": row for (a, b), row in pairs.items()})
     for name, table in tables.items():

@@ -110,6 +110,9 @@ def test_rankings_are_compared_over_their_common_classes_and_drawn(monkeypatch, 
         assert np.asarray(picture.convert("L")).std() > 10
     run(monkeypatch, tmp_path, "compare r.csv --ranks", "rankings")
     assert "\n45 " in capsys.readouterr().out and (tmp_path / "compare.png").exists()
+    (tmp_path / "five.yaml").write_text("pets: [cat, dog]\nvehicles: [car, bus, van]\n")
+    run(monkeypatch, tmp_path, "compare five.yaml --bank 64", "rankings")  # fewer classes than k has by default
+    assert "ranks of five.yaml" in capsys.readouterr().out
     run(monkeypatch, tmp_path, "compare r.csv", "rankings")
     assert "r.csv: not to be trained on as it is: 46 distinct values would be 46 ranks;" in capsys.readouterr().out
 
