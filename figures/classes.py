@@ -142,9 +142,9 @@ def draw_classes(path: Path, title: str, features: dict, labels, classes: list[s
     maps, matrices = (row.subplots(1, len(features), squeeze=False)[0] for row in (above, below))
     for ax, name, z, at in zip(maps, features, means, points, strict=True):
         near, of = nearest_in_group(z, group_of)
-        found = f"{name}: the nearest class is of the same superclass for {near} of {of}"
+        found = f"{name}: nearest class in the superclass for {near} of {of}"
         draw_means(ax, at, drawn, limits, side)
-        ax.set_title(f"{found}\n(distances on the map are off by {100 * distance_error(z, at):.0f} %)")
+        ax.set_title(f"{found}\ndistances on the map are off by {100 * distance_error(z, at):.0f} %")
     marks = [plt.Line2D([], [], ls="", ms=7, label=word, **style_of(g)) for g, word in enumerate(words)]
     above.legend(handles=marks, loc="outside lower center", ncols=ncols, frameon=False, title="superclass")
     for ax, name, table in zip(matrices, features, tables, strict=True):
