@@ -80,7 +80,7 @@ def over_a_bank() -> Work:
         must_equal("pytorch-metric-learning's SupConLoss", of_package, wanted, 1e-4)
     forms = {
         "RINCE out-in, two ranks": lambda: ranked.terms(*given).loss(),
-        "the same at temperature 0.03, in log space": lambda: cold.terms(*given).loss(),
+        "the same at temperature 0.03, through infonce": lambda: cold.terms(*given).loss(),
         "the same, ranks from nested groups": lambda: nested.terms(*given).loss(),
         "plain InfoNCE, one term, autograd": lambda: plain_infonce(*given),
         "lightly: NTXentLoss with a bank, no labels": lambda: moco(q, k),
