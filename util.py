@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -211,7 +212,13 @@ def twice(names: Iterable[str]) -> str | None:
 
 
 def sha256(path: str | Path) -> str:
-    """The file's SHA-256, as hexadecimal digits."""
+    """The file's SHA-256, as hexadecimal digits; read once while it stays as it is, whoever asks."""
+    stat = os.stat(path)
+    return _sha256(os.path.abspath(path), (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+
+
+@functools.cache
+def _sha256(path: str, state: tuple) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -273,12 +273,13 @@ def distinct(x: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct rows of x [n, d], and of each row which of them it is [n]; x as it is where no two are equal, or a
     gradient goes to each.
     """
+    as_it_is = x, torch.arange(len(x), device=x.device)
     if x.requires_grad and torch.is_grad_enabled():
-        return x, torch.arange(len(x), device=x.device)
+        return as_it_is
     if len(torch.cat([_sums(part) for part in x.split(4096)]).unique()) == len(x):
-        return x, torch.arange(len(x), device=x.device)
+        return as_it_is
     rows, which = _bits(x).unique(dim=0, return_inverse=True)
-    return (x, torch.arange(len(x), device=x.device)) if len(rows) == len(x) else (rows.view(x.dtype), which)
+    return as_it_is if len(rows) == len(x) else (rows.view(x.dtype), which)
 
 
 def _bits(x: Tensor) -> Tensor:

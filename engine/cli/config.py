@@ -11,7 +11,6 @@ import os
 import platform
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import yaml
@@ -81,15 +80,8 @@ def files_of(args: Options, words: list[str]) -> dict[str, str]:
         places = path, os.path.join(path, "last.pth"), os.path.join(path, cards.WEIGHTS)
         with contextlib.suppress(OSError, StopIteration):
             file = next(filter(os.path.isfile, places))
-            stat = os.stat(file)
-            found[f"--{name} {path}"] = _sum(file, (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+            found[f"--{name} {path}"] = util.sha256(file)
     return found
-
-
-@cache
-def _sum(file: str, state: tuple) -> str:
-    """The check sum of a file in this state; a recipe asks for that of a checkpoint at each of its evaluations."""
-    return util.sha256(file)
 
 
 def _config_files(words: list[str]) -> tuple[list[Path], list[str]]:

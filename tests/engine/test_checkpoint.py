@@ -345,6 +345,8 @@ def test_a_checkpoint_with_any_other_pickled_object_is_refused_without_running_i
 def test_a_hash_is_that_of_the_whole_file(tmp_path):
     (tmp_path / "a").write_bytes(b"abc" * 1_000_000)
     assert util.sha256(tmp_path / "a") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
+    (tmp_path / "a").write_bytes(b"other")  # which is not the one that was read before
+    assert util.sha256(tmp_path / "a") == hashlib.sha256(b"other").hexdigest()
 
 
 def test_a_classifier_without_bias_and_a_weight_that_is_no_tensor_are_errors(tmp_path):
