@@ -44,7 +44,8 @@ def get_parser():
     fixed = {"type": options.positive_int, "means": Means.FIXED}
     g.add_argument("--feat_dim", default=128, help="dimensions after the head", **fixed)
     g.add_argument("--memorybank_size", default=4096, help="keys in the bank", **fixed)
-    g.add_argument("--m", type=options.fraction, default=0.99, help="momentum of the key encoder")
+    names = "--momentum_encoder_decay", "--m"
+    g.add_argument(*names, dest="m", type=options.fraction, default=0.99, help="momentum of the key encoder")
     options.flag(g, "--syncBN", help=options.SYNC_BN)
     options.flag(g, "--shuffle_bn", help="encode keys in batches shuffled over the processes, as MoCo does")
     options.add_objective(p)

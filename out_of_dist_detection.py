@@ -1,7 +1,7 @@
 """Out-of-distribution detection: do an encoder's features tell images of its classes from other images?
 
-python out_of_dist_detection.py --hold_out 4 8 --dataset_outliers digits --outlier_classes 4 8 --outlier_split all
-    --ckpt save/SupCon/digits_models/NAME
+python out_of_dist_detection.py --exclude_classes 4 8 --dataset_outliers digits --outlier_classes 4 8
+    --outlier_split all --ckpt save/SupCon/digits_models/NAME
 python out_of_dist_detection.py --dataset cifar100 --data_folder ./data --dataset_outliers cifar10 --ckpt PATH
 """
 

@@ -34,9 +34,10 @@ def get_parser():
     options.add_data(p, datasets.NAMES)
     options.add_evaluation(p)
     g = p.add_argument_group("labels", means=Means.RESULT)
-    within = "where queries, the test images, look: among the training images, or for one another"
-    g.add_argument("--within", choices=["train", "test"], default="train", help=within)
-    g.add_argument("--knn_k", type=options.positive_int, help="column kNN: accuracy of a vote of so many (None: none)")
+    gallery = "where queries, the test images, look: among the training images, or for one another"
+    g.add_argument("--gallery", "--within", dest="within", choices=["train", "test"], default="train", help=gallery)
+    vote = "column kNN: accuracy of a vote of so many (None: none)"
+    g.add_argument("--knn_vote", "--knn_k", dest="knn_k", type=options.positive_int, metavar="K", help=vote)
     labelsets = "classes, superclasses, or every level of a taxonomy"
     g.add_argument("--labelset", default="fine", choices=["fine", "coarse", "both", "levels"], help=labelsets)
     superclasses = "YAML file for coarse (None: the data set's own); for levels a taxonomy's file, or inaturalist"
@@ -96,7 +97,7 @@ def asked_plainly(args, classes) -> Asked:
 def asked_of_groups(args, groups, names) -> Asked:
     """Every level of nested groups, and their order."""
     if args.within != "train" or args.knn_k:
-        raise InputError("--within and --knn_k: have no use with --instance_ranks, whose images look for one another")
+        raise InputError("--gallery and --knn_vote: have no use with --instance_ranks: its images look for one another")
     if args.labelset != "fine" or args.superclasses:
         raise InputError("--instance_ranks: has no classes for --labelset or --superclasses; every level is measured")
     sets = rank_consistency.with_levels({}, dict(zip(names, groups.T, strict=True)))

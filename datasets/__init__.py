@@ -107,7 +107,8 @@ class ImageData(Dataset):
         before, after = (torch.bincount(x.labels, minlength=len(self.classes)) for x in (self, data))
         lost = ((before > 0) & (after == 0)).nonzero()[:, 0].tolist()
         if lost and not self.groups:
-            hint = "name the others in --outlier_classes" if part == "outlier" else "leave it out with --hold_out"
+            outlier = part == "outlier"
+            hint = "name the others in --outlier_classes" if outlier else "leave it out with --exclude_classes"
             raise InputError(f"{option}: leaves no {part} image of the class {self.classes[lost[0]]}; {hint}")
         return data
 
@@ -130,11 +131,11 @@ def build(
     if name not in sources.SOURCES:
         raise InputError(f"--dataset {name} is unknown; choose one of {', '.join(NAMES)}")
     data = _read(sources.SOURCES[name].read, folder, split, "--data_folder")
-    hold_out = _known(hold_out, data.classes, "--hold_out", name)
+    hold_out = _known(hold_out, data.classes, "--exclude_classes", name)
     only = _known(only, data.classes, "--imagenet100: class", f"--data_folder {folder}")
     kept = [c for c in data.classes if c not in hold_out and (not only or c in only)]
     if not kept:
-        raise InputError(f"--hold_out: leaves no class of {name}")
+        raise InputError(f"--exclude_classes: leaves no class of {name}")
     (data,) = without(skip, **{"training" if split == "train" else "validation": _keep(data, kept)})
     return data
 
@@ -151,7 +152,7 @@ def build_pair(name, folder="./data", hold_out=(), only=(), skip=None, per_class
         raise InputError(f"--data_folder {folder}: class {lacking[0]} is in validation, but training lacks it")
     test = _keep(test, [c for c in test.classes if c in train.classes])
     if not len(test):
-        raise InputError(f"--data_folder {folder}: no validation image is of the classes that --hold_out leaves")
+        raise InputError(f"--data_folder {folder}: no validation image is of the classes that --exclude_classes leaves")
     number = torch.tensor([train.classes.index(c) for c in test.classes], dtype=torch.long)
     test = ImageData(test.images, number[test.labels], train.classes, left_out=test.left_out)
     train, test = without(skip, training=train, validation=test)
@@ -195,7 +196,8 @@ def check_outliers(train: ImageData, test: ImageData, outliers: ImageData, same:
     shared = [c for c in util.spelt_as(outliers.classes, train.classes) if c in train.classes]
     wnids = [c for c in shared if re.fullmatch(r"n\d{8}", c)]  # the same in every folder
     if (same and shared and isinstance(outliers.images, np.ndarray)) or wnids:
-        raise InputError(f"--outlier_classes: class {shared[0]} is an inlier too; leave it out of one with --hold_out")
+        hint = "leave it out of one with --exclude_classes"
+        raise InputError(f"--outlier_classes: class {shared[0]} is an inlier too; {hint}")
     if any(isinstance(x.images, np.ndarray) for x in (train, outliers)):
         return ""  # no files
     inliers, trained = set(real_paths(test.images)), set(real_paths(train.images))
@@ -205,7 +207,7 @@ def check_outliers(train: ImageData, test: ImageData, outliers: ImageData, same:
     if found := [f for f in real if f in trained]:
         line = f"{len(found)} of the {len(real)} outliers are training images, such as {found[0]}"
         if len(found) == len(real):
-            raise InputError(f"{flag}: {line}; leave their classes out with --hold_out, or give other images")
+            raise InputError(f"{flag}: {line}; leave their classes out with --exclude_classes, or give other images")
         return f"warning: {line}"
     if moved := _moved(train, test, outliers):
         return f"{moved.path}: its images' folder {moved.root} is gone: outliers among them are known by old paths only"

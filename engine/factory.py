@@ -53,7 +53,7 @@ def chosen_views(args) -> tuple:
 
 def augmented(args, spec, views: tuple, colour: bool = True, count: int = 2) -> Augmentation:
     """The augmentation of training images: as given, else of the data set. views: size, mean and std; colour: whether
-    it is jittered where --colour is not given; count: views of an image.
+    it is jittered where --color is not given; count: views of an image.
     """
     scale = spec.crop_scale if args.crop_scale is None else args.crop_scale or None
     flip = spec.flip if args.flip is None else args.flip
@@ -161,7 +161,8 @@ def load_data(args):
     of_classes = "hold_out", "images_per_class", "ranking", "similarity_ranking_imagenet", "use_supercategories"
     for name in (*of_classes, "thresholds", "ranks"):
         if getattr(args, name, None):  # an evaluation has some of them only
-            raise InputError(f"--{name} has no use with --instance_ranks, which makes the ranks, and has no classes")
+            why = "which makes the ranks, and has no classes"
+            raise InputError(f"{args.spelling[name]} has no use with --instance_ranks, {why}")
     data, groups, levels = instances.build(args.data_folder, args.instance_ranks)
     unlisted, left_out = instances.count_unlisted(data, args.data_folder)
     distributed.say(left_out.text())

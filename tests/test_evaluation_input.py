@@ -93,7 +93,7 @@ def test_a_damaged_cache_file_is_named_and_made_anew(monkeypatch, capsys, digits
 
 def test_other_classes_than_in_training_are_warned_of(monkeypatch, capsys, digits):
     run(monkeypatch, digits, f"--ckpt {CE} --hold_out 4", "retrieval")
-    assert "was trained on 10 classes of digits, this evaluates 9; see --hold_out" in capsys.readouterr().err
+    assert "was trained on 10 classes of digits, this evaluates 9; see --exclude_classes" in capsys.readouterr().err
 
 
 @pytest.fixture

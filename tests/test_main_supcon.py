@@ -191,7 +191,7 @@ def test_bad_input_met_by_a_worker_is_one_line_from_the_command(tmp_path):
         ("--resume none.pth", "--resume none.pth: no such file"),
         ("--mixed_out_in maybe", "'maybe' is neither True nor False"),
         ("--mean (0.5,0.5,0.5)", "--mean and --std go together"),
-        ("--hold_out ten", "--hold_out ten"),
+        ("--hold_out ten", "--exclude_classes ten"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_code_2(monkeypatch, capsys, tmp_path, command, reason):

@@ -69,7 +69,10 @@ def add_data(p, names) -> None:
     g.add_argument("--std", type=three_positive, help="likewise")
     which = Means.IMAGES | Means.SUBSET
     told = which | Means.CARD
-    g.add_argument("--hold_out", nargs="+", default=[], metavar="CLASS", means=told, help="classes to leave out")
+    g.add_argument(
+        "--exclude_classes", "--hold_out", dest="hold_out", nargs="+", default=[], metavar="CLASS", means=told,
+        help="classes to leave out",
+    )  # fmt: skip
     listed = "list of images to leave out, one path a line"
     g.add_argument("--skip_images", type=user_text, metavar="FILE", means=which | Means.FILE, help=listed)
     few = "train on so many of each class (None: all)"
@@ -86,7 +89,8 @@ def add_views(p) -> None:
     g = p.add_argument_group(usual, means=Means.RESULT)
     g.add_argument("--crop_scale", type=crop_scale, metavar="LOW,HIGH", help="share of the area, as 0.2,1; or none")
     flag(g, "--flip", default=None, help="mirror half of the views")
-    g.add_argument("--colour", type=strength, metavar="X", help="strength of jitter and grey, 1: as published; or none")
+    jitter = "strength of jitter and gray, 1: as published; or none"
+    g.add_argument("--color", "--colour", dest="colour", type=strength, metavar="X", help=jitter)
     g.add_argument("--blur", type=share, default=0.0, metavar="P", help="share of the views to blur; or none")
     g.add_argument("--sampler", choices=["shuffled", "balanced"], default="shuffled", help="balanced: equal classes")
     own = "with balanced: images of each class in a batch (None: 4)"
@@ -128,7 +132,7 @@ def add_training(p, warm: str = "linear warm-up over 10 epochs; always above bat
     first = "name the operation whose gradient turns NaN first; slow"
     flag(g, "--detect_anomaly", means=Means.RUNNING_SINCE, help=first)
     g = p.add_argument_group("speed", means=Means.RESULT)  # to the last digits
-    where = "flip, colour, normalise (None: device on CUDA)"
+    where = "flip, color, normalize (None: device on CUDA)"
     g.add_argument("--augment_on", choices=["device", "worker"], means=Means.FREE, help=where)
     g.add_argument(
         "--precision", choices=["auto", "float32", "tf32", "bfloat16", "float16"], default="auto",
@@ -181,7 +185,7 @@ def add_distributed(p) -> None:
     g = p.add_argument_group("processes (torchrun and srun set these themselves)", means=Means.RUNNING)
     g.add_argument("--nproc_per_node", type=positive_int, help="processes of this node (None: one per GPU)")
     g.add_argument("--world-size", type=int, default=1, help="number of NODES")
-    g.add_argument("--rank", type=int, default=0, help="number of this node, from 0")
+    g.add_argument("--node_rank", "--rank", dest="rank", type=int, default=0, help="number of this node, from 0")
     g.add_argument("--dist-url", help="tcp://HOST:PORT of node 0 (None: this machine)")
     g.add_argument("--dist-backend", default="nccl", type=str.lower, choices=["nccl", "gloo"], help="on CUDA")
     hangs = "a run that hangs for so long is ended"

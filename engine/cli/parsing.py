@@ -147,11 +147,11 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 
 class Options(argparse.Namespace):
-    """What a parser read; and beside the options, so that `vars` has them alone: by option, what it means and its
-    default, and the check sums of files (`config.files_of`).
+    """What a parser read; and beside the options, so that `vars` has them alone: by option, what it means, its default
+    and its first spelling, and the check sums of files (`config.files_of`).
     """
 
-    __slots__ = ("defaults", "files", "means")
+    __slots__ = ("defaults", "files", "means", "spelling")
 
 
 class _Declaring:
@@ -192,6 +192,7 @@ class Parser(_Declaring, argparse.ArgumentParser):
             namespace = Options()
             namespace.means = self.meanings()
             namespace.defaults = {a.dest: a.default for a in self._actions}
+            namespace.spelling = {a.dest: a.option_strings[0] for a in self._actions if a.option_strings}
         return super().parse_known_args(words, namespace)
 
     def error(self, message):

@@ -32,7 +32,7 @@ def of_errors(net: Frozen, data: ImageData, loading: Loading, cache, dataset: st
             f"{flag}: is a contrastive model, which names no class; give one of main_ce.py, or use `features`"
         )
     if net.record["classes"] and net.record["classes"] != data.classes:
-        raise InputError(f"{flag}: was trained on other classes than these images have; see --hold_out")
+        raise InputError(f"{flag}: was trained on other classes than these images have; see --exclude_classes")
     _check_images(data)
     outputs = trained_encoder.class_outputs(net, dataset, data.classes)
     x, y = trained_encoder.features(net, data, "queries", loading, cache)
@@ -52,7 +52,7 @@ def _check_images(data: ImageData) -> None:
     counts = torch.bincount(data.labels, minlength=len(data.classes))
     if not counts.all():
         name = data.classes[int(counts.argmin())]
-        raise InputError(f"--data_folder: the class {name} has no image; leave it out with --hold_out")
+        raise InputError(f"--data_folder: the class {name} has no image; leave it out with --exclude_classes")
 
 
 def _checkpoint(net: Frozen) -> str:

@@ -104,7 +104,7 @@ def measured(asked: Asked, queries, gallery, device) -> tuple[dict, dict, dict]:
     counts = {name: int(evaluation.not_alone(of[y]).sum()) if alone else len(y) for name, of in within.items()}
     asks = {name: of for name, of in within.items() if counts[name]}
     if not asks:
-        what = "--within test: no two images share a class"
+        what = "--gallery test: no two images share a class"
         what = what if asked.classes else "--instance_ranks: no two images share a group at any level"
         raise InputError(f"{what}: there is nothing to find")
     found = {name: evaluation.Curve(of[y], None if alone else of[b]) for name, of in asks.items()}
@@ -112,7 +112,7 @@ def measured(asked: Asked, queries, gallery, device) -> tuple[dict, dict, dict]:
     evaluation.look_up(x, g, [*found.values(), *filter(None, [order])])
     others = len(y) - 1 if alone else len(b)
     if asked.vote and asked.vote > others:
-        distributed.say(f"--knn_k {asked.vote}: there are {others} images to look among; all of them vote")
+        distributed.say(f"--knn_vote {asked.vote}: there are {others} images to look among; all of them vote")
     metrics, curves, said = {}, {}, {"queries": counts} if alone else {}
     said |= {"by_class": {}} if asked.classes else {}
     for name, curve in found.items():

@@ -109,7 +109,7 @@ def _warn_of_other_classes(dataset: str, record: dict, classes: list[str]) -> No
         and set(record["classes"]) != set(classes)
     ):
         numbers = f"{len(record['classes'])} classes of {dataset}, this evaluates {len(classes)}"
-        print(f"warning: {record['path']} was trained on {numbers}; see --hold_out", file=sys.stderr)
+        print(f"warning: {record['path']} was trained on {numbers}; see --exclude_classes", file=sys.stderr)
 
 
 def warn_of_seen(frozen: Frozen, dataset: str, classes: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 Four ways to start: plain `python script.py` makes one process per GPU (or --nproc_per_node of them); `torchrun` and
 SLURM's `srun` (one task a process) set an environment of their own; several nodes without them are named by
---world-size, --rank and --dist-url.
+--world-size, --node_rank and --dist-url.
 """
 
 import contextlib

@@ -184,7 +184,7 @@ def test_a_list_that_empties_a_class_is_one_line_in_every_script(monkeypatch, ca
         kind = "--knn_freq 1 "
     options = f"{kind}--dataset path --data_folder mine --skip_images bad.txt {SCRIPTS[script]}"
     line = commands.error_of(monkeypatch, capsys, tmp_path, options, script)
-    assert f"--skip_images bad.txt: leaves no {part} image of the class dog; leave it out with --hold_out" in line
+    assert f"--skip_images bad.txt: leaves no {part} image of the class dog; leave it out with --exclude" in line
     assert not (tmp_path / "r.csv").exists()
 
 
@@ -193,10 +193,10 @@ def test_other_filters_that_empty_a_class_name_it_and_themselves(monkeypatch, ca
         if not (i == 1 or i == 3):
             damage(mine / f"mine/train/cat/cat_{i}.JPEG")
     line = error_of(monkeypatch, capsys, mine, f"{RINCE} --num_workers 0 --check_data --on_bad_image skip")
-    assert "--on_bad_image skip: leaves no training image of the class cat; leave it out with --hold_out" in line
+    assert "--on_bad_image skip: leaves no training image of the class cat; leave it out with --exclude_classes" in line
     make_image_folders(tmp_path / "other/train", ["cat", "dog"], each=1)
     make_image_folders(tmp_path / "other/val", ["dog"], each=1)
-    with pytest.raises(InputError, match="no validation image is of the classes that --hold_out leaves"):
+    with pytest.raises(InputError, match="no validation image is of the classes that --exclude_classes leaves"):
         datasets.build_pair("path", tmp_path / "other", hold_out=("dog",))
     (tmp_path / "bad.txt").write_text(f"{tmp_path}/other/val/dog/dog_0.JPEG\n")
     with pytest.raises(InputError, match="leaves no outlier image of"):

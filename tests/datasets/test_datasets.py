@@ -35,7 +35,7 @@ def test_held_out_classes_leave_images_and_close_the_gaps_in_the_labels():
 
 
 def test_an_unknown_held_out_class_is_named():
-    with pytest.raises(InputError, match="--hold_out eleven"):
+    with pytest.raises(InputError, match="--exclude_classes eleven"):
         datasets.build("digits", hold_out=("eleven",))
 
 
@@ -256,7 +256,7 @@ def test_the_folder_images_may_stand_for_its_parent(tmp_path):
 
 
 def test_holding_out_every_class_is_an_error():
-    with pytest.raises(InputError, match="--hold_out: leaves no class of digits"):
+    with pytest.raises(InputError, match="--exclude_classes: leaves no class of digits"):
         datasets.build_pair("digits", hold_out=tuple("0123456789"))
 
 

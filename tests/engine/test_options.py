@@ -80,6 +80,19 @@ def test_configs_and_cards_have_the_options_that_say_so():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("script", "old", "new"),
+    [
+        ("main_supcon", "--m 0.9", "--momentum_encoder_decay 0.9"),
+        ("main_supcon", "--rank 1", "--node_rank 1"),
+        ("main_ce", "--colour 0.5 --hold_out a b", "--color 0.5 --exclude_classes a b"),
+        ("retrieval", "--within test --knn_k 5", "--gallery test --knn_vote 5"),
+    ],
+)
+def test_an_option_means_the_same_by_its_old_spelling(script, old, new):
+    assert vars(parsed(script, old)) == vars(parsed(script, new))
+
+
 def test_a_result_has_one_record_however_it_was_run(monkeypatch, digits, tmp_path):
     probe, retrieval = f"--ckpt {digits / CE} --cache_features --epochs 1 --overwrite", f"--ckpt {digits / CE}"
     for words in ("", "--max_hours 9", "--save_minutes 5 --keep_checkpoints 2", "--timeout_minutes 31"):

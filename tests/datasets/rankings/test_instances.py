@@ -178,7 +178,7 @@ def test_a_table_that_cannot_serve_is_one_line_with_its_row(monkeypatch, capsys,
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ("--hold_out f1", "--hold_out has no use with --instance_ranks"),
+        ("--hold_out f1", "--exclude_classes has no use with --instance_ranks"),
         ("--ranking identity", "--ranking has no use with --instance_ranks"),
         ("--thresholds 0.4", "--thresholds has no use with --instance_ranks"),
         ("--dataset digits", "--instance_ranks groups.csv: needs --dataset path"),
