@@ -626,3 +626,32 @@ def least_distance(points, onto, steps=3600):
 def nearest(queries, gallery, k):
     """For each query the places in the gallery of the k largest cosines, the largest first."""
     return [sorted(range(len(gallery)), key=lambda j: -_cosine(q, gallery[j]))[:k] for q in queries]
+
+
+# ---- views of features -----------------------------------------------------------------------------------------------
+
+
+def _splitmix(x):
+    """The output function of SplitMix64 (Steele et al. 2014)."""
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
+    return x ^ (x >> 31)
+
+
+def random_words(seed, epoch, row, count):
+    """Random 64-bit words of a row in an epoch."""
+    start = _splitmix(_splitmix(_splitmix(seed % 2**64) ^ epoch) ^ row)
+    return [_splitmix((start + i * 0x9E3779B97F4A7C15) % 2**64) for i in range(1, count + 1)]
+
+
+def dropped_views(x, words, dropout, views):
+    """Views of a row x: a number is 0 where its 16 bits of the words, from the lowest on, are below the probability."""
+    found = []
+    for v in range(views):
+        view = []
+        for j, value in enumerate(x):
+            word, part = divmod(v * len(x) + j, 4)
+            share = (words[word] >> (16 * part)) % 2**16
+            view.append(0.0 if share < round(dropout * 2**16) else value / (1 - dropout))
+        found.append(view)
+    return found

@@ -1,0 +1,260 @@
+"""Data sets of features: rows of files, in memory or mapped into it, with labels, class names and superclasses."""
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import util
+from datasets.feature_files import Table, read_lines, read_table
+from datasets.folders import SPLITS
+from datasets.lists import number_labels
+from util import InputError
+
+
+@dataclass(frozen=True)
+class FeatureFiles:
+    """Which files hold the features of a data set, as the options name them.
+
+    train, val: paths or glob patterns; labels, val_labels: files of labels, for features without; class_names: a file
+    of names, one per line, of integer labels; label_columns: columns of labels, the finest first, where they have
+    names of their own; flag: of `train`, for errors; labeled: False where labels may be missing, as of outliers.
+    """
+
+    train: Sequence[str]
+    val: Sequence[str] = ()
+    labels: Sequence[str] = ()
+    val_labels: Sequence[str] = ()
+    class_names: str | None = None
+    label_columns: Sequence[str] = ()
+    flag: str = "--features"
+    labeled: bool = True
+
+
+class FeatureRows:
+    """Rows of files of features, in the order of the files: [n, d], or [n, v, d] of v stored views per item.
+
+    parts: the arrays; files: the path of each; rows: which of all their rows, in which order (None: all).
+    """
+
+    def __init__(self, parts: list[Tensor], files: list[str], rows: Tensor | None = None):
+        self.parts, self.files = parts, files
+        self.starts = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
+        self.rows = torch.arange(int(self.starts[-1])) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of a row."""
+        return self.parts[0].shape[-1]
+
+    @property
+    def views(self) -> int:
+        """Stored views of an item."""
+        return self.parts[0].shape[1] if self.parts[0].ndim == 3 else 1
+
+    def __getitem__(self, chosen: Sequence[int] | np.ndarray | Tensor) -> "FeatureRows":
+        """These of the rows."""
+        return FeatureRows(self.parts, self.files, self.rows[torch.as_tensor(chosen, dtype=torch.long)])
+
+    def join(self, other: "FeatureRows") -> "FeatureRows":
+        """These rows, then those of another set."""
+        rows = torch.cat([self.rows, other.rows + self.starts[-1]])
+        return FeatureRows(self.parts + other.parts, self.files + other.files, rows)
+
+    def name(self, index: int) -> str:
+        """File and row of an item, as FILE:ROW; rows count from 0."""
+        part, row = self._place(self.rows[index])
+        return f"{self.files[part]}:{row}"
+
+    def take(self, indices: Tensor, view: Tensor | None = None) -> Tensor:
+        """Rows [n, d] in float32; view: [n] which of the stored views, the first where None.
+
+        Raises InputError for a row that is NaN, infinite or zero.
+        """
+        rows = self.rows[indices]
+        if len(self.parts) == 1:
+            found = self._of_part(0, rows, view)
+        else:
+            found = torch.empty(len(rows), self.dim)
+            for part in range(len(self.parts)):
+                inside = ((self.starts[part] <= rows) & (rows < self.starts[part + 1])).nonzero()[:, 0]
+                if len(inside):
+                    of_view = None if view is None else view[inside]
+                    found[inside] = self._of_part(part, rows[inside] - self.starts[part], of_view)
+        norms = torch.linalg.vector_norm(found, dim=1)
+        if not bool(((norms > 0) & (norms < torch.inf)).all()):
+            raise InputError(self._describe_faults())
+        return found
+
+    def _of_part(self, part: int, rows: Tensor, view: Tensor | None) -> Tensor:
+        x = self.parts[part]
+        if x.ndim == 2:
+            return x[rows].float()
+        return x[rows, 0 if view is None else view].float()
+
+    def _place(self, row: Tensor) -> tuple[int, int]:
+        part = int(torch.searchsorted(self.starts, row, right=True)) - 1
+        return part, int(row - self.starts[part])
+
+    def _describe_faults(self) -> str:
+        """A line on the first file that holds rows without a direction: how many, and the first."""
+        for part, file in zip(self.parts, self.files, strict=True):
+            bad = []
+            for begin in range(0, len(part), 2**14):
+                norms = torch.linalg.vector_norm(part[begin : begin + 2**14].float(), dim=-1).reshape(-1, self.views)
+                fault = ~((norms > 0) & (norms < torch.inf)).all(1)
+                bad += (begin + fault.nonzero()[:, 0]).tolist()
+            if bad:
+                what = "zero" if not part[bad[0]].any() else "NaN or infinite"
+                count = f"{len(bad)} of {len(part)} rows are NaN, infinite or zero"
+                return f"{file}: {count}; the first is row {bad[0]} ({what})"
+        raise AssertionError("a row was refused, and none is at fault")
+
+
+def expand_patterns(patterns: Sequence[str], flag: str) -> list[str]:
+    """The files of paths and glob patterns, those of a pattern in the order of their names."""
+    files: list[str] = []
+    for pattern in patterns:
+        found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
+        if not found:
+            raise InputError(f"{flag} {pattern}: no such file")
+        files += found
+    return files
+
+
+def read_features(files: FeatureFiles, split: str):
+    """Rows, labels [n], classes in sorted order, and the superclass of each class, of a split: "train", "test", "all".
+
+    The superclasses are None without a second column of labels. Without files of validation, a column `split` decides.
+    Raises InputError where a file cannot be read, or the files contradict one another.
+    """
+    if split == "test" and files.val:
+        return _read_part(files.val, files.val_labels, f"{files.flag}_val", files, ())
+    parts = () if files.val or split == "all" else SPLITS[split]
+    return _read_part(files.train, files.labels, files.flag, files, parts)
+
+
+def _read_part(patterns, label_patterns, flag: str, files: FeatureFiles, parts: tuple[str, ...]):
+    """`read_features` of these files; parts: the values of the column `split` that count, () for all rows."""
+    columns_here = () if label_patterns else files.label_columns
+    tables = [read_table(path, flag, columns_here) for path in expand_patterns(patterns, flag)]
+    rows = _stack_rows(tables, flag)
+    labeled, label_flag = tables, flag
+    if label_patterns:
+        label_flag = _labels_flag(flag)
+        paths = expand_patterns(label_patterns, label_flag)
+        labeled = [read_table(path, label_flag, files.label_columns) for path in paths]
+    if not all(table.labels for table in labeled):
+        if files.labeled:
+            hint = f"give {_labels_flag(flag)}, or --label_columns for columns with names of their own"
+            raise InputError(f"{label_flag} {labeled[0].path}: has no labels; {hint}")
+        return rows, [0] * len(rows), ["features"], None
+    columns = [_join_column(labeled, place, label_flag) for place in range(len(labeled[0].labels))]
+    if len(columns[0]) != len(rows):
+        raise InputError(f"{label_flag} {labeled[0].path}: has {len(columns[0])} labels, {flag} has {len(rows)} rows")
+    if parts:
+        chosen = _rows_of_split(labeled, flag, parts)
+        rows, columns = rows[chosen], [column[chosen] for column in columns]
+    source = f"{label_flag} {labeled[0].path}"
+    labels, classes = _number_labels(columns[0], files.class_names, labeled[0].classes, source)
+    return rows, labels, classes, _find_superclasses(labels, classes, columns[1], source) if columns[1:] else None
+
+
+def _stack_rows(tables: list[Table], flag: str) -> FeatureRows:
+    """The rows of all tables. Raises InputError where one has no features, or others of another shape."""
+    arrays = []
+    for table in tables:
+        if table.features is None:
+            raise InputError(f"{flag} {table.path}: holds labels alone; give them as {_labels_flag(flag)}")
+        shape, first = list(table.features.shape[1:]), list((arrays or [table.features])[0].shape[1:])
+        if shape != first:
+            raise InputError(f"{flag} {table.path}: a row has the shape {shape}, in {tables[0].path} it is {first}")
+        arrays.append(table.features)
+    return FeatureRows(arrays, [table.path for table in tables])
+
+
+def _labels_flag(flag: str) -> str:
+    return "--labels_val" if flag.endswith("_val") else "--labels"
+
+
+def _join_column(tables: list[Table], place: int, flag: str) -> np.ndarray:
+    """One column of labels over all files, [n]: integers, or objects of type str."""
+    parts = []
+    for table in tables:
+        if len(table.labels) <= place:
+            raise InputError(f"{flag} {table.path}: has fewer columns of labels than {tables[0].path}")
+        parts.append([*table.labels.values()][place])
+    if len({part.dtype.kind for part in parts}) > 1:
+        raise InputError(f"{flag}: labels are integers in one file and names in another")
+    return np.concatenate(parts)
+
+
+def _rows_of_split(tables: list[Table], flag: str, parts: tuple[str, ...]) -> np.ndarray:
+    """Which rows have the first of `parts` that occurs in the column `split`; without that column, all for training."""
+    if not all(table.split for table in tables):
+        if "train" in parts:
+            return np.arange(sum(len(next(iter(table.labels.values()))) for table in tables))
+        hint = f"a column `split` (train, val, test) in {tables[0].path} does as well"
+        raise InputError(f"{flag}_val: give the features to evaluate; {hint}")
+    split = np.array([value for table in tables for value in table.split or ()], dtype=object)
+    unknown = next((value for value in {*split} if value not in SPLITS["all"]), None)
+    if unknown is not None:
+        raise InputError(f"{flag} {tables[0].path}: split {unknown} is none of train, val and test")
+    part = next((part for part in parts if part in {*split}), None)
+    if part is None:
+        raise InputError(f"{flag} {tables[0].path}: has no row of the split {' or '.join(parts)}")
+    return (split == part).nonzero()[0]
+
+
+def _number_labels(column: np.ndarray, class_names: str | None, classes: list[str] | None, source: str):
+    """Labels [n] of a column, and the classes that occur.
+
+    class_names, classes: a file, or a list, of names of integer labels, the first being that of 0.
+    """
+    values, numbers = _factorize(column)
+    source = f"--class_names {class_names}" if class_names else source
+    names = read_lines(Path(class_names), source) if class_names else classes
+    of_integers, order = isinstance(values[0], int), util.one_form
+    if class_names and not of_integers:
+        raise InputError(f"{source}: the labels are names already, as {values[0]}")
+    if of_integers and names is None:
+        names_of, order = [str(value) for value in values], int
+    elif of_integers:
+        off = next((value for value in values if not 0 <= value < len(names)), None)
+        if off is not None:
+            raise InputError(f"{source}: has {len(names)} class names, and a label is {off}; labels count from 0")
+        if (again := util.twice(names)) is not None:
+            raise InputError(f"{source}: the class name {again} stands in it twice")
+        names_of = [names[value] for value in values]
+    else:
+        names_of = values
+    of_value, found = number_labels(names_of, key=order)
+    return np.array(of_value)[numbers], found
+
+
+def _factorize(column: np.ndarray) -> tuple[list, np.ndarray]:
+    """The distinct values of a column, and [n] the number of each row's among them."""
+    if column.dtype.kind == "i":
+        values, numbers = np.unique(column, return_inverse=True)
+        return values.tolist(), numbers
+    places: dict[str, int] = {}
+    numbers = np.fromiter((places.setdefault(value, len(places)) for value in column), np.int64, len(column))
+    return [*places], numbers
+
+
+def _find_superclasses(labels: np.ndarray, classes: list[str], coarse: np.ndarray, source: str) -> dict[str, str]:
+    """class -> superclass. Raises InputError where a class has two."""
+    groups, numbers = _factorize(coarse)
+    found: dict[str, str] = {}
+    for pair in np.unique(labels * len(groups) + numbers).tolist():
+        name, group = classes[pair // len(groups)], str(groups[pair % len(groups)])
+        if found.setdefault(name, group) != group:
+            raise InputError(f"{source}: the class {name} has two superclasses, {found[name]} and {group}")
+    return found
