@@ -61,8 +61,8 @@ def worker(args, device):
         datasets.check_several_classes(train, args.data_folder)
         spec = datasets.spec(args.dataset)
         run = runs.Run(args, "SupCon", run_name(args), train.images)
-        start = pretrained.read(args.model, args.init, args.pretrained, run.source)
-        size, mean, std = datasets.view_settings(args.dataset, start.views_of(factory.chosen_views(args)), train)
+        start = pretrained.choose_start(args.model, args.init, args.pretrained, run.source)
+        size, mean, std = datasets.view_settings(args.dataset, start.choose_views(factory.chosen_views(args)), train)
         encoder = start.build(spec.small, size)
         encoder = training.sync_batchnorm(encoder, args.model, device) if args.syncBN else encoder
     skip, how = factory.skips_damage(args), factory.loading(args, device, args.channels_last)

@@ -18,7 +18,7 @@ import figures
 from engine import factory
 from engine.cli import config, options
 from engine.cli.parsing import Means
-from engine.encoder import detectors, rank_consistency, records, trained_encoder
+from engine.encoder import detectors, records, trained_encoder
 from engine.encoder.detectors import DETECTORS, ON_LOGITS
 from engine.processes import distributed
 from engine.processes.launch import launch
@@ -66,12 +66,12 @@ def worker(args, device):
         train, test, outliers = load_data(args)
         distributed.say(datasets.left_out(train, test, outliers))
         loading, cache = factory.loading(args, device), factory.features_cache(args)
-        net = trained_encoder.load(factory.wanted(args), train)
+        net = trained_encoder.load(factory.choose_encoder(args), train)
         if args.detector in ON_LOGITS and not net.classifier:
             raise InputError(f"--detector {args.detector} needs a classifier; {args.ckpt} holds a contrastive model")
-        outputs = trained_encoder.class_outputs(net, args.dataset, train.classes) if args.detector in ON_LOGITS else 0
+        outputs = trained_encoder.count_outputs(net, args.dataset, train.classes) if args.detector in ON_LOGITS else 0
         near = (
-            rank_consistency.nearness(args.ranking, args.dataset, train.classes, outliers.classes)
+            detectors.compute_nearness(args.ranking, args.dataset, train.classes, outliers.classes)
             if args.ranking
             else None
         )
@@ -79,13 +79,13 @@ def worker(args, device):
     wanted = {"inliers": test, "outliers": outliers}
     if args.detector not in ON_LOGITS:
         wanted = {"train": train, **wanted}
-    found = {part: trained_encoder.features(net, data, part, loading, cache) for part, data in wanted.items()}
+    found = {part: trained_encoder.extract_features(net, data, part, loading, cache) for part, data in wanted.items()}
     if not distributed.is_main():
         return
     parts, said = [found["inliers"][0], found["outliers"][0]], {}
     if args.detector in ON_LOGITS:
-        parts, said = trained_encoder.logits(net, outputs, parts)
-    scores = detectors.scores(args.detector, args.knn_k, device, found.get("train"), parts)
+        parts, said = trained_encoder.compute_logits(net, outputs, parts)
+    scores = detectors.compute_scores(args.detector, args.knn_k, device, found.get("train"), parts)
     try:
         metrics = evaluation.ood_metrics(*scores)
     except ValueError as error:
@@ -93,7 +93,7 @@ def worker(args, device):
     metrics = {name: 100 * value for name, value in metrics.items()}
     if near is not None:
         by_class = 100 * evaluation.auroc_by_class(*scores, found["outliers"][1], len(outliers.classes))
-        said["nearness"] = rank_consistency.beside(near, by_class, outliers.classes)
+        said["nearness"] = detectors.correlate_nearness(near, by_class, outliers.classes)
         if said["nearness"]["Spearman"] is not None:
             metrics["nearness"] = said["nearness"]["Spearman"]
         else:

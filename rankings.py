@@ -97,11 +97,14 @@ def ask_network(args) -> tuple[np.ndarray, list[str], str]:
     pair = datasets.build_pair(args.dataset, **factory.chosen_images(args)) if errors else ()
     data = pair[1] if errors else factory.training_images(args)
     distributed.say(datasets.left_out(data))
-    net = trained_encoder.load(factory.wanted(args), data)
+    net = trained_encoder.load(factory.choose_encoder(args), data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    how = net, data, factory.loading(args, device), factory.features_cache(args)
-    made = encoder_ranking.of_errors(*how, args.dataset) if errors else encoder_ranking.of_features(*how, args.centre)
-    return made[0], data.classes, made[1]
+    loading, cache = factory.loading(args, device), factory.features_cache(args)
+    if errors:
+        table, about = encoder_ranking.compare_errors(net, data, loading, cache, args.dataset)
+    else:
+        table, about = encoder_ranking.compare_means(net, data, loading, cache, args.centre)
+    return table, data.classes, about
 
 
 def build(args) -> tuple[np.ndarray, list[str], str]:

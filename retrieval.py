@@ -22,7 +22,7 @@ from engine import factory
 from engine.cli import config, options
 from engine.cli.parsing import Means
 from engine.encoder import rank_consistency, records, trained_encoder
-from engine.encoder.rank_consistency import Asked
+from engine.encoder.rank_consistency import RetrievalTask
 from engine.processes import distributed
 from engine.processes.launch import launch
 from figures.curves import draw_precision_recall
@@ -65,8 +65,8 @@ def label_sets(args, classes) -> dict[str, torch.Tensor]:
             raise InputError(f"--labelset {args.labelset}: {args.dataset} {hint}")
         sets["coarse"] = rankings.number_superclasses(groups, classes, source)
     elif args.labelset == "levels":
-        levels = rank_consistency.levels_of(args.superclasses, classes)
-        sets = rank_consistency.with_levels({"class": torch.arange(len(classes))}, levels)
+        levels = rank_consistency.read_levels(args.superclasses, classes)
+        sets = rank_consistency.add_levels({"class": torch.arange(len(classes))}, levels)
     elif args.superclasses:
         raise InputError(f"--superclasses {args.superclasses}: has no use with --labelset fine")
     for name, labels in sets.items():
@@ -75,42 +75,39 @@ def label_sets(args, classes) -> dict[str, torch.Tensor]:
     return sets
 
 
-def asked_of_classes(args, net, classes) -> Asked:
+def choose_task(args, net, classes) -> RetrievalTask:
     """Classes or superclasses, and with --ranking its order."""
+    at_r = args.within == "test"
+    task = RetrievalTask(label_sets(args, classes), vote=args.knn_k, at_r=at_r, classes=list(classes))
     if not args.ranking:
         if args.thresholds or args.ranks:
             raise InputError("--thresholds and --ranks: have no use without --ranking")
-        return asked_plainly(args, classes)
+        return task
     ranks = rankings.Ranks(args.thresholds, args.ranks)
-    similarity = rank_consistency.similarity(args.ranking, ranks, net, args.dataset, classes)
+    similarity = rank_consistency.find_similarity(args.ranking, ranks, net, args.dataset, classes)
     levels = evaluation.Levels.of_table(similarity)
     if len(levels.values) < 2:
         raise InputError(f"--ranking {args.ranking}: has a single rank, and no order to measure")
-    return replace(asked_plainly(args, classes), levels=levels, similarity=similarity)
+    return replace(task, levels=levels, similarity=similarity)
 
 
-def asked_plainly(args, classes) -> Asked:
-    """Classes or superclasses."""
-    return Asked(label_sets(args, classes), vote=args.knn_k, at_r=args.within == "test", classes=list(classes))
-
-
-def asked_of_groups(args, groups, names) -> Asked:
+def choose_group_task(args, groups, names) -> RetrievalTask:
     """Every level of nested groups, and their order."""
     if args.within != "train" or args.knn_k:
         raise InputError("--gallery and --knn_vote: have no use with --instance_ranks: its images look for one another")
     if args.labelset != "fine" or args.superclasses:
         raise InputError("--instance_ranks: has no classes for --labelset or --superclasses; every level is measured")
-    sets = rank_consistency.with_levels({}, dict(zip(names, groups.T, strict=True)))
-    return Asked(sets, evaluation.Levels.of_groups(groups))
+    sets = rank_consistency.add_levels({}, dict(zip(names, groups.T, strict=True)))
+    return RetrievalTask(sets, evaluation.Levels.of_groups(groups))
 
 
-def show(args, asked: Asked, metrics: dict) -> None:
+def show(args, task: RetrievalTask, metrics: dict) -> None:
     """The tables of label sets and of the order of the ranks."""
     records.show("labels", {name: of for name, of in metrics.items() if name != rank_consistency.RANKS})
-    if asked.levels is not None:
-        ranks = ", ".join(f"{r}: {value:.3g}" for r, value in enumerate(asked.levels.values.tolist()))
+    if task.levels is not None:
+        ranks = ", ".join(f"{r}: {value:.3g}" for r, value in enumerate(task.levels.values.tolist()))
         print(f"ranks by similarity: {ranks}")
-        many = len(asked.levels.values) > 5
+        many = len(task.levels.values) > 5
         shown = {k: v for k, v in metrics[rank_consistency.RANKS].items() if not (many and k.startswith("AUROC "))}
         records.show("order of", {args.ranking or args.instance_ranks: shown})
 
@@ -122,30 +119,30 @@ def worker(args, device):
         util.check_folder(args.save_folder, "--save_folder")
         if args.instance_ranks:
             train, (groups, names) = factory.load_data(args)
-            test, net = train, trained_encoder.load(factory.wanted(args), train)
-            asked = asked_of_groups(args, groups, names)
+            test, net = train, trained_encoder.load(factory.choose_encoder(args), train)
+            task = choose_group_task(args, groups, names)
         else:
             train, test = datasets.build_pair(args.dataset, **factory.chosen_images(args))
             distributed.say(datasets.left_out(train, test))
-            net = trained_encoder.load(factory.wanted(args), train)
-            asked = asked_of_classes(args, net, train.classes)
+            net = trained_encoder.load(factory.choose_encoder(args), train)
+            task = choose_task(args, net, train.classes)
         loading, cache = factory.loading(args, device), factory.features_cache(args)
     gallery = (
         None
         if test is train or args.within == "test"
-        else trained_encoder.features(net, train, "gallery", loading, cache)
+        else trained_encoder.extract_features(net, train, "gallery", loading, cache)
     )
-    queries = trained_encoder.features(net, test, "queries", loading, cache)
+    queries = trained_encoder.extract_features(net, test, "queries", loading, cache)
     if not distributed.is_main():
         return
-    metrics, curves, said = rank_consistency.measured(asked, queries, gallery, device)
+    metrics, curves, said = rank_consistency.measure(task, queries, gallery, device)
     title, folders = ("retrieval", net.name, args.labelset), {"images": args.data_folder}
     about = {"images": {"train": len(train), "test": len(test)}, "seconds": util.seconds_since(begin)} | said
-    if asked.levels is not None:
-        about["similarity_of_ranks"] = asked.levels.values.tolist()
+    if task.levels is not None:
+        about["similarity_of_ranks"] = task.levels.values.tolist()
     path = records.write(options.recorded(args), title, metrics, net.record, folders, about | net.about())
     data = datasets.title(args.dataset, args.data_folder)
-    show(args, asked, metrics)
+    show(args, task, metrics)
     picture = path.with_suffix(".png"), curves, f"retrieval on {data}, {net.name}"
     print(f"saved {path}{figures.shown(draw_precision_recall, *picture)}", flush=True)
 

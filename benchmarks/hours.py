@@ -18,7 +18,7 @@ import recipes
 import util
 from benchmarks import parser, report
 from engine.cli import config, options
-from engine.train import training
+from engine.encoder import pretrained
 from util import InputError
 
 IMAGES = {  # of training, and classes; ImageNet-100's about
@@ -29,7 +29,7 @@ IMAGES = {  # of training, and classes; ImageNet-100's about
 
 def count_operations(model: str, size: int, small: bool) -> float:
     """Floating-point operations of an encoder's forward pass of one image."""
-    encoder = training.build_encoder(model, small, "meta").train()
+    encoder = pretrained.build_encoder(model, small, "meta").train()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder(torch.empty(2, 3, size, size, device="meta"))
     return counter.get_total_flops() / 2

@@ -1,5 +1,5 @@
-"""The place by which other code knows `load_encoder`; it lives in engine.run.checkpoint."""
+"""The place by which other code knows `load_encoder`; it lives in engine.encoder.pretrained."""
 
-from engine.run.checkpoint import load_encoder
+from engine.encoder.pretrained import load_encoder
 
 __all__ = ["load_encoder"]

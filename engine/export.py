@@ -29,7 +29,7 @@ def get_parser():
     return p
 
 
-def metrics_of(sha256: str, folder: Path) -> list[dict]:
+def find_metrics(sha256: str, folder: Path) -> list[dict]:
     """What evaluations of this checkpoint found, by their records in a folder: command, images, metrics in percent."""
     found = []
     for path in sorted(folder.glob("*.json")):
@@ -42,49 +42,46 @@ def metrics_of(sha256: str, folder: Path) -> list[dict]:
     return found
 
 
-def card_of(state: dict, start: pretrained.Initial, path: Path, licence: str | None, results: Path) -> dict:
-    """What a card says beside the weights. results: folder of evaluations' records."""
-    trained, sha256 = checkpoint.trained_options(state), util.sha256(path)
-    known, name = official_checkpoints.find(sha256), trained.get("dataset")
-    size, mean, std = start.views
-    if name in datasets.NAMES:  # a published checkpoint does not say them
+def describe(trained: pretrained.TrainedWeights, licence: str | None, results: Path) -> dict:
+    """What a card says of an encoder and its training. results: folder of evaluations' records."""
+    path, state = trained.path, trained.content
+    given, sha256 = checkpoint.trained_options(state), util.sha256(path)
+    official, name = official_checkpoints.find(sha256), given.get("dataset")
+    size, mean, std = trained.views
+    if name in datasets.NAMES:  # an official checkpoint does not say them
         data = datasets.spec(name)
         size, mean, std = size or data.size, mean or data.mean, std or data.std
     if not size or not mean:
         raise InputError(f"--ckpt {path}: does not say the size, mean and std of its images")
     ranking = state.get("ranking")
+    libraries = ("safetensors", "timm") if encoders.is_timm(trained.name) else ("safetensors",)  # read it back
     return {
-        "encoder": start.model,
+        "encoder": trained.name,
         "size": size,
         "mean": list(mean),
         "std": list(std),
         "dataset": name,
         "classes": state.get("classes"),
         "ranking": _plain(ranking, state["classes"]) if isinstance(ranking, dict) else None,
-        "pretrained": start.pretrained,
-        "options": {key: trained[key] for key in told_options() if trained.get(key) not in (None, [], ())},
+        "pretrained": trained.pretrained,
+        "options": {key: given[key] for key in list_card_options() if given.get(key) not in (None, [], ())},
         "epoch": state.get("epoch"),
-        "published": known and known.name,
-        "metrics": metrics_of(sha256, results),
+        "published": official and official.name,
+        "metrics": find_metrics(sha256, results),
         "licence": licence,
         "checkpoint_sha256": sha256,
-        "versions": config.versions() | {name: importlib.metadata.version(name) for name in _libraries(start.model)},
+        "versions": config.versions() | {name: importlib.metadata.version(name) for name in libraries},
         "commit": config.commit(),
     }
 
 
-def told_options() -> list[str]:
+def list_card_options() -> list[str]:
     """The options of trainings that say what the features mean."""
     p = Parser()
     options.add_objective(p)
     options.add_training(p)
     options.add_data(p, datasets.NAMES)
     return [name for name, means in p.meanings().items() if Means.CARD in means]
-
-
-def _libraries(model: str) -> tuple[str, ...]:
-    """What else reads the encoder back."""
-    return ("safetensors", "timm") if encoders.of_timm(model) else ("safetensors",)
 
 
 def _plain(ranking: dict, classes: list[str]) -> dict:
@@ -104,15 +101,13 @@ def main():
         if (args.out / name).exists():
             raise InputError(f"--out {args.out}: holds {name} already; nothing is overwritten")
     util.check_folder(args.out, "--out")
-    path = checkpoint.find(args.ckpt)
-    start, state, _ = pretrained.of_file(args.model, path, "--ckpt")
-    card = card_of(state, start, path, args.licence, args.results)
-    exported.save(args.out, start.build(False, card["size"]), card)
-    written = cards.read_card(args.out / cards.CARD)
-    print(f"saved {args.out / cards.WEIGHTS}: {start.model}, {written['dim']} dimensions; and {cards.CARD}")
+    trained = pretrained.read_file(args.ckpt, "--ckpt", args.model)
+    card = describe(trained, args.licence, args.results)
+    card = exported.save(args.out, trained.build(False, card["size"]), card)
+    print(f"saved {args.out / cards.WEIGHTS}: {card['encoder']}, {card['dim']} dimensions; and {cards.CARD}")
     if args.licence is None:
         print("its card says no licence: others may not know whether they can use it; give --licence")
-    print(f"read it back:\n{written['how_to_load']}")
+    print(f"read it back:\n{card['how_to_load']}")
 
 
 if __name__ == "__main__":

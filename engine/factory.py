@@ -13,7 +13,7 @@ from datasets import rankings
 from datasets.augmentation import Augmentation
 from datasets.rankings import instances
 from engine.batches.loading import Loading
-from engine.encoder.trained_encoder import Wanted
+from engine.encoder.trained_encoder import EncoderChoice
 from engine.processes import cpu_threads, distributed
 from engine.processes.launch import Processes
 from engine.train import monitor
@@ -83,14 +83,9 @@ def balanced(args, labels: Tensor, names: list[str]) -> tuple[Tensor, int] | Non
     return labels, each
 
 
-def wanted(args) -> Wanted:
-    """Which encoder of --ckpt, and what it is to see."""
-    return Wanted(args.ckpt, args.model, args.model_type, args.dataset, chosen_views(args))
-
-
-def all_wanted(args) -> list[Wanted]:
-    """Likewise, of each of several checkpoints."""
-    return [replace(wanted(args), ckpt=ckpt) for ckpt in args.ckpt]
+def choose_encoder(args, ckpt: str | None = None) -> EncoderChoice:
+    """Which encoder of --ckpt, and what it is to see. ckpt: one of several."""
+    return EncoderChoice(ckpt or args.ckpt, args.model, args.model_type, args.dataset, chosen_views(args))
 
 
 def features_cache(args) -> Path | None:

@@ -69,14 +69,14 @@ class Comparison:
             raise InputError(f"{source}: no two classes are of one superclass; there is nothing to compare")
 
     @cached_property
-    def encoders(self) -> dict[str, trained_encoder.Frozen]:
+    def encoders(self) -> dict[str, trained_encoder.FrozenEncoder]:
         """name -> encoder, in the order given. Raises InputError where names and checkpoints do not go together, or the
         checkpoints are of different classes, as far as they say.
         """
-        names, wanted = self.args.names, factory.all_wanted(self.args)
-        if names and len(names) != len(wanted):
-            raise InputError(f"--names: {len(names)} for {len(wanted)} checkpoints of --ckpt; give one each")
-        nets = [trained_encoder.load(each, self.train) for each in wanted]
+        names, ckpts = self.args.names, self.args.ckpt
+        if names and len(names) != len(ckpts):
+            raise InputError(f"--names: {len(names)} for {len(ckpts)} checkpoints of --ckpt; give one each")
+        nets = [trained_encoder.load(factory.choose_encoder(self.args, ckpt), self.train) for ckpt in ckpts]
         chosen = names or [net.name for net in nets]
         if (again := util.twice(chosen)) is not None:
             raise InputError(f"--{'names' if names else 'ckpt'}: two are called {again}; give --names that differ")
@@ -86,10 +86,10 @@ class Comparison:
         return dict(zip(chosen, nets, strict=True))
 
     def features(self, data: datasets.ImageData, title: str) -> dict[str, torch.Tensor]:
-        """name -> [n, d] `trained_encoder.features` of the images. Raises InputError where all are 0."""
+        """name -> [n, d] `trained_encoder.extract_features` of the images. Raises InputError where all are 0."""
         found = {}
         for name, net in self.encoders.items():
-            found[name], _ = trained_encoder.features(net, data, f"{title}, {name}", self.loading, self.cache)
+            found[name], _ = trained_encoder.extract_features(net, data, f"{title}, {name}", self.loading, self.cache)
             if not found[name].any():
                 raise InputError(f"--ckpt {net.record['path']}: all features are 0; there is nothing to draw")
         return found

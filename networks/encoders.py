@@ -13,7 +13,7 @@ TIMM = "timm:"
 Weights = bool | tuple[str, int]
 
 
-def of_timm(name: str) -> bool:
+def is_timm(name: str) -> bool:
     """Whether timm makes this encoder."""
     return name.startswith(TIMM)
 
@@ -29,7 +29,7 @@ def encoder(name: str, small_images: bool = False, size: int | None = None, weig
     Raises ValueError on an unknown name, where timm is missing, or for an encoder that cannot take such images or does
     not pool; RuntimeError where the file is of another encoder.
     """
-    return _of_timm(name, size, weights) if of_timm(name) else resnet.encoder(name, small_images)
+    return _build_timm(name, size, weights) if is_timm(name) else resnet.encoder(name, small_images)
 
 
 def known_views(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
@@ -37,7 +37,7 @@ def known_views(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
 
     Raises ValueError for an encoder of which no library has weights.
     """
-    if of_timm(name):
+    if is_timm(name):
         known = _configuration(name)
         return known["input_size"][-1], tuple(known["mean"]), tuple(known["std"])
     views = resnet.torchvision_weights(name).transforms()
@@ -56,14 +56,14 @@ def pixels_left_out(net: nn.Module, size: int) -> int:
     return size % conv.stride[0] if conv and patches else 0
 
 
-def _of_timm(name: str, size: int | None, weights: Weights) -> nn.Module:
+def _build_timm(name: str, size: int | None, weights: Weights) -> nn.Module:
     how: dict[str, Any] = {"img_size": size} if made_for_a_size(name) and size else {}  # first: is there such a name?
     if size:
         with torch.device("meta"):  # before anything is fetched
-            _tried(name, size, lambda: _create(name, **how))
+            _try_image(name, size, lambda: _create(name, **how))
     net = _create(name, pretrained=weights is True, **how)
     if size:  # once more, for an index out of bounds, which "meta" does not see
-        net = _tried(name, size, lambda: net).train()
+        net = _try_image(name, size, lambda: net).train()
     if not isinstance(weights, bool):
         file, classes = weights
         # with its classifier, since timm is not strict where that is left out, and takes a file of any other encoder
@@ -81,7 +81,7 @@ def _create(name: str, **how: Any) -> Any:
 
 
 @torch.no_grad()
-def _tried(name: str, size: int, make: Callable[[], Any]) -> Any:
+def _try_image(name: str, size: int, make: Callable[[], Any]) -> Any:
     """The encoder that is made, in eval mode, after one image: what attributes say of sizes differs among families."""
     try:
         net = make().eval()

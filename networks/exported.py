@@ -10,16 +10,16 @@ from . import encoders, resnet
 from .cards import CARD, FORMAT, WEIGHTS, read_card
 
 
-def library_of(name: str, small_stem: bool) -> str:
+def find_library(name: str, small_stem: bool) -> str:
     """Which library makes an encoder of the same weights: "timm", "torchvision", or, of the 3x3 stem and the narrow
     ResNets, none but this one, "rince".
     """
-    if encoders.of_timm(name):
+    if encoders.is_timm(name):
         return "timm"
     return "rince" if small_stem or resnet.base_name(name) in resnet.NARROW else "torchvision"
 
 
-def recipe(name: str, library: str, size: int) -> str:
+def write_recipe(name: str, library: str, size: int) -> str:
     """Lines of Python that read the weights back with that library."""
     read = f'load_file("{WEIGHTS}")'
     begin = "from safetensors.torch import load_file\n"
@@ -33,8 +33,8 @@ def recipe(name: str, library: str, size: int) -> str:
     return 'from rince.networks import exported\nmodel, card = exported.load("FOLDER")'
 
 
-def save(folder: str | Path, encoder: nn.Module, card: dict[str, Any]) -> None:
-    """Write an encoder and its card into a folder, which must hold neither.
+def save(folder: str | Path, encoder: nn.Module, card: dict[str, Any]) -> dict[str, Any]:
+    """Write an encoder and its card into a folder, which must hold neither; returns the whole card.
 
     card: of plain types; `encoder`, its name, and `size` are needed. What the card says of the weights themselves is
     added: format, library, small_stem, dim, how_to_load.
@@ -43,15 +43,16 @@ def save(folder: str | Path, encoder: nn.Module, card: dict[str, Any]) -> None:
 
     weights = {name: x.detach().cpu().contiguous().clone() for name, x in encoder.state_dict().items()}
     small = resnet.has_small_stem(weights)
-    library = library_of(card["encoder"], small)
+    library = find_library(card["encoder"], small)
     own = {"format": FORMAT, "library": library, "small_stem": small, "dim": encoder.dim}
-    own["how_to_load"] = recipe(card["encoder"], library, card["size"])
+    own["how_to_load"] = write_recipe(card["encoder"], library, card["size"])
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / WEIGHTS).exists() or (folder / CARD).exists():
         raise FileExistsError(f"{folder} holds an encoder already")
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CARD).write_text(json.dumps(card | own, indent=1) + "\n")
+    return card | own
 
 
 def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:

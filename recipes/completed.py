@@ -126,7 +126,7 @@ def hash_of_given(file: Path) -> tuple[str, str | None]:
 
     Raises InputError, in one line, where there is none: published weights by name, hash and place.
     """
-    meant = official_checkpoints.meant(file)
+    meant = official_checkpoints.find_by_place(file)
     known = meant and f"the published weights {meant.name} ({meant.file}, SHA-256 {meant.sha256})"
     if not file.is_file():
         raise InputError(f"{file}: no such file" + (f"; put {known} there" if known else ""))

@@ -14,7 +14,8 @@ from made_data import make_image_folders
 import datasets
 import util
 from datasets import augmentation
-from engine.encoder import trained_encoder
+from engine.checkpoint import load_encoder
+from engine.encoder import pretrained, trained_encoder
 from engine.run import checkpoint
 from networks import resnet
 
@@ -66,7 +67,7 @@ def test_probing_moves_neither_the_encoders_weights_nor_its_running_means(monkey
     nets, load = [], trained_encoder.load
     monkeypatch.setattr(trained_encoder, "load", lambda *args: nets.append(load(*args)) or nets[-1])
     run(monkeypatch, digits, f"--ckpt {CE} --epochs 1 --exp_name still", "main_linear")
-    weights, _ = checkpoint.encoder_weights(checkpoint.load(digits / CE), "")
+    weights, _ = pretrained.split_weights(checkpoint.load(digits / CE), "")
     assert all(torch.equal(value, weights[name]) for name, value in nets[0].encoder.state_dict().items())
 
 
@@ -87,7 +88,7 @@ def test_detectors_on_features_tell_noise_from_digits(monkeypatch, digits, detec
 def test_detectors_on_logits_are_those_of_the_checkpoints_classifier(monkeypatch, digits, detector):
     found = detect_noise(monkeypatch, digits, detector)
     encoder = resnet.encoder("resnet20", small_images=True)
-    weights = checkpoint.load_encoder(digits / CE, encoder)["model"]
+    weights = load_encoder(digits / CE, encoder)["model"]
     spec = datasets.spec("digits")
     transform = augmentation.evaluation(8, spec.mean, spec.std, small=True)
     scores = []

@@ -37,7 +37,7 @@ LAW = {
     "benchmarks": BELOW | WHOLE_ENGINE | {"figures", "recipes"},
     **{script: BELOW | WHOLE_ENGINE | {"figures", "recipes", "benchmarks"} for script in SCRIPTS},
     "reproduce": {"recipes", "engine.cli.config", "util"},
-    "hubconf": {"losses", "networks", "evaluation", "util", "engine.run.checkpoint"},
+    "hubconf": {"losses", "networks", "evaluation", "util", "engine.encoder.pretrained"},
 }
 FILES = [*ROOT.glob("*.py"), *(f for name in LAW for f in (ROOT / name).rglob("*.py"))]
 # whose functions may have an `args`: the others take values

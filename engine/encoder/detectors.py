@@ -1,10 +1,13 @@
-"""The detectors of out-of-distribution images by name, over features or a classifier's outputs."""
+"""The detectors of out-of-distribution images by name, and how their results go with a ranking of the classes."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import datasets
 import evaluation
+import util
+from datasets import rankings
 from engine.processes import distributed
 from util import InputError
 
@@ -24,7 +27,7 @@ BY_CLASS = {
 }
 
 
-def too_far(k: int, labels: Tensor) -> str:
+def _check_neighbors(k: int, labels: Tensor) -> str:
     """A line where the k-th neighbor in a training set with labels [n] cannot be of an image's own class; else ""."""
     least, half = int(labels.unique(return_counts=True)[1].min()), len(labels) // 2
     if k <= min(least, half):
@@ -33,7 +36,7 @@ def too_far(k: int, labels: Tensor) -> str:
     return f"--knn_k {k}: more than {more}: the k-th neighbor is then outside an image's own class; give a smaller k"
 
 
-def scores(detector: str, k: int, device, train: tuple | None, parts: list[Tensor]) -> list[Tensor]:
+def compute_scores(detector: str, k: int, device, train: tuple | None, parts: list[Tensor]) -> list[Tensor]:
     """Scores of each part, a list of features [m, d] or logits [m, C]; larger = more like the training data.
 
     k: neighbour of "knn"; train: features [n, d] and labels [n], which those on logits do without. Raises InputError
@@ -48,10 +51,43 @@ def scores(detector: str, k: int, device, train: tuple | None, parts: list[Tenso
         else:
             gallery, labels, joined = F.normalize(train[0], dim=1).to(device), train[1].to(device), joined.to(device)
             if detector == "knn":
-                distributed.say(too_far(k, labels))
+                distributed.say(_check_neighbors(k, labels))
                 found = evaluation.knn_scores(gallery, joined, k)
             else:
                 found = BY_CLASS[detector](gallery, labels, F.normalize(joined, dim=1))
         return list(found.cpu().split([len(x) for x in parts]))
     except ValueError as error:
         raise InputError(f"--detector {detector}: {error}") from None
+
+
+# ---- nearness of outlier classes -------------------------------------------------------------------------------------
+
+
+def compute_nearness(ranking: str, dataset: str, classes: list[str], outliers: list[str]) -> Tensor:
+    """[O] the largest similarity of each outlier class to a training class, on the ranking's own scale.
+
+    ranking: what --ranking is in training, of both kinds of classes. Raises InputError where it lacks one.
+    """
+    if ranking == "checkpoint":
+        raise InputError("--ranking checkpoint: knows the classes that were trained on alone; give a ranking of both")
+    both = list(dict.fromkeys([*classes, *util.spelt_as(outliers, classes)]))
+    table = torch.as_tensor(rankings.find_similarities(ranking, both, datasets.spec(dataset).superclasses))
+    rows, columns = (rankings.find_rows(both, names, f"--ranking {ranking}") for names in (outliers, classes))
+    return table[rows][:, columns].amax(1)
+
+
+def correlate_nearness(near: Tensor, auroc: Tensor, classes: list[str]) -> dict:
+    """What a record says of outlier classes by nearness: Spearman's rho over the classes with images, with its p-value
+    (both None below three of them, or where all are equally near), and each class's own figures.
+
+    near, auroc: [O] similarity, and AUROC in percent, NaN of a class without images.
+    """
+    from scipy.stats import spearmanr
+
+    there = ~auroc.isnan()
+    x, y = near[there].numpy(), auroc[there].numpy()
+    known = len(x) > 2 and len(set(x)) > 1 and len(set(y)) > 1
+    rho, p = map(float, spearmanr(x, y)) if known else (None, None)
+    rows = zip(classes, near.tolist(), auroc.tolist(), strict=True)
+    of = {name: {"similarity": s, "AUROC": a} for name, s, a in rows if a == a}
+    return {"Spearman": rho, "p": p, "classes": of}

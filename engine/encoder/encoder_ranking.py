@@ -7,20 +7,22 @@ from datasets import ImageData
 from datasets.rankings import make
 from engine.batches.loading import Loading
 from engine.encoder import trained_encoder
-from engine.encoder.trained_encoder import Frozen
+from engine.encoder.trained_encoder import FrozenEncoder
 from util import InputError
 
 
-def of_features(net: Frozen, data: ImageData, loading: Loading, cache, centre: bool) -> tuple[np.ndarray, str]:
+def compare_means(net: FrozenEncoder, data: ImageData, loading: Loading, cache, centre: bool) -> tuple[np.ndarray, str]:
     """Cosines [C, C] of the class means of unit features, by `centre` about their mean; and what they are, in words."""
     _check_images(data)
-    x, y = trained_encoder.features(net, data, "ranking", loading, cache)
+    x, y = trained_encoder.extract_features(net, data, "ranking", loading, cache)
     means = make.average_features(x, y, len(data.classes), centre)
     about = f"class means of features; {_checkpoint(net)}" + (", about their mean" if centre else "")
     return make.compute_cosines(means), about
 
 
-def of_errors(net: Frozen, data: ImageData, loading: Loading, cache, dataset: str) -> tuple[np.ndarray, str]:
+def compare_errors(
+    net: FrozenEncoder, data: ImageData, loading: Loading, cache, dataset: str
+) -> tuple[np.ndarray, str]:
     """How often a classifier takes the classes [C, C] of these images for one another; and what that is, in words.
 
     Of each image, the probability of every class counts: single errors of few images would say little. Raises
@@ -34,9 +36,9 @@ def of_errors(net: Frozen, data: ImageData, loading: Loading, cache, dataset: st
     if net.record["classes"] and net.record["classes"] != data.classes:
         raise InputError(f"{flag}: was trained on other classes than these images have; see --exclude_classes")
     _check_images(data)
-    outputs = trained_encoder.class_outputs(net, dataset, data.classes)
-    x, y = trained_encoder.features(net, data, "queries", loading, cache)
-    ((logits,), _) = trained_encoder.logits(net, outputs, [x])
+    outputs = trained_encoder.count_outputs(net, dataset, data.classes)
+    x, y = trained_encoder.extract_features(net, data, "queries", loading, cache)
+    ((logits,), _) = trained_encoder.compute_logits(net, outputs, [x])
     probability = logits[:, : len(data.classes)].softmax(1)
     sums = torch.zeros(len(data.classes), len(data.classes), dtype=torch.float64).index_add_(0, y, probability)
     try:
@@ -55,5 +57,5 @@ def _check_images(data: ImageData) -> None:
         raise InputError(f"--data_folder: the class {name} has no image; leave it out with --exclude_classes")
 
 
-def _checkpoint(net: Frozen) -> str:
+def _checkpoint(net: FrozenEncoder) -> str:
     return f"checkpoint {net.record['path']}, sha256 {net.record['sha256'][:16]}"

@@ -1,4 +1,4 @@
-"""The published weights: eight files, known by their SHA-256 wherever they lie and whatever they are called."""
+"""The weights of the official implementation: eight files, known by their SHA-256 under whatever path."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +56,7 @@ def find(sha256: str) -> Weights | None:
     return next((weights for weights in WEIGHTS if weights.sha256 == sha256), None)
 
 
-def meant(path: Path) -> Weights | None:
+def find_by_place(path: Path) -> Weights | None:
     """The published weights that belong at a path: it ends in data set and file, as CIFAR-100/RINCE_in/last.pth."""
     parts = Path(path).absolute().parts
     return next((w for w in WEIGHTS if parts[-3:] == (w.data_set, *Path(w.file).parts)), None)

@@ -1,4 +1,4 @@
-"""What evaluations ask of a ranking: what retrieval is to find and in which order, and how near outliers lie."""
+"""What retrieval is to find among features, in which order, and how well it does."""
 
 from dataclasses import dataclass, field
 
@@ -7,10 +7,9 @@ from torch import Tensor
 
 import datasets
 import evaluation
-import util
 from datasets import rankings
 from datasets.rankings import taxonomy
-from engine.encoder.trained_encoder import Frozen
+from engine.encoder.trained_encoder import FrozenEncoder
 from engine.processes import distributed
 from util import InputError
 
@@ -19,7 +18,7 @@ RANKS = "ranks"  # the row of a record that is no label set
 
 
 @dataclass
-class Asked:
+class RetrievalTask:
     """What is looked for: by name of a label set, [C] the label of each class or group; levels: the ranks whose order
     is measured, if any; similarity: [C, C] of classes, what class means are held against; vote: of how many neighbours
     a kNN accuracy is taken, None: of none; at_r: whether R-precision and MAP@R are wanted; classes: their names, for
@@ -34,7 +33,7 @@ class Asked:
     classes: list[str] = field(default_factory=list)
 
 
-def with_levels(own: dict[str, Tensor], levels: dict[str, Tensor]) -> dict[str, Tensor]:
+def add_levels(own: dict[str, Tensor], levels: dict[str, Tensor]) -> dict[str, Tensor]:
     """Label sets of ours and a user's levels, whose name may be any: one that a row of ours has is `level NAME`."""
     found = dict(own)
     for name, of in levels.items():
@@ -44,7 +43,7 @@ def with_levels(own: dict[str, Tensor], levels: dict[str, Tensor]) -> dict[str, 
     return found
 
 
-def levels_of(file: str | None, classes: list[str]) -> dict[str, Tensor]:
+def read_levels(file: str | None, classes: list[str]) -> dict[str, Tensor]:
     """By level of a taxonomy: [C] the number of each class's group."""
     flag = f"--superclasses {file}"
     if file == "inaturalist":
@@ -56,7 +55,9 @@ def levels_of(file: str | None, classes: list[str]) -> dict[str, Tensor]:
     return taxonomy.number_groups(levels, classes, flag)
 
 
-def similarity(ranking: str, ranks: rankings.Ranks, net: Frozen, dataset: str, classes: list[str]) -> Tensor:
+def find_similarity(
+    ranking: str, ranks: rankings.Ranks, net: FrozenEncoder, dataset: str, classes: list[str]
+) -> Tensor:
     """[C, C] in [0, 1] the similarities of the classes, whose distinct values are the ranks.
 
     ranking: "checkpoint", as the encoder was trained on, or anything that --ranking is in training; ranks: how its
@@ -68,13 +69,13 @@ def similarity(ranking: str, ranks: rankings.Ranks, net: Frozen, dataset: str, c
         return rankings.assign_ranks(
             rankings.find_similarities(ranking, classes, datasets.spec(dataset).superclasses), ranks, flag
         )
-    table, names = _kept(net, flag, "similarity" if ranks == rankings.ALL else "source")
+    table, names = _read_table(net, flag, "similarity" if ranks == rankings.ALL else "source")
     chosen = rankings.find_rows(names, classes, f"{flag}: {net.record['path']}")
     table = table[chosen][:, chosen]
     return table if ranks == rankings.ALL else rankings.assign_ranks(table.numpy(), ranks, flag)
 
 
-def _kept(net: Frozen, flag: str, entry: str) -> tuple[Tensor, list[str]]:
+def _read_table(net: FrozenEncoder, flag: str, entry: str) -> tuple[Tensor, list[str]]:
     """A table of the checkpoint, and the names of its classes; InputError, beginning with `flag`, where it has none."""
     path, kept, names = net.record["path"], net.ranking, net.record["classes"]
     if kept is None:
@@ -90,7 +91,7 @@ def _kept(net: Frozen, flag: str, entry: str) -> tuple[Tensor, list[str]]:
     return table, names
 
 
-def measured(asked: Asked, queries, gallery, device) -> tuple[dict, dict, dict]:
+def measure(task: RetrievalTask, queries, gallery, device) -> tuple[dict, dict, dict]:
     """Metrics and precision-recall curve by label set, the order of the ranks under "ranks"; and what a record says
     besides: how many queries have something to find, and figures of each class.
 
@@ -100,35 +101,35 @@ def measured(asked: Asked, queries, gallery, device) -> tuple[dict, dict, dict]:
     alone = gallery is None
     x, y = (part.to(device) for part in queries)
     g, b = (None, None) if alone else (part.to(device) for part in gallery)
-    within = {name: group.to(device) for name, group in asked.sets.items()}
+    within = {name: group.to(device) for name, group in task.sets.items()}
     counts = {name: int(evaluation.not_alone(of[y]).sum()) if alone else len(y) for name, of in within.items()}
     asks = {name: of for name, of in within.items() if counts[name]}
     if not asks:
         what = "--gallery test: no two images share a class"
-        what = what if asked.classes else "--instance_ranks: no two images share a group at any level"
+        what = what if task.classes else "--instance_ranks: no two images share a group at any level"
         raise InputError(f"{what}: there is nothing to find")
     found = {name: evaluation.Curve(of[y], None if alone else of[b]) for name, of in asks.items()}
-    order = evaluation.Order(y, b, asked.levels) if asked.levels is not None else None
+    order = evaluation.Order(y, b, task.levels) if task.levels is not None else None
     evaluation.look_up(x, g, [*found.values(), *filter(None, [order])])
     others = len(y) - 1 if alone else len(b)
-    if asked.vote and asked.vote > others:
-        distributed.say(f"--knn_vote {asked.vote}: there are {others} images to look among; all of them vote")
+    if task.vote and task.vote > others:
+        distributed.say(f"--knn_vote {task.vote}: there are {others} images to look among; all of them vote")
     metrics, curves, said = {}, {}, {"queries": counts} if alone else {}
-    said |= {"by_class": {}} if asked.classes else {}
+    said |= {"by_class": {}} if task.classes else {}
     for name, curve in found.items():
         scores, precision, recall = curve.result()
-        metrics[name] = {k: 100 * v for k, v in scores.items() if asked.at_r or k not in AT_R}
+        metrics[name] = {k: 100 * v for k, v in scores.items() if task.at_r or k not in AT_R}
         curves[name] = (precision.cpu(), recall.cpu(), scores["AP"])
-        if asked.vote:
+        if task.vote:
             of = within[name]
             sides = (x, of[y], None, None) if alone else (x, of[y], g, of[b])
-            metrics[name]["kNN"] = 100 * evaluation.knn_accuracy(*sides, k=asked.vote)
-        if asked.classes:
-            figures = curve.by_class(y, len(asked.classes))
+            metrics[name]["kNN"] = 100 * evaluation.knn_accuracy(*sides, k=task.vote)
+        if task.classes:
+            figures = curve.by_class(y, len(task.classes))
             rows = zip(*(values.tolist() for values in figures.values()), strict=True)
             said["by_class"][name] = {
                 of_class: {k: 100 * v for k, v in zip(figures, row, strict=True)}
-                for of_class, row in zip(asked.classes, rows, strict=True)
+                for of_class, row in zip(task.classes, rows, strict=True)
                 if row[0] == row[0]
             }
     if order:
@@ -137,39 +138,6 @@ def measured(asked: Asked, queries, gallery, device) -> tuple[dict, dict, dict]:
         except ValueError as error:
             raise InputError(f"the order of the ranks: {error}") from None
         metrics[RANKS] = {k: v if k == "nearest other" else 100 * v for k, v in scores.items()}
-        if asked.similarity is not None:
-            metrics[RANKS] |= evaluation.class_correlation(*queries, asked.similarity)
+        if task.similarity is not None:
+            metrics[RANKS] |= evaluation.class_correlation(*queries, task.similarity)
     return metrics, curves, said
-
-
-# ---- outliers --------------------------------------------------------------------------------------------------------
-
-
-def nearness(ranking: str, dataset: str, classes: list[str], outliers: list[str]) -> Tensor:
-    """[O] the largest similarity of each outlier class to a training class, on the ranking's own scale.
-
-    ranking: what --ranking is in training, of both kinds of classes. Raises InputError where it lacks one.
-    """
-    if ranking == "checkpoint":
-        raise InputError("--ranking checkpoint: knows the classes that were trained on alone; give a ranking of both")
-    both = list(dict.fromkeys([*classes, *util.spelt_as(outliers, classes)]))
-    table = torch.as_tensor(rankings.find_similarities(ranking, both, datasets.spec(dataset).superclasses))
-    rows, columns = (rankings.find_rows(both, names, f"--ranking {ranking}") for names in (outliers, classes))
-    return table[rows][:, columns].amax(1)
-
-
-def beside(near: Tensor, auroc: Tensor, classes: list[str]) -> dict:
-    """What a record says of outlier classes by nearness: Spearman's rho over the classes with images, with its p-value
-    (both None below three of them, or where all are equally near), and each class's own figures.
-
-    near, auroc: [O] similarity, and AUROC in percent, NaN of a class without images.
-    """
-    from scipy.stats import spearmanr
-
-    there = ~auroc.isnan()
-    x, y = near[there].numpy(), auroc[there].numpy()
-    known = len(x) > 2 and len(set(x)) > 1 and len(set(y)) > 1
-    rho, p = map(float, spearmanr(x, y)) if known else (None, None)
-    rows = zip(classes, near.tolist(), auroc.tolist(), strict=True)
-    of = {name: {"similarity": s, "AUROC": a} for name, s, a in rows if a == a}
-    return {"Spearman": rho, "p": p, "classes": of}

@@ -1,19 +1,25 @@
-"""A frozen encoder from a checkpoint, and its features of a data set, kept and reused: what evaluations start from."""
+"""A frozen encoder from a checkpoint, its classifier's outputs, and its features of a data set, kept in a folder and
+reused: what evaluations start from.
+"""
 
+import hashlib
+import os
 import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import datasets
 import evaluation
 import util
-from datasets import augmentation
+from datasets import ImageData, augmentation, decoding
+from datasets.packed import PackedImage
 from engine.batches.loading import Loading, share_loader
-from engine.encoder import feature_cache, official_checkpoints, pretrained
+from engine.encoder import official_checkpoints, pretrained
 from engine.processes import distributed
 from engine.run import checkpoint
 from engine.train.optimization import allow_tf32, in_force
@@ -23,11 +29,11 @@ IMAGENET = ("imagenet", "imagenet_100")
 
 
 @dataclass
-class Frozen:
+class FrozenEncoder:
     """An encoder in eval mode and the views it wants.
 
     record: path, sha256, model, epoch, dataset and classes of the checkpoint, pretrained: whether it is, or began with,
-    a library's weights, and published: the name of the published weights that it is, else None; name: of its run;
+    a library's weights, and published: the name of the official weights that it is, else None; name: of its run;
     classifier: {weight [C, d], bias [C]} of a cross-entropy model, else {}; transform: evaluation's, from a PIL image;
     size, mean, std: of a view; ranking: what it was trained on, as factory.build_loss has it, None where the file has
     none; extracted: by title, the file that keeps features, if any, and whether they were read from it.
@@ -51,7 +57,7 @@ class Frozen:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EncoderChoice:
     """Which encoder, and what it is to see. What is None is as the checkpoint says, or as known of the data set.
 
     ckpt: checkpoint, or a run's folder; model: its encoder; model_type: "contrastive" or "cross_entropy"; dataset: the
@@ -65,39 +71,39 @@ class Wanted:
     views: tuple = (None, None, None)
 
 
-def load(wanted: Wanted, train: datasets.ImageData) -> Frozen:
+def load(choice: EncoderChoice, train: ImageData) -> FrozenEncoder:
     """The encoder of a checkpoint, strictly; its views' size, mean and std: given, as in its training, or known.
 
-    Raises InputError where what is wanted contradicts the file.
+    Raises InputError where the choice contradicts the file.
     """
     allow_tf32(False)  # figures to the last digit; loading is what takes the time
-    path = checkpoint.find(wanted.ckpt)
-    source = f"--ckpt {path}"
-    start, state, classifier = pretrained.of_file(wanted.model, path, "--ckpt")
-    if wanted.model_type == "cross_entropy" and not classifier:
+    trained = pretrained.read_file(choice.ckpt, "--ckpt", choice.model)
+    path, state = trained.path, trained.content
+    if choice.model_type == "cross_entropy" and not trained.classifier:
         raise InputError(f"--model_type cross_entropy: {path} holds no linear classifier; it is a contrastive model")
-    if wanted.model_type == "contrastive" and classifier:
+    if choice.model_type == "contrastive" and trained.classifier:
         raise InputError(f"--model_type contrastive: {path} holds a linear classifier; it is a cross-entropy model")
-    trained, spec = checkpoint.trained_options(state), datasets.spec(wanted.dataset)
-    size, mean, std = start.views_of(wanted.views)
-    size, mean, std = size or spec.size, mean or spec.mean, std or spec.std
-    encoder = start.build(False, size)
-    if mean is None:
-        mean, std = datasets.mean_and_std(train)
+    size, mean, std = datasets.view_settings(choice.dataset, trained.choose_views(choice.views), train)
+    encoder = trained.build(False, size).eval().requires_grad_(False)
+    options, sha256 = checkpoint.trained_options(state), util.sha256(path)
+    official = official_checkpoints.find(sha256)
+    record = {
+        "path": str(path.resolve()),
+        "sha256": sha256,
+        "model": trained.model,
+        "epoch": state.get("epoch"),
+        "dataset": options.get("dataset"),
+        "classes": util.spelt_as(state.get("classes") or (), train.classes) or None,
+        "pretrained": trained.pretrained,
+        "instance_ranks": options.get("instance_ranks"),
+        "published": official and official.name,
+    }
+    if official:
+        distributed.say(f"{trained.source}: these are the published weights {official.name}")
+    _warn_of_other_classes(choice.dataset, record, train.classes)
     name = path.resolve().parent.name + ("" if path.stem == "last" else f"_{path.stem}")
-    record = {"path": str(path.resolve()), "sha256": util.sha256(path), "model": start.model}
-    record |= {"epoch": state.get("epoch"), "dataset": trained.get("dataset")}
-    record["classes"] = util.spelt_as(state.get("classes") or (), train.classes) or None
-    record["pretrained"] = bool(start.pretrained)
-    record["instance_ranks"] = trained.get("instance_ranks")
-    known = official_checkpoints.find(record["sha256"])
-    record["published"] = known and known.name
-    if known and distributed.is_main():
-        print(f"{source}: these are the published weights {known.name}", flush=True)
-    _warn_of_other_classes(wanted.dataset, record, train.classes)
-    transform = augmentation.evaluation(size, mean, std, spec.small)
-    encoder = encoder.eval().requires_grad_(False)
-    return Frozen(encoder, record, name, classifier, transform, size, mean, std, state.get("ranking"))
+    transform = augmentation.evaluation(size, mean, std, datasets.spec(choice.dataset).small)
+    return FrozenEncoder(encoder, record, name, trained.classifier, transform, size, mean, std, state.get("ranking"))
 
 
 def _warn_of_other_classes(dataset: str, record: dict, classes: list[str]) -> None:
@@ -112,11 +118,11 @@ def _warn_of_other_classes(dataset: str, record: dict, classes: list[str]) -> No
         print(f"warning: {record['path']} was trained on {numbers}; see --exclude_classes", file=sys.stderr)
 
 
-def warn_of_seen(frozen: Frozen, dataset: str, classes: list[str]) -> None:
+def warn_of_seen(net: FrozenEncoder, dataset: str, classes: list[str]) -> None:
     """Warn where outliers, classes of a data set, were seen in training: by the checkpoint, or, if it began with a
     library's weights, most likely by these, which are of ImageNet.
     """
-    record = frozen.record
+    record = net.record
     trained_on = record["classes"] or ()
     seen = [c for c in util.spelt_as(classes, trained_on) if c in trained_on]
     of_imagenet = [c for c in classes if re.fullmatch(r"n\d{8}", c)]
@@ -129,7 +135,7 @@ def warn_of_seen(frozen: Frozen, dataset: str, classes: list[str]) -> None:
         print(f"warning: {record['path']} {text}: these outliers are none to it", file=sys.stderr)
 
 
-def class_outputs(frozen: Frozen, dataset: str, classes: list[str]) -> int:
+def count_outputs(net: FrozenEncoder, dataset: str, classes: list[str]) -> int:
     """How many of the classifier's outputs, the first ones, are its classes; warns where these are not all, or where it
     cannot be known.
 
@@ -137,7 +143,7 @@ def class_outputs(frozen: Frozen, dataset: str, classes: list[str]) -> int:
     one without, if it was trained on ImageNet-100 as published: 1000 outputs, and labels that number the 100 folders.
     Raises InputError where the outputs are fewer than the classes.
     """
-    outputs, record, source = len(frozen.classifier["bias"]), frozen.record, f"--ckpt {frozen.record['path']}"
+    outputs, record, source = len(net.classifier["bias"]), net.record, f"--ckpt {net.record['path']}"
     known, own = official_checkpoints.find(record["sha256"]), len(record["classes"] or ())
     number = own or (known and known.classes)
     if not number and record["dataset"] == "imagenet_100" and dataset in IMAGENET and len(classes) == 100:
@@ -155,13 +161,13 @@ def class_outputs(frozen: Frozen, dataset: str, classes: list[str]) -> int:
     return kept
 
 
-def logits(frozen: Frozen, outputs: int, parts: list[Tensor]) -> tuple[list[Tensor], dict]:
+def compute_logits(net: FrozenEncoder, outputs: int, parts: list[Tensor]) -> tuple[list[Tensor], dict]:
     """Of features [m, d] of inliers, then of others: [m, outputs] the classifier's first outputs in float64; and what a
     record says of them, where there are more: in percent, how many inliers have their largest output among these.
 
     Few would mean that the outputs are numbered otherwise; then it warns.
     """
-    weight, bias = frozen.classifier["weight"].double(), frozen.classifier["bias"].double()
+    weight, bias = net.classifier["weight"].double(), net.classifier["bias"].double()
     rows, which = evaluation.distinct(torch.cat(parts))  # equal features have equal logits
     found = (rows.double() @ weight.T + bias)[which].split([len(x) for x in parts])
     said = {"of": len(bias), "used": outputs}
@@ -169,40 +175,47 @@ def logits(frozen: Frozen, outputs: int, parts: list[Tensor]) -> tuple[list[Tens
         said["largest_among_used"] = inside = 100 * float((found[0].argmax(1) < outputs).double().mean())
         if inside < 50:
             text = f"only {inside:.0f} % of the inliers have their largest output among the first {outputs}"
-            print(f"warning: --ckpt {frozen.record['path']}: {text}: are these its classes?", file=sys.stderr)
+            print(f"warning: --ckpt {net.record['path']}: {text}: are these its classes?", file=sys.stderr)
     return [x[:, :outputs] for x in found], {"outputs": said}
 
 
-def features(
-    frozen: Frozen, data: datasets.ImageData, title: str, loading: Loading, cache: Path | None = None
-) -> tuple[Tensor, Tensor]:
-    """Features [n, d] (float32, before the head, not normalised) and labels [n] of a data set, in order, on the CPU.
+# ---- features --------------------------------------------------------------------------------------------------------
 
-    The processes share the work. With a folder `cache` they are read from there, or written there (see feature_cache);
-    what cannot serve is named, and made anew.
+
+def extract_features(
+    net: FrozenEncoder, data: ImageData, title: str, loading: Loading, cache: Path | None = None
+) -> tuple[Tensor, Tensor]:
+    """Features [n, d] (float32, before the head, not normalized) and labels [n] of a data set, in order, on the CPU.
+
+    The processes share the work. In a folder `cache` they are kept, and read from there the next time; a file that
+    cannot serve is named, and made again.
     """
-    data.transform = frozen.transform
-    about = frozen.record["sha256"], frozen.record["model"], frozen.transform
-    key = feature_cache.key(about, data) if cache else ""
-    path = feature_cache.file(cache, frozen.name, len(data), key) if cache else None
-    kept, fault = feature_cache.read(path, key, data.labels, frozen.encoder.dim) if path else (None, "")
+    data.transform = net.transform
+    about = net.record["sha256"], net.record["model"], net.transform
+    key = make_key(about, data) if cache else ""
+    path = cache / f"{util.in_file_name(net.name)}_{len(data)}_{key[:24]}.pt" if cache else None
+    kept, fault = read_features(path, key) if path else (None, "")
     missing = distributed.all_reduce(torch.tensor(float(kept is None), device=loading.device), "max")
-    frozen.extracted[title] = {"file": path and str(path), "reused": not missing}
+    net.extracted[title] = {"file": path and str(path), "reused": not missing}
     if not missing:  # on a disk that all processes see
         return kept, data.labels
-    if fault and distributed.is_main():
-        print(f"--features_cache: {path} {fault}; it is made anew", flush=True)
-    share, encoder = share_loader(data, loading), frozen.encoder.to(loading.device)
+    distributed.say(f"--features_cache: {path} {fault}; it is made anew" if fault else "")
+    share, encoder = share_loader(data, loading), net.encoder.to(loading.device)
     batches = util.tracked(share, f"features of {len(data)} images, {title}", show=distributed.is_main())
     x, _ = evaluation.extract(encoder, batches, loading.device) if len(share) else (torch.zeros(0, 1), None)
     if distributed.world_size() > 1:
-        x = _interleave(x, len(data), frozen.encoder.dim, loading.device)
+        x = _interleave(x, len(data), net.encoder.dim, loading.device)
     if not x.isfinite().all():
-        raise InputError(f"--ckpt {frozen.record['path']}: some features are NaN or infinite; its training went wrong")
+        raise InputError(f"--ckpt {net.record['path']}: some features are NaN or infinite; its training went wrong")
     if path and distributed.is_main():
-        described = {"checkpoint": frozen.record, "transform": str(frozen.transform), "classes": data.classes}
-        if fault := feature_cache.write(path, key, x, data.labels, described):
-            print(f"--features_cache: {path} {fault}; these features are not kept", flush=True)
+        content = {"features": x, "labels": data.labels, "key": key, "checkpoint": net.record}
+        content |= {"transform": str(net.transform), "classes": data.classes}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_whole(path, content)
+        except OSError as error:
+            why = error.strerror or error
+            print(f"--features_cache: {path} cannot be written ({why}); these features are not kept", flush=True)
     return x, data.labels
 
 
@@ -212,3 +225,42 @@ def _interleave(x: Tensor, total: int, dim: int, device) -> Tensor:
     padded[: len(x)] = x
     parts = distributed.gather(padded.to(device)).cpu().view(distributed.world_size(), len(padded), dim)
     return parts.transpose(0, 1).reshape(-1, dim)[:total].contiguous()
+
+
+def make_key(about: tuple, data: ImageData) -> str:
+    """A hash of all that features of a data set depend on. about: checkpoint, model and transform, as they print.
+
+    The rest are the decoders, classes and labels, and the images: by their bytes where they are in memory, by the check
+    sums of a packed data set, and by path, size, and times of last change of files, of which no program sets the second
+    (ctime).
+    """
+    digest = hashlib.sha256()
+    digest.update(repr((*about, decoding.version(), data.classes)).encode())
+    digest.update(data.labels.numpy().tobytes())
+    if isinstance(data.images, np.ndarray):
+        digest.update(repr(data.images.shape).encode() + np.ascontiguousarray(data.images).tobytes())
+        return digest.hexdigest()
+    for image in data.images:
+        digest.update(f"{image}\0{_state(image)}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _state(image) -> tuple:
+    """What changes when an image file does."""
+    if isinstance(image, PackedImage):
+        return (int(image.pack.crc[image.row]),)
+    stat = os.stat(image)
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def read_features(path: Path, key: str) -> tuple[Tensor | None, str]:
+    """The features [n, d] of a file, and ""; or None and why the file cannot serve, "" where there is none."""
+    if not path.is_file():
+        return None, ""
+    try:
+        checkpoint.check_sums(path)
+        kept = torch.load(path, weights_only=True)
+        features, made_for = kept["features"], kept["key"]
+    except Exception as error:  # torch.load meets damage in many ways
+        return None, f"damaged, or of an older version ({type(error).__name__})"
+    return (features, "") if made_for == key else (None, "holds features of other images, or of another encoder")

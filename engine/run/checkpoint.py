@@ -1,8 +1,4 @@
-"""Checkpoints: plain dictionaries of tensors and plain types, written whole or not at all, read without code.
-
-Four forms of weights fill an encoder: this project's own, the two published ones (torchvision's names, and the CIFAR
-form with `encoder.`, `head.` and `shortcut.`), and the bare weights of a library's file; see `encoder_weights`.
-"""
+"""Checkpoints: plain dictionaries of tensors and plain types, written whole or not at all, read without code."""
 
 import argparse
 import contextlib
@@ -21,17 +17,6 @@ from networks import cards
 from util import InputError, reason, temporary_name
 
 FORMAT = 1  # of what `save` writes; grows where an older version could not go on with it
-
-# what a key's path may hold besides the layer's own name, and what lies beside the encoder
-WRAPPERS = ("module", "model", "backbone_q")
-KEY_ENCODER = ("backbone_k", "key_encoder", "key_head")
-PLACES = (
-    "state_dict_ema",
-    "model_ema",
-    "state_dict",
-    "model",
-)  # of weights in a library's file, as timm looks for them
-BESIDE = ("head", "fc", "bank", "criterion", "memorybank_InfoNCE", "memorybank_labels", "queue_ptr")
 
 
 def write_whole(path: Path, state: dict, before: Path | None = None) -> None:
@@ -151,15 +136,14 @@ def _entries(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {PurePath(name).name for name in archive.namelist()}
-    except Exception:  # zipfile meets damage in many ways; `read` says what is wrong
+    except Exception:  # zipfile meets damage in many ways; `read_content` says what is wrong
         return set()
 
 
-def read(path, flag: str = "--ckpt"):
+def read_content(path: Path, flag: str):
     """What a file of torch.save or safetensors holds, on the CPU: tensors, plain types and argparse.Namespace; any
     other object is refused unrun.
     """
-    path = find(path, flag)
     if path.suffix == ".safetensors":
         return _read_safetensors(path, flag)
     entries = _entries(path)
@@ -197,81 +181,30 @@ def _why_unreadable(path: Path, why: str) -> str:
     return f"it is a text that begins: {start.decode('utf-8', 'ignore').splitlines()[0]}"
 
 
-def load(path, flag: str = "--ckpt", bare: bool = False) -> dict:
-    """Read a checkpoint, as `read` does.
-
-    bare: a library's file of weights by name will do as well, as its entry `model`; then `library` is True, as it is of
-    torchvision's own training files, which have its names and none of our options.
-    """
+def load(path, flag: str = "--ckpt") -> dict:
+    """A checkpoint's content, as `read_content` has it."""
     path = find(path, flag)
-    if is_exported(path):
-        return _exported(path, flag)
-    state = read(path, flag)
-    if isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values()):
-        if not bare:
-            raise InputError(f"{flag} {path}: holds weights alone, and is no checkpoint of this code")
-        return {"model": state, "library": True}
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise InputError(f"{flag} {path}: not a checkpoint, it has no entry 'model' with the weights")
-    for name, value in state["model"].items():
+    return check_form(read_content(path, flag), f"{flag} {path}")
+
+
+def holds_weights_alone(content) -> bool:
+    """Whether a file's content is tensors by name."""
+    return isinstance(content, dict) and bool(content) and all(isinstance(x, Tensor) for x in content.values())
+
+
+def check_form(content, source: str) -> dict:
+    """The content of a file, where that is a checkpoint's; else InputError, which begins with `source`."""
+    if holds_weights_alone(content):
+        raise InputError(f"{source}: holds weights alone, and is no checkpoint of this code")
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise InputError(f"{source}: not a checkpoint, it has no entry 'model' with the weights")
+    for name, value in content["model"].items():
         if not isinstance(value, Tensor):
-            raise InputError(f"{flag} {path}: not a checkpoint, its weight {name} is a {type(value).__name__}")
-    version = state.get("format", FORMAT)  # the published files have none
+            raise InputError(f"{source}: not a checkpoint, its weight {name} is a {type(value).__name__}")
+    version = content.get("format", FORMAT)  # the official files have none
     if version != FORMAT:
-        raise NewerFormat(f"{flag} {path}: has format {version}, this version reads {FORMAT}; update this code")
-    return {**state, "library": True} if bare and _of_torchvision(state) else state
-
-
-def _of_torchvision(state: dict) -> bool:
-    """Whether a file is of torchvision's training: no options that we know, no published name, and a 7x7 stem."""
-    weights = state["model"]
-    stem = weights.get("conv1.weight")
-    known = "format" in state or trained_options(state) or stem is None or stem.shape[-1] != 7
-    return not known and all(_in_library(key) == _in_published(key) for key in weights)
-
-
-def taken(state: dict, name: str, source: str) -> str:
-    """A line that says which weights of a library's file are taken, those under `name`; "" where it has no others."""
-    others = [other for other in PLACES if other != name and isinstance(state.get(other), dict)]
-    return f"{source}: holds {name} and {' and '.join(others)}; {name} is taken" if others else ""
-
-
-def for_timm(model: str, path, flag: str) -> tuple[tuple[str, int], str] | None:
-    """A file of weights that timm is to load and how many classes its classifier tells apart, 0 without one; and a line
-    as `taken` has it. None of a file of this code. Raises InputError where there are no weights by name.
-    """
-    from networks import encoders
-
-    file = find(path, flag)
-    content = None if is_exported(file) else read(file, flag)
-    if content is None or (isinstance(content, dict) and "format" in content):
-        return None
-    source, weights, place = f"{flag} {file}", content, None
-    if isinstance(content, dict):
-        place = next((name for name in PLACES if isinstance(content.get(name), dict)), None)
-        weights = content[place] if place else content
-    if not isinstance(weights, dict) or not weights or not all(isinstance(x, Tensor) for x in weights.values()):
-        raise InputError(f"{source}: holds no weights by name")
-    names = [f"{part}.weight" for part in encoders.classifier_names(model)]
-    found = [x for key, x in weights.items() if re.sub(r"^(_orig_mod\.|module\.)+", "", key) in names]
-    return (str(file), len(found[0]) if found else 0), taken(content, place, source) if place else ""
-
-
-def is_exported(path: Path) -> bool:
-    """Whether this is an encoder of engine.export, with its card beside it."""
-    return path.name == cards.WEIGHTS and path.with_name(cards.CARD).exists()
-
-
-def _exported(path: Path, flag: str) -> dict:
-    """The checkpoint that an exported encoder came from, as far as its card tells it."""
-    try:
-        card = cards.read_card(path.with_name(cards.CARD))
-    except ValueError as error:
-        raise InputError(f"{flag} {error}") from None
-    weights = {f"encoder.{name}": x for name, x in _read_safetensors(path, flag).items()}
-    kept = {name: card.get(name) for name in ("size", "mean", "std", "classes", "epoch", "pretrained")}
-    options = {**card.get("options", {}), "model": card["encoder"], "dataset": card.get("dataset")}
-    return {"model": weights, "format": FORMAT, "options": options, **kept}
+        raise NewerFormat(f"{source}: has format {version}, this version reads {FORMAT}; update this code")
+    return content
 
 
 def _read_safetensors(path: Path, flag: str) -> dict[str, Tensor]:
@@ -304,77 +237,10 @@ def set_random_state(state: dict) -> None:
 
 
 def trained_options(state: dict) -> dict:
-    """The options that a checkpoint was trained with: ours, or the Namespace of a published one; {} if it has none."""
+    """The options that a checkpoint was trained with: ours, or the Namespace of an official one; {} if it has none."""
     if isinstance(state.get("opt"), argparse.Namespace):
         return vars(state["opt"])
     return state["options"] if isinstance(state.get("options"), dict) else {}
-
-
-def encoder_weights(state: dict, source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The query encoder's weights under its library's names, and a linear classifier's {weight, bias} ({} if none).
-
-    Of this project's checkpoints, `encoder.` and `fc.`; of a library's file all, with `fc.` as the classifier: what
-    follows stands as it is. Of published checkpoints keys may carry `module.`, `model.`, `backbone_q.` and `encoder.`,
-    and say `shortcut` for `downsample` and `layer_blocks.N` for `layerN`, N from 1 to 4, as the published probe reads.
-    Heads, bank and key encoder are left out; anything else stays, so that strict loading can name it. Raises InputError
-    naming `source` if two keys mean the same weight, or N is another.
-    """
-    weights, classifier = {}, {}
-    place_of = _in_library if state.get("library") else _in_own if "format" in state else _in_published
-    for key, value in state["model"].items():
-        place, name = place_of(key)
-        if name is None:
-            raise InputError(f"{source}: {key} is unknown; layer_blocks are numbered from 1 to 4")
-        into = {"encoder": weights, "fc": classifier}.get(place, {})
-        if name in into:
-            raise InputError(f"{source}: holds {name} twice, once as {key}")
-        into[name] = value
-    if classifier and set(classifier) != {"weight", "bias"}:
-        raise InputError(f"{source}: its classifier fc has {' and '.join(classifier)}; it needs weight and bias")
-    return weights, classifier
-
-
-# Each takes a key apart: "encoder", "fc" or another place, and the name of the weight there.
-
-
-def _in_library(key: str) -> tuple[str, str]:
-    return ("fc", key.removeprefix("fc.")) if key.startswith("fc.") else ("encoder", key)
-
-
-def _in_own(key: str) -> tuple[str, str]:
-    place, _, name = key.partition(".")
-    return (place, name) if place in ("encoder", *KEY_ENCODER, *BESIDE) else ("encoder", key)
-
-
-def _in_published(key: str) -> tuple[str, str | None]:
-    parts = [part for part in key.split(".") if part not in WRAPPERS] or [key]
-    beside = next((part for part in parts if part in KEY_ENCODER), None)
-    if beside or (parts[0] in BESIDE and not (parts[0] == "fc" and len(parts) == 2)):
-        return beside or "beside", key
-    if parts[0] == "fc":
-        return "fc", parts[1]
-    return "encoder", torchvision_name(parts[1:] if parts[0] == "encoder" else parts)
-
-
-def torchvision_name(parts: list[str]) -> str | None:
-    """A weight's path in a published form, its wrappers gone, as torchvision has it; None for unknown layer_blocks."""
-    if parts[0] == "layer_blocks":
-        number = "".join(parts[1:2])
-        if number not in ("1", "2", "3", "4"):
-            return None
-        parts = [f"layer{number}", *parts[2:]]
-    return ".".join("downsample" if part == "shortcut" else part for part in parts)
-
-
-def load_encoder(path, encoder: nn.Module) -> dict:
-    """Fill `encoder` with the query encoder of a checkpoint, ours or published, strictly; returns the checkpoint.
-
-    Raises InputError naming the first keys that are missing, left over, or of another shape.
-    """
-    state = load(path)
-    weights, _ = encoder_weights(state, f"--ckpt {path}")
-    load_strictly(encoder, weights, f"--ckpt {path}")
-    return state
 
 
 def load_strictly(module: nn.Module, weights: dict, source: str) -> None:

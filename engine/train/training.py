@@ -1,8 +1,6 @@
-"""What the training scripts share: encoder and model on a device, one epoch, validation."""
+"""What the training scripts share: a model on a device, one epoch, validation."""
 
-import contextlib
 import inspect
-import pickle
 import time
 from collections.abc import Callable
 
@@ -16,39 +14,6 @@ from engine.batches import loading
 from engine.processes import distributed
 from engine.train.optimization import FiniteGuard, Stepper
 from util import InputError
-
-
-def build_encoder(name: str, small_images: bool, device: str = "cpu", size: int | None = None, weights=False, flag=""):
-    """networks.encoders.encoder, whose error is the user's. device: "meta" for its shapes alone; flag: and file of the
-    weights, for errors.
-    """
-    from networks import encoders  # and with it torchvision's models: not before a network is built
-
-    of_hub = name.partition("hf-hub:")[2]
-    hint = f"`hf download {of_hub}` fetches it where there is a network" if of_hub else WITHOUT_NETWORK
-    with told(flag or f"--model {name}", hint), torch.device(device):
-        return encoders.encoder(name, small_images, size, weights)
-
-
-WITHOUT_NETWORK = "without a network, give --init a file"
-
-
-@contextlib.contextmanager
-def told(source: str, hint: str = WITHOUT_NETWORK):
-    """As a context: where the network is missing, or a library has no such encoder or does not take a file, that is one
-    line.
-    """
-    try:
-        with util.quiet("huggingface_hub"):
-            yield
-    except OSError as error:  # of a missing network, which some libraries call a ValueError as well
-        raise InputError(f"{source}: the weights cannot be fetched ({util.reason(error)}); {hint}") from None
-    except ValueError as error:
-        raise InputError(f"--model {error}") from None
-    except (RuntimeError, KeyError, pickle.UnpicklingError) as error:
-        line = " ".join(str(error).split())
-        line = line if len(line) < 200 else f"{line[:200]}..."
-        raise InputError(f"{source}: of another architecture, or no weights ({line}); check --model") from None
 
 
 def prepared(model, device: torch.device, memory_format: torch.memory_format, compiled: bool):
@@ -78,7 +43,7 @@ def sync_batchnorm(encoder, name: str, device: torch.device):
         return encoder
     if device.type != "cuda":
         raise InputError("--syncBN: torch has it on CUDA only; leave it out here")
-    if encoders.of_timm(name):  # its layers join BatchNorm and activation
+    if encoders.is_timm(name):  # its layers join BatchNorm and activation
         from timm.layers import convert_sync_batchnorm
 
         return convert_sync_batchnorm(encoder)

@@ -11,7 +11,7 @@ from made_data import make_image_folders
 import datasets
 from datasets import rankings
 from datasets.rankings import comparison, files, instances, make
-from engine.encoder import rank_consistency
+from engine.encoder import detectors
 from figures import encoders
 from recipes import grid
 from util import InputError
@@ -42,7 +42,7 @@ def sources(folder: Path, names: list[str]) -> list[str]:
 def test_a_ranking_in_any_file_meets_the_classes(tmp_path, ours, theirs):
     for source in sources(tmp_path, theirs):
         assert rankings.find_similarities(source, ours).tolist() == WANT, source
-        assert rank_consistency.nearness(source, "path", ours[:1], theirs[1:]).tolist() == [0.75, 0], source
+        assert detectors.compute_nearness(source, "path", ours[:1], theirs[1:]).tolist() == [0.75, 0], source
     with pytest.raises(InputError, match="lacks the class four"):
         rankings.find_similarities(source, [*ours, "four"])
 

@@ -15,6 +15,8 @@ from made_data import original_checkpoint
 from PIL import Image
 
 import util
+from engine.checkpoint import load_encoder
+from engine.encoder import pretrained
 from engine.run import checkpoint
 from networks import resnet
 from networks.contrastive import ContrastiveModel, projection_head
@@ -30,7 +32,7 @@ def model(name="resnet8"):
 def test_the_query_encoder_comes_back_exactly(tmp_path):
     trained, fresh = model(), resnet.encoder("resnet8")
     checkpoint.save(tmp_path / "last.pth", {"model": trained.state_dict(), "epoch": 3})
-    assert checkpoint.load_encoder(tmp_path, fresh)["epoch"] == 3
+    assert load_encoder(tmp_path, fresh)["epoch"] == 3
     x = torch.rand(2, 3, 8, 8)
     assert torch.equal(fresh.eval()(x), trained.encoder.eval()(x))
 
@@ -159,14 +161,14 @@ def test_a_missing_layer_is_named_and_nothing_is_loaded(tmp_path):
     fresh = resnet.encoder("resnet8")
     before = {k: v.clone() for k, v in fresh.state_dict().items()}
     with pytest.raises(InputError, match=r"layer2\.0\.conv1\.weight is missing"):
-        checkpoint.load_encoder(tmp_path, fresh)
+        load_encoder(tmp_path, fresh)
     assert all(torch.equal(v, before[k]) for k, v in fresh.state_dict().items())
 
 
 def test_another_architecture_is_an_error(tmp_path):
     checkpoint.save(tmp_path / "last.pth", {"model": model("resnet8").state_dict()})
     with pytest.raises(InputError, match="another architecture"):
-        checkpoint.load_encoder(tmp_path, resnet.encoder("resnet20"))
+        load_encoder(tmp_path, resnet.encoder("resnet20"))
 
 
 class Bomb:
@@ -248,12 +250,12 @@ def test_each_original_form_gives_the_encoders_own_features_exactly(tmp_path, fo
         buffer.copy_(torch.rand_like(buffer.float()) + 0.5)
     original_checkpoint(tmp_path / "last.pth", known, kind, name, "cifar100", classes)
     fresh = resnet.encoder(name, small)
-    state = checkpoint.load_encoder(tmp_path / "last.pth", fresh)
+    state = load_encoder(tmp_path / "last.pth", fresh)
     assert state["epoch"] == 100
     assert checkpoint.trained_options(state)["model"] == name
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(fresh.eval()(x), known.eval()(x))
-    _, classifier = checkpoint.encoder_weights(state, "")
+    _, classifier = pretrained.split_weights(state, "")
     assert set(classifier) == ({"weight", "bias"} if classes else set())
 
 
@@ -262,7 +264,7 @@ def test_every_prefix_is_understood_before_and_behind_encoder(tmp_path, prefix):
     known, fresh = resnet.encoder("resnet18", True), resnet.encoder("resnet18", True)
     for inner in ("", "encoder.", "encoder.module."):
         torch.save({"model": {prefix + inner + k: v for k, v in known.state_dict().items()}}, tmp_path / "last.pth")
-        checkpoint.load_encoder(tmp_path, fresh)
+        load_encoder(tmp_path, fresh)
         assert all(torch.equal(v, known.state_dict()[k]) for k, v in fresh.state_dict().items())
 
 
@@ -276,10 +278,10 @@ def test_keys_of_a_wrapped_model_and_of_layer_blocks_give_the_same_features(tmp_
     blocks = {prefix + re.sub(r"^layer(\d)", r"layer_blocks.\1", k): v for k, v in plain.items()}
     assert sum("layer_blocks.4.1" in key for key in blocks) > 10
     torch.save({"model": blocks}, tmp_path / "last.pth")
-    checkpoint.load_encoder(tmp_path, fresh)
+    load_encoder(tmp_path, fresh)
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(fresh.eval()(x), known.eval()(x))
-    weights, _ = checkpoint.encoder_weights({"model": blocks}, "")
+    weights, _ = pretrained.split_weights({"model": blocks}, "")
     assert resnet.has_small_stem(weights) == small
 
 
@@ -287,7 +289,7 @@ def test_keys_of_a_wrapped_model_and_of_layer_blocks_give_the_same_features(tmp_
 def test_layer_blocks_of_another_number_are_an_error_that_names_the_key(part):
     weights = {f"model.{part}.conv1.weight": torch.ones(1)}
     with pytest.raises(InputError, match=rf"--ckpt a: model\.{part}\.conv1\.weight is unknown; .* from 1 to 4"):
-        checkpoint.encoder_weights({"model": weights}, "--ckpt a")
+        pretrained.split_weights({"model": weights}, "--ckpt a")
 
 
 def test_layer_blocks_that_lack_one_are_an_error_that_names_it(tmp_path):
@@ -296,11 +298,11 @@ def test_layer_blocks_that_lack_one_are_an_error_that_names_it(tmp_path):
     del blocks["model.layer_blocks.2.1.bn1.weight"]
     torch.save({"model": blocks}, tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"layer2\.1\.bn1\.weight is missing"):
-        checkpoint.load_encoder(tmp_path / "a.pth", encoder)
+        load_encoder(tmp_path / "a.pth", encoder)
     blocks["layer2.1.bn1.weight"] = blocks["model.layer2.1.bn1.weight"] = torch.ones(128)
     torch.save({"model": blocks}, tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"holds layer2\.1\.bn1\.weight twice"):
-        checkpoint.load_encoder(tmp_path / "a.pth", encoder)
+        load_encoder(tmp_path / "a.pth", encoder)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -312,7 +314,7 @@ def test_one_missing_layer_of_an_original_checkpoint_is_an_error_that_names_it(t
     del content["model"][gone[0]]
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"layer3\.0\.downsample\.0\.weight is missing"):
-        checkpoint.load_encoder(tmp_path / "a.pth", resnet.encoder("resnet18", small))
+        load_encoder(tmp_path / "a.pth", resnet.encoder("resnet18", small))
 
 
 def test_a_layer_left_over_and_a_layer_held_twice_are_errors(tmp_path):
@@ -320,17 +322,17 @@ def test_a_layer_left_over_and_a_layer_held_twice_are_errors(tmp_path):
     weights = encoder.state_dict()
     torch.save({"model": {**weights, "layer9.weight": torch.ones(1)}}, tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"layer9\.weight is left over"):
-        checkpoint.load_encoder(tmp_path / "a.pth", encoder)
+        load_encoder(tmp_path / "a.pth", encoder)
     torch.save({"model": {**weights, "module.bn1.weight": torch.ones(64)}}, tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"holds bn1\.weight twice"):
-        checkpoint.load_encoder(tmp_path / "a.pth", encoder)
+        load_encoder(tmp_path / "a.pth", encoder)
 
 
 def test_a_key_encoder_alone_is_never_taken_for_the_query_encoder(tmp_path):
     weights = {f"backbone_k.{k}": v for k, v in resnet.encoder("resnet18").state_dict().items()}
     torch.save({"model": weights}, tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"conv1\.weight is missing"):
-        checkpoint.load_encoder(tmp_path / "a.pth", resnet.encoder("resnet18"))
+        load_encoder(tmp_path / "a.pth", resnet.encoder("resnet18"))
 
 
 def test_a_checkpoint_with_any_other_pickled_object_is_refused_without_running_it(tmp_path, monkeypatch):
@@ -338,7 +340,7 @@ def test_a_checkpoint_with_any_other_pickled_object_is_refused_without_running_i
     weights = resnet.encoder("resnet8").state_dict()
     torch.save({"model": weights, "opt": Bomb()}, tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"refused unrun, it holds a pickled object \(posix.mkdir\)"):
-        checkpoint.load_encoder(tmp_path / "a.pth", resnet.encoder("resnet8"))
+        load_encoder(tmp_path / "a.pth", resnet.encoder("resnet8"))
     assert not (tmp_path / "exploded").exists()
 
 
@@ -351,7 +353,7 @@ def test_a_hash_is_that_of_the_whole_file(tmp_path):
 
 def test_a_classifier_without_bias_and_a_weight_that_is_no_tensor_are_errors(tmp_path):
     with pytest.raises(InputError, match="its classifier fc has weight; it needs weight and bias"):
-        checkpoint.encoder_weights({"model": {"fc.weight": torch.ones(2, 2)}}, "--ckpt a")
+        pretrained.split_weights({"model": {"fc.weight": torch.ones(2, 2)}}, "--ckpt a")
     torch.save({"model": {"conv1.weight": "text"}, "options": None}, tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"weight conv1\.weight is a str"):
         checkpoint.load(tmp_path / "a.pth")

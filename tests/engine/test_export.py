@@ -70,8 +70,8 @@ def test_the_card_says_what_the_encoder_was_trained_on_and_what_it_was_found_to_
 def test_an_exported_encoder_is_a_checkpoint_to_evaluate_and_to_start_from(monkeypatch, taken):
     name, folder = taken
     run(monkeypatch, folder, "--ckpt taken --knn_k 5", "retrieval")
-    own = pretrained.of_file(None, folder / "save/SupCon/digits_models/a", "--ckpt")[0]
-    start = pretrained.read(name, str(folder / "taken"), False)
+    own = pretrained.read_file(folder / "save/SupCon/digits_models/a", "--ckpt")
+    start = pretrained.choose_start(name, str(folder / "taken"), False)
     assert start.views == own.views
     one, other = (net.build(False, 32).state_dict() for net in (start, own))
     assert all(torch.equal(x, other[key]) for key, x in one.items())

@@ -37,8 +37,8 @@ def test_weights_are_found_by_hash_and_by_place():
     assert official_checkpoints.find("0" * 64) is None
     assert str(cross_entropy.place) == "data/published/ImageNet-100/CE/ckpt_epoch_500.pth"
     for root in ("data/published", "/elsewhere"):
-        assert official_checkpoints.meant(f"{root}/ImageNet-100/CE/ckpt_epoch_500.pth") == cross_entropy
-    assert official_checkpoints.meant("data/published/CIFAR-100/CE/ckpt_epoch_500.pth") is None
+        assert official_checkpoints.find_by_place(f"{root}/ImageNet-100/CE/ckpt_epoch_500.pth") == cross_entropy
+    assert official_checkpoints.find_by_place("data/published/CIFAR-100/CE/ckpt_epoch_500.pth") is None
 
 
 def test_the_recipe_evaluates_each_of_them_where_it_is_looked_for_under_its_name():
@@ -76,7 +76,7 @@ def classifier(outputs, dataset=None, classes=None, sha256="0" * 64):
     """A Frozen with a classifier of random weights, as far as its outputs are asked for."""
     record = {"path": "a.pth", "sha256": sha256, "dataset": dataset, "classes": classes}
     weights = {"weight": torch.randn(outputs, 4), "bias": torch.randn(outputs)}
-    return trained_encoder.Frozen(torch.nn.Identity(), record, "a", weights, None, 8, (), ())
+    return trained_encoder.FrozenEncoder(torch.nn.Identity(), record, "a", weights, None, 8, (), ())
 
 
 CROSS_ENTROPY = "b7e32d43c208327dc85ea98fefcb335cfefc559dd432a186882c4a1bc7b1dfe3"
@@ -96,7 +96,7 @@ OUTPUTS = {
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_outputs_are_left_out_where_the_classes_are_known_and_all_kept_with_a_warning_elsewhere(capsys, name):
     net, dataset, classes, kept, warning = OUTPUTS[name]
-    assert trained_encoder.class_outputs(net, dataset, ["c"] * classes) == kept
+    assert trained_encoder.count_outputs(net, dataset, ["c"] * classes) == kept
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == bool(warning)
     assert all(line.startswith("warning: --ckpt a.pth: ") and warning in line for line in lines)
@@ -105,28 +105,28 @@ def test_outputs_are_left_out_where_the_classes_are_known_and_all_kept_with_a_wa
 @pytest.mark.parametrize("net", [classifier(90), classifier(120, None, ["c"] * 90), classifier(90, "imagenet_100")])
 def test_fewer_outputs_than_classes_are_an_error(net):
     with pytest.raises(InputError, match=r"--ckpt a\.pth: its classifier knows 90 classes, imagenet has 100"):
-        trained_encoder.class_outputs(net, "imagenet", ["c"] * 100)
+        trained_encoder.count_outputs(net, "imagenet", ["c"] * 100)
 
 
 def test_logits_are_those_of_the_first_outputs_and_few_inliers_among_them_are_warned_of(capsys):
     net, x = classifier(5), torch.randn(40, 4)
-    (inliers, others), said = trained_encoder.logits(net, 5, [x, x[:3]])
+    (inliers, others), said = trained_encoder.compute_logits(net, 5, [x, x[:3]])
     assert said == {"outputs": {"of": 5, "used": 5}}
     want = torch.stack(
         [net.classifier["weight"].double() @ row + net.classifier["bias"].double() for row in x.double()]
     )
     assert torch.allclose(inliers, want)
     assert torch.equal(others, inliers[:3])
-    (few, _), said = trained_encoder.logits(net, 2, [x, x])
+    (few, _), said = trained_encoder.compute_logits(net, 2, [x, x])
     assert torch.equal(few, inliers[:, :2])
     share = 100 * sum(row.index(max(row)) < 2 for row in want.tolist()) / 40
     assert said["outputs"] == {"of": 5, "used": 2, "largest_among_used": pytest.approx(share)}
     net.classifier["bias"][3] += 100
     capsys.readouterr()
-    trained_encoder.logits(net, 2, [x, x])
+    trained_encoder.compute_logits(net, 2, [x, x])
     assert "only 0 % of the inliers have their largest output among the first 2" in capsys.readouterr().err
     net.classifier["bias"][0] += 1000
-    trained_encoder.logits(net, 2, [x, x])
+    trained_encoder.compute_logits(net, 2, [x, x])
     assert capsys.readouterr().err == ""
 
 

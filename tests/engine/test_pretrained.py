@@ -57,7 +57,7 @@ def features_of(model, images):
 @torch.no_grad()
 def test_a_file_of_a_library_gives_the_features_that_the_library_pools(library, name):
     folder, models = library
-    start = pretrained.read(name, str(folder / FILES[name]), False)
+    start = pretrained.choose_start(name, str(folder / FILES[name]), False)
     size, mean, std = start.views
     encoder, model = start.build(True, size).eval(), models[name].eval()
     images = torch.randn(2, 3, size, size)
@@ -83,13 +83,13 @@ def test_a_file_of_a_library_is_the_same_encoder_for_init_ckpt_and_hub(library, 
         about = {"optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(model=name, epochs=90)}
         file = tmp_path / "checkpoint.pth"
         torch.save({place: models[name].state_dict(), **about}, file)
-    start = pretrained.read(name, str(file), False)
+    start = pretrained.choose_start(name, str(file), False)
     size, mean, _ = start.views
     assert (start.pretrained, mean) == (True, (0.485, 0.456, 0.406) if name == "resnet18" else start.views[1])
     assert size == encoders.known_views(name)[0]
     images = torch.randn(1, 3, size, size)
     want = start.build(True, size).eval()(images)
-    net = trained_encoder.load(trained_encoder.Wanted(str(file), name, dataset="digits"), datasets.build("digits"))
+    net = trained_encoder.load(trained_encoder.EncoderChoice(str(file), name), datasets.build("digits"))
     assert (net.size, net.record["pretrained"]) == (size, True)
     assert torch.equal(net.encoder(images), want)
     assert torch.equal(hubconf.encoder(file, name)(images), want)
@@ -102,7 +102,7 @@ def test_which_of_several_weights_in_a_file_are_taken_is_said(capsys, library, t
     torch.save(
         {place: {k: x + 1 if place == better else x for k, x in state.items()} for place in names}, tmp_path / "x.pth"
     )
-    encoder = pretrained.read(name, str(tmp_path / "x.pth"), False).build(True, 160)
+    encoder = pretrained.choose_start(name, str(tmp_path / "x.pth"), False).build(True, 160)
     (worse,) = set(names) - {better}
     assert f"--init {tmp_path / 'x.pth'}: holds {better} and {worse}; {better} is taken\n" in capsys.readouterr().out
     assert all(torch.equal(x, state[key] + 1) for key, x in encoder.state_dict().items())
@@ -111,24 +111,24 @@ def test_which_of_several_weights_in_a_file_are_taken_is_said(capsys, library, t
 @pytest.mark.parametrize("name", ["resnet18", "resnet8"])
 def test_bare_weights_of_what_no_library_has_see_the_data_sets_views(tmp_path, name):
     torch.save(resnet.encoder(name, small_images=True).state_dict(), tmp_path / "x.pth")
-    start = pretrained.read(name, str(tmp_path / "x.pth"), False)
+    start = pretrained.choose_start(name, str(tmp_path / "x.pth"), False)
     assert (start.views, start.pretrained) == ((None, None, None), False)
     assert start.build(False, 32)(torch.randn(2, 3, 32, 32)).shape[0] == 2
 
 
 def test_timm_fits_the_position_embeddings_to_the_size_of_the_views(library):
     folder, models = library
-    encoder = pretrained.read(VIT, str(folder / FILES[VIT]), False).build(True, 64)
+    encoder = pretrained.choose_start(VIT, str(folder / FILES[VIT]), False).build(True, 64)
     assert encoder.pos_embed.shape[1] < models[VIT].pos_embed.shape[1]
     assert encoder(torch.randn(1, 3, 64, 64)).shape == (1, encoder.dim)
     torch.testing.assert_close(encoder.blocks[0].attn.qkv.weight, models[VIT].blocks[0].attn.qkv.weight)
 
 
 def test_what_is_given_outweighs_what_the_weights_want():
-    start = pretrained.Initial("resnet18", views=(224, (0.5,) * 3, (0.2,) * 3))
-    assert start.views_of((32, None, None)) == (32, (0.5,) * 3, (0.2,) * 3)
-    assert start.views_of((None, (0.1,) * 3, (0.3,) * 3)) == (224, (0.1,) * 3, (0.3,) * 3)
-    assert pretrained.Initial("resnet18").views_of((None, None, None)) == (None, None, None)
+    start = pretrained.TrainedWeights("resnet18", views=(224, (0.5,) * 3, (0.2,) * 3))
+    assert start.choose_views((32, None, None)) == (32, (0.5,) * 3, (0.2,) * 3)
+    assert start.choose_views((None, (0.1,) * 3, (0.3,) * 3)) == (224, (0.1,) * 3, (0.3,) * 3)
+    assert pretrained.TrainedWeights("resnet18").choose_views((None, None, None)) == (None, None, None)
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_efficientnet", "test_resnet", "test_vit2"])
@@ -146,7 +146,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize(("name", "left_out"), FAMILIES.items())
 def test_every_size_that_timm_takes_is_taken_whatever_its_patches(capsys, name, left_out):
-    encoder = pretrained.Initial(f"timm:{name}").build(True, 48)
+    encoder = pretrained.TrainedWeights(f"timm:{name}").build(True, 48)
     assert encoder.training
     assert encoder(torch.randn(2, 3, 48, 48)).shape == (2, encoder.dim)
     line = f"--size 48: timm:{name} begins with whole patches: the last {left_out} pixels of both sides are not seen\n"
@@ -168,7 +168,7 @@ def test_names_that_look_like_published_ones_are_left_alone_in_checkpoints_of_th
     state |= {f"key_encoder.{name}": x for name, x in encoder.state_dict().items()}
     state |= {f"fc.{name}": x for name, x in classifier.state_dict().items()}
     state |= {"head.0.weight": torch.zeros(1), "bank.keys": torch.zeros(1)}
-    weights, found = checkpoint.encoder_weights({"format": 1, "model": state}, "--ckpt x")
+    weights, found = pretrained.split_weights({"format": 1, "model": state}, "--ckpt x")
     assert weights.keys() == encoder.state_dict().keys()
     assert all(weights[name] is not None and torch.equal(weights[name], x) for name, x in encoder.state_dict().items())
     assert found.keys() == {"weight", "bias"}
@@ -212,8 +212,8 @@ def test_an_encoder_of_timm_is_trained_probed_and_looked_at(monkeypatch, capsys,
 
 def test_a_run_begins_with_the_weights_of_init(monkeypatch, tmp_path, digits):
     file = digits / "save/SupCon/digits_models/ce/last.pth"
-    start = pretrained.read("resnet20", str(file), False)
-    want, _ = checkpoint.encoder_weights(checkpoint.load(file), "x")
+    start = pretrained.choose_start("resnet20", str(file), False)
+    want, _ = pretrained.split_weights(checkpoint.load(file), "x")
     args = main_supcon.get_parser().parse_args([])
     args.memorybank_size, args.feat_dim = 64, 8
     model = main_supcon.build_model(args, start.build(True, 8), None, torch.device("cpu"), torch.contiguous_format)
@@ -267,7 +267,7 @@ def test_weights_that_do_not_fit_are_one_line(monkeypatch, capsys, tmp_path, lib
 def test_without_timm_one_line_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(InputError, match=r'--model timm:test_vit: timm is not installed; pip install "\.\[timm\]"'):
-        pretrained.read(VIT, None, True)
+        pretrained.choose_start(VIT, None, True)
 
 
 def test_without_a_network_one_line_says_so(monkeypatch, capsys, tmp_path):
@@ -310,7 +310,7 @@ def test_a_library_s_weights_are_warned_of_where_outliers_are_of_imagenet(capsys
     def warning(pretrained, classes):
         record = {"path": "x.pth", "classes": ["a"], "dataset": "path", "pretrained": pretrained}
         trained_encoder.warn_of_seen(
-            trained_encoder.Frozen(None, record, "x", {}, None, 32, (), ()), "imagenet", classes
+            trained_encoder.FrozenEncoder(None, record, "x", {}, None, 32, (), ()), "imagenet", classes
         )
         return capsys.readouterr().err
 
@@ -326,7 +326,9 @@ def test_a_file_of_timm_fills_every_weight_whatever_its_classifier(tmp_path, kep
     model = timm.create_model("test_vit", **({} if classes is None else {"num_classes": classes}))
     state = model.state_dict()
     torch.save({"state_dict": state} if kept == "under state_dict" else state, tmp_path / "x.pth")
-    encoder = pretrained.read(VIT, str(tmp_path / "x.pth"), False).build(True, model.pretrained_cfg["input_size"][1])
+    encoder = pretrained.choose_start(VIT, str(tmp_path / "x.pth"), False).build(
+        True, model.pretrained_cfg["input_size"][1]
+    )
     assert all(torch.equal(x, state[name]) for name, x in encoder.state_dict().items())
 
 
@@ -351,4 +353,4 @@ def test_a_resumed_run_needs_no_file_to_start_from_and_keeps_its_views(monkeypat
 def test_an_encoder_that_does_not_pool_is_refused(monkeypatch):
     monkeypatch.setattr(timm.models.VisionTransformer, "forward", lambda self, x: torch.zeros(len(x), 5, 64))
     with pytest.raises(InputError, match="it does not pool"):
-        pretrained.Initial(VIT).build(True, 32)
+        pretrained.TrainedWeights(VIT).build(True, 32)

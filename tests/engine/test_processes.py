@@ -11,6 +11,7 @@ import pytest
 import torch
 import workers
 
+from engine.encoder import pretrained
 from engine.processes import distributed, launch
 from engine.train import training
 from util import InputError
@@ -150,7 +151,7 @@ def test_shares_of_a_batch_make_the_mean_over_processes_that_over_all_images(mon
 
 def test_an_encoder_that_there_is_not_is_the_users_error_with_its_flag():
     with pytest.raises(InputError, match="--model vgg16 is unknown; choose one of resnet8, "):
-        training.build_encoder("vgg16", small_images=True)
+        pretrained.build_encoder("vgg16", small_images=True)
 
 
 def test_sync_batchnorm_is_refused_where_torch_has_none(monkeypatch):

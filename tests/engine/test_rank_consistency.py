@@ -9,7 +9,7 @@ from commands import error_of, result, run
 import datasets
 import util
 from datasets import rankings
-from engine.encoder import rank_consistency
+from engine.encoder import detectors, rank_consistency
 from engine.run import checkpoint, resume
 
 OWN = "save/SupCon/digits_models/own"
@@ -26,26 +26,26 @@ SOURCE = torch.tensor([[1, 0.6, 0.1], [0.6, 1, 0.4], [0.1, 0.4, 1]], dtype=torch
 
 def test_a_checkpoints_ranking_is_the_one_it_was_trained_on_in_the_order_of_the_classes_that_are_evaluated():
     kept = net({"similarity": TRAINED, "source": SOURCE})
-    table = rank_consistency.similarity("checkpoint", rankings.ALL, kept, "path", ["two", "zero", "one"])
+    table = rank_consistency.find_similarity("checkpoint", rankings.ALL, kept, "path", ["two", "zero", "one"])
     assert torch.equal(table, torch.tensor([[1, 0, 0], [0, 1, 0.75], [0, 0.75, 1]]))
-    some = rank_consistency.similarity("checkpoint", rankings.ALL, kept, "path", ["one", "zero"])
+    some = rank_consistency.find_similarity("checkpoint", rankings.ALL, kept, "path", ["one", "zero"])
     assert torch.equal(some, TRAINED[:2, :2])
 
 
 def test_with_thresholds_or_a_rank_a_value_its_ranks_are_made_anew_of_the_similarities_behind_it():
     kept, classes = net({"similarity": TRAINED, "source": SOURCE}), ["zero", "one", "two"]
-    both = rank_consistency.similarity("checkpoint", rankings.Ranks(thresholds=[0.5, 0.3]), kept, "path", classes)
+    both = rank_consistency.find_similarity("checkpoint", rankings.Ranks(thresholds=[0.5, 0.3]), kept, "path", classes)
     assert torch.equal(both, torch.tensor([[1, 0.75, 0], [0.75, 1, 0.5], [0, 0.5, 1]]))
-    each = rank_consistency.similarity("checkpoint", rankings.Ranks(every_value=True), kept, "path", classes)
+    each = rank_consistency.find_similarity("checkpoint", rankings.Ranks(every_value=True), kept, "path", classes)
     assert torch.allclose(each, SOURCE.float())
 
 
 def test_any_other_ranking_is_read_as_in_training(tmp_path):
     (tmp_path / "r.csv").write_text(FILE)
-    found = rank_consistency.similarity(f"{tmp_path}/r.csv", rankings.ALL, net(None), "path", ["two", "one"])
+    found = rank_consistency.find_similarity(f"{tmp_path}/r.csv", rankings.ALL, net(None), "path", ["two", "one"])
     assert torch.allclose(found, torch.tensor([[1, 0.4], [0.4, 1]]))
     digits = datasets.build("digits", split="test").classes
-    own = rank_consistency.similarity("superclass", rankings.ALL, net(None), "digits", digits)
+    own = rank_consistency.find_similarity("superclass", rankings.ALL, net(None), "digits", digits)
     assert torch.equal(own, rankings.class_similarity("superclass", digits, superclasses="digits")[0])
 
 
@@ -65,12 +65,14 @@ def test_any_other_ranking_is_read_as_in_training(tmp_path):
 )
 def test_a_checkpoint_without_a_table_of_its_classes_is_one_line(kept, reason):
     with pytest.raises(util.InputError, match=reason):
-        rank_consistency.similarity("checkpoint", rankings.ALL, net(kept), "path", ["zero", "one"])
+        rank_consistency.find_similarity("checkpoint", rankings.ALL, net(kept), "path", ["zero", "one"])
 
 
 def test_a_class_that_the_ranking_lacks_is_named():
     with pytest.raises(util.InputError, match="lacks the class three of the data set"):
-        rank_consistency.similarity("checkpoint", rankings.ALL, net({"similarity": TRAINED}), "path", ["zero", "three"])
+        rank_consistency.find_similarity(
+            "checkpoint", rankings.ALL, net({"similarity": TRAINED}), "path", ["zero", "three"]
+        )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_another_ranking_than_the_checkpoints_is_noticed(now, want):
 )
 def test_a_level_of_any_name_takes_no_row_of_ours(own, levels, rows):
     kept = {name: torch.tensor([i]) for i, name in enumerate([*own, *levels])}
-    found = rank_consistency.with_levels({n: kept[n] for n in own}, dict(zip(levels, range(len(levels)), strict=True)))
+    found = rank_consistency.add_levels({n: kept[n] for n in own}, dict(zip(levels, range(len(levels)), strict=True)))
     assert list(found) == rows and list(found.values())[len(own) :] == list(range(len(levels)))
 
 
@@ -111,9 +113,9 @@ def test_a_level_of_any_name_takes_no_row_of_ours(own, levels, rows):
 
 def test_an_outlier_class_is_as_near_as_its_most_similar_training_class(tmp_path):
     (tmp_path / "r.csv").write_text(FILE)
-    found = rank_consistency.nearness(f"{tmp_path}/r.csv", "path", ["zero", "two"], ["one"])
+    found = detectors.compute_nearness(f"{tmp_path}/r.csv", "path", ["zero", "two"], ["one"])
     assert found.tolist() == [0.6]
-    digits = rank_consistency.nearness(
+    digits = detectors.compute_nearness(
         "superclass", "digits", [str(d) for d in range(10) if d not in (4, 8)], ["8", "4"]
     )
     assert digits.tolist() == [0.75, 0.75]
@@ -121,11 +123,11 @@ def test_an_outlier_class_is_as_near_as_its_most_similar_training_class(tmp_path
 
 def test_nearness_and_auroc_stand_side_by_side_with_their_rank_correlation():
     near, nan = torch.tensor([0.1, 0.2, 0.3, 0.9]), float("nan")
-    found = rank_consistency.beside(near, torch.tensor([90.0, 80, 70, nan]), ["a", "b", "c", "without images"])
+    found = detectors.correlate_nearness(near, torch.tensor([90.0, 80, 70, nan]), ["a", "b", "c", "without images"])
     assert found["Spearman"] == pytest.approx(-1) and found["p"] < 0.01
     assert found["classes"]["b"] == {"similarity": pytest.approx(0.2), "AUROC": 80} and len(found["classes"]) == 3
     for unknown in ([90.0, 80, nan, nan], [90.0, 90, 90, 90]):
-        found = rank_consistency.beside(near, torch.tensor(unknown), list("abcd"))
+        found = detectors.correlate_nearness(near, torch.tensor(unknown), list("abcd"))
         assert found["Spearman"] is None and found["p"] is None
 
 
@@ -174,7 +176,7 @@ def test_a_ranking_that_does_not_fit_is_one_line_before_features_are_extracted(
     (trained / "one.yaml").write_text("a: [" + ", ".join(f'"{d}"' for d in digits) + "]\n")
     rows = [f"{d}," + ",".join("1" * 10) for d in digits]
     (trained / "alike.csv").write_text("\n".join(["class," + ",".join(digits), *rows]) + "\n")
-    monkeypatch.setattr("engine.encoder.trained_encoder.features", None)
+    monkeypatch.setattr("engine.encoder.trained_encoder.extract_features", None)
     assert reason in error_of(monkeypatch, capsys, trained, f"--hold_out 4 --ckpt {OWN} {options}", "retrieval")
 
 

@@ -11,7 +11,7 @@ from commands import result, run
 from made_data import make_crops, make_image_folders
 
 from datasets.rankings import instances
-from engine.train import training
+from engine.encoder import pretrained
 
 error_of = partial(commands.error_of, script="main_supcon")
 TINY = "--dataset path --data_folder . --size 32 --num_workers 0 --batch_size 4 --model resnet8 --epochs 1 "
@@ -84,7 +84,7 @@ def test_images_of_nested_groups_look_for_one_another_at_every_level(monkeypatch
     made(tmp_path)
     torch.manual_seed(0)
     trained = {
-        "model": training.build_encoder("resnet8", small_images=True).state_dict(),
+        "model": pretrained.build_encoder("resnet8", small_images=True).state_dict(),
         "options": {"model": "resnet8"},
     }
     torch.save(trained, tmp_path / "a.pth")

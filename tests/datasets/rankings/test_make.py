@@ -16,7 +16,7 @@ from made_data import make_cifar100, make_image_folders
 import datasets
 from datasets import augmentation
 from datasets.rankings import files, make
-from engine.run import checkpoint
+from engine.checkpoint import load_encoder
 from figures.ranking import clustered
 from networks import resnet
 
@@ -55,7 +55,7 @@ def test_features_are_cosines_of_the_class_means_of_a_checkpoint(monkeypatch, tm
     assert classes == [str(c) for c in range(10)]
     data = datasets.build("digits")
     encoder = resnet.encoder("resnet8", small_images=True)
-    checkpoint.load_encoder(tmp_path / ckpt / "last.pth", encoder)
+    load_encoder(tmp_path / ckpt / "last.pth", encoder)
     spec = datasets.spec("digits")
     transform = augmentation.evaluation(8, spec.mean, spec.std, small=True)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from commands import error_of, result, run
 
 from datasets import rankings, text_files
 from datasets.rankings import files, taxonomy
-from engine.train import training
+from engine.encoder import pretrained
 from losses import NestedRINCELoss
 from util import InputError
 
@@ -178,7 +178,7 @@ def test_retrieval_looks_at_every_level(monkeypatch, capsys, tmp_path):
     (tmp_path / "t.csv").write_text("class,parity,everything\n" + "\n".join(rows) + "\n")
     (tmp_path / "own.csv").write_text("name,ranks,class\n" + "\n".join(rows) + "\n")
     torch.manual_seed(0)
-    encoder = training.build_encoder("resnet8", small_images=True).state_dict()
+    encoder = pretrained.build_encoder("resnet8", small_images=True).state_dict()
     torch.save({"model": encoder, "options": {"model": "resnet8"}}, tmp_path / "a.pth")
     run(monkeypatch, tmp_path, "--ckpt a.pth --labelset levels --superclasses t.csv", "retrieval")
     metrics = result(tmp_path, "retrieval_*")["metrics"]
