@@ -55,7 +55,7 @@ def worker(args, device):
         distributed.say(datasets.left_out(train, test))
         datasets.check_several_classes(train, args.data_folder)
         cache = factory.features_cache(args)
-        net = trained_encoder.load(factory.choose_encoder(args), train)
+        net = factory.load_encoder(args, train)
         kind = "cached" if args.cache_features else "augmented"
         detail = f"{kind}_lr{args.learning_rate:g}{options.images_in_name(args.images_per_class)}_seed{args.seed}"
         name = args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}"

@@ -66,7 +66,7 @@ def worker(args, device):
         train, test, outliers = load_data(args)
         distributed.say(datasets.left_out(train, test, outliers))
         loading, cache = factory.loading(args, device), factory.features_cache(args)
-        net = trained_encoder.load(factory.choose_encoder(args), train)
+        net = factory.load_encoder(args, train)
         if args.detector in ON_LOGITS and not net.classifier:
             raise InputError(f"--detector {args.detector} needs a classifier; {args.ckpt} holds a contrastive model")
         outputs = trained_encoder.count_outputs(net, args.dataset, train.classes) if args.detector in ON_LOGITS else 0

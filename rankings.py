@@ -27,7 +27,7 @@ from datasets import rankings
 from datasets.rankings import Ranks, comparison, files, make, text_encoders, wordnet
 from engine import factory
 from engine.cli import options
-from engine.encoder import encoder_ranking, records, trained_encoder
+from engine.encoder import encoder_ranking, records
 from engine.processes import distributed
 from figures.ranking import draw_comparison, draw_ranking
 from util import InputError
@@ -97,7 +97,7 @@ def ask_network(args) -> tuple[np.ndarray, list[str], str]:
     pair = datasets.build_pair(args.dataset, **factory.chosen_images(args)) if errors else ()
     data = pair[1] if errors else factory.training_images(args)
     distributed.say(datasets.left_out(data))
-    net = trained_encoder.load(factory.choose_encoder(args), data)
+    net = factory.load_encoder(args, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loading, cache = factory.loading(args, device), factory.features_cache(args)
     if errors:

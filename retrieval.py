@@ -119,12 +119,12 @@ def worker(args, device):
         util.check_folder(args.save_folder, "--save_folder")
         if args.instance_ranks:
             train, (groups, names) = factory.load_data(args)
-            test, net = train, trained_encoder.load(factory.choose_encoder(args), train)
+            test, net = train, factory.load_encoder(args, train)
             task = choose_group_task(args, groups, names)
         else:
             train, test = datasets.build_pair(args.dataset, **factory.chosen_images(args))
             distributed.say(datasets.left_out(train, test))
-            net = trained_encoder.load(factory.choose_encoder(args), train)
+            net = factory.load_encoder(args, train)
             task = choose_task(args, net, train.classes)
         loading, cache = factory.loading(args, device), factory.features_cache(args)
     gallery = (

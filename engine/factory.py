@@ -13,7 +13,8 @@ from datasets import rankings
 from datasets.augmentation import Augmentation
 from datasets.rankings import instances
 from engine.batches.loading import Loading
-from engine.encoder.trained_encoder import EncoderChoice
+from engine.encoder import trained_encoder
+from engine.encoder.trained_encoder import FrozenEncoder
 from engine.processes import cpu_threads, distributed
 from engine.processes.launch import Processes
 from engine.train import monitor
@@ -83,9 +84,10 @@ def balanced(args, labels: Tensor, names: list[str]) -> tuple[Tensor, int] | Non
     return labels, each
 
 
-def choose_encoder(args, ckpt: str | None = None) -> EncoderChoice:
-    """Which encoder of --ckpt, and what it is to see. ckpt: one of several."""
-    return EncoderChoice(ckpt or args.ckpt, args.model, args.model_type, args.dataset, chosen_views(args))
+def load_encoder(args, train: datasets.ImageData, ckpt: str | None = None) -> FrozenEncoder:
+    """The encoder of --ckpt, or of one of several, for the images of --dataset."""
+    views = chosen_views(args)
+    return trained_encoder.load(ckpt or args.ckpt, train, args.dataset, views, args.model, args.model_type)
 
 
 def features_cache(args) -> Path | None:

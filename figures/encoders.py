@@ -76,7 +76,7 @@ class Comparison:
         names, ckpts = self.args.names, self.args.ckpt
         if names and len(names) != len(ckpts):
             raise InputError(f"--names: {len(names)} for {len(ckpts)} checkpoints of --ckpt; give one each")
-        nets = [trained_encoder.load(factory.choose_encoder(self.args, ckpt), self.train) for ckpt in ckpts]
+        nets = [factory.load_encoder(self.args, self.train, ckpt) for ckpt in ckpts]
         chosen = names or [net.name for net in nets]
         if (again := util.twice(chosen)) is not None:
             raise InputError(f"--{'names' if names else 'ckpt'}: two are called {again}; give --names that differ")

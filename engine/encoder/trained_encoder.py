@@ -56,34 +56,27 @@ class FrozenEncoder:
         return {"views": views, "features": self.extracted, **in_force(torch.float32)}
 
 
-@dataclass(frozen=True)
-class EncoderChoice:
-    """Which encoder, and what it is to see. What is None is as the checkpoint says, or as known of the data set.
+def load(
+    ckpt: str,
+    train: ImageData,
+    dataset: str = "digits",
+    views: tuple = (None, None, None),
+    model: str | None = None,
+    model_type: str | None = None,
+) -> FrozenEncoder:
+    """The encoder of a checkpoint, or of a run's folder, strictly, for the images of a data set.
 
-    ckpt: checkpoint, or a run's folder; model: its encoder; model_type: "contrastive" or "cross_entropy"; dataset: the
-    images that it is for; views: their size, mean and std.
-    """
-
-    ckpt: str
-    model: str | None = None
-    model_type: str | None = None
-    dataset: str = "digits"
-    views: tuple = (None, None, None)
-
-
-def load(choice: EncoderChoice, train: ImageData) -> FrozenEncoder:
-    """The encoder of a checkpoint, strictly; its views' size, mean and std: given, as in its training, or known.
-
-    Raises InputError where the choice contradicts the file.
+    views: their size, mean and std; model: the encoder's name; model_type: "contrastive" or "cross_entropy". What is
+    None is as the checkpoint says, or as known of the data set. Raises InputError where the file contradicts it.
     """
     allow_tf32(False)  # figures to the last digit; loading is what takes the time
-    trained = pretrained.read_file(choice.ckpt, "--ckpt", choice.model)
-    path, state = trained.path, trained.content
-    if choice.model_type == "cross_entropy" and not trained.classifier:
+    trained = pretrained.read_file(ckpt, "--ckpt", model)
+    path, state, classifier = trained.path, trained.content, trained.classifier
+    if model_type == "cross_entropy" and not classifier:
         raise InputError(f"--model_type cross_entropy: {path} holds no linear classifier; it is a contrastive model")
-    if choice.model_type == "contrastive" and trained.classifier:
+    if model_type == "contrastive" and classifier:
         raise InputError(f"--model_type contrastive: {path} holds a linear classifier; it is a cross-entropy model")
-    size, mean, std = datasets.view_settings(choice.dataset, trained.choose_views(choice.views), train)
+    size, mean, std = datasets.view_settings(dataset, trained.choose_views(views), train)
     encoder = trained.build(False, size).eval().requires_grad_(False)
     options, sha256 = checkpoint.trained_options(state), util.sha256(path)
     official = official_checkpoints.find(sha256)
@@ -100,22 +93,13 @@ def load(choice: EncoderChoice, train: ImageData) -> FrozenEncoder:
     }
     if official:
         distributed.say(f"{trained.source}: these are the published weights {official.name}")
-    _warn_of_other_classes(choice.dataset, record, train.classes)
+    own, counts = record["classes"], not record["instance_ranks"]
+    if distributed.is_main() and own and counts and record["dataset"] == dataset and set(own) != set(train.classes):
+        numbers = f"{len(own)} classes of {dataset}, this evaluates {len(train.classes)}"
+        print(f"warning: {path.resolve()} was trained on {numbers}; see --exclude_classes", file=sys.stderr)
     name = path.resolve().parent.name + ("" if path.stem == "last" else f"_{path.stem}")
-    transform = augmentation.evaluation(size, mean, std, datasets.spec(choice.dataset).small)
-    return FrozenEncoder(encoder, record, name, trained.classifier, transform, size, mean, std, state.get("ranking"))
-
-
-def _warn_of_other_classes(dataset: str, record: dict, classes: list[str]) -> None:
-    if (
-        distributed.is_main()
-        and record["dataset"] == dataset
-        and record["classes"]
-        and not record["instance_ranks"]
-        and set(record["classes"]) != set(classes)
-    ):
-        numbers = f"{len(record['classes'])} classes of {dataset}, this evaluates {len(classes)}"
-        print(f"warning: {record['path']} was trained on {numbers}; see --exclude_classes", file=sys.stderr)
+    transform = augmentation.evaluation(size, mean, std, datasets.spec(dataset).small)
+    return FrozenEncoder(encoder, record, name, classifier, transform, size, mean, std, state.get("ranking"))
 
 
 def warn_of_seen(net: FrozenEncoder, dataset: str, classes: list[str]) -> None:

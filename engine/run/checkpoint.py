@@ -248,16 +248,11 @@ def load_strictly(module: nn.Module, weights: dict, source: str) -> None:
     own = module.state_dict()
     differences = [f"{k} is missing" for k in own if k not in weights]
     differences += [f"{k} is left over" for k in weights if k not in own]
-    differences += [
-        f"{k} has shape {tuple(weights[k].shape)} instead of {tuple(own[k].shape)}"
-        for k in own
-        if k in weights and weights[k].shape != own[k].shape
-    ]
-    differences += [
-        f"{k} has type {weights[k].dtype} instead of {own[k].dtype}"
-        for k in own
-        if k in weights and weights[k].is_floating_point() != own[k].is_floating_point()
-    ]
+    both = [(k, own[k], weights[k]) for k in own if k in weights]
+    shapes = [(k, tuple(x.shape), tuple(want.shape)) for k, want, x in both]
+    differences += [f"{k} has shape {shape} instead of {wanted}" for k, shape, wanted in shapes if shape != wanted]
+    kinds = [(k, x.dtype, want.dtype) for k, want, x in both if x.is_floating_point() != want.is_floating_point()]
+    differences += [f"{k} has type {dtype} instead of {wanted}" for k, dtype, wanted in kinds]
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         flag = "--size" if any("pos_embed has shape" in difference for difference in differences) else "--model"

@@ -89,7 +89,7 @@ def test_a_file_of_a_library_is_the_same_encoder_for_init_ckpt_and_hub(library, 
     assert size == encoders.known_views(name)[0]
     images = torch.randn(1, 3, size, size)
     want = start.build(True, size).eval()(images)
-    net = trained_encoder.load(trained_encoder.EncoderChoice(str(file), name), datasets.build("digits"))
+    net = trained_encoder.load(str(file), datasets.build("digits"), model=name)
     assert (net.size, net.record["pretrained"]) == (size, True)
     assert torch.equal(net.encoder(images), want)
     assert torch.equal(hubconf.encoder(file, name)(images), want)

@@ -60,7 +60,7 @@ def test_an_image_that_was_replaced_at_equal_size_and_time_changes_the_key(tmp_p
 def test_a_folder_that_cannot_be_written_to_is_named_and_no_error(capsys, tmp_path, digits):
     (tmp_path / "file").write_text("")
     data = datasets.build("digits", split="test")
-    net = trained_encoder.load(trained_encoder.EncoderChoice(str(digits / CE)), data)
+    net = trained_encoder.load(str(digits / CE), data)
     loading = Loading(128, 0, torch.device("cpu"))
     x, _ = trained_encoder.extract_features(net, data, "queries", loading, tmp_path / "file")
     assert len(x) == len(data)
