@@ -48,18 +48,15 @@ def test_a_probe_of_a_random_encoder_is_far_below_that_of_a_trained_one(monkeypa
     assert random < trained - 15
 
 
-def test_probing_leaves_the_encoder_as_it_was_and_saves_the_classifier_alone(monkeypatch, digits):
+def test_a_probe_saves_its_classifier_alone_and_resumes_on_the_same_encoder_only(monkeypatch, capsys, digits):
     before = util.sha256(digits / CE / "last.pth")
     run(monkeypatch, digits, f"--ckpt {CE} --epochs 1 --exp_name aug --save_freq 1", "main_linear")
     assert util.sha256(digits / CE / "last.pth") == before
     state = checkpoint.load(digits / "save/linear/digits_models/aug")
     assert {k: tuple(v.shape) for k, v in state["model"].items()} == {"weight": (10, 64), "bias": (10,)}
-    run(
-        monkeypatch,
-        digits,
-        f"--ckpt {CE} --epochs 2 --exp_name aug --resume save/linear/digits_models/aug",
-        "main_linear",
-    )
+    again = "--epochs 2 --exp_name aug --resume save/linear/digits_models/aug --ckpt"
+    assert "another --ckpt" in error_of(monkeypatch, capsys, digits, f"{again} random", "main_linear")
+    run(monkeypatch, digits, f"{again} {CE}", "main_linear")
     assert checkpoint.load(digits / "save/linear/digits_models/aug")["epoch"] == 2
 
 
@@ -69,12 +66,6 @@ def test_probing_moves_neither_the_encoders_weights_nor_its_running_means(monkey
     run(monkeypatch, digits, f"--ckpt {CE} --epochs 1 --exp_name still", "main_linear")
     weights, _ = pretrained.split_weights(checkpoint.load(digits / CE), "")
     assert all(torch.equal(value, weights[name]) for name, value in nets[0].encoder.state_dict().items())
-
-
-def test_a_probe_resumes_on_the_same_encoder_only(monkeypatch, capsys, digits):
-    run(monkeypatch, digits, f"--ckpt {CE} --epochs 1 --exp_name fixed", "main_linear")
-    options = "--epochs 2 --exp_name fixed --resume save/linear/digits_models/fixed --ckpt"
-    assert "another --ckpt" in error_of(monkeypatch, capsys, digits, f"{options} random", "main_linear")
 
 
 @pytest.mark.parametrize("detector", ["gaussian", "knn", "mahalanobis", "rmds"])

@@ -46,6 +46,10 @@ def library(tmp_path_factory):
     return folder, models
 
 
+def start_from(model, file):
+    return pretrained.choose_start(model, str(file), False)
+
+
 def features_of(model, images):
     """What the library pools, before its classifier."""
     if isinstance(model, torchvision.models.ResNet):
@@ -65,7 +69,7 @@ def test_a_file_of_a_library_is_for_init_ckpt_and_hub_what_the_library_pools(lib
         about = {"optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(model=name, epochs=90)}
         file = tmp_path / "checkpoint.pth"
         torch.save({place: model.state_dict(), **about}, file)
-    start = pretrained.choose_start(name, str(file), False)
+    start = start_from(name, file)
     if name.startswith("timm:"):
         known = model.pretrained_cfg
         views = known["input_size"][1], known["mean"], known["std"]
@@ -88,7 +92,7 @@ def test_which_of_several_weights_in_a_file_are_taken_is_said(capsys, library, t
     torch.save(
         {place: {k: x + 1 if place == better else x for k, x in state.items()} for place in names}, tmp_path / "x.pth"
     )
-    encoder = pretrained.choose_start(name, str(tmp_path / "x.pth"), False).build(True, 160)
+    encoder = start_from(name, tmp_path / "x.pth").build(True, 160)
     (worse,) = set(names) - {better}
     assert f"--init {tmp_path / 'x.pth'}: holds {better} and {worse}; {better} is taken\n" in capsys.readouterr().out
     assert all(torch.equal(x, state[key] + 1) for key, x in encoder.state_dict().items())
@@ -97,14 +101,14 @@ def test_which_of_several_weights_in_a_file_are_taken_is_said(capsys, library, t
 @pytest.mark.parametrize("name", ["resnet18", "resnet8"])
 def test_bare_weights_of_what_no_library_has_see_the_data_sets_views(tmp_path, name):
     torch.save(resnet.encoder(name, small_images=True).state_dict(), tmp_path / "x.pth")
-    start = pretrained.choose_start(name, str(tmp_path / "x.pth"), False)
+    start = start_from(name, tmp_path / "x.pth")
     assert (start.views, start.pretrained) == ((None, None, None), False)
     assert start.build(False, 32)(torch.randn(2, 3, 32, 32)).shape[0] == 2
 
 
 def test_timm_fits_the_position_embeddings_to_the_size_of_the_views(library):
     folder, models = library
-    encoder = pretrained.choose_start(VIT, str(folder / FILES[VIT]), False).build(True, 64)
+    encoder = start_from(VIT, folder / FILES[VIT]).build(True, 64)
     assert encoder.pos_embed.shape[1] < models[VIT].pos_embed.shape[1]
     assert encoder(torch.randn(1, 3, 64, 64)).shape == (1, encoder.dim)
     torch.testing.assert_close(encoder.blocks[0].attn.qkv.weight, models[VIT].blocks[0].attn.qkv.weight)
@@ -148,22 +152,17 @@ def test_names_that_look_like_published_ones_are_left_alone_in_checkpoints_of_th
     assert found.keys() == {"weight", "bias"}
 
 
-def test_the_key_encoder_draws_no_dropout_and_has_a_batchnorm_of_its_own():
+def test_the_key_encoder_draws_no_dropout_and_moves_its_own_means_in_training_alone():
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
     model = ContrastiveModel(encoder, projection_head(8, 4), MemoryBank(4, 4), None)
     images = torch.randn(6, 3, 2, 2)
-    for _ in ("as it is made", "after it was evaluated"):
+    for training in (True, False, True):  # the last after it was evaluated
+        model.train(training)
+        before = model.key_encoder[2].running_mean.clone()
         assert torch.equal(model.encode_keys(images), model.encode_keys(images))
-        assert not torch.equal(model.encoder(images), model.encoder(images))
-        before = model.key_encoder[2].running_mean.clone()
-        model.encode_keys(images)
-        assert not torch.equal(before, model.key_encoder[2].running_mean)
-        model.eval()
-        before = model.key_encoder[2].running_mean.clone()
-        model.encode_keys(images)
-        assert torch.equal(before, model.key_encoder[2].running_mean)
-        model.train()
+        assert torch.equal(model.encoder(images), model.encoder(images)) != training
+        assert torch.equal(before, model.key_encoder[2].running_mean) != training
 
 
 def test_an_encoder_of_timm_is_trained_probed_and_looked_at(monkeypatch, capsys, tmp_path, library):
@@ -186,7 +185,7 @@ def test_an_encoder_of_timm_is_trained_probed_and_looked_at(monkeypatch, capsys,
 
 def test_a_run_begins_with_the_weights_of_init(monkeypatch, tmp_path, digits):
     file = digits / "save/SupCon/digits_models/ce/last.pth"
-    start = pretrained.choose_start("resnet20", str(file), False)
+    start = start_from("resnet20", file)
     want, _ = pretrained.split_weights(checkpoint.load(file), "x")
     args = main_supcon.get_parser().parse_args([])
     args.memorybank_size, args.feat_dim = 64, 8
@@ -216,10 +215,7 @@ def test_names_of_runs_hold_no_slash(monkeypatch):
         ("--model timm:botnet26t_256 --size 48", "takes no images of 48 pixels (timm does not say why)"),
         ("--model timm:test_vit --size 32 --init {0}/prefixed.pth", "of another architecture, or no weights"),
         ("--model timm:test_vit --init {0}/empty.pth", "empty.pth: holds no weights by name"),
-        (
-            "--model resnet18 --init {0}/bad.safetensors",
-            "not a readable safetensors file (it is a text that begins: nothing",
-        ),
+        ("--model resnet18 --init {0}/bad.safetensors", "not a readable safetensors file (it is a text that begins"),
         ("--model timm:test_vit.foo", "--model timm:test_vit.foo: Invalid pretrained tag"),
     ],
 )
@@ -272,9 +268,8 @@ def test_an_encoder_of_the_hub_without_a_network_is_the_same_line_in_every_scrip
 def test_a_library_s_weights_are_warned_of_where_outliers_are_of_imagenet(capsys):
     def warning(pretrained, classes):
         record = {"path": "x.pth", "classes": ["a"], "dataset": "path", "pretrained": pretrained}
-        trained_encoder.warn_of_seen(
-            trained_encoder.FrozenEncoder(None, record, "x", {}, None, 32, (), ()), "imagenet", classes
-        )
+        net = trained_encoder.FrozenEncoder(None, record, "x", {}, None, 32, (), ())
+        trained_encoder.warn_of_seen(net, "imagenet", classes)
         return capsys.readouterr().err
 
     assert "have most likely seen ImageNet's n01440764: these outliers are none to it" in warning(True, ["n01440764"])
@@ -282,16 +277,13 @@ def test_a_library_s_weights_are_warned_of_where_outliers_are_of_imagenet(capsys
     assert not warning(False, ["n01440764"])
 
 
-@pytest.mark.parametrize("kept", ["whole", "without its classifier", "of three classes", "under state_dict"])
-def test_a_file_of_timm_fills_every_weight_whatever_its_classifier(tmp_path, kept):
+@pytest.mark.parametrize("classes", [None, 0, 3], ids=["whole", "without its classifier", "of three classes"])
+def test_a_file_of_timm_fills_every_weight_whatever_its_classifier(tmp_path, classes):
     torch.manual_seed(1)
-    classes = {"without its classifier": 0, "of three classes": 3}.get(kept)
     model = timm.create_model("test_vit", **({} if classes is None else {"num_classes": classes}))
     state = model.state_dict()
-    torch.save({"state_dict": state} if kept == "under state_dict" else state, tmp_path / "x.pth")
-    encoder = pretrained.choose_start(VIT, str(tmp_path / "x.pth"), False).build(
-        True, model.pretrained_cfg["input_size"][1]
-    )
+    torch.save(state, tmp_path / "x.pth")
+    encoder = start_from(VIT, tmp_path / "x.pth").build(True, model.pretrained_cfg["input_size"][1])
     assert all(torch.equal(x, state[name]) for name, x in encoder.state_dict().items())
 
 
@@ -302,13 +294,10 @@ def test_a_resumed_run_needs_no_file_to_start_from_and_keeps_its_views(monkeypat
     place = tmp_path / "save/SupCon/digits_models/a"
     before = checkpoint.load(place)
     for more in ("", f"--init {tmp_path / 'gone.pth'}"):
-        epochs = 2 if not more else 3
-        run(
-            monkeypatch, tmp_path, f"{words.replace('--size 24', '')} {more} --epochs {epochs} --resume auto", "main_ce"
-        )
+        epochs, again = 2 if not more else 3, words.replace("--size 24", "")
+        run(monkeypatch, tmp_path, f"{again} {more} --epochs {epochs} --resume auto", "main_ce")
         after = checkpoint.load(place)
-        for name in ("size", "mean", "std", "pretrained"):
-            assert after[name] == before[name]
+        assert all(after[name] == before[name] for name in ("size", "mean", "std", "pretrained"))
         assert after["epoch"] == epochs
     assert before["pretrained"] is True
 
