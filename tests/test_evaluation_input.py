@@ -213,11 +213,6 @@ def test_an_encoder_whose_features_are_nan_is_not_scored(monkeypatch, capsys, tm
     assert not (tmp_path / "save").exists()
 
 
-def test_a_checkpoint_that_was_trained_on_the_outliers_is_warned_of(monkeypatch, capsys, digits):
-    run(monkeypatch, digits, NEAR, "out_of_dist_detection")
-    assert "was trained on the outliers' class 4" in capsys.readouterr().err
-
-
 def test_a_superclass_file_that_is_not_there_is_named_with_its_flag():
     args = retrieval.get_parser().parse_args(["--ckpt", "x", "--labelset", "coarse", "--superclasses", "nowhere.yaml"])
     with pytest.raises(util.InputError, match=r"--superclasses nowhere\.yaml: no such file"):

@@ -93,12 +93,15 @@ def test_detectors_on_logits_are_those_of_the_checkpoints_classifier(monkeypatch
     assert found["metrics"]["AUROC"] == pytest.approx(100 * right / len(scores[0]) / len(scores[1]), abs=0.05)
 
 
-def test_held_out_classes_are_the_outliers_of_one_split_or_all(monkeypatch, digits):
+def test_classes_left_out_are_the_outliers_of_one_split_or_all_and_their_training_is_warned_of(
+    monkeypatch, capsys, digits
+):
     for split, images in (("test", 70), ("train", 285), ("all", 355)):
         run(monkeypatch, digits, f"{NEAR} --outlier_split {split}", "out_of_dist_detection")
         name = "digits_4-8" + ("" if split == "test" else f"_{split}")
         found = result(digits, f"ood_digits_without_4-8_ce_{name}_gaussian_*")
         assert found["images"]["outliers"] == images
+        assert "was trained on the outliers' class 4" in capsys.readouterr().err
 
 
 def test_the_three_scripts_share_cached_features_and_read_no_image_twice(monkeypatch, digits):

@@ -71,7 +71,8 @@ def test_the_card_says_what_the_encoder_was_trained_on_and_what_it_was_found_to_
 
 def test_an_exported_encoder_is_a_checkpoint_to_evaluate_and_to_start_from(monkeypatch, taken):
     name, folder = taken
-    run(monkeypatch, folder, "--ckpt taken --knn_k 5", "retrieval")
+    if name == "resnet8":
+        run(monkeypatch, folder, "--ckpt taken --knn_k 5", "retrieval")
     own = pretrained.read_file(folder / "save/SupCon/digits_models/a", "--ckpt")
     start = pretrained.choose_start(name, str(folder / "taken"), False)
     assert start.views == own.views

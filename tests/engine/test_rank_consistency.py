@@ -24,64 +24,60 @@ TRAINED = torch.tensor([[1, 0.75, 0], [0.75, 1, 0], [0, 0, 1]])
 SOURCE = torch.tensor([[1, 0.6, 0.1], [0.6, 1, 0.4], [0.1, 0.4, 1]], dtype=torch.float64)
 
 
+KEPT = {"similarity": TRAINED, "source": SOURCE}
+
+
+def find(ranking, kept, classes=("zero", "one", "two"), ranks=rankings.ALL, dataset="path"):
+    return rank_consistency.find_similarity(ranking, ranks, net(kept), dataset, [*classes])
+
+
 def test_a_checkpoints_ranking_is_the_one_it_was_trained_on_in_the_order_of_the_classes_that_are_evaluated():
-    kept = net({"similarity": TRAINED, "source": SOURCE})
-    table = rank_consistency.find_similarity("checkpoint", rankings.ALL, kept, "path", ["two", "zero", "one"])
+    table = find("checkpoint", KEPT, ["two", "zero", "one"])
     assert torch.equal(table, torch.tensor([[1, 0, 0], [0, 1, 0.75], [0, 0.75, 1]]))
-    some = rank_consistency.find_similarity("checkpoint", rankings.ALL, kept, "path", ["one", "zero"])
-    assert torch.equal(some, TRAINED[:2, :2])
+    assert torch.equal(find("checkpoint", KEPT, ["one", "zero"]), TRAINED[:2, :2])
 
 
-def test_with_thresholds_or_a_rank_a_value_its_ranks_are_made_anew_of_the_similarities_behind_it():
-    kept, classes = net({"similarity": TRAINED, "source": SOURCE}), ["zero", "one", "two"]
-    both = rank_consistency.find_similarity("checkpoint", rankings.Ranks(thresholds=[0.5, 0.3]), kept, "path", classes)
+def test_with_thresholds_or_a_rank_a_value_its_ranks_are_made_again_of_the_similarities_behind_it():
+    both = find("checkpoint", KEPT, ranks=rankings.Ranks(thresholds=[0.5, 0.3]))
     assert torch.equal(both, torch.tensor([[1, 0.75, 0], [0.75, 1, 0.5], [0, 0.5, 1]]))
-    each = rank_consistency.find_similarity("checkpoint", rankings.Ranks(every_value=True), kept, "path", classes)
-    assert torch.allclose(each, SOURCE.float())
+    assert torch.allclose(find("checkpoint", KEPT, ranks=rankings.Ranks(every_value=True)), SOURCE.float())
 
 
 def test_any_other_ranking_is_read_as_in_training(tmp_path):
     (tmp_path / "r.csv").write_text(FILE)
-    found = rank_consistency.find_similarity(f"{tmp_path}/r.csv", rankings.ALL, net(None), "path", ["two", "one"])
-    assert torch.allclose(found, torch.tensor([[1, 0.4], [0.4, 1]]))
+    assert torch.allclose(find(f"{tmp_path}/r.csv", None, ["two", "one"]), torch.tensor([[1, 0.4], [0.4, 1]]))
     digits = datasets.build("digits", split="test").classes
-    own = rank_consistency.find_similarity("superclass", rankings.ALL, net(None), "digits", digits)
+    own = find("superclass", None, digits, dataset="digits")
     assert torch.equal(own, rankings.class_similarity("superclass", digits, superclasses="digits")[0])
+
+
+CHANGED = "a.pth holds no table of its 3 classes: it was changed"
 
 
 @pytest.mark.parametrize(
     ("kept", "reason"),
     [
         (None, "--ranking checkpoint: a.pth holds no ranking: it is of an older version, or was trained without one"),
-        (
-            {"groups": torch.zeros(3, 1), "levels": ["a"]},
-            "a.pth was trained on groups without classes; give --instance_",
-        ),
-        ({"source": SOURCE}, "a.pth holds no table of its 3 classes: it was changed"),
-        ({"similarity": TRAINED[:2], "source": SOURCE}, "a.pth holds no table of its 3 classes: it was changed"),
-        ({"similarity": TRAINED / 0, "source": SOURCE}, "a.pth holds no table of its 3 classes: it was changed"),
-        ([TRAINED], "a.pth holds no table of its 3 classes: it was changed"),
+        ({"groups": torch.zeros(3, 1), "levels": ["a"]}, "a.pth was trained on groups without classes"),
+        ({"source": SOURCE}, CHANGED),
+        ({"similarity": TRAINED[:2], "source": SOURCE}, CHANGED),
+        ({"similarity": TRAINED / 0, "source": SOURCE}, CHANGED),
+        ([TRAINED], CHANGED),
+        (KEPT, "lacks the class three of the data set"),
     ],
 )
 def test_a_checkpoint_without_a_table_of_its_classes_is_one_line(kept, reason):
     with pytest.raises(util.InputError, match=reason):
-        rank_consistency.find_similarity("checkpoint", rankings.ALL, net(kept), "path", ["zero", "one"])
-
-
-def test_a_class_that_the_ranking_lacks_is_named():
-    with pytest.raises(util.InputError, match="lacks the class three of the data set"):
-        rank_consistency.find_similarity(
-            "checkpoint", rankings.ALL, net({"similarity": TRAINED}), "path", ["zero", "three"]
-        )
+        find("checkpoint", kept, ["zero", "three"])
 
 
 @pytest.mark.parametrize(
     ("now", "want"),
     [
-        ({"similarity": TRAINED, "source": SOURCE}, False),
-        ({"similarity": TRAINED, "source": SOURCE / 2}, True),
-        ({"similarity": TRAINED, "source": SOURCE.float().double()}, False),
-        ({"similarity": TRAINED[:2, :2], "source": SOURCE}, True),
+        (KEPT, False),
+        (KEPT | {"source": SOURCE / 2}, True),
+        (KEPT | {"source": SOURCE.float().double()}, False),
+        (KEPT | {"similarity": TRAINED[:2, :2]}, True),
         ({"groups": torch.zeros(3, 1), "levels": ["a"]}, True),
         (None, True),
     ],
@@ -115,9 +111,7 @@ def test_an_outlier_class_is_as_near_as_its_most_similar_training_class(tmp_path
     (tmp_path / "r.csv").write_text(FILE)
     found = detectors.compute_nearness(f"{tmp_path}/r.csv", "path", ["zero", "two"], ["one"])
     assert found.tolist() == [0.6]
-    digits = detectors.compute_nearness(
-        "superclass", "digits", [str(d) for d in range(10) if d not in (4, 8)], ["8", "4"]
-    )
+    digits = detectors.compute_nearness("superclass", "digits", list("01235679"), ["8", "4"])
     assert digits.tolist() == [0.75, 0.75]
 
 
@@ -193,9 +187,8 @@ def test_outlier_classes_are_drawn_by_their_nearness(monkeypatch, capsys, traine
     command = f"--hold_out 4 --ckpt {OWN} --dataset_outliers digits --outlier_classes 4 --detector knn"
     run(monkeypatch, trained, f"{command} --ranking superclass", "out_of_dist_detection")
     record = result(trained, "ood_digits_*")
-    assert record["nearness"]["classes"] == {
-        "4": {"similarity": 0.75, "AUROC": pytest.approx(record["metrics"]["AUROC"])}
-    }
+    near = {"similarity": 0.75, "AUROC": pytest.approx(record["metrics"]["AUROC"])}
+    assert record["nearness"]["classes"] == {"4": near}
     assert "nearness" not in record["metrics"]  # one class has no rank correlation
     assert len(list((trained / "save/results").glob("ood_digits_*_nearness.png"))) == 1
     error = error_of(monkeypatch, capsys, trained, f"{command} --ranking lacking.csv", "out_of_dist_detection")
