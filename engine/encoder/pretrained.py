@@ -100,10 +100,11 @@ def choose_start(model: str, init: str | None, pretrained: bool, resumed: Path |
     if not pretrained:
         return TrainedWeights(model)
     build_encoder(model, False, "meta")  # else InputError: there is none such, or it cannot be fetched
-    views, source = _find_views(model, "--pretrained"), f"--pretrained {model}"
-    if encoders.is_timm(model):
-        return TrainedWeights(model, for_timm=True, views=views, pretrained=True, source=source)
+    source = f"--pretrained {model}"
     with _as_input_errors(source):
+        views = encoders.known_views(model)
+        if encoders.is_timm(model):
+            return TrainedWeights(model, for_timm=True, views=views, pretrained=True, source=source)
         weights = resnet.torchvision_weights(model).get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
     weights = {name: x for name, x in weights.items() if not name.startswith("fc.")}
     return TrainedWeights(model, weights, views=views, small_stem=False, pretrained=True, source=source)
@@ -141,7 +142,8 @@ def read_file(path, flag: str, model: str | None = None) -> TrainedWeights:
     library = library and "conv1.weight" in weights and not small  # else of a code unknown
     if library:
         _say_what_is_taken(state, "model", source)
-        views = _find_views(model, source) if model else views
+        with _as_input_errors(source):
+            views = encoders.known_views(model) if model else views
     pretrained = bool(library or state.get("pretrained"))
     return TrainedWeights(model, weights, False, views, small, pretrained, source, path, state, classifier)
 
@@ -188,15 +190,6 @@ def _as_input_errors(source: str, hint: str = WITHOUT_NETWORK):
         raise InputError(f"{source}: of another architecture, or no weights ({line}); check --model") from None
 
 
-def _find_views(model: str, source: str) -> tuple:
-    from networks import encoders
-
-    try:
-        return encoders.known_views(model)
-    except ValueError as error:
-        raise InputError(f"{source}: --model {error}") from None
-
-
 # ---- what a file holds -----------------------------------------------------------------------------------------------
 
 
@@ -225,7 +218,7 @@ def _leave_to_timm(model: str, content, path: Path, source: str) -> TrainedWeigh
     if places:
         _say_what_is_taken(content, places[0], source)
     for_timm = str(path), len(found[0]) if found else 0
-    views = _find_views(model, source)
+    views = encoders.known_views(model)
     return TrainedWeights(model, for_timm=for_timm, views=views, pretrained=True, source=source, path=path)
 
 

@@ -203,7 +203,7 @@ def test_names_of_runs_hold_no_slash(monkeypatch):
     "options, message",
     [
         ("--model timm:test_vti", "timm:test_vit?"),
-        ("--model resnet8 --pretrained", "--pretrained: --model resnet8: no library has weights of it"),
+        ("--model resnet8 --pretrained", "--model resnet8: no library has weights of it"),
         ("--model resnet18 --pretrained --init x.pth", "give one of them"),
         ("--model resnet18 --init none.pth", "--init none.pth: no such file"),
         ("--model resnet34 --init {0}/resnet18.pth", "of another architecture: layer1.2.conv1.weight is missing"),
