@@ -99,8 +99,8 @@ def worker(args, device):
         record |= {"model": args.model, "epoch": args.epochs}
         about = {"images": {"train": len(train), "validation": len(test)}, "seconds": util.seconds_since(begin)}
         about |= in_force(stepper.precision)
-        title, folders = ("cross_entropy", run_name(args), ""), {"images": args.data_folder}
-        path = records.write(options.recorded(args), title, metrics, record, folders, about)
+        given, folders = options.recorded(args), {"images": args.data_folder}
+        path = records.write(given, "cross_entropy", run_name(args), "", metrics, record, folders, about)
         records.show("cross-entropy", metrics)
         print(f"saved {path}", flush=True)
 

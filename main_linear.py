@@ -69,7 +69,7 @@ def worker(args, device):
         encoder.compile()
     if args.cache_features:
         train, test = (
-            loading.Resident.of(*trained_encoder.extract_features(net, data, title, how, cache), device)
+            loading.Resident.of(trained_encoder.extract_features(net, data, title, how, cache), data.labels, device)
             for data, title in ((train, "training"), (test, "validation"))
         )
         encoder = nn.Identity()
@@ -100,10 +100,10 @@ def worker(args, device):
     run.close()
     if distributed.is_main():
         metrics = {"best": run.best, "last": run.latest}
-        title, folders = ("linear", args.exp_name or net.name, detail), {"images": args.data_folder}
+        given, name, folders = options.recorded(args), args.exp_name or net.name, {"images": args.data_folder}
         about = {"images": counts, "seconds": util.seconds_since(begin), "probe": kind}
         about |= net.about() | ({} if args.cache_features else in_force(stepper.precision))  # cached: float32
-        path = records.write(options.recorded(args), title, metrics, net.record, folders, about)
+        path = records.write(given, "linear", name, detail, metrics, net.record, folders, about)
         records.show(f"probe ({kind})", metrics)
         print(f"saved {path}", flush=True)
 

@@ -82,17 +82,17 @@ def worker(args, device):
     found = {part: trained_encoder.extract_features(net, data, part, loading, cache) for part, data in wanted.items()}
     if not distributed.is_main():
         return
-    parts, said = [found["inliers"][0], found["outliers"][0]], {}
+    parts, said = [found["inliers"], found["outliers"]], {}
     if args.detector in ON_LOGITS:
         parts, said = trained_encoder.compute_logits(net, outputs, parts)
-    scores = detectors.compute_scores(args.detector, args.knn_k, device, found.get("train"), parts)
+    scores = detectors.compute_scores(args.detector, args.knn_k, device, parts, found.get("train"), train.labels)
     try:
         metrics = evaluation.ood_metrics(*scores)
     except ValueError as error:
         raise InputError(f"--dataset_outliers {args.dataset_outliers}: {error}") from None
     metrics = {name: 100 * value for name, value in metrics.items()}
     if near is not None:
-        by_class = 100 * evaluation.auroc_by_class(*scores, found["outliers"][1], len(outliers.classes))
+        by_class = 100 * evaluation.auroc_by_class(*scores, outliers.labels, len(outliers.classes))
         said["nearness"] = detectors.correlate_nearness(near, by_class, outliers.classes)
         if said["nearness"]["Spearman"] is not None:
             metrics["nearness"] = said["nearness"]["Spearman"]
@@ -100,11 +100,11 @@ def worker(args, device):
             print("nearness: no correlation, since there are not three outlier classes of two similarities")
     label, inliers = outliers_label(args, ", "), datasets.title(args.dataset, args.data_folder)
     detector = args.detector + (str(args.knn_k) if args.detector == "knn" else "")
-    title = "ood", net.name, f"{outliers_label(args, '-').replace(' ', '_')}_{detector}"
+    detail = f"{outliers_label(args, '-').replace(' ', '_')}_{detector}"
     folders = {"inliers": args.data_folder, "outliers": args.data_folder_outliers}
     images = {"train": len(train), "inliers": len(test), "outliers": len(outliers)}
     about = {"images": images, "seconds": util.seconds_since(begin), **said, **net.about()}
-    path = records.write(options.recorded(args), title, metrics, net.record, folders, about)
+    path = records.write(options.recorded(args), "ood", net.name, detail, metrics, net.record, folders, about)
     records.show(f"{inliers} against", {label: {k: v for k, v in metrics.items() if k != "AUPR"}})
     texts = f"{net.name}: {inliers} against {label}", f"{detector}: {DETECTORS[args.detector]}"
     picture = path.with_suffix(".png"), *scores, metrics, *texts

@@ -127,20 +127,18 @@ def worker(args, device):
             net = factory.load_encoder(args, train)
             task = choose_task(args, net, train.classes)
         loading, cache = factory.loading(args, device), factory.features_cache(args)
-    gallery = (
-        None
-        if test is train or args.within == "test"
-        else trained_encoder.extract_features(net, train, "gallery", loading, cache)
-    )
+    gallery = None  # then the queries look for one another
+    if test is not train and args.within == "train":
+        gallery = trained_encoder.extract_features(net, train, "gallery", loading, cache)
     queries = trained_encoder.extract_features(net, test, "queries", loading, cache)
     if not distributed.is_main():
         return
-    metrics, curves, said = rank_consistency.measure(task, queries, gallery, device)
-    title, folders = ("retrieval", net.name, args.labelset), {"images": args.data_folder}
+    metrics, curves, said = rank_consistency.measure(task, queries, test.labels, gallery, train.labels, device)
     about = {"images": {"train": len(train), "test": len(test)}, "seconds": util.seconds_since(begin)} | said
     if task.levels is not None:
         about["similarity_of_ranks"] = task.levels.values.tolist()
-    path = records.write(options.recorded(args), title, metrics, net.record, folders, about | net.about())
+    given, about, folders = options.recorded(args), about | net.about(), {"images": args.data_folder}
+    path = records.write(given, "retrieval", net.name, args.labelset, metrics, net.record, folders, about)
     data = datasets.title(args.dataset, args.data_folder)
     show(args, task, metrics)
     picture = path.with_suffix(".png"), curves, f"retrieval on {data}, {net.name}"

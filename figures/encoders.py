@@ -89,7 +89,7 @@ class Comparison:
         """name -> [n, d] `trained_encoder.extract_features` of the images. Raises InputError where all are 0."""
         found = {}
         for name, net in self.encoders.items():
-            found[name], _ = trained_encoder.extract_features(net, data, f"{title}, {name}", self.loading, self.cache)
+            found[name] = trained_encoder.extract_features(net, data, f"{title}, {name}", self.loading, self.cache)
             if not found[name].any():
                 raise InputError(f"--ckpt {net.record['path']}: all features are 0; there is nothing to draw")
         return found

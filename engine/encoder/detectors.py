@@ -36,11 +36,13 @@ def _check_neighbors(k: int, labels: Tensor) -> str:
     return f"--knn_k {k}: more than {more}: the k-th neighbor is then outside an image's own class; give a smaller k"
 
 
-def compute_scores(detector: str, k: int, device, train: tuple | None, parts: list[Tensor]) -> list[Tensor]:
+def compute_scores(
+    detector: str, k: int, device, parts: list[Tensor], train: Tensor | None, labels: Tensor
+) -> list[Tensor]:
     """Scores of each part, a list of features [m, d] or logits [m, C]; larger = more like the training data.
 
-    k: neighbour of "knn"; train: features [n, d] and labels [n], which those on logits do without. Raises InputError
-    where they do not suffice.
+    k: neighbour of "knn"; train, labels: features [n, d], which those on logits do without, and
+    labels [n] of the training set. Raises InputError where they do not suffice.
     """
     joined = torch.cat(parts)  # equal features of two parts have equal scores, and Gaussians are fitted once
     try:
@@ -49,7 +51,7 @@ def compute_scores(detector: str, k: int, device, train: tuple | None, parts: li
         elif detector == "energy":
             found = evaluation.energy_scores(joined)
         else:
-            gallery, labels, joined = F.normalize(train[0], dim=1).to(device), train[1].to(device), joined.to(device)
+            gallery, labels, joined = F.normalize(train, dim=1).to(device), labels.to(device), joined.to(device)
             if detector == "knn":
                 distributed.say(_check_neighbors(k, labels))
                 found = evaluation.knn_scores(gallery, joined, k)

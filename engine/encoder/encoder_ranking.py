@@ -14,8 +14,8 @@ from util import InputError
 def compare_means(net: FrozenEncoder, data: ImageData, loading: Loading, cache, centre: bool) -> tuple[np.ndarray, str]:
     """Cosines [C, C] of the class means of unit features, by `centre` about their mean; and what they are, in words."""
     _check_images(data)
-    x, y = trained_encoder.extract_features(net, data, "ranking", loading, cache)
-    means = make.average_features(x, y, len(data.classes), centre)
+    x = trained_encoder.extract_features(net, data, "ranking", loading, cache)
+    means = make.average_features(x, data.labels, len(data.classes), centre)
     about = f"class means of features; {_checkpoint(net)}" + (", about their mean" if centre else "")
     return make.compute_cosines(means), about
 
@@ -37,7 +37,7 @@ def compare_errors(
         raise InputError(f"{flag}: was trained on other classes than these images have; see --exclude_classes")
     _check_images(data)
     outputs = trained_encoder.count_outputs(net, dataset, data.classes)
-    x, y = trained_encoder.extract_features(net, data, "queries", loading, cache)
+    x, y = trained_encoder.extract_features(net, data, "queries", loading, cache), data.labels
     ((logits,), _) = trained_encoder.compute_logits(net, outputs, [x])
     probability = logits[:, : len(data.classes)].softmax(1)
     sums = torch.zeros(len(data.classes), len(data.classes), dtype=torch.float64).index_add_(0, y, probability)

@@ -91,16 +91,18 @@ def _read_table(net: FrozenEncoder, flag: str, entry: str) -> tuple[Tensor, list
     return table, names
 
 
-def measure(task: RetrievalTask, queries, gallery, device) -> tuple[dict, dict, dict]:
+def measure(
+    task: RetrievalTask, queries: Tensor, labels: Tensor, gallery: Tensor | None, gallery_labels: Tensor, device
+) -> tuple[dict, dict, dict]:
     """Metrics and precision-recall curve by label set, the order of the ranks under "ranks"; and what a record says
     besides: how many queries have something to find, and figures of each class.
 
-    queries, gallery: features and labels; gallery None: the queries look for one another. Raises InputError where no
-    query has anything to find.
+    queries, gallery: features [n, d] and [m, d], and their labels; gallery None: the queries look for one another.
+    Raises InputError where no query has anything to find.
     """
     alone = gallery is None
-    x, y = (part.to(device) for part in queries)
-    g, b = (None, None) if alone else (part.to(device) for part in gallery)
+    x, y = queries.to(device), labels.to(device)
+    g, b = (None, None) if alone else (gallery.to(device), gallery_labels.to(device))
     within = {name: group.to(device) for name, group in task.sets.items()}
     counts = {name: int(evaluation.not_alone(of[y]).sum()) if alone else len(y) for name, of in within.items()}
     asks = {name: of for name, of in within.items() if counts[name]}
@@ -139,5 +141,5 @@ def measure(task: RetrievalTask, queries, gallery, device) -> tuple[dict, dict, 
             raise InputError(f"the order of the ranks: {error}") from None
         metrics[RANKS] = {k: v if k == "nearest other" else 100 * v for k, v in scores.items()}
         if task.similarity is not None:
-            metrics[RANKS] |= evaluation.class_correlation(*queries, task.similarity)
+            metrics[RANKS] |= evaluation.class_correlation(queries, labels, task.similarity)
     return metrics, curves, said

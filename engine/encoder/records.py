@@ -15,23 +15,30 @@ from util import InputError
 
 
 def write(
-    of_options: options.RecordedOptions, title: tuple, metrics: dict, checkpoint: dict, data_folders: dict, about: dict
+    recorded: options.RecordedOptions,
+    script: str,
+    name: str,
+    detail: str,
+    metrics: dict,
+    checkpoint: dict,
+    data_folders: dict,
+    about: dict,
 ) -> Path:
     """Write the record of a result, whole or not at all; returns its path.
 
-    title: (script, name of the run, detail); metrics: in percent; checkpoint: path, sha256, ...; data_folders: by
+    name: of the run; detail: of the evaluation; metrics: in percent; checkpoint: path, sha256, ...; data_folders: by
     split; about: further entries, such as images (counts by split) and seconds.
     The file's name holds script, data set, run, detail, and eight digits of a hash of checkpoint and options, those
     left out that a result does not depend on: only the same evaluation of the same checkpoint replaces it.
     """
-    (script, name, detail), given = title, of_options.plain
+    given = recorded.plain
     folder = Path(given["save_folder"]) / "results"
     folder.mkdir(parents=True, exist_ok=True)
     held_out = util.in_file_name("-".join(given["hold_out"]), 40)
     dataset = given["dataset"] + (f"_without_{held_out}" if held_out else "")
     dataset += options.images_in_name(given["images_per_class"])
     made_of = {"checkpoint": checkpoint["sha256"], **{k: str(Path(v).resolve()) for k, v in data_folders.items()}}
-    key = hashlib.sha256(json.dumps(of_options.hashed | made_of, sort_keys=True).encode()).hexdigest()[:8]
+    key = hashlib.sha256(json.dumps(recorded.hashed | made_of, sort_keys=True).encode()).hexdigest()[:8]
     parts = [script, dataset, util.in_file_name(name), util.in_file_name(detail), key]
     path = folder / ("_".join(part for part in parts if part) + ".json")
     record = {
@@ -40,7 +47,7 @@ def write(
         "checkpoint": checkpoint,
         "options": given,
         "command": sys.argv,
-        "files": of_options.files,
+        "files": recorded.files,
         "protocol": config.protocol(Path(sys.argv[0]).name),
         "data_folders": {split: str(Path(where).resolve()) for split, where in data_folders.items()},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -168,21 +168,20 @@ def compute_logits(net: FrozenEncoder, outputs: int, parts: list[Tensor]) -> tup
 
 def extract_features(
     net: FrozenEncoder, data: ImageData, title: str, loading: Loading, cache: Path | None = None
-) -> tuple[Tensor, Tensor]:
-    """Features [n, d] (float32, before the head, not normalized) and labels [n] of a data set, in order, on the CPU.
+) -> Tensor:
+    """Features [n, d] (float32, before the head, not normalized) of a data set, in order, on the CPU.
 
     The processes share the work. In a folder `cache` they are kept, and read from there the next time; a file that
     cannot serve is named, and made again.
     """
     data.transform = net.transform
-    about = net.record["sha256"], net.record["model"], net.transform
-    key = make_key(about, data) if cache else ""
+    key = make_key(net, data) if cache else ""
     path = cache / f"{util.in_file_name(net.name)}_{len(data)}_{key[:24]}.pt" if cache else None
     kept, fault = read_features(path, key) if path else (None, "")
     missing = distributed.all_reduce(torch.tensor(float(kept is None), device=loading.device), "max")
     net.extracted[title] = {"file": path and str(path), "reused": not missing}
     if not missing:  # on a disk that all processes see
-        return kept, data.labels
+        return kept
     distributed.say(f"--features_cache: {path} {fault}; it is made anew" if fault else "")
     share, encoder = share_loader(data, loading), net.encoder.to(loading.device)
     batches = util.tracked(share, f"features of {len(data)} images, {title}", show=distributed.is_main())
@@ -200,7 +199,7 @@ def extract_features(
         except OSError as error:
             why = error.strerror or error
             print(f"--features_cache: {path} cannot be written ({why}); these features are not kept", flush=True)
-    return x, data.labels
+    return x
 
 
 def _interleave(x: Tensor, total: int, dim: int, device) -> Tensor:
@@ -211,15 +210,14 @@ def _interleave(x: Tensor, total: int, dim: int, device) -> Tensor:
     return parts.transpose(0, 1).reshape(-1, dim)[:total].contiguous()
 
 
-def make_key(about: tuple, data: ImageData) -> str:
-    """A hash of all that features of a data set depend on. about: checkpoint, model and transform, as they print.
-
-    The rest are the decoders, classes and labels, and the images: by their bytes where they are in memory, by the check
-    sums of a packed data set, and by path, size, and times of last change of files, of which no program sets the second
-    (ctime).
+def make_key(net: FrozenEncoder, data: ImageData) -> str:
+    """A hash of all that features of a data set depend on: checkpoint, model, transform, decoders, classes, labels, and
+    the images, by their bytes where they are in memory, by the check sums of a packed data set, and by path, size, and
+    times of last change of files, of which no program sets the second (ctime).
     """
-    digest = hashlib.sha256()
-    digest.update(repr((*about, decoding.version(), data.classes)).encode())
+    digest, record = hashlib.sha256(), net.record
+    about = record["sha256"], record["model"], net.transform, decoding.version(), data.classes
+    digest.update(repr(about).encode())
     digest.update(data.labels.numpy().tobytes())
     if isinstance(data.images, np.ndarray):
         digest.update(repr(data.images.shape).encode() + np.ascontiguousarray(data.images).tobytes())

@@ -19,8 +19,8 @@ def given(*held_out):
 )
 def test_a_result_lies_in_the_folder_of_results_whatever_its_names_hold(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
-    title = "ood", name, f"{name}_gaussian"
-    path = records.write(given(name, "b"), title, {"AUROC": 1.0}, {"sha256": ""}, {}, {})
+    detail = f"{name}_gaussian"
+    path = records.write(given(name, "b"), "ood", name, detail, {"AUROC": 1.0}, {"sha256": ""}, {}, {})
     assert [tmp_path / path] == list((tmp_path / "results").iterdir())
     assert json.loads(path.read_text())["options"]["hold_out"] == [name, "b"]
     assert len(path.name.encode(errors="surrogateescape")) < 240  # a picture's name is a little longer
@@ -31,7 +31,8 @@ def test_a_result_lies_in_the_folder_of_results_whatever_its_names_hold(monkeypa
 def test_what_is_no_number_is_null_in_every_record(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     nan, inf = float("nan"), float("inf")
-    path = records.write(given(), ("ood", "a", ""), {"AUROC": nan, "by": [1.0, inf]}, {"sha256": ""}, {}, {"x": (nan,)})
+    metrics = {"AUROC": nan, "by": [1.0, inf]}
+    path = records.write(given(), "ood", "a", "", metrics, {"sha256": ""}, {}, {"x": (nan,)})
     record = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert record["metrics"] == {"AUROC": None, "by": [1.0, None]} and record["x"] == [None]
     util.append_json(tmp_path / "log.jsonl", {"epoch": 1, "loss": -inf, "n": 2})

@@ -3,6 +3,7 @@
 import os
 import random
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,9 @@ def test_a_whole_file_of_something_else_is_named(tmp_path, content, fault):
 def test_an_image_that_was_replaced_at_equal_size_and_time_changes_the_key(tmp_path):
     make_image_folders(tmp_path, ["a", "b"], each=2)
     data = datasets.build("path", tmp_path)
-    before, image = trained_encoder.make_key((), data), Path(data.images[0])
-    assert trained_encoder.make_key((), datasets.build("path", tmp_path)) == before
+    net = types.SimpleNamespace(record={"sha256": "", "model": ""}, transform=None)
+    before, image = trained_encoder.make_key(net, data), Path(data.images[0])
+    assert trained_encoder.make_key(net, datasets.build("path", tmp_path)) == before
     stat = image.stat()
     time.sleep(0.02)
     content = bytearray(image.read_bytes())
@@ -54,7 +56,7 @@ def test_an_image_that_was_replaced_at_equal_size_and_time_changes_the_key(tmp_p
     image.write_bytes(content)
     os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert (image.stat().st_size, image.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
-    assert trained_encoder.make_key((), data) != before
+    assert trained_encoder.make_key(net, data) != before
 
 
 def test_a_folder_that_cannot_be_written_to_is_named_and_no_error(capsys, tmp_path, digits):
@@ -62,6 +64,6 @@ def test_a_folder_that_cannot_be_written_to_is_named_and_no_error(capsys, tmp_pa
     data = datasets.build("digits", split="test")
     net = trained_encoder.load(str(digits / CE), data)
     loading = Loading(128, 0, torch.device("cpu"))
-    x, _ = trained_encoder.extract_features(net, data, "queries", loading, tmp_path / "file")
+    x = trained_encoder.extract_features(net, data, "queries", loading, tmp_path / "file")
     assert len(x) == len(data)
     assert "cannot be written (" in capsys.readouterr().out

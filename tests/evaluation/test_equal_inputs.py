@@ -79,7 +79,7 @@ def test_of_equally_near_neighbors_the_first_ones_vote():
 def test_equal_images_have_one_ood_score_in_whichever_part_they_are(detector):
     train, labels, _ = repeated(2, directions=40, dim=8)
     x, _, which = repeated(3, dim=8)
-    parts = detectors.compute_scores(detector, 3, "cpu", (train, labels), [x, x[:7].clone()])
+    parts = detectors.compute_scores(detector, 3, "cpu", [x, x[:7].clone()], train, labels)
     for direction in which.unique():
         assert len(parts[0][which == direction].unique()) == 1
     assert torch.equal(parts[0][:7], parts[1])
