@@ -163,7 +163,7 @@ def add_training(p, warm: str = "linear warm-up over 10 epochs; always above bat
 
 
 def add_evaluation(p, several: bool = False, required: bool = True) -> None:
-    """Whose features, and where results go. several: --ckpt takes any number, for `all_wanted`."""
+    """Whose features, and where results go. several: --ckpt takes any number."""
     g = p.add_argument_group("frozen encoders" if several else "frozen encoder", means=Means.RESULT)
     ckpt = "checkpoint, ours or published, or a run's folder with last.pth" + ("; any number" if several else "")
     file = Means.UNHASHED | Means.FILE  # the hash has its content

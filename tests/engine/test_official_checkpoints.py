@@ -72,7 +72,7 @@ def test_an_evaluation_says_and_records_which_published_weights_it_is_of(monkeyp
 
 
 def classifier(outputs, dataset=None, classes=None, sha256="0" * 64):
-    """A Frozen with a classifier of random weights, as far as its outputs are asked for."""
+    """A FrozenEncoder with a classifier of random weights, as far as its outputs are asked for."""
     record = {"path": "a.pth", "sha256": sha256, "dataset": dataset, "classes": classes}
     weights = {"weight": torch.randn(outputs, 4), "bias": torch.randn(outputs)}
     return trained_encoder.FrozenEncoder(torch.nn.Identity(), record, "a", weights, None, 8, (), ())

@@ -74,7 +74,7 @@ def test_configs_and_cards_have_the_options_that_say_so():
     assert {name for name, of in means.items() if Means.START in of} == {"resume", "overwrite"}
     images = {"dataset", "data_folder", "size", "mean", "std", "hold_out", "skip_images", "images_per_class"}
     assert {name for name, of in means.items() if Means.IMAGES in of} == images
-    assert {*export.told_options()} == {
+    assert {*export.list_card_options()} == {
         "loss_type", "variant", "ranking", "thresholds", "epochs", "batch_size", "optimizer", "learning_rate",
         "weight_decay", "seed", "images_per_class", "hold_out",
     }  # fmt: skip
