@@ -166,23 +166,10 @@ def test_imagenet_100_is_retrieved_too(monkeypatch, world):
     assert result(world, "retrieval_imagenet_100_imagenet_fine_*")["images"] == {"train": 200, "test": 100}
 
 
-def test_model_left_out_is_read_from_the_checkpoint_and_the_stem_from_its_weights(monkeypatch, world):
-    run(monkeypatch, world, "--dataset path --data_folder data/imagenet100 --ckpt contrastive --size 8 "
-        "--num_workers 0", "retrieval")  # fmt: skip
-    assert result(world, "retrieval_path_contrastive_fine_*")["checkpoint"]["model"] == "resnet50"
-
-
 def test_a_stem_that_the_file_does_not_have_is_an_error_that_names_the_layer(monkeypatch, capsys, world):
     line = error_of(monkeypatch, capsys, world, f"{CIFAR} --ckpt contrastive --model resnet50_standard", "retrieval")
     assert "conv1.weight has shape (64, 3, 3, 3) instead of (64, 3, 7, 7)" in line
     assert "check --model" in line
-
-
-@pytest.mark.parametrize("detector", ["msp", "energy"])
-def test_a_detector_on_logits_refuses_a_model_without_a_classifier(monkeypatch, capsys, world, detector):
-    options = f"{CIFAR} --ckpt contrastive --dataset_outliers cifar10 --detector {detector}"
-    line = error_of(monkeypatch, capsys, world, options, "out_of_dist_detection")
-    assert f"--detector {detector} needs a classifier" in line
 
 
 def test_outliers_of_an_inlier_wnid_are_refused_whatever_the_folder(monkeypatch, capsys, world):

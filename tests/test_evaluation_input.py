@@ -190,6 +190,11 @@ def test_an_image_that_cannot_be_read_is_named(monkeypatch, capsys, tmp_path, di
         ("main_linear", "--ckpt nowhere/last.pth", "--ckpt nowhere/last.pth: no such file"),
         ("out_of_dist_detection", f"{NEAR} --model resnet18", "last.pth holds a resnet20; give --model resnet20"),
         ("retrieval", f"--ckpt {CE} --model_type contrastive", "--model_type contrastive: "),
+        (
+            "out_of_dist_detection",
+            "--ckpt random --hold_out 4 --dataset_outliers digits --outlier_classes 4 --detector energy",
+            "--detector energy needs a classifier",
+        ),
         ("main_linear", "--ckpt random --model_type cross_entropy", "--model_type cross_entropy: "),
         ("retrieval", f"--ckpt {CE} --model foo", "--model foo is unknown"),
         ("retrieval", f"--ckpt {CE} --superclasses x.yaml", "--superclasses x.yaml: has no use with --labelset fine"),
