@@ -136,7 +136,7 @@ def test_the_wheel_depends_on_what_its_modules_import_and_on_nothing_else():
 
 
 def test_the_extra_scripts_names_what_the_scripts_import_beside_that():
-    optional = declared("wordnet", "umap", "timm", "bench") - declared()
+    optional = declared("wordnet", "umap", "timm", "parquet", "bench") - declared()
     assert foreign(SCRIPTS) | declared() == declared("scripts") | optional
     assert {"scipy", "PIL"} <= foreign(SCRIPTS)
 
