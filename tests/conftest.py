@@ -4,7 +4,6 @@ The process that hands out the tests reads this file too, and waits for nothing:
 """
 
 import fcntl
-import math
 import os
 import shutil
 import signal
@@ -70,20 +69,3 @@ def _train_digits(root):
     random = {f"encoder.{k}": v for k, v in resnet.encoder("resnet20").state_dict().items()}
     (root / "random").mkdir()
     checkpoint.save(root / "random" / "last.pth", {"model": random, "options": {"model": "resnet20"}})
-
-
-@pytest.fixture
-def use_head(monkeypatch):
-    """Chooses the way through the loss, makes the other one an error, and gives the temperatures that go with it."""
-    import losses
-
-    def choose(head):
-        def wrong(*_):
-            raise AssertionError(f"the loss left the path {head!r}")
-
-        monkeypatch.setattr(losses, "_by_equation" if head == "fast" else "_by_exponentials", wrong)
-        if head == "log space":
-            monkeypatch.setattr(losses, "FAST_MIN_TAU", math.inf)
-        return (0.01, 0.03) if head == "low temperature" else (0.1, 0.6)
-
-    return choose

@@ -7,6 +7,9 @@ import torch.nn.functional as F
 CLASSES = 6
 LEVELS = [1.0, 0.75, 0.5, 0.2]
 HEADS = ("fast", "log space", "low temperature")
+FORMS = [("in", "pairs"), ("out", "pairs"), ("out_in", "pairs"), ("out", "anchors"), ("out_in", "anchors")]
+GROUPS = torch.tensor([[0, 0], [1, 0], [2, 1], [3, 1], [4, 2]])  # nested: labels 0 and 1, 2 and 3 share a group
+GROUPS_TABLE = torch.eye(5) + 0.75 * ((GROUPS[:, None, 1] == GROUPS[:, 1]) & ~torch.eye(5, dtype=torch.bool))
 
 
 def generator(seed):
@@ -32,7 +35,7 @@ def superclass_table(classes=CLASSES, size=2):
 
 
 def batch(seed, anchors=7, slots=16, filled=16, dim=4, classes=CLASSES, dtype=torch.float64):
-    """query, key, labels, bank, bank_labels; the slots after the first `filled` are empty."""
+    """query, key, labels, bank, bank_labels; the entries after the first `filled` are empty."""
     gen = generator(seed)
     labels = torch.randint(classes, (anchors,), generator=gen)
     bank_labels = torch.randint(classes, (slots,), generator=gen)
@@ -60,8 +63,7 @@ def hard_batch(query_rows=1):
 
 def nested_groups(labels, levels, gen):
     """[G, L] random groups: label g at level 0, its group's group at the next."""
-    groups = torch.arange(labels)
-    columns = [groups]
+    columns = [torch.arange(labels)]
     for level in range(1, levels):
         size = max(1, labels // 2**level)
         columns.append(torch.randint(size, (labels,), generator=gen)[columns[-1]])

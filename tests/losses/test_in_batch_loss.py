@@ -9,6 +9,7 @@ import reference
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from loss_cases import FORMS, GROUPS, GROUPS_TABLE
 from processes import together
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,29 +28,14 @@ def batch(seed=0, n=10, dim=5, classes=4):
 @pytest.mark.parametrize("min_probability", [0, 0.02])
 @pytest.mark.parametrize("own_key", [True, False])
 @pytest.mark.parametrize("cumulative", [False, True])
-@pytest.mark.parametrize("variant", losses.VARIANTS)
-def test_the_batch_as_its_own_bank_equals_the_reference(variant, cumulative, own_key, min_probability):
+@pytest.mark.parametrize(("variant", "reduction"), FORMS)
+def test_the_batch_as_its_own_bank_equals_the_reference(variant, reduction, cumulative, own_key, min_probability):
     query, key, labels = batch()
     key = key if own_key else None
-    criterion = RINCELoss(TABLE, 0.1, 0.6, variant, cumulative, min_probability)
+    how = variant, cumulative, min_probability, reduction
     lists = query.tolist(), key.tolist() if own_key else None, labels.tolist(), TABLE.tolist()
-    want = reference.rince_in_batch(*lists, variant, cumulative, min_probability)
-    assert float(InBatchLoss(criterion)(query, key, labels)) == pytest.approx(want, rel=1e-6)
-
-
-@pytest.mark.parametrize("variant", losses.VARIANTS)
-def test_it_equals_the_loss_with_a_bank_of_the_keys_whose_own_one_is_left_out(variant):
-    query, key, labels = batch(seed=1)
-    criterion = RINCELoss(TABLE, variant=variant, min_probability=0)
-    one = InBatchLoss(criterion).terms(query, key, labels)
-    each = [
-        criterion.terms(
-            query[i : i + 1], key[i : i + 1], labels[i : i + 1], *(x[torch.arange(10) != i] for x in (key, labels))
-        )
-        for i in range(10)
-    ]
-    torch.testing.assert_close(one.total, sum(t.total for t in each))
-    assert torch.equal(one.count, sum(t.count for t in each))
+    criterion = InBatchLoss(RINCELoss(TABLE, 0.1, 0.6, *how))
+    assert float(criterion(query, key, labels)) == pytest.approx(reference.rince_in_batch(*lists, *how), rel=1e-10)
 
 
 def views_and_positives(labels, seed=5):
@@ -87,10 +73,8 @@ def test_scl_in_has_the_gradients_of_khoslas_l_in_and_differs_by_the_mean_log_of
 
 
 def test_nested_groups_without_a_bank_equal_their_class_table():
-    query, key, labels = batch(seed=2)
-    groups = torch.tensor([[0, 0], [1, 0], [2, 1], [3, 1]])
-    table = torch.eye(4) + 0.75 * ((groups[:, None, 1] == groups[:, 1]) & ~torch.eye(4, dtype=torch.bool))
-    nested, plain = (InBatchLoss(c)(query, key, labels) for c in (NestedRINCELoss(groups), RINCELoss(table)))
+    query, key, labels = batch(seed=2, classes=5)
+    nested, plain = (InBatchLoss(c)(query, key, labels) for c in (NestedRINCELoss(GROUPS), RINCELoss(GROUPS_TABLE)))
     assert float(nested) == pytest.approx(float(plain))
 
 
@@ -106,24 +90,23 @@ def test_an_anchor_without_a_positive_adds_nothing_and_gets_no_gradient():
     assert torch.equal(gradient, torch.zeros_like(query))
 
 
-@pytest.mark.parametrize("kind", [RINCELoss, NestedRINCELoss])
+@pytest.mark.parametrize("criterion", [RINCELoss(TABLE, 0.01), RINCELoss(TABLE), NestedRINCELoss(GROUPS)], ids=str)
 @pytest.mark.parametrize("own_key", [True, False])
-@pytest.mark.parametrize("min_tau", [0.01, 0.1])
-def test_blocks_of_anchors_change_nothing(min_tau, own_key, kind, monkeypatch):
+def test_blocks_of_anchors_change_nothing(own_key, criterion, monkeypatch):
     query, key, labels = batch(seed=3)
-    inputs = [x.requires_grad_() for x in ((query, key) if own_key else (query,))]
-    of = TABLE if kind is RINCELoss else torch.tensor([[0, 0], [1, 0], [2, 1], [3, 1]])
-    loss, found = InBatchLoss(kind(of, min_tau, 0.6, cumulative_positives=True)), []
+    inputs, found = [x.requires_grad_() for x in ((query, key) if own_key else (query,))], []
+    monkeypatch.setattr(losses, "LEAST_ROWS", 1)
     for rows in (3, 100):
         monkeypatch.setitem(losses.BLOCK, "cpu", rows * 11)  # an anchor has 10 candidates and its own key
-        value = loss(query, key if own_key else None, labels)
+        value = InBatchLoss(criterion)(query, key if own_key else None, labels)
         found.append((value.detach(), *torch.autograd.grad(value, inputs)))
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
 
 
-def test_gradcheck_passes_for_queries_and_keys():
+@pytest.mark.parametrize("reduction", losses.REDUCTIONS)
+def test_gradcheck_passes_for_queries_and_keys(reduction):
     query, key, labels = batch(n=6)
-    loss = InBatchLoss(RINCELoss(TABLE, 0.2, 0.6, min_probability=0))
+    loss = InBatchLoss(RINCELoss(TABLE, 0.2, 0.6, "out", min_probability=0, reduction=reduction))
     inputs = query.requires_grad_(), key.requires_grad_()
     assert torch.autograd.gradcheck(lambda q, k: loss(q, k, labels), inputs)
     assert torch.autograd.gradcheck(lambda q: loss(q, None, labels), inputs[:1])
