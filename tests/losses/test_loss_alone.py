@@ -157,3 +157,11 @@ def test_an_empty_entry_half_precision_zeros_and_nan_pass():
         assert CRITERIA["table"](**halves).isnan()
     x["query"][1] = 0
     assert CRITERIA["table"](**x).isfinite()
+
+
+def test_away_from_the_cpu_values_are_looked_at_once():
+    criterion, without_values = RINCELoss(TABLE), {"query": torch.empty(8, 16, device="meta")}
+    with pytest.raises(RuntimeError):  # there is nothing to look at
+        criterion.check({}, without_values)
+    criterion(**given())
+    criterion.check({}, without_values)
