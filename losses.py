@@ -88,10 +88,6 @@ def infonce(
     return torch.where(kept, nll, 0).sum(), kept.sum()
 
 
-def _variant_of(rank: int, variant: str) -> str:
-    return VARIANTS[variant][min(rank, 1)]
-
-
 def _check(variant: str, min_probability: float, reduction: str) -> None:
     if variant not in VARIANTS:
         raise ValueError(f"variant is {variant!r}; choose one of {', '.join(VARIANTS)}")
@@ -108,29 +104,7 @@ def _integers(labels: Tensor, name: str) -> Tensor:
     return labels.long()
 
 
-def _check_labels(labels: Tensor, name: str, least: int, count: int) -> None:
-    """Raise ValueError unless all lie from `least` to count - 1; waits for the device."""
-    wrong = _integers(labels, name)
-    wrong = wrong[(wrong < least) | (wrong >= count)]
-    if len(wrong):
-        raise ValueError(f"{name} hold {int(wrong[0])}; they must lie from {least} to {count - 1}")
-
-
-def _check_unit(x: Tensor, name: str) -> None:
-    """Raise ValueError for rows [n, D] that are no unit vectors; waits for the device.
-
-    Rounding to bfloat16 passes, and so do zeros, which are not to be normalised, and NaN, which shows in the loss.
-    """
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        norm = _at_least_float32(x.detach())[0].norm(dim=-1)
-    wrong = norm[((norm - 1).abs() > 0.02) & (norm > 1e-3)]
-    if len(wrong):
-        raise ValueError(
-            f"{name} holds a vector of length {float(wrong[0]):.4g}; normalise: F.normalize({name}, dim=1)"
-        )
-
-
-def _at_least_float32(*vectors: Tensor) -> list[Tensor]:
+def _at_least_float32(vectors: Sequence[Tensor]) -> list[Tensor]:
     """All in the widest of their types, float32 at least."""
     widest = functools.reduce(torch.promote_types, [x.dtype for x in vectors], torch.float32)
     return [x.to(widest) for x in vectors]
@@ -150,10 +124,10 @@ def rince_terms(
         raise ValueError(f"similarity {tuple(similarity.shape)} and rank {tuple(rank.shape)} must be the same [N, K]")
     if len(taus) == 0 or min(taus) <= 0:
         raise ValueError(f"taus are {tuple(taus)}; one temperature above 0 a rank is needed")
-    (similarity,) = _at_least_float32(similarity)
+    (similarity,) = _at_least_float32([similarity])
     positives = [rank == r for r in range(len(taus))]
     terms = [
-        infonce(similarity / tau, positives[r], rank > r, _variant_of(r, variant), min_probability, reduction)
+        infonce(similarity / tau, positives[r], rank > r, VARIANTS[variant][min(r, 1)], min_probability, reduction)
         for r, tau in enumerate(taus)
     ]
     total, count = (torch.stack(column) for column in zip(*terms, strict=True))
@@ -187,24 +161,16 @@ class Group(NamedTuple):
 
     tau: float
     out: bool  # "out" form, else "in"
-    positive: range  # ranks
-    first_negative: int  # this rank and all farther ones
+    positive: range  # ranks; all farther ones are negatives
     key_is_positive: bool
-    reduction: str = "pairs"  # of the out form's terms
+    reduction: str  # of the out form's terms
 
 
-Groups = tuple[Group, ...]
-
-
-def _groups(taus: Sequence[float], variant: str, cumulative: bool, reduction: str) -> Groups:
-    n = len(taus)
-    if cumulative:
-        positive, negative = [range(1), range(n)], [1, n]
-    else:
-        positive, negative = [range(r, r + 1) for r in range(n)], list(range(1, n + 1))
+def _groups(taus: Sequence[float], variant: str, cumulative: bool, reduction: str) -> tuple[Group, ...]:
+    n, forms = len(taus), VARIANTS[variant]
+    positives = [range(1), range(n)] if cumulative else [range(r, r + 1) for r in range(n)]
     return tuple(
-        Group(taus[r], _variant_of(r, variant) == "out", positive[r], negative[r], r == 0, reduction)
-        for r in range(len(positive))
+        Group(taus[r], forms[min(r, 1)] == "out", ranks, r == 0, reduction) for r, ranks in enumerate(positives)
     )
 
 
@@ -221,43 +187,52 @@ BLOCK = {"cpu": 2**21, "cuda": 2**26}
 LEAST_ROWS = 16
 
 
-def fast_terms(
-    query: Tensor,
-    positive_cosine: Tensor,
-    bank: Tensor,
-    anchors: Tensor,
-    entries: Tensor,
-    key_index: Tensor | None,
-    groups: Groups,
-    min_probability: float,
-) -> tuple[Tensor, Tensor]:
-    """The terms over a bank, a block of anchors at a time, without any [N, K] kept -> total, count [G].
+class RankSources(NamedTuple):
+    """What the ranks of bank entries for anchors are made from, a block of anchors at a time.
+
+    By a table: anchors [N, 1 + C] int8 of every class for each anchor, the first column being the empty entry; entries
+    [K] its column for each bank entry. Or by nested groups: the group at each level, anchors [N, L] and entries [K, L],
+    below 0 for an empty entry.
+    key_index: [N] of the key in the bank, which is then no entry for its anchor; None: it is not in there.
+    """
+
+    anchors: Tensor
+    entries: Tensor
+    key_index: Tensor | None = None
+
+    def ranks(self, block: slice = slice(None)) -> Tensor:
+        """[1 + K, n] int8 rank of every entry for a block of anchors; -1: no entry.
+
+        The first row is the key. An entry's row is contiguous: to copy rows is ten times as fast as to gather columns.
+        """
+        anchors = self.anchors[block]
+        rank = torch.zeros(1 + len(self.entries), len(anchors), dtype=torch.int8, device=anchors.device)
+        if self.entries.ndim == 1:
+            torch.index_select(anchors.T.contiguous(), 0, self.entries, out=rank[1:])
+        else:
+            for anchor_group, entry_group in zip(anchors.T, self.entries.T, strict=True):
+                rank[1:] += entry_group[:, None] != anchor_group
+        return rank if self.key_index is None else rank.scatter_(0, self.key_index[None, block] + 1, -1)
+
+
+class FastTerms(torch.autograd.Function):
+    """The terms over a bank, a block of anchors at a time, without any [N, K] kept: `apply` -> total, count [G].
 
     query: [N, D] unit vectors; positive_cosine: [N] of query and key; bank: [K, D] unit vectors.
-    Ranks by a table: anchors [N, 1 + C] int8 of every class for each anchor, the first column being the empty entry;
-    entries [K] its column for each bank entry. Or by nested groups: the group at each level, anchors [N, L] and
-    entries [K, L], below 0 for an empty entry.
-    key_index: [N] of the key in the bank, which is then no entry for its anchor; None: it is not in there.
     The plain form that it must equal is `rince_terms`, on the ranks of all entries.
-    """
-    return _FastTerms.apply(query, positive_cosine, bank, anchors, entries, key_index, groups, min_probability)
 
-
-class _FastTerms(torch.autograd.Function):
-    """Value and gradient in one pass: with p a term's probability, d(-log p) moves 1 - p from positives to negatives,
+    Value and gradient in one pass: with p a term's probability, d(-log p) moves 1 - p from positives to negatives,
     each side in proportion to its exponentials. A term's odds are S(N) / S(P), of a pair S(N) / e: p = 1 / (1 + odds).
     """
 
     @staticmethod
-    def forward(  # noqa: PLR0913, autograd passes them one by one
+    def forward(
         ctx: Any,
         query: Tensor,
         positive_cosine: Tensor,
         bank: Tensor,
-        anchors: Tensor,
-        entries: Tensor,
-        key_index: Tensor | None,
-        groups: Groups,
+        sources: RankSources,
+        groups: tuple[Group, ...],
         min_probability: float,
     ) -> tuple[Tensor, Tensor]:
         n, k = len(query), len(bank)
@@ -271,7 +246,7 @@ class _FastTerms(torch.autograd.Function):
         totals, counts = [], []  # of each group in each block
         for start in range(0, max(n, 1), rows):
             block = slice(start, start + rows)
-            rank = _ranks(anchors[block], entries, None if key_index is None else key_index[block])
+            rank = sources.ranks(block)
             # [1 + K, rows] each; the key first
             similarity, free, *others = workspace[:, : rank.numel()].unflatten(1, rank.shape).unbind()
             similarity[0] = positive_cosine[block]
@@ -300,21 +275,14 @@ class _FastTerms(torch.autograd.Function):
         query_grads, cosine_grads, bank_grads = ctx.saved_tensors
         with torch.autocast(grad_total.device.type, enabled=False):
             to_bank = None if bank_grads is None else torch.tensordot(grad_total, bank_grads, 1)
-            return (query_grads * grad_total[:, None, None]).sum(0), cosine_grads @ grad_total, to_bank, *[None] * 5
-
-
-def _ranks(anchors: Tensor, entries: Tensor, key_index: Tensor | None) -> Tensor:
-    """[1 + K, n] int8 rank of every entry for some anchors, from arguments of `fast_terms`; -1: no entry.
-
-    The first row is the key. An entry's row is contiguous: to copy rows is ten times as fast as to gather columns.
-    """
-    rank = torch.zeros(1 + len(entries), len(anchors), dtype=torch.int8, device=anchors.device)
-    if entries.ndim == 1:
-        torch.index_select(anchors.T.contiguous(), 0, entries, out=rank[1:])
-    else:
-        for of_anchor, of_entry in zip(anchors.T, entries.T, strict=True):
-            rank[1:] += of_entry[:, None] != of_anchor
-    return rank if key_index is None else rank.scatter_(0, key_index[None] + 1, -1)
+            return (
+                (query_grads * grad_total[:, None, None]).sum(0),
+                cosine_grads @ grad_total,
+                to_bank,
+                None,
+                None,
+                None,
+            )
 
 
 def _by_equation(
@@ -326,7 +294,7 @@ def _by_equation(
     """
     positive = (rank >= group.positive.start) & (rank < group.positive.stop)
     positive[0] &= group.key_is_positive
-    negative, form = rank >= group.first_negative, "out" if group.out else "in"
+    negative, form = rank >= group.positive.stop, "out" if group.out else "in"
 
     def term(cosines: Tensor) -> tuple[Tensor, Tensor]:
         return infonce(cosines / group.tau, positive.T, negative.T, form, min_probability, group.reduction)
@@ -345,8 +313,13 @@ def _by_exponentials(
     CPU, arithmetic with truth values is slow.
     """
     largest_odds = (1 - min_probability) / min_probability if min_probability > 0 else math.inf  # of a term that counts
-    negative = torch.ge(rank, group.first_negative, out=workspace[1])
-    positive = _positive(rank, group, out=workspace[2])
+    negative = torch.ge(rank, group.positive.stop, out=workspace[1])
+    if len(group.positive) == 1:
+        positive = torch.eq(rank, group.positive.start, out=workspace[2])
+    else:  # cumulative: from rank 0; what is no entry, -1, is 255 without a sign
+        positive = torch.lt(rank.view(torch.uint8), group.positive.stop, out=workspace[2])
+    if group.positive.start == 0 and not group.key_is_positive:
+        positive[0] = 0
     e = torch.mul(similarity, math.log2(math.e) / group.tau, out=workspace[0]).exp2_()  # on a CPU, exp takes longer
     s_negative, tiny = negative.mul_(e).sum(0), torch.finfo(e.dtype).tiny
     if group.out:
@@ -371,17 +344,6 @@ def _by_exponentials(
         nll, count, moved = nll * each, count.clamp(max=1), moved * each
     grads = negative.mul_(moved / group.tau).sub_(positive, alpha=1 / group.tau)
     return nll.sum(), count.sum(dtype=torch.float64).long(), grads
-
-
-def _positive(rank: Tensor, group: Group, out: Tensor) -> Tensor:
-    """1 where an entry is a positive of the group, else 0, in `out` [1 + K, n]."""
-    if len(group.positive) == 1:
-        torch.eq(rank, group.positive.start, out=out)
-    else:  # cumulative: from rank 0; what is no entry, -1, is 255 without a sign
-        torch.lt(rank.view(torch.uint8), group.positive.stop, out=out)
-    if group.positive.start == 0 and not group.key_is_positive:
-        out[0] = 0
-    return out
 
 
 class _RankedLoss(nn.Module):
@@ -422,23 +384,31 @@ class _RankedLoss(nn.Module):
         if traced or (self.checked and query.device.type != "cpu"):
             return
         for name, x in labels.items():
-            _check_labels(x, name, -1 if name == "bank_labels" else 0, len(self.has_rank))
+            least, most = -1 if name == "bank_labels" else 0, len(self.has_rank) - 1
+            wrong = _integers(x, name)
+            wrong = wrong[(wrong < least) | (wrong > most)]
+            if len(wrong):
+                raise ValueError(f"{name} hold {int(wrong[0])}; they must lie from {least} to {most}")
         for name, x in vectors.items():
-            _check_unit(x, name)
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                norm = _at_least_float32([x.detach()])[0].norm(dim=-1)
+            # rounding to bfloat16 passes, and so do zeros, which are not to be normalised, and NaN, which shows
+            wrong = norm[((norm - 1).abs() > 0.02) & (norm > 1e-3)]
+            if len(wrong):
+                length = f"{float(wrong[0]):.4g}"
+                raise ValueError(f"{name} holds a vector of length {length}; normalise: F.normalize({name}, dim=1)")
         self.checked = True
 
     def ranks(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[N], [K] -> [N, K] int8 rank of each pair of labels; R, as of a negative, for an empty entry."""
-        return _ranks(*self.rank_sources(labels, bank_labels), None)[1:].T
+        return self.rank_sources(labels, bank_labels).ranks()[1:].T
 
-    def rank_sources(self, labels: Tensor, bank_labels: Tensor) -> tuple[Tensor, Tensor]:
-        """[N], [K] -> what `fast_terms` makes the ranks of a block of anchors from: its `anchors` and `entries`."""
+    def rank_sources(self, labels: Tensor, bank_labels: Tensor) -> RankSources:
+        """[N], [K] -> what the ranks of a block of anchors are made from."""
         raise NotImplementedError
 
     def entries_per_rank(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """[N], [K] -> [N, R + 1] float64: how many bank entries each rank of a label has; the last: its negatives, of
-        which empty entries are some.
-        """
+        """[N], [K] -> [N, R] float64: how many bank entries each rank of a label has."""
         raise NotImplementedError
 
     def occurring(self, labels: Tensor) -> Tensor:
@@ -448,7 +418,7 @@ class _RankedLoss(nn.Module):
 
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
         """[R] mean number of positives an anchor has at each rank, the key counted; for logs."""
-        mean = self.entries_per_rank(labels.long(), bank_labels.long())[:, :-1].mean(0)
+        mean = self.entries_per_rank(labels.long(), bank_labels.long()).mean(0)
         mean[0] += 1
         return mean.float()
 
@@ -475,9 +445,9 @@ class _RankedLoss(nn.Module):
         """The terms of each rank; the arguments of `forward`, whose values it does not check."""
         labels, bank_labels = _integers(labels, "labels"), _integers(bank_labels, "bank_labels")
         with torch.autocast(query.device.type, enabled=False):
-            q, k, m = _at_least_float32(query, key, bank)
+            q, k, m = _at_least_float32([query, key, bank])
             sources = self.rank_sources(labels, bank_labels)
-            total, count = fast_terms(q, (q * k).sum(1), m, *sources, None, self.groups, self.min_probability)
+            total, count = FastTerms.apply(q, (q * k).sum(1), m, sources, self.groups, self.min_probability)
         return RankTerms(total, count, self.occurring(labels))
 
     def forward(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
@@ -538,16 +508,16 @@ class RINCELoss(_RankedLoss):
         has_rank = torch.stack([(rank == r).any(1) for r in range(len(values))], 1)
         self.register_buffer("has_rank", has_rank, persistent=False)  # [C, R]
 
-    def rank_sources(self, labels: Tensor, bank_labels: Tensor) -> tuple[Tensor, Tensor]:
-        """[N], [K] -> [N, 1 + C] int8, [K]: the table's rows and columns."""
-        return self.rank[labels], bank_labels + 1
+    def rank_sources(self, labels: Tensor, bank_labels: Tensor) -> RankSources:
+        """[N], [K] -> the table's rows and columns."""
+        return RankSources(self.rank[labels], bank_labels + 1)
 
     def entries_per_rank(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """[N], [K] -> [N, R + 1] float64: bank entries of each rank, and negatives."""
+        """[N], [K] -> [N, R] float64: bank entries of each rank."""
         in_bank = torch.bincount(bank_labels + 1, minlength=self.rank.shape[1]).float()  # the empty entries go first
         # sums, not a product of matrices, which TF32 would round
-        of_class = [torch.where(self.rank == r, in_bank, 0).sum(1) for r in range(len(self.taus) + 1)]
-        return torch.stack(of_class, 1)[labels].double()
+        per_class = [torch.where(self.rank == r, in_bank, 0).sum(1) for r in range(len(self.taus))]
+        return torch.stack(per_class, 1)[labels].double()
 
 
 class SupConLoss(RINCELoss):
@@ -610,20 +580,19 @@ class NestedRINCELoss(_RankedLoss):
         self.register_buffer("levels", levels, persistent=False)  # [G, L]
         self.register_buffer("has_rank", has_rank, persistent=False)  # [G, R], R = L
 
-    def rank_sources(self, labels: Tensor, bank_labels: Tensor) -> tuple[Tensor, Tensor]:
-        """[N], [K] -> [N, L], [K, L]: the groups at each level, -1 for an empty entry."""
-        empty = (bank_labels < 0)[:, None]
-        return self.levels[labels], self.levels[bank_labels.clamp(min=0)].masked_fill_(empty, -1)
+    def rank_sources(self, labels: Tensor, bank_labels: Tensor) -> RankSources:
+        """[N], [K] -> the groups at each level, -1 for an empty entry."""
+        entries = self.levels[bank_labels.clamp(min=0)].masked_fill_((bank_labels < 0)[:, None], -1)
+        return RankSources(self.levels[labels], entries)
 
     def entries_per_rank(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """[N], [K] -> [N, R + 1] float64: bank entries of each rank, and negatives."""
+        """[N], [K] -> [N, R] float64: bank entries of each rank."""
         filled = self.levels[bank_labels.clamp(min=0)]  # [K, L]
         weight = (bank_labels >= 0).double()
         shared = [weight.new_zeros(len(labels))]  # entries that share the level's group, those of closer ranks too
-        for of_entry, of_label in zip(filled.T, self.levels.T, strict=True):
-            per_group = torch.bincount(of_entry, weight, int(of_label.max()) + 1)
-            shared.append(per_group[of_label[labels]])
-        shared.append(weight.new_full((len(labels),), len(bank_labels)))
+        for entry_group, label_group in zip(filled.T, self.levels.T, strict=True):
+            per_group = torch.bincount(entry_group, weight, int(label_group.max()) + 1)
+            shared.append(per_group[label_group[labels]])
         return torch.stack(shared, 1).diff()
 
 
@@ -679,14 +648,14 @@ class InBatchLoss(nn.Module):
         c, several = self.criterion, dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         groups = c.groups if key is not None else tuple(g._replace(key_is_positive=False) for g in c.groups)
         with torch.autocast(query.device.type, enabled=False):
-            q, k = _at_least_float32(query, query if key is None else key)
+            q, k = _at_least_float32([query, query if key is None else key])
             first = dist.get_rank() * len(q) if several else 0
             keys = _GatherKeys.apply(k) if several else k
             with torch.no_grad():
-                known = _GatherKeys.apply(labels) if several else labels
+                key_labels = _GatherKeys.apply(labels) if several else labels
                 place = first + torch.arange(len(q), device=q.device)  # of the key among the keys
-                sources = c.rank_sources(labels, known)
-            total, count = fast_terms(q, (q * k).sum(1), keys, *sources, place, groups, c.min_probability)
+                sources = c.rank_sources(labels, key_labels)._replace(key_index=place)
+            total, count = FastTerms.apply(q, (q * k).sum(1), keys, sources, groups, c.min_probability)
         terms = RankTerms(total, count, c.occurring(labels))
         return terms.over_processes(_all_reduce, dist.get_world_size()) if several else terms
 

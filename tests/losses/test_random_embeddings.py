@@ -77,7 +77,7 @@ def test_the_numbers_of_entries_are_those_of_the_ranks():
     groups = torch.tensor([[0, 0, 0], [1, 0, 0], [2, 1, 0], [3, 2, 1], [4, 2, 1], [5, 3, 2]])
     for criterion in (RINCELoss(asymmetric_table(3, gen)), NestedRINCELoss(groups)):
         ranks = criterion.ranks(labels, bank_labels)
-        want = torch.stack([(ranks == r).sum(1) for r in range(len(criterion.taus) + 1)], 1)
+        want = torch.stack([(ranks == r).sum(1) for r in range(len(criterion.taus))], 1)
         assert torch.equal(criterion.entries_per_rank(labels, bank_labels), want.double())
 
 
