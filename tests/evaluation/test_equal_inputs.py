@@ -39,20 +39,14 @@ def repeated(seed=0, directions=11, copies=4, dim=16):
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 5])
-def test_equal_entries_of_a_gallery_are_one_step_of_retrieval(chunk):
+def test_equal_entries_of_a_gallery_are_one_step_of_retrieval_and_of_the_rank_consistency(chunk):
     gallery, known, _ = repeated()
     queries, labels, _ = repeated(1)
-    want = reference.retrieval(*(x.tolist() for x in (queries, labels, gallery, known)), topk=(1, 5, 10, 20))
-    assert retrieval_metrics(queries, labels, gallery, known, chunk=chunk) == pytest.approx(want, rel=1e-9)
-
-
-@pytest.mark.parametrize("chunk", [None, 1, 5])
-def test_equal_entries_of_a_gallery_are_one_step_of_the_rank_consistency(chunk):
-    gallery, known, _ = repeated()
-    queries, labels, _ = repeated(1)
-    levels = Levels.of_table(torch.tensor(TABLE, dtype=torch.float64))
-    want = reference.rank_metrics(*(x.tolist() for x in (queries, labels, gallery, known)), TABLE)
-    assert rank_metrics(queries, labels, gallery, known, levels, chunk) == pytest.approx(want, rel=1e-6)
+    given, levels = (queries, labels, gallery, known), Levels.of_table(torch.tensor(TABLE, dtype=torch.float64))
+    lists = [x.tolist() for x in given]
+    want = reference.retrieval(*lists, topk=(1, 5, 10, 20))
+    assert retrieval_metrics(*given, chunk=chunk) == pytest.approx(want, rel=1e-9)
+    assert rank_metrics(*given, levels, chunk) == pytest.approx(reference.rank_metrics(*lists, TABLE), rel=1e-6)
 
 
 def test_equal_queries_retrieve_the_same_in_one_order_of_the_gallery():

@@ -5,7 +5,7 @@ import reference
 import torch
 from sklearn.metrics import average_precision_score
 
-from evaluation import Curve, look_up, retrieval_metrics
+from evaluation import Curve, look_up, retrieval_curve, retrieval_metrics
 from evaluation.retrieval import Ranked
 
 
@@ -20,11 +20,18 @@ def made(seed, queries=7, gallery=30, classes=3, ties=False):
 
 
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("seed", range(5))
-def test_retrieval_equals_the_loop_reference(seed, ties):
-    data = made(seed, ties=ties)
-    want = reference.retrieval(*(x.tolist() for x in data), topk=(1, 5, 10, 20))
-    assert retrieval_metrics(*data) == pytest.approx(want, rel=1e-5)
+@pytest.mark.parametrize(("seed", "gallery"), [(0, 30), (1, 30), (2, 12), (3, 4)])  # fewer than k, too
+def test_retrieval_equals_the_loop_reference(seed, gallery, ties):
+    q, y, g, b = made(seed, gallery=gallery, ties=ties)
+    of_one = torch.full_like(b, 7)  # one label has nearly all, another one entry, a third none of the queries
+    of_one[2], of_one[1] = 3, 1
+    for labels, known in ((y, b), (torch.tensor([7, 7, 7, 3, 7, 7, 7]), of_one)):
+        want = reference.retrieval(*(x.tolist() for x in (q, labels, g, known)), topk=(1, 5, 10, 20))
+        found, precision, recall = retrieval_curve(q, labels, g, known)
+        assert found == retrieval_metrics(q, labels, g, known) == pytest.approx(want, rel=1e-5)
+        assert len(precision) == len(recall) == gallery
+        assert float(recall[-1]) == pytest.approx(1)
+        assert float(precision[0]) == pytest.approx(found["R@1"])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -39,30 +46,6 @@ def test_map_equals_scikit_learn_with_and_without_ties(seed):
         assert retrieval_metrics(q, y, g, b)["mAP"] == pytest.approx(want, rel=1e-5)
 
 
-def test_perfect_retrieval_scores_one_everywhere():
-    eye = torch.eye(3)
-    labels = torch.arange(3)
-    metrics = retrieval_metrics(eye, labels, eye.repeat(4, 1), labels.repeat(4))
-    assert metrics["R@1"] == metrics["mAP"] == pytest.approx(1)
-    # the curve over all cut-offs stays at full precision up to recall 1
-    assert metrics["AP"] == pytest.approx(1)
-
-
-def test_the_published_area_is_the_sum_of_right_hand_rectangles_from_the_second_cut_off_on():
-    """Hits at places 1 and 3 of three: precisions 1, 1/2, 2/3, recalls 1/2, 1/2, 1."""
-    q, gallery = torch.tensor([[1.0, 0]]), torch.tensor([[1.0, 0], [1, 1], [0, 1]])
-    metrics = retrieval_metrics(q, torch.tensor([0]), gallery, torch.tensor([0, 1, 0]))
-    assert metrics["AP-published"] == pytest.approx(1 / 2 * 2 / 3)
-    assert metrics["AP"] == pytest.approx(1 / 2 * 1 + 1 / 2 * (1 / 2 + 2 / 3) / 2)
-
-
-def test_chunks_change_nothing():
-    data = made(0, queries=11)
-    whole = retrieval_metrics(*data, chunk=100)
-    for chunk in (1, 4, 11):
-        assert retrieval_metrics(*data, chunk=chunk) == pytest.approx(whole, rel=1e-6)
-
-
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
 def test_labels_may_be_integers_of_any_type(kind):
     q, y, g, b = made(3)
@@ -70,46 +53,24 @@ def test_labels_may_be_integers_of_any_type(kind):
     assert (retrieval_metrics(q, y.to(kind), g, b.to(kind)), retrieval_metrics(g, b.to(kind), None, None)) == want
 
 
-def test_labels_of_another_number_than_features_are_an_error_that_says_both():
-    q, y, g, b = made(3)
-    for labels, gallery_labels, said in ((y, b[:20], "7 and 20 labels"), (y.repeat(2), b, "14 and 30 labels")):
-        with pytest.raises(ValueError, match=f"there are {said} for 7 queries in a gallery of 30"):
-            retrieval_metrics(q, labels, g, gallery_labels)
+Q, Y, G, B = made(3)
 
 
-def test_scaling_a_feature_changes_nothing():
-    q, y, g, b = made(1)
-    assert retrieval_metrics(q * 7, y, g * torch.rand(len(g), 1).add(0.5), b) == pytest.approx(
-        retrieval_metrics(q, y, g, b), rel=1e-5
-    )
-
-
-def test_a_query_with_nothing_to_find_is_an_error_that_names_its_label():
-    q, y, g, b = made(2)
-    y = y.clone()
-    y[3] = 9
-    with pytest.raises(ValueError, match="label 9"):
-        retrieval_metrics(q, y, g, b)
-
-
-def test_empty_input_is_an_error():
-    with pytest.raises(ValueError, match="at least one"):
-        retrieval_metrics(torch.zeros(0, 3), torch.zeros(0), torch.ones(1, 3), torch.zeros(1))
-
-
-def test_a_gallery_smaller_than_k_keeps_the_name_and_counts_a_hit_anywhere():
-    x, y = torch.eye(2), torch.tensor([0, 1])
-    scores = retrieval_metrics(x, y, x, y)
-    assert [scores[f"R@{k}"] for k in (1, 5, 10, 20)] == [1, 1, 1, 1]
-
-
-def test_features_that_are_no_numbers_are_an_error():
-    x, y = torch.eye(3), torch.arange(3)
-    bad = x.clone()
-    bad[1, 1] = torch.nan
-    for pair in ((bad, x), (x, bad)):
-        with pytest.raises(ValueError, match="NaN, infinite, or too large"):
-            retrieval_metrics(pair[0], y, pair[1], y)
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((Q, Y, G, B[:20]), "there are 7 and 20 labels for 7 queries in a gallery of 30"),
+        ((Q, Y.repeat(2), G, B), "there are 14 and 30 labels for 7 queries"),
+        ((Q, Y + 9, G, B), "label 9|label 10|label 11"),
+        ((Q[:0], Y[:0], G, B), "at least one"),
+        ((Q * torch.nan, Y, G, B), "NaN, infinite, or too large"),
+        ((Q, Y, G * torch.nan, B), "NaN, infinite, or too large"),
+        ((torch.eye(3), torch.arange(3), None, None), "every query is alone with its label"),
+    ],
+)
+def test_what_cannot_be_retrieved_is_named(given, words):
+    with pytest.raises(ValueError, match=words):
+        retrieval_metrics(*given)
 
 
 def test_queries_that_look_for_one_another_never_find_themselves():
@@ -180,14 +141,6 @@ def test_without_numpy_beside_torch_the_metrics_are_the_same(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "numpy", refused)
     assert retrieval_metrics(*data) == want
-
-
-def test_labels_of_very_different_numbers_equal_the_loop_reference():
-    q, y, g, b = made(4, queries=9, gallery=60, ties=True)
-    b[:], y[:] = 7, 7  # one label has nearly all, another one entry, a third none of the queries
-    b[20], y[4], b[21] = 3, 3, 1
-    want = reference.retrieval(*(x.tolist() for x in (q, y, g, b)), topk=(1, 5, 10, 20))
-    assert retrieval_metrics(q, y, g, b) == pytest.approx(want, rel=1e-5)
 
 
 @pytest.mark.slow
