@@ -18,29 +18,22 @@ def _mean_term(anchors, tau, form, min_probability, reduction):
     anchors: one pair (cosines of the positives, cosines of the negatives) an anchor; form: "in" or "out".
     reduction "anchors": of the means of each anchor's terms, where any is left in.
     """
-    if reduction == "anchors":
-        means = []
-        for positive, negative in anchors:
-            own = []
-            if form == "in" and positive:
-                p = math.fsum(math.exp(x / tau) for x in positive)
-                own.append(math.log1p(math.fsum(math.exp(x / tau) for x in negative) / p))
-            if form == "out":
-                own += [math.log1p(math.fsum(math.exp((y - x) / tau) for y in negative)) for x in positive]
-            own = [t for t in own if min_probability == 0 or math.exp(-t) > min_probability]
-            if own:
-                means.append(math.fsum(own) / len(own))
-        return math.fsum(means) / len(means) if means else 0.0
-    terms = []
+    per_anchor = []
     for positive, negative in anchors:
         positive = [x / tau for x in positive]
         negative = [x / tau for x in negative]
+        terms = []
         if form == "in" and positive:
             terms.append(log_sum_exp(positive + negative) - log_sum_exp(positive))
         elif form == "out":
             terms += [log_sum_exp([x, *negative]) - x for x in positive]
-    if min_probability > 0:
-        terms = [t for t in terms if t < -math.log(min_probability)]
+        if min_probability > 0:
+            terms = [t for t in terms if t < -math.log(min_probability)]
+        per_anchor.append(terms)
+    if reduction == "anchors":
+        terms = [math.fsum(terms) / len(terms) for terms in per_anchor if terms]
+    else:
+        terms = [t for terms in per_anchor for t in terms]
     return math.fsum(terms) / len(terms) if terms else 0.0
 
 
@@ -68,40 +61,45 @@ def rince(  # noqa: PLR0913
     -1 = empty; class_similarity: C lists of C floats.
     """
 
-    def dot(a, b):
-        return math.fsum(x * y for x, y in zip(a, b, strict=True))
+    entries = [[(_dot(q, m), b) for m, b in zip(bank, bank_labels, strict=True)] for q in query]
+    own = [[_dot(q, k)] for q, k in zip(query, key, strict=True)]
+    taus = min_tau, max_tau
+    return _over_ranks(labels, own, entries, class_similarity, taus, variant, cumulative, min_probability, reduction)
+
+
+def _dot(a, b):
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+
+def _over_ranks(  # noqa: PLR0913
+    labels, own, entries, class_similarity, taus, variant, cumulative, min_probability, reduction
+):
+    """The mean over the ranks that occur. own: of each anchor, the cosine of its key, or none; entries: of each, the
+    cosine and label of everything else.
+    """
 
     def similarity(a, b):
         return 0.0 if b < 0 else class_similarity[a][b]
 
     levels = sorted({s for row in class_similarity for s in row if s > 0}, reverse=True)
-    taus = [min_tau + (1 - s) * (max_tau - min_tau) for s in levels]
-    cosine = [[dot(q, m) for m in bank] for q in query]
-    own = [dot(q, k) for q, k in zip(query, key, strict=True)]
     occurring = [s for s in levels if any(s in class_similarity[y] for y in labels)]
-
     losses = []
-    for i, level in enumerate(levels):
-        if cumulative and i > 1:
-            break
+    for i, level in enumerate(levels[:2] if cumulative else levels):
         second = cumulative and i == 1
-        if second and not any(s < 1 for s in occurring):
-            continue
-        if not second and level not in occurring:
+        if not (any(s < 1 for s in occurring) if second else level in occurring):
             continue
         anchors = []
-        for n, y in enumerate(labels):
-            positive, negative = [], []
-            if i == 0:
-                positive.append(own[n])
-            for j, b in enumerate(bank_labels):
+        for y, key, others in zip(labels, own, entries, strict=True):
+            positive, negative = [*key] if i == 0 else [], []
+            for cosine, b in others:
                 s = similarity(y, b)
                 if s > 0 if second else s == level:
-                    positive.append(cosine[n][j])
+                    positive.append(cosine)
                 elif s == 0 if second else s < level:
-                    negative.append(cosine[n][j])
+                    negative.append(cosine)
             anchors.append((positive, negative))
-        losses.append(_mean_term(anchors, taus[i], _form(i, variant), min_probability, reduction))
+        tau = taus[0] + (1 - level) * (taus[1] - taus[0])
+        losses.append(_mean_term(anchors, tau, _form(i, variant), min_probability, reduction))
     return math.fsum(losses) / len(losses)
 
 
@@ -128,30 +126,10 @@ def rince_in_batch(query, key, labels, table, variant, cumulative, min_probabili
 
     key None: with the other queries alone.
     """
-    n = len(query)
-    levels = sorted({s for row in table for s in row if s > 0}, reverse=True)
-    taus = [0.1 + (1 - s) * 0.5 for s in levels]
-    occurring = [s for s in levels if any(s in table[y] for y in labels)]
-    own_key = key is not None
+    n, own = len(query), [[_dot(q, k)] for q, k in zip(query, key, strict=True)] if key else [[]] * len(query)
     key = key or query
-
-    def cosine(i, j):
-        return math.fsum(a * b for a, b in zip(query[i], key[j], strict=True))
-
-    found = []
-    for i, level in enumerate(levels[:2] if cumulative else levels):
-        second = cumulative and i == 1
-        if level not in occurring and not (second and any(s < 1 for s in occurring)):
-            continue
-        anchors = []
-        for a in range(n):
-            others = [j for j in range(n) if j != a]
-            s = {j: table[labels[a]][labels[j]] for j in others}
-            positive = [cosine(a, j) for j in others if (s[j] > 0 if second else s[j] == level)]
-            negative = [cosine(a, j) for j in others if (s[j] == 0 if second else s[j] < level)]
-            anchors.append(([cosine(a, a)] * (own_key and i == 0) + positive, negative))
-        found.append(_mean_term(anchors, taus[i], _form(i, variant), min_probability, reduction))
-    return math.fsum(found) / len(found)
+    entries = [[(_dot(query[i], key[j]), labels[j]) for j in range(n) if j != i] for i in range(n)]
+    return _over_ranks(labels, own, entries, table, (0.1, 0.6), variant, cumulative, min_probability, reduction)
 
 
 def queue(size, pushes):
@@ -480,12 +458,6 @@ def knn_scores(train, features, k):
 
     train = [unit(v) for v in train]
     return [-sorted(math.dist(unit(x), v) for v in train)[k - 1] for x in features]
-
-
-def top_k(logits, labels, k):
-    """Share of the rows whose label has fewer than k larger logits."""
-    hits = [sum(x > row[y] for x in row) < k for row, y in zip(logits, labels, strict=True)]
-    return sum(hits) / len(hits)
 
 
 def nested_rank(groups, a, b):
