@@ -77,8 +77,5 @@ def neighbour_accuracy(features: Tensor, groups: Tensor) -> list[float | None]:
     """
     groups = groups.long()
     hit = groups[nearest(features, None, 1)[1][:, 0]] == groups
-    found = []
-    for group, right in zip(groups.T, hit.T, strict=True):
-        finds = not_alone(group)
-        found.append(float(right[finds].double().mean()) if finds.any() else None)
-    return found
+    parts = [right[not_alone(group)] for group, right in zip(groups.T, hit.T, strict=True)]
+    return [float(part.double().mean()) if len(part) else None for part in parts]

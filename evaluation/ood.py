@@ -75,7 +75,7 @@ def gaussian_scores(
     """
     _check_widths(train_features, features)
     features, which = distinct(features)
-    best = torch.full((len(features),), -math.inf, dtype=torch.float64, device=features.device)
+    best = features.new_full((len(features),), -math.inf, dtype=torch.float64)
     for c in train_labels.unique():
         log_density = _gaussian(train_features[train_labels == c].double(), ridge)
         for part, into in zip(features.split(chunk), best.split(chunk), strict=True):
@@ -131,15 +131,14 @@ def mahalanobis_scores(
     _check_widths(train_features, features)
     features, which = distinct(features)
     _, label = train_labels.unique(return_inverse=True)
-    count = torch.bincount(label).double()[:, None]
-    means = torch.zeros(len(count), features.shape[1], dtype=torch.float64, device=features.device)
-    gram = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64, device=features.device)
+    count, d = torch.bincount(label).double()[:, None], features.shape[1]
+    means, gram = (features.new_zeros(rows, d, dtype=torch.float64) for rows in (len(count), d))
     for x, y in zip(train_features.split(chunk), label.split(chunk), strict=True):
         means.index_add_(0, y, x.double())
     means /= count
     for x, y in zip(train_features.split(chunk), label.split(chunk), strict=True):
-        d = x.double() - means[y]
-        gram += d.T @ d / len(train_features)
+        apart = x.double() - means[y]
+        gram += apart.T @ apart / len(train_features)
     whiten, _ = _inverse_factor(gram, ridge)
     origin = means.mean(0)
     centres = (means - origin) @ whiten.T

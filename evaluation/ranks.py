@@ -134,17 +134,15 @@ class _Means:
     """Means by name over the queries for which something is defined."""
 
     def __init__(self) -> None:
-        self.total: dict[str, Tensor] = {}
-        self.count: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}  # total and number
 
     def add(self, name: str, values: Tensor, defined: Tensor) -> None:
         """values [Q], of which those count where `defined` [Q] is true."""
-        values = torch.where(defined, values.double(), 0.0)
-        self.total[name] = self.total.get(name, torch.zeros_like(values[0])) + values.sum()
-        self.count[name] = self.count.get(name, torch.zeros_like(defined.sum())) + defined.sum()
+        sums = torch.stack([torch.where(defined, values.double(), 0.0).sum(), defined.sum()])
+        self.sums[name] = self.sums[name] + sums if name in self.sums else sums
 
     def result(self) -> dict[str, float]:
-        return {name: float(self.total[name] / n) for name, n in self.count.items() if n}
+        return {name: float(total / number) for name, (total, number) in self.sums.items() if number}
 
 
 NONE = 255  # the rank of no entry, where a query has fewer than others
@@ -189,10 +187,8 @@ class _Entries:
 def _auroc(entries: _Entries, totals: Tensor, values: Tensor, means: _Means) -> None:
     """Of the entries of each rank, where a query has none of those between: the share of pairs with a farther rank."""
     for s in range(1, len(values)):
-        if values[s] > 0:
-            until, before = entries.so_far(entries.rank == s)
-        else:
-            until, before = entries.so_far(entries.rank < s)
+        until, before = entries.so_far(entries.rank == s if values[s] > 0 else entries.rank < s)
+        if values[s] == 0:  # unrelated entries are those that are left
             until, before = entries.upto - until, entries.before - before
         for r in range(s):
             pairs = totals[r] * totals[s] * (totals[r + 1 : s].sum(0) == 0)

@@ -16,7 +16,7 @@ def retrieval_metrics(
     labels: Tensor,
     gallery: Tensor | None,
     gallery_labels: Tensor | None,
-    topk: tuple[int, ...] = (1, 5, 10, 20),
+    topk: Sequence[int] = (1, 5, 10, 20),
     chunk: int | None = None,
 ) -> dict[str, float]:
     """Retrieval by cosine: for each query [Q, d] the gallery [G, d] in falling order of similarity.
@@ -40,7 +40,7 @@ def retrieval_curve(
     labels: Tensor,
     gallery: Tensor | None,
     gallery_labels: Tensor | None,
-    topk: tuple[int, ...] = (1, 5, 10, 20),
+    topk: Sequence[int] = (1, 5, 10, 20),
     chunk: int | None = None,
 ) -> tuple[dict[str, float], Tensor, Tensor]:
     """As retrieval_metrics, with the curve: metrics, and the queries' mean precision [G] and recall [G] a cut-off, of
@@ -57,24 +57,23 @@ class Curve:
     labels [Q], gallery_labels [G] and topk as there. Raises ValueError where a query's label is not in the gallery.
     """
 
-    def __init__(self, labels: Tensor, gallery_labels: Tensor | None, topk: tuple[int, ...] = (1, 5, 10, 20)):
+    def __init__(self, labels: Tensor, gallery_labels: Tensor | None, topk: Sequence[int] = (1, 5, 10, 20)):
         labels = labels.long().contiguous()  # searchsorted warns of other strides
-        self.labels, self.topk, self.uses = labels, topk, torch.ones_like(labels, dtype=torch.bool)
+        own, device = gallery_labels is None, labels.device
+        self.labels, self.topk = labels, topk
         self.gallery_labels = labels if gallery_labels is None else gallery_labels.long()
-        if gallery_labels is None:
-            self.uses = not_alone(labels)
+        self.uses = not_alone(labels) if own else torch.ones_like(labels, dtype=torch.bool)
         if len(labels) and not self.uses.any():
             raise ValueError("every query is alone with its label: there is nothing to find")
         absent = labels[~torch.isin(labels, self.gallery_labels)]
         if len(absent):
             raise ValueError(f"label {int(absent[0])} of a query is not in the gallery: it has nothing to find")
-        own, device = gallery_labels is None, labels.device
         self.size = len(self.gallery_labels) - own
         # the gallery by label, of which each query is to find a stretch
         rising, self.by_label = self.gallery_labels.sort(stable=True)
         self.first, self.last = (torch.searchsorted(rising, labels, right=right) for right in (False, True))
         self.relevant = self.last - self.first - int(own)
-        self.most = int((self.last - self.first).max()) if len(labels) else 0
+        self.most_relevant = int((self.last - self.first).max()) if len(labels) else 0
         # of each query: whether it has a hit among the first k, its average precision, R-precision and MAP@R
         self.hits_at = torch.zeros(len(topk), len(labels), dtype=torch.bool, device=device)
         self.ap, self.r_precision, self.map_at_r = torch.zeros(3, len(labels), dtype=torch.float64, device=device)
@@ -84,10 +83,10 @@ class Curve:
 
     def add(self, rows: Tensor, ranked: "Ranked") -> None:
         """The chunk of these rows [n], as it is ranked."""
-        nth = torch.arange(self.most, device=self.first.device)
+        nth = torch.arange(self.most_relevant, device=self.first.device)
         there = self.first[rows, None] + nth
         real, relevant = there < self.last[rows, None], self.relevant[rows, None].clamp_min(1)
-        place, upto, found = ranked.places(self.by_label[there.clamp_max(len(self.by_label) - 1)], real)
+        place, upto, hits = ranked.places(self.by_label[there.clamp_max(len(self.by_label) - 1)], real)
         real = place < self.size
         for i, k in enumerate(self.topk):
             self.hits_at[i, rows] = place[:, 0] < k
@@ -95,7 +94,7 @@ class Curve:
         self.hits.index_add_(0, into, torch.ones_like(into))
         self.shares.index_add_(0, into, (1 / relevant.double()).expand_as(place).flatten())
         # a hit among equal similarities counts with the precision at their end
-        self.ap[rows] = (found / upto.double() * real).sum(1) / relevant[:, 0]
+        self.ap[rows] = (hits / upto.double() * real).sum(1) / relevant[:, 0]
         first = place < relevant
         self.r_precision[rows] = first.sum(1) / relevant[:, 0].double()
         self.map_at_r[rows] = ((nth + 1) / (place + 1).double() * first).sum(1) / relevant[:, 0]
@@ -105,9 +104,8 @@ class Curve:
         n = int(self.uses.sum())
         place = torch.arange(1, self.size + 1, device=self.hits.device, dtype=torch.float64)
         precision, recall = self.hits[:-1].cumsum(0) / place / n, self.shares[:-1].cumsum(0) / n
-        first = torch.zeros(1, dtype=recall.dtype, device=recall.device)
-        published = ((recall[1:] - recall[:-1]) * precision[1:]).sum()
-        area = torch.trapezoid(torch.cat([precision[:1], precision]), torch.cat([first, recall]))
+        published = (recall.diff() * precision[1:]).sum()
+        area = torch.trapezoid(torch.cat([precision[:1], precision]), F.pad(recall, (1, 0)))
         hits = self.hits_at[:, self.uses].double().mean(1).tolist()
         scores = {f"R@{k}": h for k, h in zip(self.topk, hits, strict=True)}
         scores |= {"AP": float(area), "AP-published": float(published), "mAP": float(self.ap.sum() / n)}
@@ -119,11 +117,10 @@ class Curve:
 
         classes: [Q] the class of each query, which may be finer than its label.
         """
-        of = classes[self.uses].long()
-        number = torch.bincount(of, minlength=count)
-        figures = {f"R@{k}": hits for k, hits in zip(self.topk, self.hits_at, strict=True)} | {"mAP": self.ap}
-        none = torch.zeros(count, dtype=torch.float64, device=of.device)
-        return {name: none.index_add(0, of, x[self.uses].double()) / number for name, x in figures.items()}
+        classes = classes[self.uses].long()
+        number, none = torch.bincount(classes, minlength=count), self.ap.new_zeros(count)
+        scores = {f"R@{k}": hits for k, hits in zip(self.topk, self.hits_at, strict=True)} | {"mAP": self.ap}
+        return {name: none.index_add(0, classes, x[self.uses].double()) / number for name, x in scores.items()}
 
 
 @torch.no_grad()
