@@ -68,9 +68,7 @@ def measure_retrieval(args) -> list[dict]:
     plain = seconds_of(lambda: rank_alone(features, gallery))
     rows = [{"form": "product and sort", "seconds": plain, "times product and sort": 1.0}]
     spent = seconds_of(lambda: (distinct(features), distinct(gallery)))
-    rows.append(
-        {"form": "of each below: finding equal rows", "seconds": spent, "times product and sort": spent / plain}
-    )
+    rows += [{"form": "of each below: finding equal rows", "seconds": spent, "times product and sort": spent / plain}]
     for name, make_scorers in forms.items():
         spent = seconds_of(lambda make=make_scorers: look_up(features, gallery, make()))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -85,12 +83,11 @@ def measure_ood(args) -> list[dict]:
     must_equal("scikit-learn", score_by_scikit_learn(train, labels, few), gaussian_scores(train, labels, few), 1e-6)
     square, whole = torch.randn(args.dim, args.dim, dtype=torch.float64), features.double()
     product = seconds_of(lambda: [whole @ square for _ in range(5)]) / 5
-    spent = seconds_of(lambda: gaussian_scores(train, labels, features))
-    products = "their full products alone, estimated from five"
-    return [
-        {"form": "Gaussian scores, float64", "seconds": spent},
-        {"form": products, "seconds": product * (args.classes + args.gallery / args.test)},
-    ]
+    seconds = {
+        "Gaussian scores, float64": seconds_of(lambda: gaussian_scores(train, labels, features)),
+        "their full products alone, estimated from five": product * (args.classes + args.gallery / args.test),
+    }
+    return [{"form": name, "seconds": spent} for name, spent in seconds.items()]
 
 
 def measure_growth(size: int, queries: int = 64, dim: int = 128) -> dict:

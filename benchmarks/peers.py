@@ -75,9 +75,8 @@ def over_a_bank() -> Work:
     with torch.no_grad():
         must_equal("ranks from nested groups", nested(*given), ranked(*given), 1e-4)
         must_equal("lightly's NTXentLoss", moco(q.detach(), k), plain_infonce(*given), 1e-4)
-        of_package = SupConLoss(TAU)(q, labels, ref_emb=bank, ref_labels=bank_labels)
         wanted = supcontrast(q @ bank.T, labels[:, None] == bank_labels)
-        must_equal("pytorch-metric-learning's SupConLoss", of_package, wanted, 1e-4)
+        must_equal("SupConLoss", SupConLoss(TAU)(q, labels, ref_emb=bank, ref_labels=bank_labels), wanted, 1e-4)
     forms = {
         "RINCE out-in, two ranks": lambda: ranked.terms(*given).loss(),
         "the same at temperature 0.03, through infonce": lambda: cold.terms(*given).loss(),
@@ -188,9 +187,8 @@ def nearest() -> Work:
         search = NearestNeighbors(n_neighbors=50, algorithm="brute").fit(train.numpy())
         return -torch.from_numpy(search.kneighbors(test.numpy())[0][:, -1])
 
-    ours = knn_scores(train, test, 50)
-    must_equal("faiss", by_faiss(), ours, 1e-4)
-    must_equal("scikit-learn", by_scikit_learn(), ours, 1e-4)
+    for name, scores in (("faiss", by_faiss()), ("scikit-learn", by_scikit_learn())):
+        must_equal(name, scores, knn_scores(train, test, 50), 1e-4)
     forms = {
         "kNN scores": lambda: knn_scores(train, test, 50),
         "faiss-cpu: IndexFlatL2": by_faiss,
@@ -203,16 +201,16 @@ def nearest() -> Work:
 def gaussian() -> Work:
     """A full-covariance Gaussian per class."""
     (train, labels), (test, _) = make_features((12_600, 8000), 512, classes=10)
-    given = train, labels, test
-    must_equal("scikit-learn's GaussianMixture", score_by_scikit_learn(*given), gaussian_scores(*given), 1e-6)
     parts, doubles = [train[labels == c].double() for c in range(10)], test.double()
     square = torch.randn(512, 512, dtype=torch.float64)
     forms = {
-        "Gaussian scores, float64": lambda: gaussian_scores(*given),
-        "scikit-learn: GaussianMixture(1) a class, float64": lambda: score_by_scikit_learn(*given),
-        "scikit-learn: the same in float32": lambda: score_by_scikit_learn(*given, np.float32),
+        "Gaussian scores, float64": lambda: gaussian_scores(train, labels, test),
+        "scikit-learn: GaussianMixture(1) a class, float64": lambda: score_by_scikit_learn(train, labels, test),
+        "scikit-learn: the same in float32": lambda: score_by_scikit_learn(train, labels, test, np.float32),
         "the full products alone, float64": lambda: [(part.T @ part, doubles @ square) for part in parts],
     }
+    ours, by_scikit_learn, *_ = forms.values()
+    must_equal("scikit-learn's GaussianMixture", by_scikit_learn(), ours(), 1e-6)
     return Work("Gaussian scores, 8,000 images, 10 classes of 1,260 x 512", forms)
 
 
@@ -243,18 +241,18 @@ def views_by_peers(read: Callable, pixels: Callable, count: int, size: int) -> d
     def pairs(image, view):
         return lambda: torch.stack([torch.stack([view(x), view(x)]) for x in map(image, range(count))])
 
+    def as_tensor(x):
+        return torch.from_numpy(x).permute(2, 0, 1)
+
     forms = {
         "published: PIL, torchvision's transforms": pairs(read, build_published_view(size)),
-        "torchvision v2, tensors": pairs(
-            lambda i: torch.from_numpy(pixels(i)).permute(2, 0, 1), build_published_view(size, v2)
-        ),
-        "albumentations (cv2)": pairs(pixels, lambda x: torch.from_numpy(by_cv2(image=x)["image"]).permute(2, 0, 1)),
+        "torchvision v2, tensors": pairs(lambda i: as_tensor(pixels(i)), build_published_view(size, v2)),
+        "albumentations (cv2)": pairs(pixels, lambda x: as_tensor(by_cv2(image=x)["image"])),
     }
     util.seed_everything(0)
-    wanted, *found = (run().float() for run in forms.values())
-    for name, views in zip(list(forms)[1:], found, strict=True):
-        must_equal(f"{name}: mean of the views", views.mean(), wanted.mean(), 0.25)
-        must_equal(f"{name}: their spread", views.std(), wanted.std(), 0.25)
+    found = {name: torch.stack(torch.std_mean(run().float())) for name, run in forms.items()}
+    for name, spread_and_mean in found.items():
+        must_equal(f"{name}: spread and mean", spread_and_mean, next(iter(found.values())), 0.25)
     return forms
 
 
@@ -303,22 +301,20 @@ def decoders() -> Work:
         data.make_photographs(Path(scratch), 50)
         files = [f.read_bytes() for f in sorted(Path(scratch).rglob("*.jpg"))]
 
-    def by_pillow(content):
-        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-
     def by_torchvision(content):
         planes = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
         return planes.permute(1, 2, 0).numpy()
 
     ways = {
         "ours: simplejpeg, else Pillow": lambda content: decoding.decode(content, "file"),
-        "Pillow": by_pillow,
+        "Pillow": lambda content: np.array(Image.open(io.BytesIO(content)).convert("RGB")),
         "cv2": lambda content: cv2.cvtColor(cv2.imdecode(np.frombuffer(content, np.uint8), 1), cv2.COLOR_BGR2RGB),
         "torchvision.io": by_torchvision,
     }
-    for name, way in ways.items():
-        must_equal(name, np.asarray(way(files[0])).mean(), by_pillow(files[0]).mean(), 0.5)
-    must_equal("ours, each pixel", decoding.decode(files[0], "file"), np.array(by_pillow(files[0])), 0)
+    found = {name: torch.as_tensor(way(files[0])).double() for name, way in ways.items()}
+    for name, pixels in found.items():
+        must_equal(name, pixels.mean(), found["Pillow"].mean(), 0.5)
+    must_equal("ours, each pixel", next(iter(found.values())), found["Pillow"], 0)
     forms = {name: (lambda way=way: [way(content) for content in files]) for name, way in ways.items()}
     return Work("JPEGs of 500 x 375 to pixels, one core", forms, len(files), 1)
 
@@ -326,18 +322,14 @@ def decoders() -> Work:
 # ---- a training step -------------------------------------------------------------------------------------------------
 
 
-def build_package_step(begun: Training, make_loss: Callable) -> Callable[[], float]:
-    """A step as the packages' guides build it, of a training's encoders and batch, in their layout.
-
-    make_loss(bank) -> loss(q, k, labels).
-    """
+def build_package_step(begun: Training, loss: Callable) -> Callable[[], float]:
+    """A step as the packages' guides build it, of a training's encoders and batch: loss(q, k, labels)."""
     from lightly.models.utils import update_momentum
 
     model, (views, labels) = copy.deepcopy(begun.run.model), begun.batch
     query = torch.nn.Sequential(model.encoder, model.head)
     key = torch.nn.Sequential(model.key_encoder, model.key_head)
     optimizer = torch.optim.SGD(query.parameters(), begun.stepper.set_rate(0), momentum=0.9, weight_decay=1e-4)
-    loss = make_loss(model.bank.keys.clone())
 
     def step():
         update_momentum(query, key, model.momentum)
@@ -356,13 +348,8 @@ def step_of(model: str, batch: int) -> Work:
     """Steps of ours and of the packages, on one encoder."""
     from lightly.loss import NTXentLoss
 
-    def moco(bank):
-        criterion = NTXentLoss(TAU, memory_bank_size=tuple(bank.shape))
-        return lambda q, k, labels: criterion(q, k)
-
-    def labeled(bank):
-        return fill_bank(bank, torch.randint(100, (len(bank),)))
-
+    criterion = NTXentLoss(TAU, memory_bank_size=(4096, 128))
+    labeled = fill_bank(F.normalize(torch.randn(4096, 128), dim=1), torch.randint(100, (4096,)))
     with tempfile.TemporaryDirectory() as scratch:
         case = Case(model, 32, batch, 4096)
         case.make_images(Path(scratch))
@@ -376,9 +363,9 @@ def step_of(model: str, batch: int) -> Work:
     first = [run() for run in forms.values()]
     must_equal("the published loop's first loss", first[2], first[0], 1e-4)
     forms |= {
-        "lightly: MoCo, no labels": build_package_step(contiguous, moco),
+        "lightly: MoCo, no labels": build_package_step(contiguous, lambda q, k, _: criterion(q, k)),
         "pytorch-metric-learning: labeled bank": build_package_step(contiguous, labeled),
-        "lightly, channels_last": build_package_step(ours, moco),
+        "lightly, channels_last": build_package_step(ours, lambda q, k, _: criterion(q, k)),
         "pytorch-metric-learning, channels_last": build_package_step(ours, labeled),
     }
     return Work(f"a training step, {model}, batch {batch} of 32 x 32, bank 4,096, 100 classes", forms, batch)
@@ -400,12 +387,10 @@ WORKS = {
 
 def measure(work: Work, rounds: int) -> list[dict]:
     """A row for each form of the work, ours first."""
-    times = in_turn(work.forms, rounds)
-    ours = next(iter(times.values()))
-    rows = []
+    times, rows = in_turn(work.forms, rounds), []
     for name, seconds in times.items():
         middle = statistics.median(seconds)
-        row = {"form": name, "ms": 1000 * middle, "times ours": ratio(seconds, ours)}
+        row = {"form": name, "ms": 1000 * middle, "times ours": ratio(seconds, next(iter(times.values())))}
         rows.append(row | ({"images/s": work.images / middle} if work.images else {}))
     return rows
 

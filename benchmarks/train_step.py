@@ -77,11 +77,7 @@ class Case:
 
 
 class _Begun(Exception):
-    """Carries what `training.train_epoch` was given."""
-
-
-def _stop(*given) -> None:
-    raise _Begun(*given)
+    """Raised where a first epoch would begin."""
 
 
 class Training:
@@ -92,11 +88,9 @@ class Training:
         words = [*case.words(folder), *options.split()]
         args = config.parse_words(script.get_parser(), script.RECIPES, words, "main_supcon")
         with contextlib.redirect_stdout(io.StringIO()):
-            try:
-                with mock.patch.object(training, "train_epoch", _stop):
-                    script.worker(args, device)
-            except _Begun as begun:
-                self.run, self.loader, self.step, self.stepper, _ = begun.args
+            with mock.patch.object(training, "train_epoch", side_effect=_Begun) as epoch, contextlib.suppress(_Begun):
+                script.worker(args, device)
+            self.run, self.loader, self.step, self.stepper, _ = epoch.call_args.args
             self.run.close()  # the folder is free again
             self.batch = next(iter(self.loader))
 
