@@ -209,6 +209,16 @@ def save_what(compute, folder: Path, device) -> None:
     torch.save(compute(device), folder / f"{distributed.rank()}.pt")
 
 
+def assert_all_saved(folder: Path, wanted: dict, processes: int) -> None:
+    """All processes have saved what one computes with the whole batch."""
+    for rank in range(processes):
+        found = torch.load(folder / f"{rank}.pt")
+        assert found.keys() == wanted.keys()
+        for name in wanted:
+            for what, value in wanted[name].items():
+                assert (found[name][what] - value).abs().max() <= 1e-4 * value.abs().max(), f"{name}, {what}, {rank}"
+
+
 def on_one_device(rank: int, world: int, compute, folder: Path, device) -> None:
     """A process of `world` that share a device, by way of gloo."""
     torch.set_num_threads(1)

@@ -6,7 +6,6 @@ from functools import partial
 import gpu_workers
 import processes
 import pytest
-import torch
 
 from engine.processes import launch
 
@@ -24,26 +23,15 @@ def together(monkeypatch, gpus, backend):
     return run
 
 
-def assert_alike(compute, together, gpus, folder, device):
-    """All processes compute what one does with the whole batch."""
-    together(partial(gpu_workers.save_what, compute, folder))
-    wanted = compute(device)
-    for rank in range(gpus):
-        found = torch.load(folder / f"{rank}.pt")
-        assert found.keys() == wanted.keys()
-        for name in wanted:
-            for what, value in wanted[name].items():
-                assert (found[name][what] - value).abs().max() <= 1e-4 * value.abs().max(), f"{name}, {what}, {rank}"
-
-
-def test_losses_and_gradients_of_all_losses_are_those_of_one_process(together, gpus, tmp_path, device):
-    assert_alike(partial(gpu_workers.every_loss, 8 * gpus), together, gpus, tmp_path, device)
-
-
-def test_synchronised_batchnorm_is_that_of_the_whole_batch(together, gpus, tmp_path, device):
-    if device.type != "cuda":
+@pytest.mark.parametrize("compute", [gpu_workers.every_loss, gpu_workers.whole_batch], ids=["losses", "--syncBN"])
+def test_losses_gradients_and_synchronised_batchnorm_are_those_of_one_process(
+    together, gpus, tmp_path, device, compute
+):
+    if compute is gpu_workers.whole_batch and device.type != "cuda":
         pytest.skip("torch has synchronised BatchNorm on CUDA alone")
-    assert_alike(partial(gpu_workers.whole_batch, 8 * gpus), together, gpus, tmp_path, device)
+    compute = partial(compute, 8 * gpus)
+    together(partial(gpu_workers.save_what, compute, tmp_path))
+    gpu_workers.assert_all_saved(tmp_path, compute(device), gpus)
 
 
 def test_steps_12_to_18_wait_for_nothing_where_keys_are_shuffled_over_gpus(together, gpus, tmp_path, cuda_alone):
