@@ -9,7 +9,7 @@ code:
 * "race": memory used on a stream that has not waited for who wrote it, or, to write, for who reads it;
 * "no record_stream": memory made on one stream, used on another, and freed without word of it;
 * "pageable": a `non_blocking` copy from memory that is not pinned, of any size;
-* "host waits": an operation for which the host waits, inside a section that was marked so that none may.
+* "host waits": an operation for which the host waits, inside a section.
 
 `dry.waits` lists all of the last. `dry.launches` counts operations that compute or copy on the device, by section:
 views are none, nor are operations without elements; an operation over a list (`_foreach_`, `_fused_`) is one.
@@ -167,9 +167,6 @@ class OnDevice(Tensor):
     is_cuda = property(lambda self: True)
     is_cpu = property(lambda self: False)
 
-    def get_device(self) -> int:
-        return 0
-
     def to(self, *args, **kwargs) -> Tensor:
         return _current().moved(self, *args, **kwargs)
 
@@ -272,7 +269,7 @@ class Device:
         self.faults: list[Fault] = []
         self.waits: list[Fault] = []
         self.launches: Counter = Counter()
-        self.sections: list[tuple[str, bool]] = []  # and whether the host may wait there
+        self.sections: list[str] = []
         self.known, self.open = Counter(), True  # known: what the host has waited for
         self.current = [Stream(owner=self)]
         self.pinned: dict[int, Tensor] = {}  # by address; kept, so that no other memory gets it
@@ -305,20 +302,20 @@ class Device:
     # -- record
 
     @contextlib.contextmanager
-    def section(self, name: str, waits: bool = True):
-        """What is launched counts under this name; unless `waits`, a host that waits here is a fault."""
-        self.sections.append((name, waits))
+    def section(self, name: str):
+        """What is launched counts under this name; a host that waits here is a fault."""
+        self.sections.append(name)
         try:
             yield
         finally:
             self.sections.pop()
 
     def marked(self, function: Callable, name: str) -> Callable:
-        """The function as a section without waits; of a generator, all that it does until it is at its end."""
+        """The function as a section; of a generator, all that it does until it is at its end."""
 
         @wraps(function)
         def run(*args, **kwargs):
-            with self.section(name, waits=False):
+            with self.section(name):
                 made = function(*args, **kwargs)
             return self._steps(made, name) if isinstance(made, Iterator) else made
 
@@ -326,7 +323,7 @@ class Device:
 
     def _steps(self, made: Iterator, name: str) -> Iterator:
         while True:
-            with self.section(name, waits=False):
+            with self.section(name):
                 try:
                     x = next(made)
                 except StopIteration:
@@ -340,7 +337,7 @@ class Device:
         """The host waits for all of this, else for the current stream."""
         self.known |= self.stream.clock if clock is None else clock
         self.waits.append(Fault("host waits", operation, our_lines()))
-        if not all(waits for _, waits in self.sections):
+        if self.sections:
             self.faults.append(self.waits[-1])
 
     def launch(self, operation: str, reads, writes) -> None:
@@ -360,7 +357,7 @@ class Device:
             x.memory.read[stream] = done
         for x in writes:
             x.memory.written[stream] = done
-        self.launches.update({name for name, _ in self.sections})
+        self.launches.update(set(self.sections))
 
     # -- tensors
 

@@ -264,12 +264,8 @@ def neighbour_accuracy(features, groups):
         right = []
         for i, x in enumerate(features):
             if own.count(own[i]) > 1:
-                cosines = [
-                    math.fsum(a * b for a, b in zip(x, y, strict=True)) / math.sqrt(math.fsum(b * b for b in y))
-                    for y in features
-                ]
-                nearest = max((j for j in range(len(features)) if j != i), key=lambda j: cosines[j])
-                right.append(own[nearest] == own[i])
+                others = [j for j in range(len(features)) if j != i]
+                right.append(own[max(others, key=lambda j: _cosine(x, features[j]))] == own[i])
         found.append(sum(right) / len(right) if right else None)
     return found
 

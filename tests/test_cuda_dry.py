@@ -97,7 +97,7 @@ FOUND = {
 @pytest.mark.parametrize(("kind", "number"), [(kind, i) for kind, each in FOUND.items() for i in range(len(each))])
 def test_what_an_operation_does_to_a_step_is_reported_with_its_line(dry, kind, number):
     x = torch.tensor([1.0, 2.0, 3.0], device="cuda")
-    with dry.section("step", waits=False):
+    with dry.section("step"):
         FOUND[kind][number](x)
     assert {fault.kind for fault in dry.faults} == ({kind} if kind != "nothing" else set())
     assert all(fault.place[0] == "tests/test_cuda_dry.py" and fault.place[2] == "<lambda>" for fault in dry.faults)
@@ -165,7 +165,7 @@ def test_faults_planted_in_a_step_are_reported_with_their_lines(monkeypatch, dry
         terms = model(*images, labels)
         return terms.loss(), terms.per_rank()
 
-    with dry.section("step", waits=False):
+    with dry.section("step"):
         loss, _ = stepper.backward(step, images, labels)
         guard.step(loss, 1)
     found = {f: {fault.kind for fault in dry.faults if fault.place[2] == f.__name__} for f in PLANTED}
@@ -195,7 +195,7 @@ def test_views_are_finished_one_by_one_without_a_wait_where_nothing_compiles(dry
         raise RuntimeError("no C compiler")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: no_compiler)
-    with dry.section("epoch", waits=False):
+    with dry.section("epoch"):
         assert len([images.sum() for images, _ in batches()[0]]) == 4
     assert texts(dry) == []
 
@@ -247,7 +247,7 @@ def test_each_loss_is_that_of_the_cpu_and_waits_for_nothing(name):
     expected = computed(LOSSES[name](), *given_to_a_loss(torch.device("cpu")))
     with Device() as dry:
         criterion, given = LOSSES[name]().to(CUDA), given_to_a_loss(CUDA)
-        with dry.section("step", waits=False):
+        with dry.section("step"):
             found = computed(criterion, *given)
         assert texts(dry) == []
         torch.testing.assert_close([x.cpu() for x in found], list(expected))
@@ -255,7 +255,7 @@ def test_each_loss_is_that_of_the_cpu_and_waits_for_nothing(name):
 
 def test_a_loss_over_the_batch_alone_waits_for_nothing(dry):
     criterion, (query, key, labels, _) = LOSSES["out_in"]().to(CUDA), given_to_a_loss(CUDA)
-    with dry.section("step", waits=False):
+    with dry.section("step"):
         losses.InBatchLoss(criterion).terms(query, key, labels).loss().backward()
     assert texts(dry) == []
     assert query.grad.abs().sum() > 0
