@@ -4,7 +4,7 @@ python -m benchmarks.evaluation [--queries 5000 --gallery 126000 --test 42000 --
 
 Retrieval has its whole precision-recall curve, and the order of the ranks; OOD scores are of --test images, by classes
 of the gallery's size. --growth measures galleries of 1,000 images up to a million instead, or to --gallery, with 64
-queries of 128 dimensions; `python -m figures.growth` draws it. Against other packages: benchmarks.peers.
+queries of 128 dimensions. Against other packages: benchmarks.peers.
 """
 
 import resource

@@ -3,7 +3,7 @@
 python -m benchmarks.loss [--device cuda] [--keys 8192] [--growth] [--json FILE]
 
 `in one block` is how a GPU computes it; a CPU takes the anchors a block at a time, for its caches. --growth measures
-banks of 1,024 keys up to --keys instead, with 128 anchors; `python -m figures.growth` draws it.
+banks of 1,024 keys up to --keys instead, with 128 anchors.
 """
 
 import statistics

@@ -8,10 +8,8 @@ import torch
 from commands import ROOT
 
 import benchmarks
-import util
 from benchmarks import in_turn, must_equal, page, peers, ratio, report
 from benchmarks.train_step import FORMS, Case, Training, build_plain_steps
-from figures import growth
 from util import InputError
 
 RECORDS = {
@@ -86,22 +84,6 @@ def test_missing_peers_are_named_with_what_installs_them(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["peers.py", "--only", "bank"])
     with pytest.raises(InputError, match=r'missing: its-name; install them with: pip install "\.\[bench\]"'):
         peers.main()
-
-
-def test_growth_is_drawn(tmp_path, monkeypatch):
-    out = tmp_path / "growth.png"
-    monkeypatch.setattr(sys, "argv", ["growth", "--json", str(ROOT / "docs/speed.json"), "--out", str(out)])
-    growth.main()
-    assert out.stat().st_size > 10_000
-
-
-def test_records_without_growth_are_one_line(tmp_path, monkeypatch, capsys):
-    util.write_file(tmp_path / "a.json", json.dumps(RECORDS).encode())
-    monkeypatch.setattr(sys, "argv", ["growth", "--json", str(tmp_path / "a.json"), "--out", str(tmp_path / "a.png")])
-    with pytest.raises(SystemExit) as stop:
-        util.run_command(growth.main)
-    assert stop.value.code == 2
-    assert "no record growth_bank; python -m benchmarks.loss --growth --json" in capsys.readouterr().err
 
 
 def test_the_plain_form_of_a_step_is_the_step_of_main_supcon(tmp_path):
