@@ -107,11 +107,10 @@ def worker(args, device):
     path = records.write(options.recorded(args), "ood", net.name, detail, metrics, net.record, folders, about)
     records.show(f"{inliers} against", {label: {k: v for k, v in metrics.items() if k != "AUPR"}})
     texts = f"{net.name}: {inliers} against {label}", f"{detector}: {DETECTORS[args.detector]}"
-    picture = path.with_suffix(".png"), *scores, metrics, *texts
-    drawn = figures.shown(draw_ood, *picture)
+    drawn = figures.try_to_draw(draw_ood, path.with_suffix(".png"), (*scores, metrics, *texts))
     if near is not None:
-        picture = path.with_name(f"{path.stem}_nearness.png"), near, by_class, said["nearness"], args.ranking, texts[0]
-        drawn += figures.shown(draw_nearness, *picture)
+        values = near, by_class, said["nearness"], args.ranking, texts[0]
+        drawn += figures.try_to_draw(draw_nearness, path.with_name(f"{path.stem}_nearness.png"), values)
     print(f"saved {path}{drawn}", flush=True)
 
 

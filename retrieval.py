@@ -141,8 +141,8 @@ def worker(args, device):
     path = records.write(given, "retrieval", net.name, args.labelset, metrics, net.record, folders, about)
     data = datasets.title(args.dataset, args.data_folder)
     show(args, task, metrics)
-    picture = path.with_suffix(".png"), curves, f"retrieval on {data}, {net.name}"
-    print(f"saved {path}{figures.shown(draw_precision_recall, *picture)}", flush=True)
+    picture, values = path.with_suffix(".png"), (curves, f"retrieval on {data}, {net.name}")
+    print(f"saved {path}{figures.try_to_draw(draw_precision_recall, picture, values)}", flush=True)
 
 
 def main():

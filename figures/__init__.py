@@ -1,7 +1,7 @@
 """Pictures, from records and tensors; `python -m figures.NAME` draws some of them from the command line."""
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -25,13 +25,12 @@ def columns(words: list[str], inches: float, most: int | None = None) -> int:
     return min(len(words), most or len(words), max(1, int(11 * inches / (max(map(len, words)) + 8))))
 
 
-def panels(count: int, size: Callable, **how):
+def panels(count: int, size: Callable, share_y: bool = False):
     """Make a figure and so many panels, three in a row. size(across, down): of the figure, in inches."""
     across = min(3, count)
     down = -(-count // across)
-    figure, axes = pyplot().subplots(
-        down, across, figsize=size(across, down), layout="constrained", squeeze=False, **how
-    )
+    how = dict(figsize=size(across, down), layout="constrained", squeeze=False, sharey=share_y)
+    figure, axes = pyplot().subplots(down, across, **how)
     for ax in axes.flat[count:]:
         ax.axis("off")
     return figure, axes.flat[:count]
@@ -54,12 +53,10 @@ def check_picture(path: Path, flag: str) -> None:
         raise util.InputError(f"{flag} {path}: a picture's name ends in {', '.join(FORMATS)}")
 
 
-def shown(draw: Callable, path: Path, *what) -> str:
-    """draw(path, *what) a picture of figures that are on the disk already; returns what to say of it: a picture that
-    cannot be drawn ends no evaluation.
-    """
+def try_to_draw(draw: Callable, path: Path, values: Sequence) -> str:
+    """Draw a record's values, draw(path, *values); returns what to say of it: a fault in drawing ends no evaluation."""
     try:
-        draw(path, *what)
+        draw(path, *values)
     except Exception as error:  # of a disk, of a font, of matplotlib
         return f"; {path.name} cannot be drawn ({util.reason(error)})"
     return f" and {path.name}"

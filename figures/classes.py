@@ -32,9 +32,6 @@ CAPTION = """Above: the mean feature of each class, scaled to length 1; lines le
 MDS keeps distances as well as two dimensions can; the maps have one scale, and the others are turned onto the first."""
 
 
-# ---- the numbers -----------------------------------------------------------------------------------------------------
-
-
 def within_and_across(cosines: np.ndarray, group_of: list[int]) -> tuple[float, float]:
     """Mean of [C, C] over the pairs of two classes of one group, and over those of two groups; there must be both."""
     group = np.array(group_of)
@@ -51,20 +48,15 @@ def nearest_in_group(z: np.ndarray, group_of: list[int]) -> tuple[int, int]:
 
 
 def distance_error(z: np.ndarray, points: np.ndarray) -> float:
-    """How far the distances on a map [n, 2] are off those of the vectors [n, d], 0 where all are kept: root mean square
-    of the differences over the pairs, divided by that of the vectors' distances.
-    """
+    """Root mean square error of the distances on a map [n, 2] of vectors [n, d], divided by that of the true ones."""
     from scipy.spatial.distance import pdist
 
     true = pdist(z)
     return float(np.linalg.norm(pdist(points) - true) / np.linalg.norm(true))
 
 
-def aligned(points: np.ndarray, onto: np.ndarray) -> np.ndarray:
-    """[n, 2] a map moved, turned and mirrored, not scaled, to lie as near to another of the same things as it can.
-
-    Least squares (orthogonal Procrustes): the distances within the map stay as they are.
-    """
+def align_map(points: np.ndarray, onto: np.ndarray) -> np.ndarray:
+    """[n, 2] a map moved, turned and mirrored, not scaled, onto another by least squares (orthogonal Procrustes)."""
     from scipy.linalg import orthogonal_procrustes
 
     middle, target = points.mean(0), onto.mean(0)
@@ -72,14 +64,14 @@ def aligned(points: np.ndarray, onto: np.ndarray) -> np.ndarray:
     return (points - middle) @ turn + target
 
 
-def maps_of(means: list[np.ndarray]) -> list[np.ndarray]:
+def make_maps(means: list[np.ndarray]) -> list[np.ndarray]:
     """An MDS map [C, 2] of each list of unit vectors [C, d], about the origin, the others turned onto the first."""
     first, *others = [encoders.mds(z) for z in means]
     first = first - first.mean(0)
-    return [first, *(aligned(other, first) for other in others)]
+    return [first, *(align_map(other, first) for other in others)]
 
 
-def limits_of(points: list[np.ndarray]) -> np.ndarray:
+def find_limits(points: list[np.ndarray]) -> np.ndarray:
     """[2, 2] the box, low and high corner, that holds all maps with some room, no side below 0.6 of the other."""
     every = np.concatenate(points)
     low, high = every.min(0), every.max(0)
@@ -88,10 +80,7 @@ def limits_of(points: list[np.ndarray]) -> np.ndarray:
     return np.stack([(low + high) / 2 - half, (low + high) / 2 + half])
 
 
-# ---- panels ----------------------------------------------------------------------------------------------------------
-
-
-def style_of(group: int) -> dict:
+def choose_style(group: int) -> dict:
     """Color and marker of a superclass: both change, so that many can be told apart."""
     return {"color": COLORS[group % len(COLORS)], "marker": MARKERS[group // len(COLORS) % len(MARKERS)]}
 
@@ -101,20 +90,16 @@ def draw_means(ax, points: np.ndarray, classes: Classes, limits: np.ndarray, inc
 
     limits: low and high corner of the axes; inches: how wide they are.
     """
-    group_of, colors = np.array(classes.group_of), [style_of(group)["color"] for group in classes.group_of]
+    group_of, colors = np.array(classes.group_of), [choose_style(group)["color"] for group in classes.group_of]
     font, area = (10, 60) if len(points) <= FEW else (6.5, 28)  # in points, and their squares
     for group in np.unique(group_of):
-        members, style = points[group_of == group], style_of(group)
+        members, style = points[group_of == group], choose_style(group)
         for point in members:
             ax.plot(*np.stack([members.mean(0), point]).T, color=style["color"], lw=0.8, alpha=0.5, zorder=1)
         ax.scatter(*members.T, s=area, linewidths=0, zorder=2, **style)
     em = font / 72 / inches * (limits[1] - limits[0])[0]
-    encoders.write_names(ax, points - [0, 1.1 * em], classes.names, colors, em, fontsize=font)
-    (left, bottom), (right, top) = limits
-    ax.set(xlabel="MDS 1", ylabel="MDS 2", xlim=(left, right), ylim=(bottom, top), aspect="equal")
-
-
-# ---- the picture -----------------------------------------------------------------------------------------------------
+    encoders.write_names(ax, points - [0, 1.1 * em], classes.names, colors, em, font)
+    ax.set(xlabel="MDS 1", ylabel="MDS 2", xlim=limits[:, 0], ylim=limits[:, 1], aspect="equal")
 
 
 def draw_classes(path: Path, title: str, features: dict, labels, classes: list[str], groups: dict) -> None:
@@ -128,8 +113,8 @@ def draw_classes(path: Path, title: str, features: dict, labels, classes: list[s
     drawn = Classes(list(files.name_classes(classes).values()), order, group_of)
     means = [F.normalize(encoders.class_means(x, labels, len(classes)), dim=1).numpy() for x in features.values()]
     tables = [encoders.class_cosines(x, labels, len(classes)) for x in features.values()]
-    points = maps_of(means)
-    limits, side = limits_of(points), 5.5 if few else 8.5
+    points = make_maps(means)
+    limits, side = find_limits(points), 5.5 if few else 8.5
     width, height = limits[1] - limits[0]
     inches_wide = side * len(features) + 1.5
     title = "\n".join(textwrap.fill(line, int(10 * inches_wide)) for line in title.splitlines())
@@ -141,27 +126,24 @@ def draw_classes(path: Path, title: str, features: dict, labels, classes: list[s
     head.text(0.5, 0.5, title, ha="center", va="center", fontsize=12)
     maps, matrices = (row.subplots(1, len(features), squeeze=False)[0] for row in (above, below))
     for ax, name, z, at in zip(maps, features, means, points, strict=True):
-        near, of = nearest_in_group(z, group_of)
-        found = f"{name}: nearest class in the superclass for {near} of {of}"
+        near, possible = nearest_in_group(z, group_of)
         draw_means(ax, at, drawn, limits, side)
+        found = f"{name}: nearest class in the superclass for {near} of {possible}"
         ax.set_title(f"{found}\ndistances on the map are off by {100 * distance_error(z, at):.0f} %")
-    marks = [plt.Line2D([], [], ls="", ms=7, label=word, **style_of(g)) for g, word in enumerate(words)]
+    marks = [plt.Line2D([], [], ls="", ms=7, label=word, **choose_style(g)) for g, word in enumerate(words)]
     above.legend(handles=marks, loc="outside lower center", ncols=ncols, frameon=False, title="superclass")
     for ax, name, table in zip(matrices, features, tables, strict=True):
         within, across = within_and_across(table, group_of)
         image = draw_matrix(ax, table, drawn, low=min(table.min() for table in tables))
         ax.set_title(f"{name}: mean cosine of two classes\n{within:.2f} within superclasses, {across:.2f} across")
         ax.set_xlabel("class, ordered by superclass" if few else "classes, in the same order")
-        if not few:  # the names of the superclasses, beside the rows, each amid its own
-            middles = [np.flatnonzero(np.array(group_of)[order] == g).mean() for g in range(len(groups))]
+        if not few:
             ax.set(xticks=[], yticks=[])
-            if ax is matrices[0]:
-                ax.set_yticks(middles, words, fontsize=9)
+    if not few:  # the names of the superclasses, beside the rows, each amid its own
+        middles = [np.flatnonzero(np.array(group_of)[order] == g).mean() for g in range(len(groups))]
+        matrices[0].set_yticks(middles, words, fontsize=9)
     below.colorbar(image, ax=matrices, label="mean cosine between the images of two classes", shrink=0.8)
     figures.save(figure, path, dpi=100)
-
-
-# ---- command line ----------------------------------------------------------------------------------------------------
 
 
 def get_parser():
@@ -169,15 +151,15 @@ def get_parser():
 
 
 def main():
-    asked = encoders.Comparison(get_parser())
-    args, classes, test = asked.args, asked.train.classes, asked.test
-    asked.check_superclasses()
+    comparison = encoders.Comparison(get_parser())
+    args, classes, test = comparison.args, comparison.train.classes, comparison.test
+    comparison.check_superclasses()
     lacking = [c for n, c in enumerate(classes) if not (test.labels == n).any()]
     if lacking:
         raise InputError(f"--data_folder {args.data_folder}: class {lacking[0]} has no validation image")
-    features = asked.features(test, "the maps")
-    title = f"{len(classes)} classes of {asked.data}, {len(test):,} test images\n{CAPTION}"
-    draw_classes(args.out, title, features, test.labels, classes, asked.superclasses)
+    features = comparison.features(test, "the maps")
+    title = f"{len(classes)} classes of {comparison.data}, {len(test):,} test images\n{CAPTION}"
+    draw_classes(args.out, title, features, test.labels, classes, comparison.superclasses)
     print(f"drew {args.out}")
 
 

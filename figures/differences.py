@@ -36,16 +36,15 @@ def draw_differences(path: Path, content: dict, columns: list[str]) -> None:
         of for of in content["differences"]["methods"].values() if any("mean" in of["columns"][c] for c in columns)
     ]
     high = 0.9 + 0.5 * len(methods)
-    figure, axes = figures.panels(len(columns), lambda across, down: (1.2 + 3.2 * across, 1 + high * down), sharey=True)
+    figure, axes = figures.panels(
+        len(columns), lambda across, down: (1.2 + 3.2 * across, 1 + high * down), share_y=True
+    )
     for ax, column in zip(axes, columns, strict=True):
         draw_panel(ax, column, methods, "" if are_small(content["results"], column) else "points")
     counts = {len(method["columns"][column]["seeds"]) for method in methods for column in columns} - {0}
     what = f"difference to {content['differences']['to']}, paired by seed"
     how = f"rings: {seeds_of(counts)}; bar: 95 % interval of the mean, in color where it excludes 0"
     figures.save(figure, path, f"{content['recipe']['title']}: {what}\n{how}{scaled(content)}")
-
-
-# ---- command line ----------------------------------------------------------------------------------------------------
 
 
 def get_parser():

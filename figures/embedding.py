@@ -27,8 +27,6 @@ from figures.encoders import COLORS, MARKERS
 from figures.ranking import Classes, clustered, draw_matrix
 from util import InputError
 
-# ---- the numbers -----------------------------------------------------------------------------------------------------
-
 
 def tsne(z: np.ndarray) -> np.ndarray:
     """[n, d] -> [n, 2]."""
@@ -47,15 +45,12 @@ def umap(z: np.ndarray) -> np.ndarray:
 MAPS = {"t-SNE": tsne, "UMAP": umap, "MDS": encoders.mds}
 
 
-def maps_of(units: dict[str, np.ndarray]) -> dict[str, tuple[str, np.ndarray]]:
+def make_maps(units: dict[str, np.ndarray]) -> dict[str, tuple[str, np.ndarray]]:
     """Title -> name of the axes, map [n, 2]: of one encoder's unit vectors [n, d] all MAPS, of several their MDS."""
     if len(units) > 1:
         return {name: ("MDS", encoders.mds(z)) for name, z in units.items()}
     (z,) = units.values()
     return {name: (name, make(z)) for name, make in MAPS.items() if name != "UMAP" or importlib.util.find_spec("umap")}
-
-
-# ---- panels ----------------------------------------------------------------------------------------------------------
 
 
 def draw_map(ax, points: np.ndarray, labels: np.ndarray, classes: Classes, legend: bool = False) -> None:
@@ -71,14 +66,14 @@ def draw_map(ax, points: np.ndarray, labels: np.ndarray, classes: Classes, legen
     center, reach = (low + high) / 2, max((high - low).max() / 2, 1e-6)
     named, beside, colors = [], [], []
     for place, c in enumerate(order):
-        of_label = points[labels == c]
-        if not len(of_label):
+        dots = points[labels == c]
+        if not len(dots):
             continue
         named.append(names[c])
         colors.append(matplotlib.colormaps["viridis"](place / (len(order) - 1)) if many else COLORS[place])
         marker = MARKERS[classes.group_of[c] % len(MARKERS)]
-        ax.scatter(*of_label.T, s=16, color=colors[-1], marker=marker, linewidths=0, alpha=0.6, label=names[c])
-        middle = np.median(of_label, axis=0) - center
+        ax.scatter(*dots.T, s=16, color=colors[-1], marker=marker, linewidths=0, alpha=0.6, label=names[c])
+        middle = np.median(dots, axis=0) - center
         beside.append(center + middle * (1 + 0.17 * reach / max(np.linalg.norm(middle), 0.1 * reach)))
     reached = [low, high]
     if legend:
@@ -86,7 +81,7 @@ def draw_map(ax, points: np.ndarray, labels: np.ndarray, classes: Classes, legen
     else:
         size = 15 if len(max(names, key=len)) < 3 else 6 if many else 10
         em = 2.2 * reach * size / 300  # of a font of so many points, on axes that are 4 inches wide
-        reached += [*encoders.write_names(ax, np.array(beside), named, colors, em, fontsize=size, weight="bold")]
+        reached += [*encoders.write_names(ax, np.array(beside), named, colors, em, size, "bold")]
     ax.set(xticks=[], yticks=[])
     ax.update_datalim(reached)
     ax.margins(0.05)
@@ -106,9 +101,6 @@ def draw_cosines(ax, z: np.ndarray, labels: np.ndarray, group_of: list[int], gro
             ax.hist(found, bins=60, range=(min(-0.01, cosines.min()), 1), **how)
     ax.set(title="two images of ...", xlabel="cosine", ylabel="density", yticks=[])
     ax.legend(frameon=False)
-
-
-# ---- the picture -----------------------------------------------------------------------------------------------------
 
 
 def draw_embedding(path: Path, title: str, features: dict, labels, classes: list[str], groups, table) -> None:
@@ -131,7 +123,7 @@ def draw_embedding(path: Path, title: str, features: dict, labels, classes: list
     matrices = [(name if len(units) > 1 else "in the embedding", x, "mean cosine") for name, x in cosines.items()]
     if table is not None:
         matrices.append(("the ranking", table, "similarity"))
-    maps = maps_of(units)
+    maps = make_maps(units)
     histogram = len(matrices) < len(maps)  # in the room that is left
     size = 5 * max(len(maps), len(matrices)), 5 * (len(shown) + 1)
     figure = figures.pyplot().figure(figsize=size, layout="constrained")
@@ -154,9 +146,6 @@ def draw_embedding(path: Path, title: str, features: dict, labels, classes: list
     figures.save(figure, path, title, dpi=80)
 
 
-# ---- command line ----------------------------------------------------------------------------------------------------
-
-
 def get_parser():
     p = encoders.parser(__doc__, "embedding.png")
     g = p.add_argument_group("classes and images")
@@ -167,17 +156,17 @@ def get_parser():
 
 
 def main():
-    asked = encoders.Comparison(get_parser())
-    args, classes, test = asked.args, asked.train.classes, asked.test
+    comparison = encoders.Comparison(get_parser())
+    args, classes, test = comparison.args, comparison.train.classes, comparison.test
     test = test.chosen(np.unique(np.linspace(0, len(test) - 1, min(args.images, len(test))).astype(int)).tolist())
     if len(test.labels.unique()) < len(classes):
         raise InputError(f"--images {args.images}: leaves some class without an image; give more")
     table = None
     if args.ranking:
         table = rankings.find_similarities(args.ranking, classes, datasets.spec(args.dataset).superclasses)
-    groups, features = asked.superclasses, asked.features(test, "the maps")
-    title = f"{', '.join(features)}: {len(test)} test images of {asked.data}"
-    draw_embedding(args.out, title, features, test.labels, classes, groups, table)
+    features = comparison.features(test, "the maps")
+    title = f"{', '.join(features)}: {len(test)} test images of {comparison.data}"
+    draw_embedding(args.out, title, features, test.labels, classes, comparison.superclasses, table)
     print(f"drew {args.out}")
 
 

@@ -24,8 +24,6 @@ MARKERS = "o^sDvP*X"
 # Paul Tol's muted scheme: told apart by color-blind readers
 COLORS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#999933", "#AA4499", "#44AA99", "#661100", "#555555")
 
-# ---- command line ----------------------------------------------------------------------------------------------------
-
 
 def parser(description: str, out: str):
     """The options of a picture of encoders: data, checkpoints, their names, and which classes are alike."""
@@ -50,23 +48,17 @@ class Comparison:
         self.train, self.test = datasets.build_pair(args.dataset, **factory.chosen_images(args))
         distributed.say(datasets.left_out(self.train, self.test))
         self.data = datasets.title(args.dataset, args.data_folder)  # what titles call it
-        self.loading, self.cache = factory.loading(args, torch.device("cpu")), factory.features_cache(args)
-
-    @cached_property
-    def superclasses(self) -> dict[str, list[str]] | None:
-        """superclass -> those of the classes in it; None where none are known."""
-        return superclasses_of(self.args.superclasses, self.args.dataset, self.train.classes)
+        self.superclasses = find_superclasses(args.superclasses, args.dataset, self.train.classes)
 
     def check_superclasses(self) -> None:
         """Raise InputError unless there are superclasses that tell classes apart."""
         args, groups = self.args, self.superclasses
         if groups is None:
             raise InputError(f"--dataset {args.dataset}: has no superclasses of its own; give --superclasses FILE.yaml")
-        source = f"--superclasses {args.superclasses}" if args.superclasses else f"--dataset {args.dataset}"
-        if len(groups) < 2:
-            raise InputError(f"{source}: all classes are of one superclass; there is nothing to compare")
-        if max(map(len, groups.values())) < 2:
-            raise InputError(f"{source}: no two classes are of one superclass; there is nothing to compare")
+        few = "all classes" if len(groups) < 2 else "no two classes" if max(map(len, groups.values())) < 2 else None
+        if few:
+            source = f"--superclasses {args.superclasses}" if args.superclasses else f"--dataset {args.dataset}"
+            raise InputError(f"{source}: {few} are of one superclass; there is nothing to compare")
 
     @cached_property
     def encoders(self) -> dict[str, trained_encoder.FrozenEncoder]:
@@ -87,26 +79,24 @@ class Comparison:
 
     def features(self, data: datasets.ImageData, title: str) -> dict[str, torch.Tensor]:
         """name -> [n, d] `trained_encoder.extract_features` of the images. Raises InputError where all are 0."""
+        loading, cache = factory.loading(self.args, torch.device("cpu")), factory.features_cache(self.args)
         found = {}
         for name, net in self.encoders.items():
-            found[name] = trained_encoder.extract_features(net, data, f"{title}, {name}", self.loading, self.cache)
+            found[name] = trained_encoder.extract_features(net, data, f"{title}, {name}", loading, cache)
             if not found[name].any():
                 raise InputError(f"--ckpt {net.record['path']}: all features are 0; there is nothing to draw")
         return found
 
 
-def superclasses_of(file: str | None, dataset: str, classes: list[str]) -> dict[str, list[str]] | None:
+def find_superclasses(file: str | None, dataset: str, classes: list[str]) -> dict[str, list[str]] | None:
     """superclass -> those of the classes in it, of --superclasses or the data set's own; None without."""
     groups, source = rankings.choose_superclasses(file, datasets.spec(dataset).superclasses)
     if groups is None:
         return None
     if file:
         rankings.number_superclasses(groups, classes, source)
-    return {
-        g: kept
-        for g, members in groups.items()
-        if (kept := [c for c in util.spelt_as(members, classes) if c in classes])
-    }
+    found = {g: [c for c in util.spelt_as(members, classes) if c in classes] for g, members in groups.items()}
+    return {g: members for g, members in found.items() if members}
 
 
 def _check_same_classes(first: dict, other: dict) -> None:
@@ -116,9 +106,6 @@ def _check_same_classes(first: dict, other: dict) -> None:
     if lacking or more:
         which = f"without {lacking[0]}" if lacking else f"with {more[0]}"
         raise InputError(f"--ckpt {other['path']}: was trained on other classes than {first['path']} ({which})")
-
-
-# ---- the numbers -----------------------------------------------------------------------------------------------------
 
 
 def group_numbers(groups: dict[str, list[str]] | None, classes: list[str]) -> list[int]:
@@ -155,21 +142,21 @@ def mds(z: np.ndarray) -> np.ndarray:
         return MDS(n_init=1, normalized_stress="auto", random_state=0).fit_transform(z, init=start)
 
 
-# ---- names on a map --------------------------------------------------------------------------------------------------
-
-
-def write_names(ax, places: np.ndarray, names: list[str], colors: list, em: float, **font) -> np.ndarray:
+def write_names(
+    ax, places: np.ndarray, names: list[str], colors: list, em: float, size: float, weight: str = "normal"
+) -> np.ndarray:
     """Write names about places [n, 2], moved apart and outlined in white, to be read on dots of their color.
 
-    em: height of the letters on the axes. Returns the corners of all, [2n, 2].
+    em: height of the letters on the axes; size: the same in points. Returns the corners of all, [2n, 2].
     """
     from matplotlib import patheffects
 
     half = em * np.array([[0.325 * len(name), 0.6] for name in names])
     places = spread_apart(places, 2 * half[:, 0], 1.1 * em)
     outline = [patheffects.withStroke(linewidth=2, foreground="white")]
+    how = dict(ha="center", va="center", path_effects=outline, zorder=3, fontsize=size, weight=weight)
     for (x, y), name, color in zip(places, names, colors, strict=True):
-        ax.text(x, y, name, color=color, ha="center", va="center", path_effects=outline, zorder=3, **font)
+        ax.text(x, y, name, color=color, **how)
     return np.concatenate([places - half, places + half])
 
 

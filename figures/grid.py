@@ -111,9 +111,6 @@ def draw_legend(figure, titles: list[str]) -> None:
     figure.legend([entries[title] for title in shown], shown, **how)
 
 
-# ---- command line ----------------------------------------------------------------------------------------------------
-
-
 def table_parser(description: str, out: str):
     """The options of a picture of a recipe's table."""
     p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -29,10 +29,7 @@ FRAMES = ("#0072B2", "#E69F00", "#C8C8C8")
 CELL = 0.8  # inches of an image
 
 
-# ---- what is drawn ---------------------------------------------------------------------------------------------------
-
-
-def queries_of(labels: np.ndarray, n: int) -> tuple[list[int], int]:
+def choose_queries(labels: np.ndarray, n: int) -> tuple[list[int], int]:
     """The first image of every k-th class, by labels [m], k the largest with n of them; the images, and k.
 
     Only classes with an image count. Raises InputError where they are fewer than n.
@@ -44,18 +41,10 @@ def queries_of(labels: np.ndarray, n: int) -> tuple[list[int], int]:
     return first[::step][:n].tolist(), step
 
 
-def shares(kinds: np.ndarray) -> list[float]:
-    """How large a part of the neighbors is of each of KINDS."""
-    return [float((kinds == kind).mean()) for kind in range(len(KINDS))]
-
-
 def square(image: Image.Image, most: int = 160) -> np.ndarray:
     """[s, s, 3] the middle of an image, no larger than it will be seen."""
     side = min(*image.size, most)
     return np.asarray(ImageOps.fit(image, (side, side)))
-
-
-# ---- the picture -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -81,15 +70,15 @@ class Query:
 PITCH, ROW, GAP, START = 1.14, 1.34, 0.3, 2.0
 
 
-def draw_strips(path: Path, queries: list[Query], title: str, found: dict[str, list[float]]) -> None:
+def draw_strips(path: Path, queries: list[Query], title: str, shares: dict[str, list[float]]) -> None:
     """A block a query, in it a strip an encoder; frames say of which kind a neighbor is.
 
-    found: encoder -> share of each kind among the neighbors of all test images, for the title.
+    shares: encoder -> share of each kind among the neighbors of all test images, for the title.
     """
     plt = figures.pyplot()
     count = len(next(iter(queries[0].strips.values())))
     width, height = START + PITCH * count, len(queries) * (ROW * len(queries[0].strips) + GAP)
-    size = max(8, CELL * (width + 2)), CELL * (height + 0.5) + 1 + 0.2 * len(found)
+    size = max(8, CELL * (width + 2)), CELL * (height + 0.5) + 1 + 0.2 * len(shares)
     figure, ax = plt.subplots(figsize=size, layout="constrained")
     ax.text(START - 0.12, -0.15, "nearest", ha="right", va="bottom", fontsize=8)
     for rank in range(count):
@@ -102,7 +91,7 @@ def draw_strips(path: Path, queries: list[Query], title: str, found: dict[str, l
     ax.axis("off")
     marks = [plt.Rectangle((0, 0), 1, 1, fill=False, lw=3, ec=color) for color in FRAMES]
     ax.legend(marks, KINDS, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
-    for name, parts in found.items():
+    for name, parts in shares.items():
         each = ", ".join(f"{100 * x:.1f} % {kind}" for x, kind in zip(parts, KINDS, strict=True))
         title += f"\n{name}, for all test images: {each}"
     figures.save(figure, path, title, dpi=120)
@@ -114,27 +103,23 @@ def _draw_query(ax, query: Query, top: float) -> None:
     words = textwrap.fill(query.name, 14), textwrap.fill(query.group, 16)
     ax.text(-0.1, middle, words[0], ha="right", va="bottom", fontsize=9, weight="bold")
     ax.text(-0.1, middle + 0.08, words[1], ha="right", va="top", fontsize=7.5, color="#555555")
-    _draw_image(ax, query.image, (0, middle - 0.5))
+    _draw_image(ax, query.image, 0, middle - 0.5)
     for row, (encoder, strip) in enumerate(query.strips.items()):
         y = top + ROW * row
         ax.text(START - 0.12, y + 0.5, textwrap.fill(encoder, 9), ha="right", va="center", fontsize=8)
         for rank, found in enumerate(strip):
             x, name = START + PITCH * rank, textwrap.shorten(found.name, 15, placeholder="…")
-            _draw_image(ax, found.image, (x, y), FRAMES[found.kind])
+            _draw_image(ax, found.image, x, y, FRAMES[found.kind])
             ax.text(x + 0.5, y + 1.06, name, ha="center", va="top", fontsize=6)
 
 
-def _draw_image(ax, image: np.ndarray, corner: tuple[float, float], frame: str | None = None) -> None:
-    """An image of side 1 with its upper left corner there, in a frame if one is given."""
+def _draw_image(ax, image: np.ndarray, x: float, y: float, frame: str | None = None) -> None:
+    """An image of side 1 with its upper left corner at (x, y), in a frame if one is given."""
     from matplotlib.patches import Rectangle
 
-    x, y = corner
     ax.imshow(image, extent=(x, x + 1, y + 1, y), interpolation="nearest" if len(image) < 100 else "antialiased")
     if frame:
-        ax.add_patch(Rectangle(corner, 1, 1, fill=False, lw=3, ec=frame))
-
-
-# ---- command line ----------------------------------------------------------------------------------------------------
+        ax.add_patch(Rectangle((x, y), 1, 1, fill=False, lw=3, ec=frame))
 
 
 def get_parser():
@@ -146,18 +131,18 @@ def get_parser():
 
 
 def main():
-    asked = encoders.Comparison(get_parser())
-    args, train, test = asked.args, asked.train, asked.test
-    asked.check_superclasses()
-    chosen, step = queries_of(test.labels.numpy(), args.queries)
+    comparison = encoders.Comparison(get_parser())
+    args, train, test = comparison.args, comparison.train, comparison.test
+    comparison.check_superclasses()
+    chosen, step = choose_queries(test.labels.numpy(), args.queries)
     if args.nearest > len(train):
         raise InputError(f"--nearest {args.nearest}: there are {len(train)} training images; give at most so many")
-    gallery, features = asked.features(train, "gallery"), asked.features(test, "queries")
-    group_of = encoders.group_numbers(asked.superclasses, train.classes)
+    gallery, features = comparison.features(train, "gallery"), comparison.features(test, "queries")
+    group_of = encoders.group_numbers(comparison.superclasses, train.classes)
     nearest = {name: evaluation.nearest(features[name], gallery[name], args.nearest)[1].numpy() for name in features}
     labels = train.labels.numpy()
     kinds = {n: encoders.pair_kinds(test.labels.numpy()[:, None], labels[i], group_of) for n, i in nearest.items()}
-    words, groups = (list(files.name_classes(names).values()) for names in (train.classes, asked.superclasses))
+    words, groups = (list(files.name_classes(names).values()) for names in (train.classes, comparison.superclasses))
 
     def strip(encoder: str, query: int) -> list[Neighbor]:
         found = zip(nearest[encoder][query].tolist(), kinds[encoder][query].tolist(), strict=True)
@@ -167,10 +152,11 @@ def main():
     for i in chosen:
         label, strips = int(test.labels[i]), {name: strip(name, i) for name in features}
         queries.append(Query(square(test.image(i)), words[label], groups[group_of[label]], strips))
-    title = f"{asked.data}: test images, and the {args.nearest} training images nearest to each by cosine\n"
+    title = f"{comparison.data}: test images, and the {args.nearest} training images nearest to each by cosine\n"
     of_each = "every class" if step == 1 else f"one class in every {step}"
     title += f"Test images chosen by rule: the first one of {of_each}"
-    draw_strips(args.out, queries, title, {name: shares(k) for name, k in kinds.items()})
+    shares = {name: [float((found == kind).mean()) for kind in range(len(KINDS))] for name, found in kinds.items()}
+    draw_strips(args.out, queries, title, shares)
     print(f"drew {args.out}")
 
 

@@ -16,8 +16,6 @@ from engine.encoder.records import are_small, read_table
 from recipes import ROOT, Scope, columns, given, grid, seeds
 from util import InputError
 
-# ---- JSON ------------------------------------------------------------------------------------------------------------
-
 
 def portable(value, folder: Path):
     """A JSON value in whose texts paths below `folder` are relative to it: a table may be read on another machine."""
@@ -84,9 +82,6 @@ def differences_of(recipe: dict, results: dict) -> dict:
             }
             found["methods"][name] = {"title": grid.title_of(recipe, name), "columns": of}
     return found
-
-
-# ---- Markdown --------------------------------------------------------------------------------------------------------
 
 
 def markdown(content: dict, chosen: list[str] | None = None) -> str:
@@ -193,9 +188,6 @@ def notes(content: dict, scope: Scope) -> list[str]:
         found.append(f"UNFINISHED: runs still to come when this was written: {content['unfinished']}.")
     found += [f"WARNING: {run['warning']}" for runs in results.values() for run in runs if run.get("warning")]
     return found + [f"FAILED: {f['what']} ({f['why']})" for f in content["failures"]]
-
-
-# ---- command line ----------------------------------------------------------------------------------------------------
 
 
 def get_parser():

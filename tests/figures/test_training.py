@@ -76,5 +76,5 @@ def test_a_picture_that_cannot_be_drawn_is_said_and_ends_nothing(tmp_path):
     def faulty(path, color):
         raise ValueError(f"{color} is no color\nat all")
 
-    assert figures.shown(faulty, tmp_path / "p.png", "loud") == "; p.png cannot be drawn (loud is no color)"
-    assert figures.shown(lambda path: path.touch(), tmp_path / "p.png") == " and p.png"
+    assert figures.try_to_draw(faulty, tmp_path / "p.png", ["loud"]) == "; p.png cannot be drawn (loud is no color)"
+    assert figures.try_to_draw(lambda path: path.touch(), tmp_path / "p.png", []) == " and p.png"
