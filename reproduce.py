@@ -47,46 +47,37 @@ def get_parser():
     return p
 
 
-def train(title: str, command: str, runner: Runner) -> dict | None:
-    """What a record says of a finished training, and "seconds" where they are known."""
-    folder = runner.train(f"{title}: training", command)
-    if folder is None:
-        return None
-    seconds = completed.seconds(folder)
-    found = {"folder": str(folder), "sha256": util.sha256(folder / "last.pth"), "training": command}
-    return found if seconds is None else {**found, "seconds": seconds}
-
-
-def take_given(title: str, file: Path, runner: Runner) -> dict:
-    """What a record says of a checkpoint that is not trained."""
-    sha256, warning = completed.hash_of_given(file)
-    if warning:
-        runner.say(f"== {title}: warning: {warning}")
-    return {"folder": str(file.parent), "sha256": sha256, **({"warning": warning} if warning else {})}
-
-
 def run_method(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Runner) -> dict:
-    """One method with one seed: {"seed", "values" by column, "records": file by evaluation}."""
+    """One method with one seed: {"seed", "values" by column, "records": file by evaluation}, and its checkpoint."""
     title, file = recipes.title(recipe, name, seed), recipes.given(recipe, name)
     wanted = recipes.commands(recipe, name, seed, scope)
-    source = take_given(title, file, runner) if file else train(title, wanted.pop("training"), runner)
-    values, records = {}, {}
-    if source is None:
-        return {"seed": seed, "values": values, "records": records}
-    seconds = {"seconds": source.pop("seconds")} if "seconds" in source else {}
+    values, records, seconds = {}, {}, None
+    if file:
+        source = {"folder": str(file.parent), **completed.check_given(file)}
+        if "warning" in source:
+            runner.say(f"== {title}: warning: {source['warning']}")
+    else:
+        training = wanted.pop("training")
+        folder = runner.train(f"{title}: training", training)
+        if folder is None:
+            return {"seed": seed, "values": values, "records": records}
+        source = {"folder": str(folder), "sha256": util.sha256(folder / "last.pth"), "training": training}
+        seconds = completed.seconds(folder)
     for step, command in wanted.items():
         command = command.replace("$path2chkpt", shlex.quote(source["folder"]))
         found = runner.evaluate(f"{title}: {step}", command, source["sha256"])
         if found is None:
             continue
-        records[step], known = found["file"], completed.figures(found["metrics"])
+        records[step], measured = found["file"], completed.figures(found["metrics"])
         for column, path in recipe["evaluations"][step]["columns"].items():
-            if path in known:
-                values[column] = known[path]
+            if path in measured:
+                values[column] = measured[path]
             else:
-                why = f"no figure {path} for column {column}{util.nearest(path, known)}; there are {', '.join(known)}"
-                runner.fail(f"{title}: {step}", command, f"{why}, in {found['file']}")
-    return {"seed": seed, "values": recipes.with_means(recipe, values) | seconds, "records": records, **source}
+                near, there = util.nearest(path, measured), ", ".join(measured)
+                why = f"no figure {path} for column {column}{near}; there are {there}, in {found['file']}"
+                runner.fail(f"{title}: {step}", command, why)
+    values = recipes.with_means(recipe, values) | ({} if seconds is None else {"seconds": seconds})
+    return {"seed": seed, "values": values, "records": records, **source}
 
 
 def attempt(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Runner) -> dict:
@@ -111,7 +102,7 @@ def run_methods(recipe: dict, names, scope: recipes.Scope, runner: Runner, save:
     """
     seeds = {name: recipes.seeds(recipe, name, scope) for name in recipe["methods"]}
     finder = Finder(runner.logs, runner.jobs)
-    found = {name: [attempt(recipe, name, seed, scope, finder) for seed in of] for name, of in seeds.items()}
+    found = {name: [attempt(recipe, name, seed, scope, finder) for seed in own] for name, own in seeds.items()}
     to_come, lock = {(name, seed) for name in names for seed in seeds[name]}, threading.Lock()
 
     def run(name, seed):

@@ -1,6 +1,4 @@
-"""What is there of a recipe: a run of the same command, a record of the same evaluation of the same checkpoint, a given
-checkpoint.
-"""
+"""What is done of a recipe: runs of the same command, records of the same evaluation, given checkpoints."""
 
 import json
 import shlex
@@ -47,9 +45,8 @@ def _starts(script: str) -> dict[str, bool]:
     return {name: action.nargs == "?" for action in found for name in action.option_strings}
 
 
-def changed_file(command: str, *before: dict) -> str | None:
-    """The first option of a command, with its file, whose content is another than when something was made from it; None
-    where there is none.
+def find_changed_file(command: str, before: list[dict]) -> str | None:
+    """The first option of a command, with its file, whose content has changed since something was made from it.
 
     before: check sums as runs and records have them (config.files_of). What they do not know, as those of older
     versions, and a file that is gone, is not held against them.
@@ -79,11 +76,11 @@ def find_run(folders, command: str) -> Path | None:
 
 
 def changed_since(folder: Path, command: str) -> str | None:
-    """`changed_file` since a run of this command was started, or gone on with."""
-    return changed_file(command, *(start.get("files", {}) for start in starts_of(folder)))
+    """`find_changed_file` since a run of this command was started, or resumed."""
+    return find_changed_file(command, [start.get("files", {}) for start in read_starts(folder)])
 
 
-def starts_of(folder: Path) -> list[dict]:
+def read_starts(folder: Path) -> list[dict]:
     """What is known of a run's starts, from the last one that began from scratch; [] where none did."""
     starts = util.read_json_lines(folder / "starts.jsonl")
     scratch = [i for i, start in enumerate(starts) if start["resumed"] is None]
@@ -91,14 +88,12 @@ def starts_of(folder: Path) -> list[dict]:
 
 
 def began_so(folder: Path, script: str) -> bool:
-    """Whether a run of a script began from scratch, and went on from nothing but itself with the options that it has
-    now.
-    """
-    starts, means = starts_of(folder), parser_of(script).meanings()
+    """Whether a run began from scratch, and resumed nothing but itself with the options that it has now."""
+    starts, means = read_starts(folder), parser_of(script).meanings()
     for start in starts:
         then, now = start["options"], starts[-1]["options"]
-        known = then.keys() & now.keys()  # an option may be younger than the run
-        if any(then[name] != now[name] for name in known if Means.FREE not in means.get(name, Means.RESULT)):
+        both = then.keys() & now.keys()  # an option may be younger than the run
+        if any(then[name] != now[name] for name in both if Means.FREE not in means.get(name, Means.RESULT)):
             return False
         if start["resumed"] is not None and Path(start["resumed"]).resolve().parent != folder.resolve():
             return False
@@ -121,18 +116,20 @@ def seconds(folder: Path) -> float | None:
     return sum(record.get("seconds", 0) for record in util.read_json_lines(folder / "log.jsonl"))
 
 
-def hash_of_given(file: Path) -> tuple[str, str | None]:
-    """SHA-256 of a given checkpoint, and what is to be said where other weights lie in the place of published ones.
+def check_given(file: Path) -> dict[str, str]:
+    """The "sha256" of a given checkpoint, and a "warning" where other weights lie in the place of published ones.
 
     Raises InputError, in one line, where there is none: published weights by name, hash and place.
     """
     meant = official_checkpoints.find_by_place(file)
-    known = meant and f"the published weights {meant.name} ({meant.file}, SHA-256 {meant.sha256})"
+    weights = meant and f"the published weights {meant.name} ({meant.file}, SHA-256 {meant.sha256})"
     if not file.is_file():
-        raise InputError(f"{file}: no such file" + (f"; put {known} there" if known else ""))
-    found = util.sha256(file)
-    other = meant and found != meant.sha256
-    return found, f"{file} is not the published file: its SHA-256 is {found}, not that of {known}" if other else None
+        raise InputError(f"{file}: no such file" + (f"; put {weights} there" if weights else ""))
+    sha256 = util.sha256(file)
+    if not meant or sha256 == meant.sha256:
+        return {"sha256": sha256}
+    warning = f"{file} is not the published file: its SHA-256 is {sha256}, not that of {weights}"
+    return {"sha256": sha256, "warning": warning}
 
 
 def _resumed_itself(called: list[str], command: str) -> bool:
@@ -145,9 +142,7 @@ def _resumed_itself(called: list[str], command: str) -> bool:
 
 
 def find_record(command: str, sha256: str) -> dict | None:
-    """The record of an evaluation by this command, whose files are as they were, of this checkpoint, with the file that
-    holds it; None without.
-    """
+    """The record, and its "file", of an evaluation of this checkpoint by this command, whose files are unchanged."""
     folder = Path(option(command, "--save_folder", "./save")) / "results"
     for path in sorted(folder.glob("*.json")):
         try:
@@ -157,7 +152,7 @@ def find_record(command: str, sha256: str) -> dict | None:
             wanted = wanted and _resumed_itself(record["command"], command)
         except (ValueError, TypeError, KeyError):  # not a record
             continue
-        if wanted and not changed_file(command, record.get("files", {})):
+        if wanted and not find_changed_file(command, [record.get("files", {})]):
             return {**record, "file": str(path)}
     return None
 
