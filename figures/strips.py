@@ -70,15 +70,15 @@ class Query:
 PITCH, ROW, GAP, START = 1.14, 1.34, 0.3, 2.0
 
 
-def draw_strips(path: Path, queries: list[Query], title: str, shares: dict[str, list[float]]) -> None:
+def draw_strips(path: Path, queries: list[Query], title: str, kinds: dict[str, np.ndarray]) -> None:
     """A block a query, in it a strip an encoder; frames say of which kind a neighbor is.
 
-    shares: encoder -> share of each kind among the neighbors of all test images, for the title.
+    kinds: encoder -> the kinds of the neighbors of all test images, whose shares the title says.
     """
     plt = figures.pyplot()
     count = len(next(iter(queries[0].strips.values())))
     width, height = START + PITCH * count, len(queries) * (ROW * len(queries[0].strips) + GAP)
-    size = max(8, CELL * (width + 2)), CELL * (height + 0.5) + 1 + 0.2 * len(shares)
+    size = max(8, CELL * (width + 2)), CELL * (height + 0.5) + 1 + 0.2 * len(kinds)
     figure, ax = plt.subplots(figsize=size, layout="constrained")
     ax.text(START - 0.12, -0.15, "nearest", ha="right", va="bottom", fontsize=8)
     for rank in range(count):
@@ -91,8 +91,8 @@ def draw_strips(path: Path, queries: list[Query], title: str, shares: dict[str, 
     ax.axis("off")
     marks = [plt.Rectangle((0, 0), 1, 1, fill=False, lw=3, ec=color) for color in FRAMES]
     ax.legend(marks, KINDS, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
-    for name, parts in shares.items():
-        each = ", ".join(f"{100 * x:.1f} % {kind}" for x, kind in zip(parts, KINDS, strict=True))
+    for name, found in kinds.items():
+        each = ", ".join(f"{100 * (found == number).mean():.1f} % {kind}" for number, kind in enumerate(KINDS))
         title += f"\n{name}, for all test images: {each}"
     figures.save(figure, path, title, dpi=120)
 
@@ -155,8 +155,7 @@ def main():
     title = f"{comparison.data}: test images, and the {args.nearest} training images nearest to each by cosine\n"
     of_each = "every class" if step == 1 else f"one class in every {step}"
     title += f"Test images chosen by rule: the first one of {of_each}"
-    shares = {name: [float((found == kind).mean()) for kind in range(len(KINDS))] for name, found in kinds.items()}
-    draw_strips(args.out, queries, title, shares)
+    draw_strips(args.out, queries, title, kinds)
     print(f"drew {args.out}")
 
 

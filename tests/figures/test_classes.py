@@ -6,6 +6,7 @@ import reference
 import torch
 import torch.nn.functional as F
 from matplotlib.colors import to_hex
+from scipy.spatial.distance import pdist
 
 from figures import classes, encoders
 
@@ -13,79 +14,53 @@ NAMES = ["ant", "bee", "car", "bus", "oak"]
 GROUPS = {"small_insects": ["ant", "bee"], "vehicles": ["bus", "car"], "trees": ["oak"]}
 
 
-def made(seed, count=5, dim=8, each=4):
+def make_features(seed, count=5, dim=8, each=4):
     """Features of a cloud a class, and labels."""
     g = torch.Generator().manual_seed(seed)
     labels = torch.arange(count).repeat(each)
     return torch.randn(count, dim, generator=g)[labels] + 0.1 * torch.randn(count * each, dim, generator=g), labels
 
 
-# ---- the numbers -----------------------------------------------------------------------------------------------------
-
-
-def test_means_within_superclasses_leave_the_own_class_out():
-    table, group_of = np.random.default_rng(0).normal(size=(6, 6)), [0, 1, 0, 2, 1, 1]
+@pytest.mark.parametrize("seed", range(3))
+def test_numbers_over_classes_are_as_loops_have_them(seed):
+    rng, group_of = np.random.default_rng(seed), [0, 0, 0, 1, 1, 1, 1, 2]  # the last has no companion
+    table, z, points = (rng.normal(size=(8, columns)) for columns in (8, 4, 2))
     assert classes.within_and_across(table, group_of) == pytest.approx(reference.within_and_across(table, group_of))
-
-
-def test_the_nearest_class_is_sought_among_the_others_and_counts_where_it_could_be_of_the_superclass():
-    for seed in range(3):
-        z = F.normalize(torch.randn(8, 4, generator=torch.Generator().manual_seed(seed)), dim=1).numpy()
-        group_of = [0, 0, 0, 1, 1, 1, 1, 2]  # the last has no companion
-        assert classes.nearest_in_group(z, group_of) == reference.nearest_in_group(z.tolist(), group_of)
-
-
-def turned(points, angle, mirrored=False):
-    """A map turned about the origin, and mirrored before if asked."""
-    c, s = np.cos(angle), np.sin(angle)
-    return (points * [1, -1] if mirrored else points) @ np.array([[c, s], [-s, c]])
-
-
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_a_map_that_was_moved_turned_and_mirrored_comes_back(mirrored):
-    points = np.random.default_rng(0).normal(size=(9, 2))
-    found = classes.aligned(np.array([3, -5]) + turned(points, 0.7, mirrored), onto=points)
-    assert found == pytest.approx(points, abs=1e-9)
-
-
-def test_no_other_turn_brings_a_map_nearer_and_its_distances_stay():
-    rng = np.random.default_rng(1)
-    onto, points = rng.normal(size=(9, 2)), 3 * rng.normal(size=(9, 2))
-    found = classes.aligned(points, onto)
-    assert np.square(found - onto).sum() == pytest.approx(reference.least_distance(points, onto), rel=1e-4)
-    before, after = (np.linalg.norm(x[:, None] - x, axis=2) for x in (points, found))
-    assert after == pytest.approx(before)
-
-
-def test_how_far_the_distances_of_a_map_are_off_is_as_loops_have_it():
-    rng = np.random.default_rng(2)
-    z, points = rng.normal(size=(7, 5)), rng.normal(size=(7, 2))
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    assert classes.nearest_in_group(z, group_of) == reference.nearest_in_group(z.tolist(), group_of)
     assert classes.distance_error(z, points) == pytest.approx(reference.distance_error(z.tolist(), points.tolist()))
-    assert classes.distance_error(np.c_[points, np.zeros(7)], turned(points, 1.0)) == pytest.approx(0, abs=1e-9)
+    assert classes.distance_error(np.c_[points, np.zeros(8)], points[:, ::-1]) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_map_is_laid_onto_another_as_near_as_any_turn_brings_it_and_keeps_its_distances():
+    rng, c, s = np.random.default_rng(1), np.cos(0.7), np.sin(0.7)
+    onto, points = rng.normal(size=(9, 2)), 3 * rng.normal(size=(9, 2))
+    for mirrored in (1, -1):
+        moved = [3, -5] + (points * [1, mirrored]) @ np.array([[c, s], [-s, c]])
+        assert classes.align_map(moved, points) == pytest.approx(points, abs=1e-9)
+    found = classes.align_map(points, onto)
+    assert np.square(found - onto).sum() == pytest.approx(reference.least_distance(points, onto), rel=1e-4)
+    assert pdist(found) == pytest.approx(pdist(points))
 
 
 def test_maps_lie_on_the_first_one_and_keep_their_own_distances():
-    means = [F.normalize(made(seed)[0][:5], dim=1).numpy() for seed in range(3)]
-    found = classes.maps_of(means)
+    means = [F.normalize(make_features(seed)[0][:5], dim=1).numpy() for seed in range(3)]
+    found = classes.make_maps(means)
     assert found[0].mean(0) == pytest.approx(np.zeros(2), abs=1e-6)
     for z, points in zip(means, found, strict=True):
-        assert points == pytest.approx(classes.aligned(points, found[0]), abs=1e-5)  # no turn brings it nearer
-        alone = classes.distance_error(z, encoders.mds(z))
-        assert classes.distance_error(z, points) == pytest.approx(alone, abs=1e-5)
+        assert points == pytest.approx(classes.align_map(points, found[0]), abs=1e-5)  # no turn brings it nearer
+        assert pdist(points) == pytest.approx(pdist(encoders.mds(z)), abs=1e-5)
 
 
 def test_axes_hold_every_map_and_are_no_narrow_strip():
     points = [np.array([[0.0, 0], [10, 1]]), np.array([[-4.0, 0.5], [2, 0.2]])]
-    low, high = classes.limits_of(points)
+    low, high = classes.find_limits(points)
     assert low[0] < -4 and high[0] > 10 and low[1] < 0 and high[1] > 1
     assert (high - low)[1] == pytest.approx(0.6 * (high - low)[0])
 
 
-# ---- the picture -----------------------------------------------------------------------------------------------------
-
-
 def test_each_class_is_a_named_point_in_the_color_of_its_superclass_and_all_panels_have_one_scale(kept, tmp_path):
-    features, labels = {"SCL": made(0)[0], "RINCE": made(1)[0]}, made(0)[1]
+    features, labels = {"SCL": make_features(0)[0], "RINCE": make_features(1)[0]}, make_features(0)[1]
     classes.draw_classes(tmp_path / "c.png", "title", features, labels, NAMES, GROUPS)
     _, above, below = kept[0].subfigs
     left, right = above.axes
@@ -113,9 +88,9 @@ def test_each_class_is_a_named_point_in_the_color_of_its_superclass_and_all_pane
 def test_of_many_classes_the_superclasses_are_named_and_none_looks_like_another(kept, tmp_path):
     names = [f"c{i}" for i in range(48)]
     groups = {f"g{i}": names[i::16] for i in range(16)}
-    features, labels = made(0, count=48, each=1)
+    features, labels = make_features(0, count=48, each=1)
     classes.draw_classes(tmp_path / "c.png", "title", {"A": features}, labels, names, groups)
     matrix = kept[0].subfigs[2].axes[0]
     assert [t.get_text() for t in matrix.get_yticklabels()] == list(groups)
     assert matrix.get_yticks().tolist() == [3 * g + 1 for g in range(16)]
-    assert len({tuple(classes.style_of(g).values()) for g in range(70)}) == 70
+    assert len({tuple(classes.choose_style(g).values()) for g in range(70)}) == 70

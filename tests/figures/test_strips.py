@@ -1,26 +1,18 @@
 """Strips: queries by rule, and frames that say what a neighbor is."""
 
 import numpy as np
-import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
 from figures import strips
-from util import InputError
 
 
 def test_queries_are_the_first_images_of_every_kth_class_that_has_images():
     labels = np.array([6, 2, 5, 0, 2, 3, 1, 4, 0, 5])  # the first of 0 is image 3, of 2 image 1, ...
-    assert strips.queries_of(labels, 3) == ([3, 1, 7], 2)  # of the classes 0, 2, 4
-    assert strips.queries_of(labels, 7) == ([3, 6, 1, 5, 7, 2, 0], 1)
-    assert strips.queries_of(labels, 1) == ([3], 7)
-    assert strips.queries_of(np.array([7, 3, 3, 9]), 3) == ([1, 0, 3], 1)
-    with pytest.raises(InputError, match="--queries 4: there are 3 classes with test images"):
-        strips.queries_of(np.array([7, 3, 3, 9]), 4)
-
-
-def test_the_shares_of_the_kinds_are_over_all_neighbors():
-    assert strips.shares(np.array([[0, 0, 1], [2, 0, 2]])) == pytest.approx([3 / 6, 1 / 6, 2 / 6])
+    assert strips.choose_queries(labels, 3) == ([3, 1, 7], 2)  # of the classes 0, 2, 4
+    assert strips.choose_queries(labels, 7) == ([3, 6, 1, 5, 7, 2, 0], 1)
+    assert strips.choose_queries(labels, 1) == ([3], 7)
+    assert strips.choose_queries(np.array([7, 3, 3, 9]), 3) == ([1, 0, 3], 1)
 
 
 def test_an_image_is_cut_to_its_middle_square_and_large_ones_are_made_smaller():
@@ -36,7 +28,7 @@ def test_a_strip_an_encoder_is_drawn_for_each_query_in_frames_of_their_kinds(kep
     for name, pair in zip(("q0", "q1"), kinds, strict=True):
         found = [[strips.Neighbor(image, "x", kind) for kind in of] for of in pair]
         queries.append(strips.Query(image, name, "group", dict(zip(("SCL", "RINCE"), found, strict=True))))
-    strips.draw_strips(tmp_path / "s.png", queries, "title", {"SCL": [0.5, 0.25, 0.25], "RINCE": [1, 0, 0]})
+    strips.draw_strips(tmp_path / "s.png", queries, "title", {"SCL": np.array([[0, 2], [1, 0]]), "RINCE": np.zeros(3)})
     (ax,) = kept[0].axes
     assert len(ax.images) == 2 * (1 + 2 * 3)
     want = [strips.FRAMES[kind] for pair in kinds for strip in pair for kind in strip]
@@ -48,4 +40,4 @@ def test_a_strip_an_encoder_is_drawn_for_each_query_in_frames_of_their_kinds(kep
     legend = ax.get_legend()
     assert [t.get_text() for t in legend.get_texts()] == list(strips.KINDS)
     assert [to_hex(mark.get_edgecolor()).upper() for mark in legend.get_patches()] == list(strips.FRAMES)
-    assert "SCL, for all test images: 50.0 % own class, 25.0 %" in kept[0].get_suptitle()
+    assert "SCL, for all test images: 50.0 % own class, 25.0 % same superclass, 25.0 % other" in kept[0].get_suptitle()

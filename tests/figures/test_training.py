@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from commands import CE, error_of, run
+from commands import error_of, run
 from matplotlib.axes import Axes
 
 import figures
@@ -30,8 +30,7 @@ def test_of_an_epoch_that_was_trained_twice_the_last_counts(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words", "reason"),
     [
-        ("{", "log.jsonl", "holds no epoch yet"),
-        ('[3]\n{"options": 1}', "log.jsonl", "holds no epoch yet"),
+        ('[3]\n{"options": 1}\n{', "log.jsonl", "holds no epoch yet"),
         ('{"epoch": 1}', "log.jsonl", "the logs hold nothing"),
         ('{"epoch": 1}', "none", "none: no such file"),
         ('{"epoch": 1}', "log.jsonl --out x.xyz", "--out x.xyz: a picture's name ends in .png, .pdf, .svg, .jpg"),
@@ -54,15 +53,9 @@ def test_every_rank_and_every_run_is_drawn_runs_of_one_name_too(monkeypatch, tmp
     assert len(drawn) == 3 + 3 * 7
     (tmp_path / "two/a/old.jsonl").write_text('{"epoch": 1, "loss": 9.0}')
     plotted.clear()
-    run(monkeypatch, tmp_path, "two/a two/a/old.jsonl --out t.png", "figures.training")
+    run(monkeypatch, tmp_path, "two/a two/a/old.jsonl --out new/t.png", "figures.training")
     assert [(how["label"], y) for y, how in plotted[:2]] == [("a", (2.0,)), ("old.jsonl", (9.0,))]
-    assert (tmp_path / "t.png").stat().st_size > 10_000
-
-
-def test_the_log_of_a_run_is_drawn(monkeypatch, digits, plotted):
-    run(monkeypatch, digits, f"{CE} --out new/t.png", "figures.training")
-    assert {how["label"].partition(",")[0] for _, how in plotted} == {"ce"} and len(plotted) > 2
-    assert (digits / "new/t.png").stat().st_size > 10_000
+    assert (tmp_path / "new/t.png").stat().st_size > 10_000
 
 
 def test_every_curve_of_precision_and_recall_is_drawn_in_a_style_of_its_own(tmp_path, plotted):
