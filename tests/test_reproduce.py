@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import ROOT, run
+from commands import PAPER, ROOT, run
 from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet, original_checkpoint
 from processes import Forked, InTurn
 
@@ -29,9 +29,6 @@ from networks import resnet
 from recipes.completed import find_record, find_run, same, seconds
 from recipes.running import Finder, Runner
 
-README = (ROOT / "README.md").read_text()
-PAPER = README.partition("## The paper's commands")[2].partition("\n## ")[0]
-PAPER = [line for line in PAPER.splitlines() if line.startswith("python ")]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
