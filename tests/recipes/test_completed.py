@@ -75,15 +75,11 @@ def test_a_run_that_went_on_after_a_file_had_changed_is_made_of_both(monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.csv").write_text("now")
     command = "python main_supcon.py --ranking r.csv --exp_name a"
-    starts = [
-        {"options": {}, "resumed": None, "files": {"--ranking r.csv": "of another content"}},
-        {"options": {}, "resumed": "last.pth", "files": sums(command)},
-    ]
-    (tmp_path / "starts.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
-    assert changed_since(tmp_path, command) == "--ranking r.csv"
-    starts[1]["resumed"] = None  # begun anew
-    (tmp_path / "starts.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
-    assert changed_since(tmp_path, command) is None
+    first = {"options": {}, "resumed": None, "files": {"--ranking r.csv": "of another content"}}
+    for resumed, changed in (("last.pth", "--ranking r.csv"), (None, None)):  # or begun again
+        second = {"options": {}, "resumed": resumed, "files": sums(command)}
+        (tmp_path / "starts.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
+        assert changed_since(tmp_path, command) == changed
 
 
 def test_after_a_file_has_changed_a_training_is_refused_by_name_and_a_probe_begins_again(monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ from recipes.completed import figures
 from recipes.running import Finder
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("n", [2, 3, 6])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_paired_difference_is_the_references_and_nothing_that_a_seed_adds_to_both_changes_it(n, seed):
     a, b = np.random.default_rng([seed, n]).normal(90, 3, (2, n))
@@ -24,10 +24,6 @@ def test_a_paired_difference_is_the_references_and_nothing_that_a_seed_adds_to_b
     for x, y, want in ((a, b, mean), (b, a, -mean), (a + of_seed, b + of_seed, mean)):
         found = table.difference(dict(enumerate(x)), dict(enumerate(y)))
         assert (found["mean"], found["half"]) == pytest.approx((want, half), rel=2e-4)
-
-
-def by_seed(*values):
-    return dict(enumerate(values))
 
 
 @pytest.mark.parametrize(
@@ -48,8 +44,8 @@ def by_seed(*values):
     ],
 )
 def test_an_interval_is_bold_where_it_excludes_0_and_shows_on_which_side_its_ends_lie(differences, want):
-    b = by_seed(*(50.0 + 10 * seed for seed in range(len(differences))))
-    a = {seed: of + differences[seed] for seed, of in b.items()}
+    b = {seed: 50.0 + 10 * seed for seed in range(len(differences))}
+    a = {seed: value + differences[seed] for seed, value in b.items()}
     assert table.difference_cell(table.difference(a, b), len(differences)) == want
 
 
@@ -116,23 +112,16 @@ Given checkpoints are evaluated once: seeds are those of trainings.
     assert "with 5 seeds 1.24 of them" in table.markdown(content(seeds=5))
 
 
-def test_correlations_have_two_decimals_and_percentages_one():
-    found = {"rince": results({"R@1": 52.0, "mAP": -0.25}, {"R@1": 0.5, "mAP": 1.0})}
-    text = table.figures_of(RECIPE, found, recipes.Scope(2), ["R@1", "mAP"])
-    assert "| 26.2 ± 36.4 | 0.38 ± 0.88 |" in text
+def test_correlations_have_two_decimals_and_a_title_with_a_bar_or_a_line_break_stays_one_cell():
+    found = {"scl": results({"R@1": 52.0, "mAP": -0.25}, {"R@1": 0.5, "mAP": 1.0})}
+    methods = {"scl": {**METHOD, "title": "SCL | in\nhere"}}
+    text = table.markdown(content(RECIPE | {"methods": methods, "baseline": None}, results=found))
+    assert "\n| SCL \\| in here | 26.2 ± 36.4 | 0.38 ± 0.88 |" in text
 
 
-def test_columns_that_are_asked_for_are_drawn_alone(monkeypatch, capsys, tmp_path):
-    (tmp_path / "t.json").write_text(json.dumps(content()))
-    run(monkeypatch, tmp_path, "t.json --columns mAP", "recipes.table")
-    printed = capsys.readouterr().out
-    assert "| method | mAP | seconds |\n|---|---|---|\n| SCL in | 40.0 ± 0.0 | 10 |" in printed
-    assert "R@1" not in printed
-
-
-@pytest.mark.parametrize("without", [{"seeds": 1}, {"recipe": RECIPE | {"baseline": None}}])
-def test_without_a_baseline_or_with_one_seed_there_is_one_table(without):
-    assert "ifference" not in table.markdown(content(**without))
+def test_without_a_baseline_or_with_one_seed_there_is_one_table():
+    for change in ({"seeds": 1}, {"recipe": RECIPE | {"baseline": None}}):
+        assert "ifference" not in table.markdown(content(**change))
 
 
 # ---- the JSON --------------------------------------------------------------------------------------------------------
@@ -175,8 +164,9 @@ def test_what_is_written_is_drawn_from_what_is_written_and_names_no_folder_of_th
         assert part in text
     run(monkeypatch, tmp_path, "tables/t.json", "recipes.table")
     assert capsys.readouterr().out == text
-    run(monkeypatch, tmp_path, "tables/t.json --out other/t.md", "recipes.table")
-    assert (tmp_path / "other/t.md").read_text() == text
+    run(monkeypatch, tmp_path, "tables/t.json --columns mAP --out other/t.md", "recipes.table")
+    columns = (tmp_path / "other/t.md").read_text()
+    assert "| method | mAP | seconds |\n|---|---|---|\n| SCL in | 40.0 ± 0.0 | 10 |" in columns and "R@1" not in columns
 
 
 @pytest.mark.parametrize(
@@ -199,24 +189,26 @@ def test_what_is_no_table_is_one_line(monkeypatch, capsys, tmp_path, file, words
 # ---- while it runs ---------------------------------------------------------------------------------------------------
 
 
+def run_recipe():
+    recipe = {"before": [], "after": [], "jobs": 1, **RECIPE}
+    args = reproduce.get_parser().parse_args(["r.yaml", "--seeds", "2"])
+    return reproduce.run_recipe(recipe, list(RESULTS), recipes.Scope(2), args)
+
+
 def test_a_table_that_is_broken_off_holds_what_there_is_what_was_there_before_too(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    of = {(name, run["seed"]): run for name, runs in RESULTS.items() for run in runs}
-    done = {("rince", 1)}
 
     def run_method(recipe, name, seed, scope, runner):
-        if isinstance(runner, Finder):
-            return of[name, seed] if (name, seed) in done else {"seed": seed, "values": {}, "records": {}}
+        if isinstance(runner, Finder) and (name, seed) != ("rince", 1):
+            return {"seed": seed, "values": {}, "records": {}}
         if (name, seed) == ("rince", 0):
             runner.stop()
             raise KeyboardInterrupt
-        return of[name, seed]
+        return RESULTS[name][seed]
 
     monkeypatch.setattr(reproduce, "run_method", run_method)
-    recipe = {"before": [], "after": [], "jobs": 1, **RECIPE}
-    args = reproduce.get_parser().parse_args(["r.yaml", "--seeds", "2"])
     with pytest.raises(KeyboardInterrupt):
-        reproduce.run_recipe(recipe, list(RESULTS), recipes.Scope(2), args)
+        run_recipe()
     text = (tmp_path / "save/tables/r.md").read_text()
     assert "| SCL in | 50.0 (1 of 2) | 40.0 (1 of 2) | 9 |\n| rince | 53.1 (1 of 2) | 41.0 (1 of 2) | - |\n" in text
     assert "UNFINISHED: runs still to come when this was written: 4." in text
@@ -235,9 +227,7 @@ def test_a_table_that_cannot_be_written_meanwhile_ends_no_run(monkeypatch, capsy
 
     monkeypatch.setattr(table, "write", fail_first)
     monkeypatch.setattr(reproduce, "run_method", lambda recipe, name, seed, *_: RESULTS[name][seed])
-    args = reproduce.get_parser().parse_args(["r.yaml", "--seeds", "2"])
-    recipe = {"before": [], "after": [], "jobs": 1, **RECIPE}
-    assert reproduce.run_recipe(recipe, list(RESULTS), recipes.Scope(2), args) == []
+    assert run_recipe() == []
     out = capsys.readouterr().out
     assert "== r.json: cannot be written (No space left on device)\n" in out
     assert out.endswith((tmp_path / "save/tables/r.md").read_text() + "\nsaved save/tables/r.md and .json\n")
@@ -249,9 +239,3 @@ def test_a_column_finds_a_figure_whatever_stands_in_a_levels_name():
     metrics = {"fine": {"mAP": 1.0}, "v1.0": {"mAP": 2.0}, "v1": {"R@1": 3.0}, "AUROC": 4.0, "v1.0.mAP": {"x": 5.0}}
     want = {"fine.mAP": 1.0, "v1.0.mAP": 2.0, "v1.R@1": 3.0, "AUROC": 4.0, "v1.0.mAP.x": 5.0}
     assert figures(metrics | {"none": None, "text": "4"}) == want
-
-
-def test_a_title_with_a_bar_or_a_line_break_stays_one_cell():
-    methods = {"scl": {**METHOD, "title": "SCL | in\nhere"}, "rince": METHOD, "given": {"checkpoint": "a.pth"}}
-    row = next(line for line in table.markdown(content(RECIPE | {"methods": methods})).splitlines() if "SCL" in line)
-    assert row.startswith(r"| SCL \| in here | 50.5")

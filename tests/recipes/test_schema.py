@@ -7,12 +7,13 @@ import yaml
 from commands import ROOT, error_of, run
 
 CE, LOOK_UP = "python main_ce.py --exp_name a", "python retrieval.py --ckpt $path2chkpt"
+GIVEN = {"given": {"checkpoint": "a.pth"}}
 RECIPE = {
     "title": "T",
-    "methods": {"a": {"command": CE}, "b": {"command": f"{CE} --exp_name b"}, "given": {"checkpoint": "a.pth"}},
+    "methods": {"a": {"command": CE}, "b": {"command": f"{CE} --exp_name b"}, **GIVEN},
     "evaluations": {"e": {"command": LOOK_UP, "columns": {"R@1": "fine.R@1", "mAP": "fine.mAP"}}},
 }
-GRID = {"command": CE, "grid": {"size": [8]}}
+GRID, EPOCHS = ({"command": CE, "grid": axes} for axes in ({"size": [8]}, {"epochs": [1]}))
 CALLED = "two methods would be called a_size8"
 
 
@@ -101,12 +102,9 @@ def changed(key, value):
         ("methods/a/grid/size", [8, 8], "grid: size: two cells would be called size8; give other labels"),
         ("methods/a/grid/size", {"8 %": 8, "8": 9}, "grid: size: two cells would be called size8"),
         ("methods", {"a": GRID, "a_size8": {"command": CE}}, CALLED),
-        ("methods", {"a": GRID, "a_size8": {"command": CE, "grid": {"epochs": [1]}}}, CALLED),
-        (
-            "methods",
-            {"a": {"command": CE, "grid": {"size": [8], "epochs": [1]}}, "a_size8": GRID | {"grid": {"epochs": [1]}}},
-            f"{CALLED}_epochs1",
-        ),
+        ("methods", {"a": GRID, "a_size8": EPOCHS}, CALLED),
+        ("methods", {"a": GRID | {"grid": {"size": [8], "epochs": [1]}}, "a_size8": EPOCHS}, f"{CALLED}_epochs1"),
+        ("", RECIPE | {"methods": GIVEN, "grid": {"size": [8]}}, "r.yaml: grid: there is no method that is trained"),
         ("methods/given/grid", {"size": [8]}, "method given: grid: a given checkpoint has no options"),
         ("methods/a", {**GRID, "with": {"size": "3"}}, "grid: size: stands under `with`, too"),
         ("methods/a", {**GRID, "grid": {"epochs": ["x"]}, "scaled": {"epochs": 3}}, "epochs, which is scaled must be"),
@@ -117,13 +115,6 @@ def changed(key, value):
 def test_a_wrong_recipe_is_one_line(monkeypatch, capsys, tmp_path, key, value, reason):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(changed(key, value), sort_keys=False))
     assert reason in error_of(monkeypatch, capsys, tmp_path, "r.yaml --dry-run --seeds 2", "reproduce")
-
-
-def test_a_grid_for_no_method_is_one_line(monkeypatch, capsys, tmp_path):
-    recipe = RECIPE | {"methods": {"given": {"checkpoint": "a.pth"}}, "grid": {"size": [8]}}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    found = error_of(monkeypatch, capsys, tmp_path, "r.yaml --dry-run", "reproduce")
-    assert "r.yaml: grid: there is no method that is trained" in found
 
 
 @pytest.mark.parametrize(
