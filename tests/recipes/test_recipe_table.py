@@ -31,12 +31,9 @@ def test_a_paired_difference_is_the_references_and_nothing_that_a_seed_adds_to_b
     [
         ((2, 2.5, 1.5), "**+2.0 [0.8, 3.2]**"),
         ((-2, -2.5, -1.5), "**-2.0 [-3.2, -0.8]**"),
-        ((2, 4, 0), "+2.0 [-3.0, 7.0]"),
-        ((0, 0, 0), "+0.0 [0.0, 0.0]"),
         ((1.26, 0.74), "+1.0 [-2.3, 4.3]"),
         ((2, 2.8, 1.19), "+1.997 [-0.003, 3.996]"),
         ((2, 2.8, 1.2), "**+2.00 [0.01, 3.99]**"),
-        ((4, 0.5), "+2.2 [-20.0, 24.5]"),
         ((0.25, 0.25), "+0.2 [0.2, 0.2]"),
         ((1e-13, 1e-13), "+0.0 [0.0, 0.0]"),
         ((1,), "-"),
@@ -49,14 +46,11 @@ def test_an_interval_is_bold_where_it_excludes_0_and_shows_on_which_side_its_end
     assert table.difference_cell(table.difference(a, b), len(differences)) == want
 
 
-def test_seeds_are_paired_by_number_and_those_that_only_one_has_are_left_out_and_counted():
+def test_cells_are_over_the_seeds_that_there_are_and_differences_over_those_of_both_which_are_counted():
     a, b = {0: 3.0, 2: 5.0, 3: 90.0}, {2: 4.0, 0: 2.5, 1: -90.0}
     assert table.difference_cell(table.difference(a, b), 4) == "+0.8 [-2.4, 3.9] (2 of 4)"
-
-
-def test_mean_and_spread_are_over_the_seeds_that_there_are():
-    found = [table.cell(*of) for of in (([1.0, 2.0, 6.0], 3), ([1.0, 2.0], 3), ([4.0], 1), ([], 3))]
-    assert found == ["3.0 ± 2.6", "1.5 ± 0.7 (2 of 3)", "4.0", "-"]
+    cells = [table.cell([1.0, 2.0, 6.0], 3), table.cell([1.0, 2.0], 3), table.cell([4.0], 1), table.cell([], 3)]
+    assert cells == ["3.0 ± 2.6", "1.5 ± 0.7 (2 of 3)", "4.0", "-"]
 
 
 METHOD = {"command": "python main_ce.py --exp_name a"}
@@ -131,18 +125,14 @@ def test_without_a_baseline_or_with_one_seed_there_is_one_table():
     ("text", "want"),
     [
         ("/home/me/work/save/results/a.json", "save/results/a.json"),
-        ("python main_ce.py --save_folder=/home/me/work/save --data_folder '/home/me/work//d'", None),
+        ("main_ce.py --save_folder=/home/me/work/save --x '/home/me/work//d'", "main_ce.py --save_folder=save --x 'd'"),
         ("exit code 2: no such folder; /home/me/work/save/log.txt", "exit code 2: no such folder; save/log.txt"),
         ("--data_folder /home/me/work --size 8", "--data_folder . --size 8"),
         ("/home/me/work/", "./"),
-        ("/home/me/workshop/a", "/home/me/workshop/a"),
-        ("/data/home/me/work/a", "/data/home/me/work/a"),
-        ("/home/me/work.old", "/home/me/work.old"),
-        ("/data/a", "/data/a"),
+        *((path, path) for path in ("/home/me/workshop/a", "/data/home/me/work/a", "/home/me/work.old", "/data/a")),
     ],
 )
 def test_paths_below_the_folder_are_relative_to_it(text, want):
-    want = want or "python main_ce.py --save_folder=save --data_folder 'd'"
     assert table.portable({"a": [text, 3, None]}, Path("/home/me/work")) == {"a": [want, 3, None]}
     assert table.portable(text, Path("/")) == text
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import yaml
-from commands import ROOT, error_of, run
+from commands import error_of, run
 
 CE, LOOK_UP = "python main_ce.py --exp_name a", "python retrieval.py --ckpt $path2chkpt"
 GIVEN = {"given": {"checkpoint": "a.pth"}}
@@ -38,35 +38,25 @@ def changed(key, value):
         # methods
         ("methods", [CE], "methods must be a mapping"),
         ("methods/a", None, "method a must be a mapping, not None"),
-        ("methods/a", CE, "method a must be a mapping"),
         ("methods/a/comand", CE, "method a: unknown key comand; did you mean command?"),
         ("methods/a", {"title": "t"}, "method a: command is missing, or checkpoint, a file that needs no training"),
         ("methods/a/checkpoint", "a.pth", "method a: command or checkpoint: give one of them"),
-        ("methods/a/command", [CE], "method a: command must be a command, such as `python main_supcon"),
-        ("methods/a/command", "make", "method a: command must be a command"),
+        ("methods/a/command", "make", "method a: command must be a command, such as `python main_supcon"),
         ("methods/a/command", "python 'x", "method a: command must be a command"),
         ("methods/a/command", "python main_ce.py", "method a: its command must name the run"),
         ("methods/a/command", f"{CE} --seed=1", "method a: leave --seed out of the command"),
-        ("methods/a/command", f"{CE} --learning_rat 1", "r.yaml: a: training: main_ce.py: unrecognized arguments"),
         ("methods/a/command", f"{CE} --learning_rat 1", "did you mean --learning_rate?"),
         ("methods/a/command", "python main_c.py --exp_name a", "training: there is no script main_c.py"),
         ("methods/a", {"command": f"{CE} --mod 1 {{x}}", "with": {"x": "--none"}}, "--mod 1 --none"),
-        ("methods/a/title", [3], "method a: title must be text"),
         ("methods/a/scaled", {"epochs": "ten"}, "a: scaled: epochs must be a number"),
-        ("methods/a/with", ["x"], "method a: with must be a mapping"),
         ("methods/a/seeds", 0, "method a: seeds must be at least 1"),
-        ("methods/a/seeds", -1, "method a: seeds must be a whole number"),
         ("methods/given/seeds", 1, "method given: seeds has no use without"),
-        ("methods/given/scaled", {"epochs": 3}, "method given: scaled has no use without"),
-        ("methods/given/checkpoint", ["a.pth"], "method given: checkpoint must be text"),
         ("methods/source", {"command": CE}, "method source: give it another name; source has a meaning in published"),
         ("methods/a_", {"command": CE}, "method a: two have this name but for blanks and signs; rename one"),
         # evaluations
         ("evaluations/e/for", "a", "evaluation e: for must be a list"),
         ("evaluations/e/for", ["aa"], "evaluation e: for: there is no method aa; did you mean a?"),
-        ("evaluations/e/for", [["a"]], "evaluation e: for must be text, not ['a']"),
         ("evaluations/e", {"command": LOOK_UP}, "evaluation e: columns is missing"),
-        ("evaluations/e/columns", ["R"], "evaluation e: columns must be a mapping"),
         ("evaluations/e/columns", {"R": [1]}, "columns: R must be text"),
         ("evaluations/e/columns", {"seconds": "x"}, "column seconds is there already"),
         ("evaluations/f", {**RECIPE["evaluations"]["e"], "for": ["a"]}, "evaluation f: column R@1 is there already"),
@@ -76,24 +66,17 @@ def changed(key, value):
         ("evaluations/training", RECIPE["evaluations"]["e"], "evaluation training: give it another name"),
         ("evaluations/e_", RECIPE["evaluations"]["e"] | {"columns": {"R": "x"}}, "evaluation e: two have this name"),
         # before, after, published, baseline, means
-        ("before", "python x", "before must be a list"),
-        ("before", [{"command": "python x", "makes": [3]}], "before 1: makes must be text"),
         ("after", [[3]], "after 1 must be a mapping, not ['3']"),
         ("published", {"a": {"R@1": 1}}, "published: source is missing"),
         ("published", {"source": "s", "aa": {"R@1": 1}}, "published: there is no method aa; did you mean a?"),
-        ("published", {"source": "s", "a": 3}, "published: a must be a mapping"),
         ("published", {"source": "s", "a": {"R@2": 1}}, "published a: no column R@2; did you mean R@1?"),
         ("baseline", "aa", "r.yaml: baseline: there is no method aa; did you mean a?"),
         ("baseline", "given", "r.yaml: baseline: given is a given checkpoint, which has no seeds to pair"),
         ("means", {"both": ["R@1", "map"]}, "means: both: no column map"),
         ("means", {"mAP": ["R@1"]}, "means: column mAP is there already"),
-        ("means", {"both": "R@1"}, "means: both must be a list"),
         # a grid
-        ("methods/a/grid", ["size"], "method a: grid must be a mapping"),
         ("methods/a/grid/size", [], "method a: grid: size must be a list of values, or a mapping `label: value`"),
-        ("methods/a/grid/size", {}, "method a: grid: size must be a list of values"),
         ("methods/a/grid/size", 8, "method a: grid: size must be a list of values"),
-        ("methods/a/grid/size", [[8]], "method a: grid: size: ['8'] must be text"),
         ("methods/a/grid/size", {"small": None}, "method a: grid: size: small must be text, not None"),
         ("methods/a/grid/size", ["'8"], 'grid: size: "\'8" is no value'),
         ("methods/a/grid/--size", [8], "grid: --size: write the option without dashes, size"),
@@ -102,7 +85,6 @@ def changed(key, value):
         ("methods/a/grid/size", [8, 8], "grid: size: two cells would be called size8; give other labels"),
         ("methods/a/grid/size", {"8 %": 8, "8": 9}, "grid: size: two cells would be called size8"),
         ("methods", {"a": GRID, "a_size8": {"command": CE}}, CALLED),
-        ("methods", {"a": GRID, "a_size8": EPOCHS}, CALLED),
         ("methods", {"a": GRID | {"grid": {"size": [8], "epochs": [1]}}, "a_size8": EPOCHS}, f"{CALLED}_epochs1"),
         ("", RECIPE | {"methods": GIVEN, "grid": {"size": [8]}}, "r.yaml: grid: there is no method that is trained"),
         ("methods/given/grid", {"size": [8]}, "method given: grid: a given checkpoint has no options"),
@@ -121,12 +103,10 @@ def test_a_wrong_recipe_is_one_line(monkeypatch, capsys, tmp_path, key, value, r
     ("words", "reason"),
     [
         ("none.yaml", "none.yaml: no such file"),
-        (f"{ROOT}/recipes/cifar100.yaml --only rince_out_on", "did you mean rince_out_in?"),
-        (f"{ROOT}/recipes/cifar100.yaml --seeds 0", "--seeds 0"),
-        (f"{ROOT}/recipes/cifar100.yaml --scale 0", "--scale 0"),
-        (f"{ROOT}/recipes/cifar100.yaml --jobs -1", "--jobs -1"),
+        ("r.yaml --seeds 0", "--seeds 0"),
+        ("r.yaml --scale 0", "--scale 0"),
+        ("r.yaml --jobs -1", "--jobs -1"),
         ("r.yaml --only a_size9", "r.yaml: --only: there is no method a_size9; did you mean a_size8?"),
-        ("r.yaml --only A", "r.yaml: --only: there is no method A"),
     ],
 )
 def test_a_wrong_option_is_one_line(monkeypatch, capsys, tmp_path, words, reason):
