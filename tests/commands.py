@@ -17,6 +17,12 @@ PAPER = [line for line in PAPER.splitlines() if line.startswith("python ")]
 CE = "save/SupCon/digits_models/ce"  # where the fixture `digits` has its model
 
 
+def module_file(name: str) -> Path | None:
+    """The file of a module of ours; None for other people's."""
+    path = ROOT / name.replace(".", "/")
+    return next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.is_file()), None)
+
+
 def real(variable: str) -> Path:
     """Real data that cannot be shipped: the path in an environment variable; the test is skipped without it."""
     if variable not in os.environ:

@@ -11,66 +11,40 @@ import sys
 
 import pytest
 import yaml
-from commands import ROOT
+from commands import ROOT, module_file
+from test_import_law import imported
 
 SCRIPTS = ("main_supcon", "main_ce", "main_linear", "retrieval", "out_of_dist_detection", "reproduce")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
 
-def module_file(name):
-    path = ROOT / name.replace(".", "/")
-    return next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.is_file()), None)
-
-
 def own_modules(name, found=None):
     """The tree's own modules that a module imports, itself included: name -> parsed file."""
     found = {} if found is None else found
-    file = module_file(name)
-    if file is None or name in found:
-        return found
-    found[name] = ast.parse(file.read_text())
-    for node in ast.walk(found[name]):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                own_modules(alias.name, found)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            package = name.split(".")[: len(name.split(".")) - node.level + (file.name == "__init__.py")]
-            module = ".".join([*package, node.module] if node.level else [node.module])
+    if name not in found:
+        found[name] = ast.parse(module_file(name).read_text())
+        for module in imported(name, found[name]):
             own_modules(module, found)
-            for alias in node.names:
-                own_modules(f"{module}.{alias.name}", found)
     return found
 
 
 def options_read(trees):
     """Names that are read off `args`, or off an attribute of that name."""
-    read = set()
-    for tree in trees:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                holder = node.value
-                name = getattr(holder, "id", None) or getattr(holder, "attr", None)
-                if name == "args":
-                    read.add(node.attr)
-    return read
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    loaded = [node for node in nodes if isinstance(node.ctx, ast.Load)]
+    return {n.attr for n in loaded if "args" in (getattr(n.value, "id", None), getattr(n.value, "attr", None))}
 
 
 def reached(trees):
     """What runs for a script, of its modules (name -> parsed file): of engine.factory, which all scripts share, only
     the functions that another of them names, and what these call.
     """
-    shared = trees.get("engine.factory")
     others = [tree for name, tree in trees.items() if name != "engine.factory"]
-    if shared is None:
+    if "engine.factory" not in trees:
         return others
-    functions = {node.name: node for node in shared.body if isinstance(node, ast.FunctionDef)}
-    named = {
-        node.attr
-        for tree in others
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "factory"
-    }
-    found, new = set(), named & functions.keys()
+    functions = {node.name: node for node in trees["engine.factory"].body if isinstance(node, ast.FunctionDef)}
+    attributes = [node for tree in others for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    found, new = set(), {n.attr for n in attributes if getattr(n.value, "id", None) == "factory"} & functions.keys()
     while new:
         found |= new
         called = {n.id for name in new for n in ast.walk(functions[name]) if isinstance(n, ast.Name)}
