@@ -9,12 +9,9 @@ import tarfile
 import zipfile
 
 import pytest
-import torch
-import torch.nn.functional as F
 from commands import ROOT
 from hatchling.metadata.core import ProjectMetadata
 
-import losses
 from datasets import text_files
 
 PROJECT = ProjectMetadata(str(ROOT), None).core
@@ -80,25 +77,15 @@ def test_the_wheel_holds_the_ground_floor_and_computes_anywhere(tmp_path):
     elsewhere.mkdir()
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(site)]
     subprocess.run([*install, str(wheel)], check=True)
-    done = subprocess.run(
-        [sys.executable, "-c", USE], cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True, text=True, check=False,
+    installed, here = (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(place)},
+            capture_output=True, text=True, check=True,
+        ).stdout.splitlines()
+        for code, place in ((USE, site), (USE.replace("rince.", ""), ROOT))
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    loss, recall, of_the_tree = done.stdout.splitlines()
-    assert float(loss) == loss_of_the_tree()
-    assert float(recall) == 1
-    assert of_the_tree == "set()"
-
-
-def loss_of_the_tree():
-    """The loss of USE, by the functions of this tree."""
-    torch.manual_seed(0)
-    keys = F.normalize(torch.randn(16, 8), dim=1)
-    keys[:12], bank_labels = F.normalize(torch.randn(12, 8), dim=1), torch.tensor([*(0, 1, 2) * 4, *[-1] * 4])
-    q, k = F.normalize(torch.randn(2, 4, 8), dim=2)
-    loss = losses.RINCELoss(torch.tensor([[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]]))
-    return loss(q, k, torch.tensor([0, 1, 2, 0]), keys, bank_labels).item()
+    assert installed[:2] == here[:2] and float(installed[1]) == 1
+    assert installed[2] == "set()"
 
 
 # ---- dependencies ----------------------------------------------------------------------------------------------------
@@ -130,22 +117,11 @@ def foreign(files, everywhere=True):
     return {name.partition(".")[0] for name in found} - ours - set(sys.stdlib_module_names)
 
 
-def test_the_wheel_depends_on_what_its_modules_import_and_on_nothing_else():
-    assert foreign(GROUND_FLOOR) == declared("timm")
-    assert foreign(GROUND_FLOOR, everywhere=False) <= declared()
-
-
-def test_the_extra_scripts_names_what_the_scripts_import_beside_that():
+def test_the_dependencies_and_extras_are_what_is_imported_the_optional_ones_only_where_they_are_used():
+    assert foreign(GROUND_FLOOR) == declared("timm") and foreign(GROUND_FLOOR, everywhere=False) <= declared()
     optional = declared("wordnet", "umap", "timm", "parquet", "bench") - declared()
     assert foreign(SCRIPTS) | declared() == declared("scripts") | optional
-    assert {"scipy", "PIL"} <= foreign(SCRIPTS)
-
-
-def test_packages_of_an_optional_extra_are_imported_only_where_they_are_used():
-    assert foreign(SCRIPTS, everywhere=False) <= declared("scripts")
-
-
-def test_the_tests_import_nothing_undeclared():
+    assert foreign(SCRIPTS, everywhere=False) <= declared("scripts") and {"scipy", "PIL"} <= foreign(SCRIPTS)
     assert foreign(TESTS) <= declared("scripts", "timm", "dev", "oracles")
     assert not foreign(TESTS, everywhere=False) & (declared("oracles") - declared())
 
@@ -175,21 +151,15 @@ STARTED = [
 
 @pytest.mark.parametrize("script", STARTED, ids="".join)
 def test_without_its_packages_a_script_says_in_one_line_how_to_get_them(script):
-    done = subprocess.run(
-        [sys.executable, "-S", "-E", *script], cwd=ROOT, capture_output=True, text=True, check=False
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert re.fullmatch(
-        r"No module named '\w+': run `make \.venv/\.installed`, then `source \.venv/bin/activate`\n", done.stderr
-    )
+    command = [sys.executable, "-S", "-E", *script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    line = r"No module named '\w+': run `make \.venv/\.installed`, then `source \.venv/bin/activate`\n"
+    assert (done.returncode, done.stdout) == (2, "") and re.fullmatch(line, done.stderr)
 
 
 def test_the_commands_that_make_an_environment_are_the_makefiles():
-    done = subprocess.run(
-        ["make", "--dry-run", "--always-make", ".venv/.installed"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "-m venv .venv" in done.stdout
+    command = ["make", "--dry-run", "--always-make", ".venv/.installed"]
+    assert "-m venv .venv" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_a_package_that_is_missing_later_is_not_taken_for_a_missing_environment(monkeypatch):
