@@ -96,7 +96,7 @@ def attempt(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Ru
 
 
 def run_methods(recipe: dict, names, scope: recipes.Scope, runner: Runner, save: Callable) -> dict[str, list[dict]]:
-    """The results of every method, a list over seeds; the methods `names` are run, of the others what is there.
+    """The results of every method, by seed: `names` are run, of the others what is done is taken.
 
     save(results, number of runs still to come) is called after each of them.
     """
@@ -167,10 +167,8 @@ def main():
     args = get_parser().parse_args()
     recipe = recipes.read(args.recipe)
     if args.seeds < 1 or not 0 < args.scale <= 1 or (args.jobs or 0) < 0:
-        raise InputError(
-            f"--seeds {args.seeds} --scale {args.scale} --jobs {args.jobs}: seeds start at 1, jobs at 0, "
-            "the scale lies in (0, 1]"
-        )
+        given = f"--seeds {args.seeds} --scale {args.scale} --jobs {args.jobs}"
+        raise InputError(f"{given}: seeds start at 1, jobs at 0, the scale lies in (0, 1]")
     only = [method for name in args.only for method in grid.chosen(recipe, name, f"{args.recipe}: --only")]
     names = list(dict.fromkeys(only)) or list(recipe["methods"])
     scope = recipes.Scope(args.seeds, args.scale, args.options)

@@ -58,8 +58,9 @@ def draw_precision_recall(path: Path, curves: dict, title: str) -> None:
 
 
 def draw_nearness(path: Path, near, auroc, found: dict, ranking: str, title: str) -> None:
-    """AUROC in percent of each outlier class over its largest similarity to a training class, both [O]; the hardest and
-    the easiest three are named. found: "Spearman" and "p" of both, None where unknown, and "classes" by name.
+    """AUROC in percent of each outlier class over its largest similarity to a training class, both [O]; six are named.
+
+    found: "Spearman" and "p" of both, None where unknown, and "classes" by name.
     """
     plt = figures.pyplot()
     near, auroc = np.asarray(near, float), np.asarray(auroc, float)

@@ -54,10 +54,7 @@ def make_maps(units: dict[str, np.ndarray]) -> dict[str, tuple[str, np.ndarray]]
 
 
 def draw_map(ax, points: np.ndarray, labels: np.ndarray, classes: Classes, legend: bool = False) -> None:
-    """Images as dots: color by label in order, shape by group; names beside their dots, or a legend below the map.
-
-    The axes reach as far as dots and names do.
-    """
+    """Images as dots, color by label in order, shape by group, with names or a legend, on axes that reach as far."""
     import matplotlib
 
     names, order = classes.names, classes.order
@@ -104,10 +101,9 @@ def draw_cosines(ax, z: np.ndarray, labels: np.ndarray, group_of: list[int], gro
 
 
 def draw_embedding(path: Path, title: str, features: dict, labels, classes: list[str], groups, table) -> None:
-    """Maps by class, and by superclass if there are any; the cosines of the classes, beside the ranking if it is given.
+    """Maps by class, and by superclass if there are any; the cosines of the classes, next to the ranking if given.
 
-    features: name -> [n, d] of the images with labels [n]; groups: superclass -> classes, or None; table: [C, C]
-    similarities, or None.
+    features: name -> [n, d] of the images with labels [n]; groups: superclass -> classes; table: [C, C] similarities.
     """
     group_of, y = encoders.group_numbers(groups, classes), labels.numpy()
     units = {name: F.normalize(x, dim=1).numpy() for name, x in features.items()}

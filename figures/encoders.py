@@ -1,6 +1,4 @@
-"""What the pictures of trained encoders share: their command line, several encoders side by side, similarities of their
-features, and points with names on maps.
-"""
+"""What pictures of trained encoders share: command line, encoders side by side, similarities, names on maps."""
 
 import warnings
 from functools import cached_property
@@ -62,9 +60,7 @@ class Comparison:
 
     @cached_property
     def encoders(self) -> dict[str, trained_encoder.FrozenEncoder]:
-        """name -> encoder, in the order given. Raises InputError where names and checkpoints do not go together, or the
-        checkpoints are of different classes, as far as they say.
-        """
+        """name -> encoder, in the order given; InputError where names do not fit, or classes that they know differ."""
         names, ckpts = self.args.names, self.args.ckpt
         if names and len(names) != len(ckpts):
             raise InputError(f"--names: {len(names)} for {len(ckpts)} checkpoints of --ckpt; give one each")

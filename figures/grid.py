@@ -32,10 +32,8 @@ def lines(content: dict, axis: str) -> dict[str, dict[str | None, list[dict]]]:
         others = [f"{other} {label}" for other, label in cell["axes"].items() if other != axis]
         title, of = ", ".join([cell["title"], *others]), cell.get("method", name)
         if method_of.setdefault(title, of) != of:
-            both = f"the methods {method_of[title]} and {of}"
-            raise InputError(
-                f"{content['recipe']['title']}: {both} are both called {title}; give them titles that differ"
-            )
+            both = f"the methods {method_of[title]} and {of} are both called {title}; give them titles that differ"
+            raise InputError(f"{content['recipe']['title']}: {both}")
         line = found.setdefault(title, {})
         line[cell["axes"].get(axis)] = [run["values"] for run in runs]
     return found
@@ -64,9 +62,7 @@ def scaled(content: dict) -> str:
 
 
 def draw_panel(ax, column: str, drawn: dict, at: dict[str, float]) -> None:
-    """One column: a line with bars of a standard deviation (n - 1) where there are several seeds, and across the panel
-    the mean of a method without the axis.
-    """
+    """One column: a line a method with bars of a standard deviation, across the panel a method without the axis."""
     styles = zip(itertools.cycle(COLORS), itertools.cycle(MARKERS), strict=False)
     for (title, line), (color, marker) in zip(drawn.items(), styles, strict=False):
         of = {label: [values[column] for values in seeds if column in values] for label, seeds in line.items()}

@@ -106,23 +106,21 @@ def check_columns(recipe: dict, path: Path) -> None:
 
 
 def published_figures(recipe: dict, path: Path) -> dict | None:
-    """What stands under `published`, that of a method for each of its cells that has no own. Raises InputError where it
-    names no method or column, or no source of its figures.
-    """
+    """What stands under `published`, a method's for each of its cells without its own; InputError for wrong names."""
     published = dict(recipe["published"] or {})
     if published and not published.get("source"):
         raise InputError(f"{path}: published: source is missing, the text that says where the figures are from")
-    known, found = columns(recipe), {key: text for key, text in published.items() if key == "source"}
+    known, found = columns(recipe), {}
     for name, figures in published.items():
         if name == "source":
+            found[name] = figures
             continue
         cells = grid.chosen(recipe, name, f"{path}: published")
         check(f"{path}: published: {name}", figures, "a mapping")
         for column in figures:
             if column not in known:
                 raise InputError(f"{path}: published {name}: no column {column}{util.nearest(column, known)}")
-        for cell in cells:
-            found[cell] = published.get(cell, figures)
+        found |= {cell: published.get(cell, figures) for cell in cells}
     return None if recipe["published"] is None else found
 
 
@@ -134,18 +132,15 @@ def check_baseline(recipe: dict, path: Path) -> None:
 
 
 def columns(recipe: dict) -> list[str]:
-    """The columns of the recipe's table, training time left out; evaluations of different methods may share one. Means
-    of some of them come last.
-    """
+    """The columns of the recipe's table, means last, without seconds; evaluations of several methods may share one."""
     found = dict.fromkeys(c for evaluation in recipe["evaluations"].values() for c in evaluation["columns"])
     return [*found, *recipe.get("means", {})]
 
 
 def with_means(recipe: dict, values: dict[str, float]) -> dict[str, float]:
     """A run's figures by column, and the recipe's means of those of which all columns are there."""
-    means = {m: [values[c] for c in parts if c in values] for m, parts in recipe["means"].items()}
-    whole = {m: sum(of) / len(of) for m, of in means.items() if of and len(of) == len(recipe["means"][m])}
-    return values | whole
+    whole = {mean: parts for mean, parts in recipe["means"].items() if parts and all(part in values for part in parts)}
+    return values | {mean: sum(values[part] for part in parts) / len(parts) for mean, parts in whole.items()}
 
 
 def is_for(evaluation: dict, method: str) -> bool:
@@ -218,9 +213,7 @@ def run_folder(training: str) -> Path:
 
 
 def check_commands(recipe: dict, names, scope: Scope, source: str) -> None:
-    """Raise InputError, beginning with `source`, where a script would refuse a command: an option that it has not, or a
-    value that is none.
-    """
+    """Raise InputError, beginning with `source`, where a script would refuse an option or a value of a command."""
     for name in names:
         for seed in {0, seeds(recipe, name, scope)[-1]}:
             for step, command in commands(recipe, name, seed, scope).items():
@@ -232,14 +225,12 @@ def check_commands(recipe: dict, names, scope: Scope, source: str) -> None:
 
 
 def parser_of(script: str) -> Parser:
-    """The parser of a script, as NAME.py; one that knows no option for a module or command of another kind."""
+    """The parser of a script, NAME.py; one without options for a command of another kind."""
     return importlib.import_module(script.removesuffix(".py")).get_parser() if script.endswith(".py") else Parser()
 
 
 def parse(command: str, where: str) -> Options:
-    """Let a script's own parser read a command; InputError, beginning with `where`, for what it refuses. A command of
-    another kind has no options that are known.
-    """
+    """Let a script's parser read a command; InputError, beginning with `where`, if it refuses."""
     script, given = words(command)[1], words(command)[2:]
     if not script.endswith(".py"):
         return Options()

@@ -25,19 +25,14 @@ def axes(grid: dict, where: str) -> dict[str, dict[str, str]]:
             check(f"{where}: {axis}: {label}", value, "text")
             if not words(value):
                 raise InputError(f"{where}: {axis}: {value!r} is no value, as a command would have it")
-        names = [util.plain_name(label) for label, _ in pairs]
-        twice = next((pair for pair, name in zip(pairs, names, strict=True) if names.count(name) > 1), None)
-        if twice:
-            raise InputError(
-                f"{where}: {axis}: two cells would be called {axis}{util.plain_name(twice[0])}; give other labels"
-            )
+        if (again := util.twice(util.plain_name(label) for label, _ in pairs)) is not None:
+            raise InputError(f"{where}: {axis}: two cells would be called {axis}{again}; give other labels")
         found[axis] = dict(pairs)
     return found
 
 
 def expand(recipe: dict, source: str) -> dict[str, dict]:
-    """The methods, those with a grid, their own or the recipe's, as their cells. Raises InputError beginning with the
-    recipe's `source`.
+    """The methods, those with a grid, their own or the recipe's, as their cells; InputError beginning with `source`.
 
     A cell has "cell": {"method": the name of what it is a cell of, "title", "axes": {axis: label}}.
     """
@@ -86,9 +81,7 @@ def cell_of(name: str, method: dict, labels: dict, values: dict, where: str) -> 
 
 
 def chosen(recipe: dict, name: str, where: str) -> list[str]:
-    """What a name stands for in an expanded recipe: a method, a cell, or all cells of a method. Raises InputError,
-    beginning with `where`, where it is none of them.
-    """
+    """The methods that a name stands for: one, a cell, or all cells of one; InputError beginning with `where`."""
     check(where, name, "text")
     method_of = {key: method.get("cell", {}).get("method", key) for key, method in recipe["methods"].items()}
     (name,) = util.spelt_as([name], [*method_of.values(), *method_of])
@@ -100,9 +93,7 @@ def chosen(recipe: dict, name: str, where: str) -> list[str]:
 
 
 def compared_with(recipe: dict, name: str) -> str | None:
-    """The method that the table subtracts from this one: the baseline, or that of its cells with the same values on the
-    axes of both. None of the baseline itself, and where there is not just one such cell.
-    """
+    """The baseline of a method, of several cells the one with its values; None of a baseline, or without just one."""
     methods, cells = recipe["methods"], chosen(recipe, recipe["baseline"], "baseline")
     if name in cells:
         return None

@@ -41,9 +41,7 @@ class Runner:
             process.terminate()
 
     def call(self, title: str, command: str, show: bool = False) -> bool:
-        """Run a command as a user would; whether it succeeded. Shown as it runs; of jobs side by side, without `show`,
-        the epochs only.
-        """
+        """Run a command as a user would, showing what it prints, of several jobs epochs alone; whether it succeeded."""
         if self.stopped.is_set():
             return False
         words = shlex.split(command)

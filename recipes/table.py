@@ -4,6 +4,7 @@ python -m recipes.table save/tables/digits.json --out save/tables/digits.md    (
 """
 
 import argparse
+import dataclasses
 import re
 from pathlib import Path
 
@@ -32,12 +33,10 @@ def portable(value, folder: Path):
 def write(place: Path, recipe: dict, results: dict, scope: Scope, about: dict) -> str:
     """Write PLACE.json, and PLACE.md, which is drawn from it; returns the Markdown.
 
-    results: method -> what its runs gave, a list over seeds; about: what else is to stand there, with "failures", and
-    "unfinished", the runs still to come.
+    results: method -> what its runs gave, by seed; about: further entries, "failures" and "unfinished" among them.
     """
-    of_scope = {"seeds": scope.seeds, "scale": scope.scale, "options": scope.options}
     found = {"results": results, "differences": differences_of(recipe, results)}
-    content = portable({"recipe": recipe, **of_scope, **about, **found}, Path.cwd())
+    content = portable({"recipe": recipe, **dataclasses.asdict(scope), **about, **found}, Path.cwd())
     content = portable(content, ROOT)  # a recipe that was named from elsewhere
     util.write_file(Path(f"{place}.json"), util.to_json(content, indent=1).encode())
     text = markdown(content)
@@ -53,9 +52,7 @@ def spreads(n: int) -> float:
 
 
 def difference(a: dict[int, float], b: dict[int, float]) -> dict:
-    """What a has over b (seed -> figure) by the seeds that both have: {"seeds": seed -> difference}, and of two seeds
-    or more its "mean" and "half", half the width of its two-sided 95 % interval by Student's t for paired samples.
-    """
+    """What a has over b by the "seeds" of both, of two or more its "mean" and "half" the width of its 95 % interval."""
     # what is less than a billionth of a point is rounding
     of_seeds = {str(seed): round(a[seed] - b[seed], 9) for seed in sorted(a.keys() & b.keys())}
     values = list(of_seeds.values())
@@ -66,8 +63,8 @@ def difference(a: dict[int, float], b: dict[int, float]) -> dict:
 
 
 def differences_of(recipe: dict, results: dict) -> dict:
-    """What methods have over the baseline: {"to": its title, "methods": {method: {"title": its, "columns": {column: its
-    difference}}}}, without methods that are compared with none. Empty for a recipe without a baseline.
+    """What methods have over the baseline: {"to": its title, "methods": {method: {"title", "columns": {column: its
+    difference}}}}; {} without a baseline.
     """
     if not recipe.get("baseline"):
         return {}
@@ -75,20 +72,18 @@ def differences_of(recipe: dict, results: dict) -> dict:
     for name in results:
         other = grid.compared_with(recipe, name)
         if other is not None:
-            runs = [{run["seed"]: run["values"] for run in results[method]} for method in (name, other)]
-            of = {
-                c: difference(*({seed: values[c] for seed, values in of.items() if c in values} for of in runs))
-                for c in columns(recipe)
-            }
-            found["methods"][name] = {"title": grid.title_of(recipe, name), "columns": of}
+            of_columns = {c: difference(by_seed(results[name], c), by_seed(results[other], c)) for c in columns(recipe)}
+            found["methods"][name] = {"title": grid.title_of(recipe, name), "columns": of_columns}
     return found
 
 
-def markdown(content: dict, chosen: list[str] | None = None) -> str:
-    """The table, the differences to a baseline, what both are made of, and what failed; `content` is the JSON's.
+def by_seed(runs: list[dict], column: str) -> dict[int, float]:
+    """A method's values in a column, of the seeds that have one."""
+    return {run["seed"]: run["values"][column] for run in runs if column in run["values"]}
 
-    chosen: its columns, by default all.
-    """
+
+def markdown(content: dict, chosen: list[str] | None = None) -> str:
+    """The table of the chosen columns, by default all, the differences and the notes; `content` is the JSON's."""
     recipe, results = content["recipe"], content["results"]
     scope = Scope(content["seeds"], content["scale"], content.get("options", ""))
     names = chosen or columns(recipe)
@@ -111,10 +106,10 @@ def cell(values: list[float], wanted: int, digits: int = 1) -> str:
     if not values:
         return "-"
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}" + missing(len(values), wanted)
+    return f"{np.mean(values):.{digits}f}{spread}{count_missing(len(values), wanted)}"
 
 
-def missing(there: int, wanted: int) -> str:
+def count_missing(there: int, wanted: int) -> str:
     """How many seeds there are, where some are missing."""
     return f" ({there} of {wanted})" if wanted > there else ""
 
@@ -124,10 +119,10 @@ def figures_of(recipe: dict, results: dict, scope: Scope, names: list[str]) -> s
     published, body = recipe["published"], []
     digits = {c: 2 if are_small(results, c) else 1 for c in names}
     for name, runs in results.items():
-        of = {c: [run["values"][c] for run in runs if c in run["values"]] for c in (*names, "seconds")}
+        wanted, seconds = len(seeds(recipe, name, scope)), list(by_seed(runs, "seconds").values())
         row = [grid.title_of(recipe, name)]
-        row += [cell(of[c], len(seeds(recipe, name, scope)), digits[c]) for c in names]
-        row.append(f"{np.mean(of['seconds']):.0f}" if of["seconds"] else "-")
+        row += [cell(list(by_seed(runs, c).values()), wanted, digits[c]) for c in names]
+        row.append(f"{np.mean(seconds):.0f}" if seconds else "-")
         if published is not None:
             row.append(", ".join(f"{column} {figure}" for column, figure in published.get(name, {}).items()))
         body.append(row)
@@ -135,9 +130,9 @@ def figures_of(recipe: dict, results: dict, scope: Scope, names: list[str]) -> s
 
 
 def difference_cell(difference: dict, wanted: int) -> str:
-    """A difference with its 95 % interval, in bold where that excludes 0, unless all seeds have the same, which says
-    more of coarse figures than of the method; "-" for fewer than two seeds. An interval has as many digits as it takes
-    to see on which side of 0 its ends lie.
+    """A difference with its 95 % interval, bold where that excludes 0, unless all seeds agree, as coarse figures may.
+
+    An interval has as many digits as it takes to see on which side of 0 its ends lie.
     """
     if "mean" not in difference:
         return "-"
@@ -146,16 +141,16 @@ def difference_cell(difference: dict, wanted: int) -> str:
     digits = next((d for d in range(1, 12) if all(end == 0 or float(f"{end:.{d}f}") for end in ends)), 12)
     text = f"{mean:+.{digits}f} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
     text = f"**{text}**" if half and (ends[0] > 0 or ends[1] < 0) else text
-    return text + missing(len(difference["seeds"]), wanted)
+    return text + count_missing(len(difference["seeds"]), wanted)
 
 
 def differences(recipe: dict, results: dict, scope: Scope, names: list[str]) -> list[str]:
     """The second table: what each method has over the baseline, before it its title, after it how it is made."""
     found = differences_of(recipe, results)
-    body = [
-        [of["title"], *(difference_cell(of["columns"][c], len(seeds(recipe, name, scope))) for c in names)]
-        for name, of in found.get("methods", {}).items()
-    ]
+    body = []
+    for name, method in found.get("methods", {}).items():
+        wanted = len(seeds(recipe, name, scope))
+        body.append([method["title"], *(difference_cell(method["columns"][c], wanted) for c in names)])
     if all(cell == "-" for row in body for cell in row[1:]):
         return []  # not two seeds yet of both
     head = f"Difference to {found['to']}, paired by seed, with 95 % interval:"
