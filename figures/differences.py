@@ -14,7 +14,7 @@ from util import InputError
 
 
 def draw_panel(ax, column: str, methods: list[dict], unit: str) -> None:
-    """One column, a row a method: seeds as rings, and the interval, blue above 0, orange below, gray where 0 is in it."""
+    """One column, a row a method: seeds as rings, the interval in blue above 0, orange below, gray where 0 is in it."""
     ax.axvline(0, color="black", lw=1)
     for place, found in enumerate(method["columns"][column] for method in methods):
         seeds = list(found["seeds"].values())
