@@ -79,11 +79,8 @@ def anchors_of(text):
 # ---- what is named exists --------------------------------------------------------------------------------------------
 
 
-def test_the_readme_fits_in_the_head():
+def test_the_readme_is_short_and_leads_to_every_page():
     assert len(README.splitlines()) <= 250
-
-
-def test_the_readme_leads_to_every_page():
     linked = set(re.findall(r"\]\(([\w./]+\.md)\)", section(README, "Where to read on")))
     assert linked == {*PAGES, "CHANGELOG.md"} - {"README.md"}
 
@@ -97,13 +94,11 @@ def test_every_flag_that_is_written_about_exists(page):
 
 @every_page
 def test_every_flag_of_a_command_is_the_scripts_own(page):
-    wrong = {command: unknown for command in commands_of(PAGES[page]) if (unknown := unknown_flags(command))}
-    assert wrong == {}
+    assert {command: wrong for command in commands_of(PAGES[page]) if (wrong := unknown_flags(command))} == {}
 
 
 def test_a_flag_of_another_sub_command_would_be_found():
     assert unknown_flags("python rankings.py show ranking.csv --share 0.3") == {"--share"}
-    assert unknown_flags("python rankings.py noise --from ranking.csv --share 0.3 --out x.csv") == set()
     assert unknown_flags("python -m figures.training A --outt x.png") == {"--outt"}
     assert unknown_flags("python -m datasets.rankings_of show") == {"datasets.rankings_of"}
 
@@ -163,11 +158,11 @@ def test_the_rows_of_a_table_are_drawn_from_its_json(text, begins, count, drawn)
     assert len(rows) == count and [row for row in rows if row not in drawn] == []
 
 
-def test_the_columns_of_the_log_are_explained(own):
-    lines = (own.root / "save/SupCon/path_models/mine/log.jsonl").read_text().splitlines()
+def test_the_first_command_trains_with_own_superclasses_and_the_columns_of_its_log_are_explained(own):
+    last = json.loads((own.root / "save/SupCon/path_models/mine/log.jsonl").read_text().splitlines()[-1])
+    assert last.pop("epoch") == 2 and {"loss_rank_1", "val_knn"} <= set(last)
     explained = section(PAGES["docs/training.md"], "Watching a run")
-    for key in json.loads(lines[-1]):
-        assert f"`{key.replace('rank_1', 'rank_0')}`" in explained or key == "epoch"
+    assert [key for key in last if f"`{key.replace('rank_1', 'rank_0')}`" not in explained] == []
 
 
 # ---- code runs -------------------------------------------------------------------------------------------------------
@@ -210,13 +205,6 @@ def own(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         run(patch, root, f"{commands[0]} --epochs 2 --knn_freq 1 --batch_size 8 --num_workers 0")
     return types.SimpleNamespace(root=root, commands=commands)
-
-
-def test_the_first_command_trains_on_an_own_folder_with_own_superclasses(own):
-    lines = (own.root / "save/SupCon/path_models/mine/log.jsonl").read_text().splitlines()
-    last = json.loads(lines[-1])
-    assert last["epoch"] == 2
-    assert {"loss_rank_1", "val_knn"} <= set(last)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,46 +140,41 @@ def test_what_is_done_is_skipped_and_the_table_is_the_same_and_shows_what_was_no
     assert "| a good one | 9" in (folder / "other/small.md").read_text()
 
 
-def test_another_checkpoint_or_command_or_protocol_asks_for_another_evaluation(monkeypatch, small):
-    monkeypatch.chdir(small[0])
+@pytest.fixture
+def done(monkeypatch, small, tmp_path):
+    """The working folder: a copy of what the recipe left."""
+    monkeypatch.chdir(shutil.copytree(small[0], tmp_path / "done"))
+
+
+def test_another_checkpoint_or_command_or_protocol_asks_for_another_evaluation(monkeypatch, done):
     command, sha256 = f"python retrieval.py --ckpt {PLACE}/last.pth", util.sha256(PLACE / "last.pth")
     record = find_record(command, sha256)
     assert record["metrics"] and record["protocol"] == config.protocol("retrieval") > 1
     assert find_record(command, "0" * 64) is None
     assert find_record(command + " --labelset coarse", sha256) is None
-    file = Path(record["file"])
-    content = file.read_text()
-    try:
-        file.write_text(json.dumps({k: v for k, v in json.loads(content).items() if k != "protocol"}))
-        assert find_record(command, sha256) is None
-    finally:
-        file.write_text(content)
+    Path(record["file"]).write_text(json.dumps({k: v for k, v in record.items() if k != "protocol"}))
+    assert find_record(command, sha256) is None
     monkeypatch.setitem(config.PROTOCOL, "main_ce", 2)
     assert find_run([PLACE], GOOD) is None
 
 
-def test_a_training_that_was_cut_off_goes_on_and_another_command_does_not_count(monkeypatch, small, tmp_path):
-    monkeypatch.chdir(small[0])
+def test_a_training_that_was_cut_off_goes_on_and_another_command_does_not_count(monkeypatch, done, tmp_path):
     called, runner = [], Runner(tmp_path, 1)
     monkeypatch.setattr(Runner, "call", lambda self, title, command: called.append(command))
     assert (runner.train("t", GOOD), called) == (PLACE, [])
     runner.train("t", GOOD + " --seed 7")
-    whole = (PLACE / "last.pth").read_bytes()
-    try:  # cut off, although the log may have the epoch whose checkpoint could not be written any more
-        checkpoint.save(PLACE / "last.pth", {**checkpoint.load(PLACE), "epoch": 0, "step": 3})
-        runner.train("t", GOOD)
-        (PLACE / "last.pth").rename(PLACE / "previous.pth")
-        runner.train("t", GOOD)
-    finally:
-        (PLACE / "last.pth").write_bytes(whole)
-        (PLACE / "previous.pth").unlink(missing_ok=True)
+    # cut off, although the log may have the epoch whose checkpoint could not be written any more
+    checkpoint.save(PLACE / "last.pth", {**checkpoint.load(PLACE), "epoch": 0, "step": 3})
+    runner.train("t", GOOD)
+    (PLACE / "last.pth").rename(PLACE / "previous.pth")
+    runner.train("t", GOOD)
     assert called == [GOOD + " --seed 7", *2 * [f"{GOOD} --resume {PLACE}"]]
 
 
-def test_a_run_is_the_commands_if_each_start_from_scratch_on_was_its_own_with_its_options(monkeypatch, small):
-    monkeypatch.chdir(small[0])
+def test_a_run_is_the_commands_if_each_start_from_scratch_on_was_its_own_with_its_options(done):
     file = PLACE / "starts.jsonl"
-    (start,), before = util.read_json_lines(file), file.read_text()
+    (start,) = util.read_json_lines(file)
+    assert find_run([PLACE], GOOD) == PLACE and seconds(PLACE) > 0
 
     def with_options(**change):
         return {**start, "options": {name: x for name, x in (start["options"] | change).items() if x != "unknown"}}
@@ -187,17 +183,13 @@ def test_a_run_is_the_commands_if_each_start_from_scratch_on_was_its_own_with_it
     other, free = with_options(learning_rate=7.0), with_options(num_workers=7)
     older = with_options(precision="unknown")  # an option that is younger than the run
     from_another = {**own, "resumed": str(PLACE.parent / "another/last.pth")}
-    try:
-        for starts, wanted in (
-            ([start, own], PLACE), ([other, start, own], PLACE), ([free, own], PLACE), ([older, own], PLACE),
-            ([other, own], None), ([start, from_another], None), ([own], None), ([], None),
-        ):  # fmt: skip
-            file.write_text("".join(json.dumps(record) + "\n" for record in starts))
-            assert find_run([PLACE], GOOD) == wanted
-            assert starts != [start, own] or seconds(PLACE) is None  # the time of the epoch it was cut off in is lost
-    finally:
-        file.write_text(before)
-    assert find_run([PLACE], GOOD) == PLACE and seconds(PLACE) > 0
+    for starts, wanted in (
+        ([start, own], PLACE), ([other, start, own], PLACE), ([free, own], PLACE), ([older, own], PLACE),
+        ([other, own], None), ([start, from_another], None), ([own], None), ([], None),
+    ):  # fmt: skip
+        file.write_text("".join(json.dumps(record) + "\n" for record in starts))
+        assert find_run([PLACE], GOOD) == wanted
+        assert starts != [start, own] or seconds(PLACE) is None  # the time of the epoch it was cut off in is lost
 
 
 @pytest.mark.parametrize(
@@ -214,36 +206,18 @@ def test_how_a_run_was_started_is_no_part_of_its_command(called, alike):
     assert same(called.split(), "python main_ce.py --epochs 1 --exp_name a") == alike
 
 
-def test_a_fault_of_one_method_ends_that_method_alone(small):
-    folder, _ = small
-    place = folder / "save/SupCon/path_models/bad"
+def test_a_fault_of_one_method_ends_that_method_alone(done):
+    place = Path("save/SupCon/path_models/bad")
     place.mkdir(parents=True)
     (place / "config.yaml").write_text("epochs: 1\n")
-    (folder / "save/results/none.json").write_text("[]")
-    (folder / "save/results/empty.json").write_text("")
-    printed = reproduced(folder)
-    (place / "config.yaml").unlink()
+    Path("save/results/none.json").write_text("[]")
+    Path("save/results/empty.json").write_text("")
+    printed = reproduced(Path.cwd())
     assert "FAILED: bad, seed 0 (save/SupCon/path_models/bad/config.yaml: does not say by which command" in printed
     assert "| a good one | 9" in printed
 
 
-def test_ctrl_c_while_something_runs_before_the_methods_ends_it_too(monkeypatch, capsys, tmp_path):
-    waiting = {"command": 'python -c \'import time, os; open("pid", "w").write(str(os.getpid())); time.sleep(600)\''}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(SMALL_RECIPE | {"before": [waiting]}))
-    command = [sys.executable, str(ROOT / "reproduce.py"), "r.yaml"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not ((tmp_path / "pid").is_file() and (tmp_path / "pid").read_text()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
-        assert process.stderr.read() == b"reproduce.py: stopped; the same command goes on where it stopped\n"
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
-
-
-def test_a_column_that_no_record_has_is_a_failure_of_its_own(monkeypatch, small, tmp_path):
-    monkeypatch.chdir(small[0])
+def test_a_column_that_no_record_has_is_a_failure_of_its_own(done, tmp_path):
     recipe, runner = recipes.read(Path("small.yaml")), Runner(tmp_path, 1)
     recipe["evaluations"]["retrieval"]["columns"] = {"wrong": "fine.R@2", "R@1": "fine.R@1"}
     assert list(reproduce.run_method(recipe, "good", 0, recipes.Scope(), runner)["values"]) == ["R@1", "seconds"]
@@ -251,6 +225,35 @@ def test_a_column_that_no_record_has_is_a_failure_of_its_own(monkeypatch, small,
     assert "no figure fine.R@2 for column wrong; did you mean fine.R@" in why
     there = "fine.R@1, fine.R@5, fine.R@10, fine.R@20, fine.AP, fine.AP-published, fine.mAP"
     assert f"; there are {there}, in save/results/" in why
+
+
+WAITING = 'python -c \'import time, os; open("pid", "w").write(str(os.getpid())); time.sleep(600)\' --exp_name x'
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "code", "line"),
+    [
+        (
+            {"before": [WAITING]},
+            signal.SIGINT,
+            130,
+            "reproduce.py: stopped; the same command goes on where it stopped\n",
+        ),
+        ({"methods": {"good": {"command": WAITING}}, "jobs": 2}, signal.SIGTERM, 143, ""),
+    ],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_signal_ends_what_runs_before_or_in_the_methods_too(tmp_path, place, number, code, line):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(SMALL_RECIPE | place))
+    command, pid = [sys.executable, str(ROOT / "reproduce.py"), "r.yaml"], tmp_path / "pid"
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not (pid.is_file() and pid.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert (process.wait(30), process.stderr.read().decode()) == (code, line)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 # ---- given checkpoints -----------------------------------------------------------------------------------------------
@@ -369,23 +372,6 @@ def test_a_scale_shortens_the_probe_of_a_given_checkpoint_beside_the_whole_one(g
     assert "SCALED: 50 % of the epochs" in (folder / "save/tables/given_scale0.5.md").read_text()
 
 
-@pytest.mark.slow
-def test_when_it_is_ended_the_script_that_runs_is_ended_too(tmp_path):
-    methods = {"long": {"command": "python main_ce.py --epochs 500 --exp_name x"}}
-    recipe = SMALL_RECIPE | {"published": None, "methods": methods}
-    (tmp_path / "long.yaml").write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, str(ROOT / "reproduce.py"), "long.yaml", "--jobs", "2"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log = tmp_path / "save/tables/logs/long/long_seed_0_training.txt"
-    while process.poll() is None and not (log.is_file() and "epoch 1/500" in log.read_text()):
-        time.sleep(0.1)
-    process.terminate()
-    assert process.wait(timeout=60) == 143
-    size = log.stat().st_size
-    time.sleep(1)
-    assert log.stat().st_size == size
-
-
 def test_runs_are_made_seed_by_seed_and_a_method_has_no_more_than_its_own_number_of_them(monkeypatch):
     def attempt(recipe, name, seed, scope, runner):
         if isinstance(runner, Runner) and not isinstance(runner, Finder):
@@ -420,44 +406,18 @@ def trees(tmp_path_factory):
     return root
 
 
-def table_of(trees, words, options) -> tuple[str, list[list[str]]]:
-    """The table that reproduce.py writes in a process of its own, and the cells of its rows."""
-    name, *_ = words.split()
-    command = [sys.executable, str(ROOT / "reproduce.py"), str(ROOT / f"recipes/{name}.yaml"), *words.split()[1:]]
-    command += ["--jobs", "2", f"--options={options} --batch_size 100 --num_workers 0"]
-    done = subprocess.run(command, cwd=trees, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    table = (trees / f"save/tables/{name}_scale{words.split()[2]}.md").read_text()
-    return table, [line.strip("|").split("|") for line in table.splitlines()[4:] if line.startswith("|")]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "columns", "methods"), [("imagenet100", 6, 3), ("cifar100", 11, 6), ("noise", 4, 7)])
 def test_the_big_recipes_run_end_to_end_at_a_small_scale(trees, name, columns, methods):
-    table, rows = table_of(trees, f"{name} --scale 0.002", "--size 32 --model resnet8")
+    command = [sys.executable, str(ROOT / "reproduce.py"), str(ROOT / f"recipes/{name}.yaml"), "--scale", "0.002"]
+    command += ["--jobs", "2", "--options=--size 32 --model resnet8 --batch_size 100 --num_workers 0"]
+    done = subprocess.run(command, cwd=trees, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (trees / f"save/tables/{name}_scale0.002.md").read_text()
+    rows = [line.strip("|").split("|") for line in table.splitlines()[4:] if line.startswith("|")]
     assert "SCALED: 0.2 % of the epochs" in table
     assert len(rows) == methods
     assert all(float(cell) >= 0 for row in rows for cell in row[1 : columns + 1])
-
-
-@pytest.mark.slow
-def test_the_published_weights_of_both_data_sets_are_evaluated_at_a_small_scale(trees):
-    """On made files, so that each is named as not the published one."""
-    made = {"RINCE out-in, CIFAR-100": ("resnet50", None), "cross-entropy, ImageNet-100": ("resnet18", 1000)}
-    for weights in official_checkpoints.WEIGHTS:
-        if weights.name in made:
-            (model, classes), small = made[weights.name], weights.data_set == "CIFAR-100"
-            form, dataset = ("cifar", "cifar100") if small else ("imagenet", "imagenet_100")
-            encoder = resnet.encoder(model, small_images=small)
-            original_checkpoint(trees / weights.place, encoder, form, model, dataset, classes)
-    only = "--only cifar100_rince_out_in imagenet100_cross_entropy"
-    table, rows = table_of(trees, f"published --scale 0.01 {only}", "--size 8")
-    assert table.count("is not the published file") == 2
-    assert len(rows) == 8
-    for title, *cells, _, _ in rows:
-        figures, cifar = [cell.strip() != "-" for cell in cells], "CIFAR-100" in title
-        assert figures == [True, *(4 * [cifar]), *(4 * [not cifar])] if title.strip() in made else not any(figures)
-        assert all(0 <= float(cell) <= 100 for cell in cells if cell.strip() != "-")
 
 
 def test_the_recipe_in_the_docs_is_one(monkeypatch, capsys, tmp_path):
