@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import datasets
 from datasets import rankings
 
 
@@ -60,6 +61,21 @@ def make_tiny_imagenet(root, wnids, each):
     files = sorted((folder / "val" / "images").iterdir())
     rows = [f"{file.name}\t{wnids[i % len(wnids)]}\t0\t0\t62\t62" for i, file in enumerate(files)]
     (folder / "val" / "val_annotations.txt").write_text("\n".join(rows) + "\n")
+
+
+def make_paper_data(root):
+    """Small data in the form of the real sets where the paper's commands expect them, in root/data."""
+    data, wnids = root / "data", datasets.class_list("ImageNet-100")
+    make_image_folders(data / "imagenet100" / "train", wnids, each=2)
+    make_image_folders(data / "imagenet100" / "val", wnids, each=1)
+    for i in (1, 2, 3):
+        outliers = datasets.class_list(f"imagenet_outliers_split{i}")[:4]
+        make_image_folders(data / f"imagenet_outliers_split{i}" / "train", outliers, each=9)
+        make_image_folders(data / f"imagenet_outliers_split{i}" / "val", outliers, each=i)
+    make_image_folders(data / "Animals_with_Attributes2" / "JPEGImages", ["antelope", "zebra"], each=5)
+    make_cifar100(data, train=100, test=100)
+    make_cifar10(data, train=10, test=30)
+    make_tiny_imagenet(data, wnids[:3], each=4)
 
 
 def original_checkpoint(path, encoder, form, model, dataset, classes=None):

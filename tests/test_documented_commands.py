@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
-from commands import PAPER, ROOT, error_of, result, run
-from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet, original_checkpoint
+from commands import PAPER, error_of, result, run
+from made_data import make_image_folders, make_paper_data, original_checkpoint
 
 import datasets
 import util
@@ -47,17 +47,7 @@ def find_command(*parts, folder="", options=""):
 def world(tmp_path_factory):
     """A folder with small data in the form of the real sets, where the commands expect them, and checkpoints."""
     root = tmp_path_factory.mktemp("world")
-    data = root / "data"
-    make_image_folders(data / "imagenet100" / "train", WNIDS, each=2)
-    make_image_folders(data / "imagenet100" / "val", WNIDS, each=1)
-    for i in (1, 2, 3):
-        wnids = (ROOT / "datasets" / f"imagenet_outliers_split{i}.txt").read_text().split()[:4]
-        make_image_folders(data / f"imagenet_outliers_split{i}" / "train", wnids, each=9)
-        make_image_folders(data / f"imagenet_outliers_split{i}" / "val", wnids, each=i)
-    make_image_folders(data / "Animals_with_Attributes2" / "JPEGImages", ["antelope", "zebra"], each=5)
-    make_cifar100(data, train=100, test=100)
-    make_cifar10(data, train=10, test=30)
-    make_tiny_imagenet(data, WNIDS[:3], each=4)
+    make_paper_data(root)
     torch.manual_seed(0)
     original_checkpoint(root / "imagenet" / "last.pth", resnet.encoder("resnet18"), "imagenet", "resnet18", "imagenet")
     for kind, classes in (("contrastive", None), ("cross_entropy", 100)):

@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import PAPER, ROOT, run
-from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet, original_checkpoint
+from made_data import make_paper_data, original_checkpoint
 from processes import Forked, InTurn
 
-import datasets
 import recipes
 import reproduce
 import util
@@ -392,16 +391,7 @@ def test_runs_are_made_seed_by_seed_and_a_method_has_no_more_than_its_own_number
 def trees(tmp_path_factory):
     """Small generated data where the big recipes look for theirs."""
     root = tmp_path_factory.mktemp("trees")
-    data, wnids = root / "data", datasets.class_list("ImageNet-100")
-    make_image_folders(data / "imagenet100" / "train", wnids, each=2)
-    make_image_folders(data / "imagenet100" / "val", wnids, each=1)
-    for i in (1, 2, 3):
-        outliers = datasets.class_list(f"imagenet_outliers_split{i}")[:4]
-        make_image_folders(data / f"imagenet_outliers_split{i}" / "val", outliers, each=3)
-    make_image_folders(data / "Animals_with_Attributes2" / "JPEGImages", ["antelope", "zebra"], each=5)
-    make_cifar100(data, train=200, test=100)
-    make_cifar10(data, train=10, test=30)
-    make_tiny_imagenet(data, wnids[:3], each=4)
+    make_paper_data(root)
     (root / "datasets").symlink_to(ROOT / "datasets")
     return root
 
