@@ -76,7 +76,7 @@ def run_method(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner:
                 near, there = util.nearest(path, measured), ", ".join(measured)
                 why = f"no figure {path} for column {column}{near}; there are {there}, in {found['file']}"
                 runner.fail(f"{title}: {step}", command, why)
-    values = recipes.with_means(recipe, values) | ({} if seconds is None else {"seconds": seconds})
+    values = recipes.add_means(recipe, values) | ({} if seconds is None else {"seconds": seconds})
     return {"seed": seed, "values": values, "records": records, **source}
 
 
@@ -169,7 +169,7 @@ def main():
     if args.seeds < 1 or not 0 < args.scale <= 1 or (args.jobs or 0) < 0:
         given = f"--seeds {args.seeds} --scale {args.scale} --jobs {args.jobs}"
         raise InputError(f"{given}: seeds start at 1, jobs at 0, the scale lies in (0, 1]")
-    only = [method for name in args.only for method in grid.chosen(recipe, name, f"{args.recipe}: --only")]
+    only = [method for name in args.only for method in grid.find_methods(recipe, name, f"{args.recipe}: --only")]
     names = list(dict.fromkeys(only)) or list(recipe["methods"])
     scope = recipes.Scope(args.seeds, args.scale, args.options)
     recipes.check_commands(recipe, names, scope, str(args.recipe))

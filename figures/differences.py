@@ -9,7 +9,7 @@ import figures
 import util
 from engine.encoder.records import are_small, read_table
 from figures.curves import GRAY, INLIER, OUTLIER
-from figures.grid import check_columns, scaled, seeds_of, table_parser
+from figures.grid import check_columns, count_seeds, table_parser, tell_scale
 from util import InputError
 
 
@@ -41,8 +41,8 @@ def draw_differences(path: Path, content: dict, columns: list[str]) -> None:
         draw_panel(ax, column, methods, "" if are_small(content["results"], column) else "points")
     counts = {len(method["columns"][column]["seeds"]) for method in methods for column in columns} - {0}
     what = f"difference to {content['differences']['to']}, paired by seed"
-    how = f"rings: {seeds_of(counts)}; bar: 95 % interval of the mean, in color where it excludes 0"
-    figures.save(figure, path, f"{content['recipe']['title']}: {what}\n{how}{scaled(content)}")
+    how = f"rings: {count_seeds(counts)}; bar: 95 % interval of the mean, in color where it excludes 0"
+    figures.save(figure, path, f"{content['recipe']['title']}: {what}\n{how}{tell_scale(content)}")
 
 
 def get_parser():

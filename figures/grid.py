@@ -20,7 +20,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 WIDE = 8  # from this ratio of its largest value to its smallest on, an axis is logarithmic
 
 
-def lines(content: dict, axis: str) -> dict[str, dict[str | None, list[dict]]]:
+def group_lines(content: dict, axis: str) -> dict[str, dict[str | None, list[dict]]]:
     """Line -> label on the axis -> values by column, a mapping a seed; label None of a method without this axis.
 
     A line is a method with one value on each other axis. Raises InputError where two methods have one title.
@@ -39,7 +39,7 @@ def lines(content: dict, axis: str) -> dict[str, dict[str | None, list[dict]]]:
     return found
 
 
-def places(labels: list[str]) -> tuple[dict[str, float], bool]:
+def place_labels(labels: list[str]) -> tuple[dict[str, float], bool]:
     """Where labels lie on the axis, numbers at their value, others side by side; and whether it is logarithmic."""
     try:
         at = {label: float(label) for label in labels}
@@ -51,12 +51,12 @@ def places(labels: list[str]) -> tuple[dict[str, float], bool]:
     return at, low > 0 and high / low > WIDE
 
 
-def seeds_of(counts: set[int]) -> str:
+def count_seeds(counts: set[int]) -> str:
     """How many seeds what is drawn has, in words."""
     return f"{'up to ' if len(counts) > 1 else ''}{max(counts)} seeds"
 
 
-def scaled(content: dict) -> str:
+def tell_scale(content: dict) -> str:
     """What to say of a table whose trainings were shortened."""
     return f", SCALED: {100 * content['scale']:g} % of the epochs" if content["scale"] != 1 else ""
 
@@ -79,8 +79,9 @@ def draw_panel(ax, column: str, drawn: dict, at: dict[str, float]) -> None:
 
 def draw_grid(path: Path, content: dict, axis: str, columns: list[str]) -> None:
     """Draw columns of a table, content of its JSON, over an axis of its grid."""
-    drawn = lines(content, axis)
-    at, wide = places(list(dict.fromkeys(label for line in drawn.values() for label in line if label is not None)))
+    drawn = group_lines(content, axis)
+    labels = dict.fromkeys(label for line in drawn.values() for label in line if label is not None)
+    at, wide = place_labels(list(labels))
     rows = -(-len(drawn) // figures.columns(list(drawn), 3.8 * min(3, len(columns))))  # of the legend
     figure, axes = figures.panels(len(columns), lambda across, down: (3.8 * across, 3.1 * down + 0.4 + 0.22 * rows))
     slanted = sum(map(len, at)) > 24  # letters that lie below a panel
@@ -94,8 +95,8 @@ def draw_grid(path: Path, content: dict, axis: str, columns: list[str]) -> None:
         ax.grid(alpha=0.3)
     draw_legend(figure, list(drawn))
     counts = {sum(bool(run["values"]) for run in runs) for runs in content["results"].values()} - {0}
-    spread = f"mean ± standard deviation of {seeds_of(counts)}" if max(counts) > 1 else "one seed"
-    figures.save(figure, path, f"{content['recipe']['title']}\n{spread}{scaled(content)}")
+    spread = f"mean ± standard deviation of {count_seeds(counts)}" if max(counts) > 1 else "one seed"
+    figures.save(figure, path, f"{content['recipe']['title']}\n{spread}{tell_scale(content)}")
 
 
 def draw_legend(figure, titles: list[str]) -> None:

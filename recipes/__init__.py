@@ -52,9 +52,9 @@ def read(path: Path) -> dict:
     check_names(recipe, path)
     for name, entry in recipe["evaluations"].items():
         where = f"{path}: evaluation {name}: for"
-        entry["for"] = [cell for method in entry.get("for") or () for cell in grid.chosen(recipe, method, where)]
+        entry["for"] = [cell for method in entry.get("for") or () for cell in grid.find_methods(recipe, method, where)]
     check_columns(recipe, path)
-    recipe["published"] = published_figures(recipe, path)
+    recipe["published"] = read_published(recipe, path)
     check_baseline(recipe, path)
     return recipe
 
@@ -105,7 +105,7 @@ def check_columns(recipe: dict, path: Path) -> None:
                 raise InputError(f"{path}: means: {mean}: no column {part}{util.nearest(part, measured)}")
 
 
-def published_figures(recipe: dict, path: Path) -> dict | None:
+def read_published(recipe: dict, path: Path) -> dict | None:
     """What stands under `published`, a method's for each of its cells without its own; InputError for wrong names."""
     published = dict(recipe["published"] or {})
     if published and not published.get("source"):
@@ -115,7 +115,7 @@ def published_figures(recipe: dict, path: Path) -> dict | None:
         if name == "source":
             found[name] = figures
             continue
-        cells = grid.chosen(recipe, name, f"{path}: published")
+        cells = grid.find_methods(recipe, name, f"{path}: published")
         check(f"{path}: published: {name}", figures, "a mapping")
         for column in figures:
             if column not in known:
@@ -126,7 +126,7 @@ def published_figures(recipe: dict, path: Path) -> dict | None:
 
 def check_baseline(recipe: dict, path: Path) -> None:
     """Raise InputError unless the baseline, where there is one, is a method that is trained, and so has seeds."""
-    for name in grid.chosen(recipe, recipe["baseline"], f"{path}: baseline") if recipe["baseline"] else ():
+    for name in grid.find_methods(recipe, recipe["baseline"], f"{path}: baseline") if recipe["baseline"] else ():
         if given(recipe, name):
             raise InputError(f"{path}: baseline: {name} is a given checkpoint, which has no seeds to pair")
 
@@ -137,7 +137,7 @@ def columns(recipe: dict) -> list[str]:
     return [*found, *recipe.get("means", {})]
 
 
-def with_means(recipe: dict, values: dict[str, float]) -> dict[str, float]:
+def add_means(recipe: dict, values: dict[str, float]) -> dict[str, float]:
     """A run's figures by column, and the recipe's means of those of which all columns are there."""
     whole = {mean: parts for mean, parts in recipe["means"].items() if parts and all(part in values for part in parts)}
     return values | {mean: sum(values[part] for part in parts) / len(parts) for mean, parts in whole.items()}
@@ -188,7 +188,7 @@ def commands(recipe: dict, name: str, seed: int, scope: Scope) -> dict[str, str]
         command = in_one_line(entry["command"])
         for key, value in (method.get("with") or {}).items():
             command = command.replace(f"{{{key}}}", str(value))
-        command = of_file(command, file) if file else command
+        command = put_file(command, file) if file else command
         command += scaled(entry, scope.scale) + (f" {scope.options}" if scope.options else "")
         if seed and command.split()[1].startswith("main_"):
             command += f" --seed {seed}"
@@ -200,7 +200,7 @@ def commands(recipe: dict, name: str, seed: int, scope: Scope) -> dict[str, str]
     return found
 
 
-def of_file(command: str, file: Path) -> str:
+def put_file(command: str, file: Path) -> str:
     """A command with a given checkpoint for what is a run's folder, or the last.pth in it, elsewhere."""
     name = shlex.quote(file.name)
     return re.sub(r"\$path2chkpt(/last\.pth|/)?(?![\w/.])", lambda _: f"$path2chkpt/{name}", command)
@@ -224,7 +224,7 @@ def check_commands(recipe: dict, names, scope: Scope, source: str) -> None:
                 parse(command, where)
 
 
-def parser_of(script: str) -> Parser:
+def find_parser(script: str) -> Parser:
     """The parser of a script, NAME.py; one without options for a command of another kind."""
     return importlib.import_module(script.removesuffix(".py")).get_parser() if script.endswith(".py") else Parser()
 
@@ -236,7 +236,7 @@ def parse(command: str, where: str) -> Options:
         return Options()
     if not (ROOT / script).is_file():
         raise InputError(f"{where}: there is no script {script}")
-    parser = parser_of(script)
+    parser = find_parser(script)
 
     def refuse(message):
         raise InputError(f"{where}: {script}: {message}")

@@ -11,7 +11,7 @@ from engine.cli.config import protocol
 from engine.cli.parsing import Means
 from engine.encoder import official_checkpoints
 from engine.run import checkpoint
-from recipes import parse, parser_of
+from recipes import find_parser, parse
 from recipes.schema import option, words
 from util import InputError
 
@@ -39,7 +39,7 @@ def _meaning(called: list[str], script: str) -> list[str]:
 @cache
 def _starts(script: str) -> dict[str, bool]:
     """The options of a script that say how a run is started, and whether each may stand alone."""
-    parser = parser_of(script)
+    parser = find_parser(script)
     means = parser.meanings()
     found = [action for action in parser._actions if Means.START in means[action.dest]]
     return {name: action.nargs == "?" for action in found for name in action.option_strings}
@@ -69,13 +69,13 @@ def find_run(folders, command: str) -> Path | None:
             called = found["about"]["command"]
         except (TypeError, KeyError):
             raise InputError(f"{file}: does not say by which command the run was started") from None
-        script = words(command)[1]
-        if found["about"].get("protocol", 1) == protocol(script) and same(called, command) and began_so(folder, script):
+        script, number = words(command)[1], found["about"].get("protocol", 1)
+        if number == protocol(script) and same(called, command) and kept_its_options(folder, script):
             return folder
     return None
 
 
-def changed_since(folder: Path, command: str) -> str | None:
+def find_change_since(folder: Path, command: str) -> str | None:
     """`find_changed_file` since a run of this command was started, or resumed."""
     return find_changed_file(command, [start.get("files", {}) for start in read_starts(folder)])
 
@@ -87,9 +87,9 @@ def read_starts(folder: Path) -> list[dict]:
     return starts[scratch[-1] :] if scratch else []
 
 
-def began_so(folder: Path, script: str) -> bool:
+def kept_its_options(folder: Path, script: str) -> bool:
     """Whether a run began from scratch, and resumed nothing but itself with the options that it has now."""
-    starts, means = read_starts(folder), parser_of(script).meanings()
+    starts, means = read_starts(folder), find_parser(script).meanings()
     for start in starts:
         then, now = start["options"], starts[-1]["options"]
         both = then.keys() & now.keys()  # an option may be younger than the run

@@ -46,7 +46,7 @@ def expand(recipe: dict, source: str) -> dict[str, dict]:
         for labels in itertools.product(*of_method.values()):
             of = dict(zip(of_method, labels, strict=True))
             values = {axis: of_method[axis][label] for axis, label in of.items()}
-            key, cell = cell_of(name, {k: v for k, v in method.items() if k != "grid"}, of, values, where)
+            key, cell = make_cell(name, {k: v for k, v in method.items() if k != "grid"}, of, values, where)
             if key in methods or (key != name and key in recipe["methods"]):
                 raise InputError(f"{where}: two methods would be called {key}; give other names or labels")
             methods[key] = cell
@@ -55,7 +55,7 @@ def expand(recipe: dict, source: str) -> dict[str, dict]:
     return methods
 
 
-def cell_of(name: str, method: dict, labels: dict, values: dict, where: str) -> tuple[str, dict]:
+def make_cell(name: str, method: dict, labels: dict, values: dict, where: str) -> tuple[str, dict]:
     """Name and method of the cell with these labels and values by axis; the method itself where there is no axis."""
     if not labels:
         return name, method
@@ -80,7 +80,7 @@ def cell_of(name: str, method: dict, labels: dict, values: dict, where: str) -> 
     }
 
 
-def chosen(recipe: dict, name: str, where: str) -> list[str]:
+def find_methods(recipe: dict, name: str, where: str) -> list[str]:
     """The methods that a name stands for: one, a cell, or all cells of one; InputError beginning with `where`."""
     check(where, name, "text")
     method_of = {key: method.get("cell", {}).get("method", key) for key, method in recipe["methods"].items()}
@@ -92,25 +92,25 @@ def chosen(recipe: dict, name: str, where: str) -> list[str]:
     return found
 
 
-def compared_with(recipe: dict, name: str) -> str | None:
+def find_baseline(recipe: dict, name: str) -> str | None:
     """The baseline of a method, of several cells the one with its values; None of a baseline, or without just one."""
-    methods, cells = recipe["methods"], chosen(recipe, recipe["baseline"], "baseline")
+    methods, cells = recipe["methods"], find_methods(recipe, recipe["baseline"], "baseline")
     if name in cells:
         return None
     if len(cells) > 1:
-        own = axes_of(methods[name])
-        cells = [c for c in cells if all(own.get(axis, label) == label for axis, label in axes_of(methods[c]).items())]
+        own = read_axes(methods[name]).items()
+        cells = [c for c in cells if all(read_axes(methods[c]).get(axis, label) == label for axis, label in own)]
     return cells[0] if len(cells) == 1 else None
 
 
-def axes_of(method: dict) -> dict[str, str]:
+def read_axes(method: dict) -> dict[str, str]:
     """Axis -> label of a cell; none of a method without a grid."""
     return method.get("cell", {}).get("axes", {})
 
 
-def title_of(recipe: dict, name: str) -> str:
+def find_title(recipe: dict, name: str) -> str:
     """The title of a method, of a cell, or of what has several cells, of which each then stands for its like."""
-    first, *others = (recipe["methods"][key] for key in chosen(recipe, name, "title"))
+    first, *others = (recipe["methods"][key] for key in find_methods(recipe, name, "title"))
     if not others:
         return first.get("title", name)
     return f"{first['cell']['title']} of the same {' and '.join(first['cell']['axes'])}"

@@ -90,7 +90,7 @@ class Runner:
         """The folder of the finished training."""
         folder = run_folder(command)
         found = completed.find_run([folder], command)
-        if found and (changed := completed.changed_since(folder, command)):
+        if found and (changed := completed.find_change_since(folder, command)):
             raise InputError(
                 f"{changed} has changed since {folder} was trained; put the file back, remove the folder to train "
                 "again, or give another --exp_name"
@@ -113,7 +113,7 @@ class Runner:
         folders = [place.parent for name in names for place in sorted((root / "linear").glob(f"*/{name}/last.pth"))]
         probe = completed.find_run(folders, command)
         if probe:
-            goes_on = completed.epochs_left(probe) > 0 and not completed.changed_since(probe, command)
+            goes_on = completed.epochs_left(probe) > 0 and not completed.find_change_since(probe, command)
             command += f" --resume {shlex.quote(str(probe))}" if goes_on else " --overwrite"
         if not self.call(title, command):
             return None

@@ -35,7 +35,7 @@ def write(place: Path, recipe: dict, results: dict, scope: Scope, about: dict) -
 
     results: method -> what its runs gave, by seed; about: further entries, "failures" and "unfinished" among them.
     """
-    found = {"results": results, "differences": differences_of(recipe, results)}
+    found = {"results": results, "differences": find_differences(recipe, results)}
     content = portable({"recipe": recipe, **dataclasses.asdict(scope), **about, **found}, Path.cwd())
     content = portable(content, ROOT)  # a recipe that was named from elsewhere
     util.write_file(Path(f"{place}.json"), util.to_json(content, indent=1).encode())
@@ -62,18 +62,18 @@ def difference(a: dict[int, float], b: dict[int, float]) -> dict:
     return {"seeds": of_seeds, "mean": float(np.mean(values)), "half": half}
 
 
-def differences_of(recipe: dict, results: dict) -> dict:
+def find_differences(recipe: dict, results: dict) -> dict:
     """What methods have over the baseline: {"to": its title, "methods": {method: {"title", "columns": {column: its
     difference}}}}; {} without a baseline.
     """
     if not recipe.get("baseline"):
         return {}
-    found = {"to": grid.title_of(recipe, recipe["baseline"]), "methods": {}}
+    found = {"to": grid.find_title(recipe, recipe["baseline"]), "methods": {}}
     for name in results:
-        other = grid.compared_with(recipe, name)
+        other = grid.find_baseline(recipe, name)
         if other is not None:
             of_columns = {c: difference(by_seed(results[name], c), by_seed(results[other], c)) for c in columns(recipe)}
-            found["methods"][name] = {"title": grid.title_of(recipe, name), "columns": of_columns}
+            found["methods"][name] = {"title": grid.find_title(recipe, name), "columns": of_columns}
     return found
 
 
@@ -87,7 +87,7 @@ def markdown(content: dict, chosen: list[str] | None = None) -> str:
     recipe, results = content["recipe"], content["results"]
     scope = Scope(content["seeds"], content["scale"], content.get("options", ""))
     names = chosen or columns(recipe)
-    parts = [f"## {recipe['title']}", figures_of(recipe, results, scope, names)]
+    parts = [f"## {recipe['title']}", draw_figures(recipe, results, scope, names)]
     if scope.seeds > 1:
         parts += differences(recipe, results, scope, names)
     return "\n\n".join([*parts, *notes(content, scope)]) + "\n"
@@ -114,13 +114,13 @@ def count_missing(there: int, wanted: int) -> str:
     return f" ({there} of {wanted})" if wanted > there else ""
 
 
-def figures_of(recipe: dict, results: dict, scope: Scope, names: list[str]) -> str:
+def draw_figures(recipe: dict, results: dict, scope: Scope, names: list[str]) -> str:
     """The table of all methods and these columns."""
     published, body = recipe["published"], []
     digits = {c: 2 if are_small(results, c) else 1 for c in names}
     for name, runs in results.items():
         wanted, seconds = len(seeds(recipe, name, scope)), list(by_seed(runs, "seconds").values())
-        row = [grid.title_of(recipe, name)]
+        row = [grid.find_title(recipe, name)]
         row += [cell(list(by_seed(runs, c).values()), wanted, digits[c]) for c in names]
         row.append(f"{np.mean(seconds):.0f}" if seconds else "-")
         if published is not None:
@@ -146,7 +146,7 @@ def difference_cell(difference: dict, wanted: int) -> str:
 
 def differences(recipe: dict, results: dict, scope: Scope, names: list[str]) -> list[str]:
     """The second table: what each method has over the baseline, before it its title, after it how it is made."""
-    found = differences_of(recipe, results)
+    found = find_differences(recipe, results)
     body = []
     for name, method in found.get("methods", {}).items():
         wanted = len(seeds(recipe, name, scope))

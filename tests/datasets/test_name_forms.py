@@ -61,7 +61,7 @@ def test_rankings_meet_one_another_and_names_the_classes_they_are_of(tmp_path, o
     groups = tmp_path / "groups.yaml"
     groups.write_text(f"a: [{theirs[0]}, {theirs[1]}]\nb: [{theirs[2]}, tea]\n", encoding="utf-8")
     assert encoders.find_superclasses(str(groups), "path", [*ours, "tea"]) == {"a": ours[:2], "b": [ours[2], "tea"]}
-    assert grid.chosen({"methods": {ours[0]: {}}}, theirs[0], "here") == [ours[0]]
+    assert grid.find_methods({"methods": {ours[0]: {}}}, theirs[0], "here") == [ours[0]]
 
 
 @FORMS

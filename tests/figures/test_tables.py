@@ -25,7 +25,7 @@ def content(axes=AXES, made=MADE, titles=()):
 
 def test_a_line_is_a_method_with_one_value_on_each_other_axis():
     found = {
-        axis: {title: list(line) for title, line in grid.lines(content(), axis).items()} for axis in ("size", "tau")
+        axis: {title: list(x) for title, x in grid.group_lines(content(), axis).items()} for axis in ("size", "tau")
     }
     assert found["size"] == {"M, tau 1": ["8", "16"], "M, tau 2": ["8"], "A": [None]}
     assert found["tau"] == {"M, size 8": ["1", "2"], "M, size 16": ["1"], "A": [None]}
@@ -42,7 +42,7 @@ def test_a_line_is_a_method_with_one_value_on_each_other_axis():
     ],
 )
 def test_numbers_lie_at_their_value_and_labels_side_by_side(labels, want):
-    at, wide = grid.places(labels)
+    at, wide = grid.place_labels(labels)
     assert (list(at), list(at.values()), wide) == (labels, *want)
 
 

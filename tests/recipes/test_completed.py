@@ -9,7 +9,7 @@ import yaml
 from engine.cli import config, options
 from engine.cli.parsing import Means
 from recipes import completed
-from recipes.completed import changed_since, find_record, find_run
+from recipes.completed import find_change_since, find_record, find_run
 from recipes.running import Runner
 from recipes.schema import words
 from util import InputError
@@ -57,12 +57,12 @@ def test_a_result_counts_as_done_while_the_file_of_each_option_is_as_it_was(monk
         (tmp_path / "config.yaml").write_text(yaml.safe_dump({"about": said}))
         (tmp_path / "starts.jsonl").write_text(json.dumps(begun))
         assert find_run([tmp_path], command) == tmp_path
-        return find_record(command, "a") is not None, changed_since(tmp_path, command) is None
+        return find_record(command, "a") is not None, find_change_since(tmp_path, command) is None
 
     assert passes(record, begun) == (True, True)
     write(file, second)
     assert passes(record, begun) == (False, False)
-    assert changed_since(tmp_path, command) == f"{flag} {place.partition('/')[0]}"
+    assert find_change_since(tmp_path, command) == f"{flag} {place.partition('/')[0]}"
     older = [{name: x for name, x in entry.items() if name != "files"} for entry in (record, begun)]
     assert passes(*older) == (True, True)  # nobody knows
     file.unlink()
@@ -79,7 +79,7 @@ def test_a_run_that_went_on_after_a_file_had_changed_is_made_of_both(monkeypatch
     for resumed, changed in (("last.pth", "--ranking r.csv"), (None, None)):  # or begun again
         second = {"options": {}, "resumed": resumed, "files": sums(command)}
         (tmp_path / "starts.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
-        assert changed_since(tmp_path, command) == changed
+        assert find_change_since(tmp_path, command) == changed
 
 
 def test_after_a_file_has_changed_a_training_is_refused_by_name_and_a_probe_begins_again(monkeypatch, tmp_path):

@@ -89,7 +89,7 @@ def test_a_baseline_with_a_grid_is_compared_cell_by_cell_and_a_cell_with_all(tmp
     methods = {name: trained(grid={"size": [8, 16]}, title=name.upper()) for name in BASE}
     methods |= {"alone": trained(), "given": {"checkpoint": "a.pth"}}
     recipe = recipe_of(tmp_path, methods, baseline=baseline)
-    assert {name: grid.compared_with(recipe, name) for name in recipe["methods"]} == {
+    assert {name: grid.find_baseline(recipe, name) for name in recipe["methods"]} == {
         **dict.fromkeys(recipe["methods"]), **want,
     }  # fmt: skip
 
@@ -133,5 +133,5 @@ def test_the_grid_in_the_docs_has_the_cells_that_they_say(monkeypatch, capsys, t
 def test_means_of_columns_come_last_and_only_where_all_are_there(tmp_path):
     recipe = recipe_of(tmp_path, {"ce": trained()}, means={"both": ["R@1", "mAP"]})
     assert recipes.columns(recipe) == ["R@1", "mAP", "both"]
-    assert recipes.with_means(recipe, {"R@1": 10.0, "mAP": 40.0})["both"] == 25.0
-    assert recipes.with_means(recipe, {"R@1": 10.0}) == {"R@1": 10.0}
+    assert recipes.add_means(recipe, {"R@1": 10.0, "mAP": 40.0})["both"] == 25.0
+    assert recipes.add_means(recipe, {"R@1": 10.0}) == {"R@1": 10.0}
