@@ -72,10 +72,10 @@ def draw_nearness(path: Path, near, auroc, found: dict, ranking: str, title: str
     if few:  # points of one value side by side, their median as a bar
         width = 0.3 * (np.diff(values).min() if len(values) > 1 else 1)
         for value in values:
-            of = np.flatnonzero(near == value)
-            x[of[np.argsort(auroc[of])]] += width * (np.arange(len(of)) % 5 - 2) / 4 * (len(of) > 1)
+            tied = np.flatnonzero(near == value)
+            x[tied[np.argsort(auroc[tied])]] += width * (np.arange(len(tied)) % 5 - 2) / 4 * (len(tied) > 1)
             ends = value - 0.7 * width, value + 0.7 * width
-            axes.hlines(np.median(auroc[of]), *ends, color=OUTLIER, lw=2, zorder=1)
+            axes.hlines(np.median(auroc[tied]), *ends, color=OUTLIER, lw=2, zorder=1)
         axes.set_xticks(values)
     axes.plot(x, auroc, "o", ms=5, mfc=INLIER, mec="white", mew=0.5)
     axes.axhline(50, color=GRAY, lw=1, ls=":")
@@ -86,8 +86,7 @@ def draw_nearness(path: Path, near, auroc, found: dict, ranking: str, title: str
         beside = any(0 <= x[j] - x[i] < wide and abs(auroc[j] - auroc[i]) < high for j in named if j != i)
         place = dict(xytext=(-5, 3), ha="right") if beside else dict(xytext=(5, 3))
         axes.annotate(names[i].replace("_", " "), (x[i], auroc[i]), textcoords="offset points", fontsize=8, **place)
-    known = found["Spearman"] is not None
-    rho = f"Spearman {found['Spearman']:.2f}, p {found['p']:.2g}, " if known else ""
+    rho = "" if found["Spearman"] is None else f"Spearman {found['Spearman']:.2f}, p {found['p']:.2g}, "
     axes.set(
         xlabel=f"largest similarity to a training class, by {ranking}", ylabel="AUROC of the class in %",
         title=f"{title}\n{rho}{len(names)} outlier classes" + ("; bar: median" if few else ""),

@@ -30,9 +30,8 @@ def draw_panel(ax, column: str, methods: list[dict], unit: str) -> None:
 
 def draw_differences(path: Path, content: dict, columns: list[str]) -> None:
     """Draw columns of a table's differences, `content` being its JSON."""
-    methods = [
-        of for of in content["differences"]["methods"].values() if any("mean" in of["columns"][c] for c in columns)
-    ]
+    methods = content["differences"]["methods"].values()
+    methods = [method for method in methods if any("mean" in method["columns"][c] for c in columns)]
     high = 0.9 + 0.5 * len(methods)
     figure, axes = figures.panels(
         len(columns), lambda across, down: (1.2 + 3.2 * across, 1 + high * down), share_y=True

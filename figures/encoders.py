@@ -68,9 +68,9 @@ class Comparison:
         chosen = names or [net.name for net in nets]
         if (again := util.twice(chosen)) is not None:
             raise InputError(f"--{'names' if names else 'ckpt'}: two are called {again}; give --names that differ")
-        known = [net.record for net in nets if net.record["classes"] and not net.record["instance_ranks"]]
-        for record in known[1:]:
-            _check_same_classes(known[0], record)
+        records = [net.record for net in nets if net.record["classes"] and not net.record["instance_ranks"]]
+        for record in records[1:]:
+            _check_same_classes(records[0], record)
         return dict(zip(chosen, nets, strict=True))
 
     def features(self, data: datasets.ImageData, title: str) -> dict[str, torch.Tensor]:

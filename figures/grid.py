@@ -30,9 +30,9 @@ def group_lines(content: dict, axis: str) -> dict[str, dict[str | None, list[dic
         method = content["recipe"]["methods"][name]
         cell = method.get("cell") or {"title": method.get("title", name), "axes": {}}
         others = [f"{other} {label}" for other, label in cell["axes"].items() if other != axis]
-        title, of = ", ".join([cell["title"], *others]), cell.get("method", name)
-        if method_of.setdefault(title, of) != of:
-            both = f"the methods {method_of[title]} and {of} are both called {title}; give them titles that differ"
+        title, own = ", ".join([cell["title"], *others]), cell.get("method", name)
+        if method_of.setdefault(title, own) != own:
+            both = f"the methods {method_of[title]} and {own} are both called {title}; give them titles that differ"
             raise InputError(f"{content['recipe']['title']}: {both}")
         line = found.setdefault(title, {})
         line[cell["axes"].get(axis)] = [run["values"] for run in runs]
@@ -65,14 +65,14 @@ def draw_panel(ax, column: str, drawn: dict, at: dict[str, float]) -> None:
     """One column: a line a method with bars of a standard deviation, across the panel a method without the axis."""
     styles = zip(itertools.cycle(COLORS), itertools.cycle(MARKERS), strict=False)
     for (title, line), (color, marker) in zip(drawn.items(), styles, strict=False):
-        of = {label: [values[column] for values in seeds if column in values] for label, seeds in line.items()}
-        of = {label: values for label, values in of.items() if values}
-        if None in of:
-            ax.axhline(np.mean(of.pop(None)), color=color, ls="--", lw=1.5, label=title)
-        if of:
-            labels = sorted(of, key=at.get)
-            means = [np.mean(of[label]) for label in labels]
-            spread = [np.std(of[label], ddof=1) if len(of[label]) > 1 else 0 for label in labels]
+        found = {label: [values[column] for values in seeds if column in values] for label, seeds in line.items()}
+        found = {label: values for label, values in found.items() if values}
+        if None in found:
+            ax.axhline(np.mean(found.pop(None)), color=color, ls="--", lw=1.5, label=title)
+        if found:
+            labels = sorted(found, key=at.get)
+            means = [np.mean(found[label]) for label in labels]
+            spread = [np.std(found[label], ddof=1) if len(found[label]) > 1 else 0 for label in labels]
             how = dict(color=color, marker=marker, ms=5, lw=1.8, elinewidth=1.2, capsize=3, label=title)
             ax.errorbar([at[label] for label in labels], means, yerr=spread if any(spread) else None, **how)
 
@@ -117,9 +117,9 @@ def table_parser(description: str, out: str):
     return p
 
 
-def check_columns(asked: list[str], there: list[str], source: str) -> None:
+def check_columns(columns: list[str], there: list[str], source: str) -> None:
     """Raise InputError, beginning with --columns, where one is not there. source: "TABLE has no figure"."""
-    for column in asked:
+    for column in columns:
         if column not in there:
             near = util.nearest(column, there)
             raise InputError(f"--columns {column}: {source} of it{near}; it has {', '.join(there)}")

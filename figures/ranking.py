@@ -93,6 +93,6 @@ def draw_comparison(
             ax.plot(x, y, ".", ms=3, alpha=max(0.1, min(1, 500 / len(x))), color=INLIER, mew=0)
         ax.set_xlabel(first, fontsize=9)
         ax.set_ylabel(name, fontsize=9)
-        known = "" if rho[name] is None else f", Spearman {rho[name]:.2f}"
-        ax.set_title(f"pairs of classes{known}", fontsize=9)
+        correlation = "" if rho[name] is None else f", Spearman {rho[name]:.2f}"
+        ax.set_title(f"pairs of classes{correlation}", fontsize=9)
     figures.save(figure, path)

@@ -37,8 +37,8 @@ def read(path: Path) -> dict:
         for name, entry in recipe[key].items():
             where = f"{path}: {kind} {name}"
             check_entry(entry, kind, where)
-            for option_name, of in (entry.get("scaled") or {}).items():
-                check(f"{where}: scaled: {option_name}", of, NUMBERS)
+            for option_name, numbers in (entry.get("scaled") or {}).items():
+                check(f"{where}: scaled: {option_name}", numbers, NUMBERS)
             command = entry.get("command")
             if kind == "method":
                 check_source(entry, where)
@@ -171,7 +171,7 @@ def scaled(entry: dict, scale: float) -> str:
         return ""
     given = entry.get("scaled") or {}
     numbers = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
-    return "".join(f" --{k} {','.join(str(max(1, round(scale * float(v)))) for v in of)}" for k, of in numbers.items())
+    return "".join(f" --{k} {','.join(str(max(1, round(scale * float(v)))) for v in vs)}" for k, vs in numbers.items())
 
 
 def commands(recipe: dict, name: str, seed: int, scope: Scope) -> dict[str, str]:

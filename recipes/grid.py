@@ -44,9 +44,9 @@ def expand(recipe: dict, source: str) -> dict[str, dict]:
         used |= trained and own is None
         of_method = axes(own, where) if own is not None else of_all if trained else {}
         for labels in itertools.product(*of_method.values()):
-            of = dict(zip(of_method, labels, strict=True))
-            values = {axis: of_method[axis][label] for axis, label in of.items()}
-            key, cell = make_cell(name, {k: v for k, v in method.items() if k != "grid"}, of, values, where)
+            chosen = dict(zip(of_method, labels, strict=True))
+            values = {axis: of_method[axis][label] for axis, label in chosen.items()}
+            key, cell = make_cell(name, {k: v for k, v in method.items() if k != "grid"}, chosen, values, where)
             if key in methods or (key != name and key in recipe["methods"]):
                 raise InputError(f"{where}: two methods would be called {key}; give other names or labels")
             methods[key] = cell

@@ -21,9 +21,9 @@ from util import InputError
 def portable(value, folder: Path):
     """A JSON value in whose texts paths below `folder` are relative to it: a table may be read on another machine."""
     if isinstance(value, dict):
-        return {key: portable(of, folder) for key, of in value.items()}
+        return {key: portable(item, folder) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [portable(of, folder) for of in value]
+        return [portable(item, folder) for item in value]
     if not isinstance(value, str) or folder == Path(folder.root):
         return value
     path = rf"(?<![\w./~-]){re.escape(str(folder))}"

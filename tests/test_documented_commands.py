@@ -37,9 +37,9 @@ OBJECTIVES = {
 CIFAR_EVALUATIONS = ("main_linear", "labelset fine", "labelset coarse", "outliers cifar10", "outliers tiny_imagenet")
 
 
-def find_command(*parts, folder="", options=""):
-    """The one command of the paper with all these parts, and more options; folder: where its checkpoint lies."""
-    (command,) = [command for command in PAPER if all(part in f"{command} " for part in parts)]
+def find_command(part, data="", folder="", options=""):
+    """The one command of the paper with this part and data, and more options; folder: where its checkpoint lies."""
+    (command,) = [command for command in PAPER if part in f"{command} " and data in command]
     return f"{command} {options}".replace("$path2chkpt", str(folder))
 
 
