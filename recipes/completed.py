@@ -23,26 +23,22 @@ def same(called: list[str], command: str) -> bool:
 
 
 def _meaning(called: list[str], script: str) -> list[str]:
-    """The words without options of Means.START, however they are spelt."""
-    starts, kept, skip = _starts(script), [], False
+    """The words, options in their first spelling, without those of Means.START."""
+    parser, kept, skip = _parser(script), [], False
+    means, actions = parser.meanings(), {name: a for a in parser._actions for name in a.option_strings}
     for word, value in zip(called, [*called[1:], ""], strict=True):
-        name, with_value = word.partition("=")[:2]
+        name, equals, own_value = word.partition("=")
+        action = actions.get(name)
         if skip:
             skip = False
-        elif name in starts:
-            skip = not with_value and (not starts[name] or value.lower() in ("true", "false"))
+        elif action and Means.START in means[action.dest]:
+            skip = not equals and (action.nargs != "?" or value.lower() in ("true", "false"))
         else:
-            kept.append(word)
+            kept.append(f"{action.option_strings[0]}{equals}{own_value}" if action else word)
     return kept
 
 
-@cache
-def _starts(script: str) -> dict[str, bool]:
-    """The options of a script that say how a run is started, and whether each may stand alone."""
-    parser = find_parser(script)
-    means = parser.meanings()
-    found = [action for action in parser._actions if Means.START in means[action.dest]]
-    return {name: action.nargs == "?" for action in found for name in action.option_strings}
+_parser = cache(find_parser)  # of a script: every record asks
 
 
 def find_changed_file(command: str, before: list[dict]) -> str | None:

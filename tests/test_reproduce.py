@@ -194,15 +194,15 @@ def test_a_run_is_the_commands_if_each_start_from_scratch_on_was_its_own_with_it
 @pytest.mark.parametrize(
     ("called", "alike"),
     [
-        ("main_ce.py --epochs 1 --exp_name a --resume auto", True),
-        ("/x/main_ce.py --resume=auto --epochs 1 --overwrite --exp_name a", True),
-        ("main_ce.py --epochs 1 --overwrite=True --exp_name a --overwrite True", True),
-        ("main_ce.py --epochs 2 --exp_name a", False),
-        ("main_supcon.py --epochs 1 --exp_name a", False),
+        ("main_ce.py --epochs 1 --exclude_classes 4 --resume auto", True),
+        ("/x/main_ce.py --resume=auto --epochs 1 --overwrite --exclude_classes 4", True),
+        ("main_ce.py --epochs 1 --overwrite=True --hold_out 4 --overwrite True", True),  # in its old spelling
+        ("main_ce.py --epochs 2 --exclude_classes 4", False),
+        ("main_supcon.py --epochs 1 --exclude_classes 4", False),
     ],
 )
-def test_how_a_run_was_started_is_no_part_of_its_command(called, alike):
-    assert same(called.split(), "python main_ce.py --epochs 1 --exp_name a") == alike
+def test_how_a_run_was_started_and_an_option_is_spelt_is_no_part_of_its_command(called, alike):
+    assert same(called.split(), "python main_ce.py --epochs 1 --exclude_classes 4") == alike
 
 
 def test_a_fault_of_one_method_ends_that_method_alone(done):
