@@ -56,21 +56,21 @@ def worker(args, device):
     util.seed_everything(args.seed)
     with distributed.main_first():
         only = datasets.class_list("ImageNet-100") if args.imagenet100 else ()
-        train, test = datasets.build_pair(args.dataset, only=only, **factory.chosen_images(args))
-        distributed.say(datasets.left_out(train, test))
+        train, test = datasets.build_pair(args.dataset, args.data_folder, factory.select_images(args, only))
+        distributed.say((train.left_out + test.left_out).describe())
         datasets.check_several_classes(train, args.data_folder)
         spec = datasets.spec(args.dataset)
         run = runs.Run(args, "SupCon", run_name(args), train.images)
         start = pretrained.choose_start(args.model, args.init, args.pretrained, run.source)
-        size, mean, std = datasets.view_settings(args.dataset, start.choose_views(factory.chosen_views(args)), train)
-        encoder = start.build(spec.small, size)
+        seen = datasets.complete_views(args.dataset, factory.chosen_views(args).fill_from(start.views), train)
+        encoder = start.build(spec.small, seen.size)
         encoder = training.sync_batchnorm(encoder, args.model, device) if args.syncBN else encoder
     skip, how = factory.skips_damage(args), factory.loading(args, device, args.channels_last)
     train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)
     if skip:
         train.tolerate_damage()
-    views = factory.augmented(args, spec, (size, mean, std), args.use_ssl_augmentations, count=1)
-    test.transform = augmentation.evaluation(size, mean, std, spec.small)
+    views = factory.augmented(args, spec, seen, args.use_ssl_augmentations, count=1)
+    test.transform = augmentation.evaluation(seen.size, seen.mean, seen.std, spec.small)
     images = loading.augmented(train, views, args.seed, args.augment_on, device)
     loader, sampler = loading.training_loader(
         images, how, args.seed, factory.balanced(args, train.labels, train.classes)
@@ -80,8 +80,7 @@ def worker(args, device):
     wrapped = training.parallel(model)
     stepper = factory.stepper(args, model, device)
     validation = partial(training.validate, model, loading.share_loader(test, how), stepper)
-    facts = {"classes": train.classes, "size": size, "mean": list(mean), "std": list(std)}
-    facts["pretrained"] = start.pretrained
+    facts = {"classes": train.classes, **seen.to_dict(), "pretrained": start.pretrained}
     run.begin(model, stepper, sampler, facts, train)
     run.say(f"cross-entropy: {len(train.classes)} classes, {len(train)} training and {len(test)} validation images")
 

@@ -51,8 +51,8 @@ def worker(args, device):
     begin = time.perf_counter()
     util.seed_everything(args.seed)
     with distributed.main_first():
-        train, test = datasets.build_pair(args.dataset, **factory.chosen_images(args))
-        distributed.say(datasets.left_out(train, test))
+        train, test = datasets.build_pair(args.dataset, args.data_folder, factory.select_images(args))
+        distributed.say((train.left_out + test.left_out).describe())
         datasets.check_several_classes(train, args.data_folder)
         cache = factory.features_cache(args)
         net = factory.load_encoder(args, train)
@@ -76,9 +76,9 @@ def worker(args, device):
     else:
         if skip:
             train.tolerate_damage()
-        spec = datasets.spec(args.dataset)
+        spec, seen = datasets.spec(args.dataset), net.views
         views = augmentation.Augmentation(
-            net.size, tuple(net.mean), tuple(net.std), spec.crop_scale, spec.flip, colour=False, views=1
+            seen.size, seen.mean, seen.std, spec.crop_scale, spec.flip, colour=False, views=1
         )
         train = loading.augmented(train, views, args.seed, args.augment_on, device)
         test.transform = net.transform

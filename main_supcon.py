@@ -79,25 +79,25 @@ def worker(args, device):
         spec = datasets.spec(args.dataset)
         run = runs.Run(args, "SupCon", args.exp_name or default_name(args), data.images)
         start = pretrained.choose_start(args.model, args.init, args.pretrained, run.source)
-        size, mean, std = datasets.view_settings(args.dataset, start.choose_views(factory.chosen_views(args)), data)
+        seen = datasets.complete_views(args.dataset, factory.chosen_views(args).fill_from(start.views), data)
+        transform = augmentation.evaluation(seen.size, seen.mean, seen.std, spec.small)
         criterion, summary, ranking = factory.build_loss(args, data, nested)
-        held_out = factory.held_out(args, augmentation.evaluation(size, mean, std, spec.small), data, nested)
+        held_out = factory.held_out(args, transform, data, nested)
     skip, how = factory.skips_damage(args), factory.loading(args, device, args.channels_last)
     (data,) = loading.check_images(run, device, args.check_data, skip, training=data)
     if skip:
         data.tolerate_damage()
-    of_image = factory.augmented(args, spec, (size, mean, std))
+    of_image = factory.augmented(args, spec, seen)
     views = loading.augmented(data, of_image, args.seed, args.augment_on, device)
     balanced = factory.balanced(args, *factory.finest(data, nested))
     loader, sampler = loading.training_loader(views, how, args.seed, balanced)
     with distributed.main_first():  # it may download weights
-        encoder = start.build(spec.small, size)
+        encoder = start.build(spec.small, seen.size)
     model = build_model(args, encoder, criterion, device, how.memory_format)
     wrapped = training.parallel(model)
     stepper = factory.stepper(args, model, device)
     watch = monitor.Watch(views, held_out, args.knn_freq, args.epochs, how, stepper.autocast)
-    facts = {"classes": data.classes, "size": size, "mean": list(mean), "std": list(std), "ranking": ranking}
-    facts["pretrained"] = start.pretrained
+    facts = {"classes": data.classes, **seen.to_dict(), "ranking": ranking, "pretrained": start.pretrained}
     run.begin(model, stepper, sampler, facts, data)
     run.say(summary)
 

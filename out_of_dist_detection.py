@@ -47,15 +47,15 @@ def get_parser():
 
 def load_data(args):
     """Training set, inliers (validation set) and outliers."""
-    chosen = factory.chosen_images(args)
-    skip, per_class = chosen.pop("skip"), chosen.pop("per_class")
-    train, test = datasets.build_pair(args.dataset, **chosen)
+    whole = datasets.Selection(tuple(args.hold_out))
+    train, test = datasets.build_pair(args.dataset, args.data_folder, whole)
     folder, only = args.data_folder_outliers, tuple(args.outlier_classes)
     outliers = datasets.build_outliers(args.dataset_outliers, folder, args.outlier_split, only)
-    train, test, outliers = datasets.without(skip, training=train, validation=test, outlier=outliers)
+    parts = {"training": train, "validation": test, "outlier": outliers}
+    train, test, outliers = datasets.leave_out_images(args.skip_images, parts)
     same = args.dataset == args.dataset_outliers
     distributed.say(datasets.check_outliers(train, test, outliers, same, folder))
-    return datasets.subset(train, per_class), test, outliers
+    return datasets.select_per_class(train, args.images_per_class), test, outliers
 
 
 def worker(args, device):
@@ -64,7 +64,7 @@ def worker(args, device):
     with distributed.main_first():
         util.check_folder(args.save_folder, "--save_folder")
         train, test, outliers = load_data(args)
-        distributed.say(datasets.left_out(train, test, outliers))
+        distributed.say((train.left_out + test.left_out + outliers.left_out).describe())
         loading, cache = factory.loading(args, device), factory.features_cache(args)
         net = factory.load_encoder(args, train)
         if args.detector in ON_LOGITS and not net.classifier:

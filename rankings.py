@@ -94,9 +94,9 @@ def _add_network(k, required: bool = True) -> None:
 def ask_network(args) -> tuple[np.ndarray, list[str], str]:
     """What a checkpoint's features of training images, or its outputs for validation images, find similar."""
     errors = args.kind == "confusion"
-    pair = datasets.build_pair(args.dataset, **factory.chosen_images(args)) if errors else ()
+    pair = datasets.build_pair(args.dataset, args.data_folder, factory.select_images(args)) if errors else ()
     data = pair[1] if errors else factory.training_images(args)
-    distributed.say(datasets.left_out(data))
+    distributed.say(data.left_out.describe())
     net = factory.load_encoder(args, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loading, cache = factory.loading(args, device), factory.features_cache(args)

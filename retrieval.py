@@ -122,8 +122,8 @@ def worker(args, device):
             test, net = train, factory.load_encoder(args, train)
             task = choose_group_task(args, groups, names)
         else:
-            train, test = datasets.build_pair(args.dataset, **factory.chosen_images(args))
-            distributed.say(datasets.left_out(train, test))
+            train, test = datasets.build_pair(args.dataset, args.data_folder, factory.select_images(args))
+            distributed.say((train.left_out + test.left_out).describe())
             net = factory.load_encoder(args, train)
             task = choose_task(args, net, train.classes)
         loading, cache = factory.loading(args, device), factory.features_cache(args)

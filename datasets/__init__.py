@@ -17,11 +17,29 @@ from torch.utils.data import Dataset
 
 from datasets import sources, text_files
 from datasets.decoding import WAY_ROUND, read_pixels, read_rgb
-from datasets.folders import LeftOut, real_paths
+from datasets.folders import LeftOut, find_real_paths
 from datasets.packed import Pack, PackedImage, PackInputError
+from datasets.sources import ViewSettings
 from util import InputError
 
 NAMES = tuple(sources.SOURCES)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which images of a data set.
+
+    exclude: names of classes to leave out; only: names of the classes to keep, if any; skip: file that lists images to
+    leave out, one path per line; per_class: how many training images per class, if not all.
+    """
+
+    exclude: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    skip: str | Path | None = None
+    per_class: int | None = None
+
+
+ALL = Selection()
 
 
 @dataclass
@@ -29,7 +47,7 @@ class ImageData(Dataset):
     """Images with class labels; item i is (transform(PIL image in RGB), label).
 
     images: paths, PackedImages, or uint8 arrays [H, W] or [H, W, 3]; labels: [n] long; classes: the name of each label.
-    bad: [n] bool, shared with loader processes: an image that cannot be read is marked in it, and the next readable
+    bad: [n] bool, shared with DataLoader workers: an image that cannot be read is marked in it, and the next readable
     one, with its label, takes its place; None (as built): it is an InputError.
     left_out: what of the folder is no image of the set; groups: the classes are groups without names, which may lose
     all their images.
@@ -68,7 +86,7 @@ class ImageData(Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[tuple]:
         """The items of these indices; where images in memory have the transform's size, all at once."""
-        if not isinstance(self.images, np.ndarray) or getattr(self.transform, "whole", None) != self.images.shape[1:3]:
+        if not self.in_memory or getattr(self.transform, "whole", None) != self.images.shape[1:3]:
             return [self[i] for i in indices]
         pixels = torch.from_numpy(self.images[indices])
         pixels = pixels[:, None].expand(-1, 3, -1, -1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
@@ -93,15 +111,28 @@ class ImageData(Dataset):
                 print(f"warning: {error}; another image takes its place", file=sys.stderr, flush=True)
         raise InputError(f"none of the {len(self)} training images can be read")
 
-    def chosen(self, indices: list[int]) -> "ImageData":
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are arrays, and no files."""
+        return isinstance(self.images, np.ndarray)
+
+    def select(self, indices: list[int]) -> "ImageData":
         """These images of the set, with the same classes."""
-        array = isinstance(self.images, np.ndarray)
-        images = self.images[indices] if array else [self.images[i] for i in indices]
+        images = self.images[indices] if self.in_memory else [self.images[i] for i in indices]
         return replace(self, images=images, labels=self.labels[indices], bad=None)
 
-    def reduced(self, indices: list[int], option: str, part: str) -> "ImageData":
+    def select_classes(self, classes: list[str]) -> "ImageData":
+        """The images of these classes, numbered in their order."""
+        if classes == self.classes:
+            return self
+        number = torch.full((len(self.classes),), -1)
+        number[[self.classes.index(c) for c in classes]] = torch.arange(len(classes))
+        data = replace(self, labels=number[self.labels], classes=classes)
+        return data.select((data.labels >= 0).nonzero()[:, 0].tolist())
+
+    def reduce_to(self, indices: list[int], option: str, part: str) -> "ImageData":
         """These images, to which `option` reduces a part, "training" say. InputError where a class loses its last."""
-        data = self.chosen(indices)
+        data = self.select(indices)
         if not indices:
             raise InputError(f"{option}: leaves no {part} image of {self.images[0]} and its like")
         before, after = (torch.bincount(x.labels, minlength=len(self.classes)) for x in (self, data))
@@ -113,55 +144,41 @@ class ImageData(Dataset):
         return data
 
 
-def build(
-    name: str,
-    folder: str | Path = "./data",
-    split: str = "train",
-    hold_out: tuple[str, ...] = (),
-    only: tuple[str, ...] = (),
-    skip: str | Path | None = None,
-) -> ImageData:
+def build(name: str, folder: str | Path = "./data", split: str = "train", which: Selection = ALL) -> ImageData:
     """A data set of the registry.
 
-    name: one of NAMES; folder: where its files lie; split: "train" or "test" (the validation set);
-    hold_out: names of classes to leave out; only: names of the classes to keep, if any; skip: file that lists images to
-    leave out, one path a line.
-    Raises InputError where a file, folder or class is missing.
+    name: one of NAMES; folder: where its files lie; split: "train", or "test" (the validation set), which is whole
+    whatever `per_class`. Raises InputError where a file, folder or class is missing.
     """
     if name not in sources.SOURCES:
         raise InputError(f"--dataset {name} is unknown; choose one of {', '.join(NAMES)}")
     data = _read(sources.SOURCES[name].read, folder, split, "--data_folder")
-    hold_out = _known(hold_out, data.classes, "--exclude_classes", name)
-    only = _known(only, data.classes, "--imagenet100: class", f"--data_folder {folder}")
-    kept = [c for c in data.classes if c not in hold_out and (not only or c in only)]
+    exclude = _find_classes(which.exclude, data.classes, "--exclude_classes", name)
+    only = _find_classes(which.only, data.classes, "--imagenet100: class", f"--data_folder {folder}")
+    kept = [c for c in data.classes if c not in exclude and (not only or c in only)]
     if not kept:
         raise InputError(f"--exclude_classes: leaves no class of {name}")
-    (data,) = without(skip, **{"training" if split == "train" else "validation": _keep(data, kept)})
-    return data
+    part = "training" if split == "train" else "validation"
+    (data,) = leave_out_images(which.skip, {part: data.select_classes(kept)})
+    return select_per_class(data, which.per_class) if split == "train" else data
 
 
-def build_pair(name, folder="./data", hold_out=(), only=(), skip=None, per_class=None) -> tuple[ImageData, ImageData]:
-    """Training and validation set with the same numbers for the same classes; validation may lack some of them, and is
-    whole whatever `per_class`.
-    """
-    train, test = build(name, folder, "train", hold_out, only), build(name, folder, "test")
-    known = (*train.classes, *hold_out)
+def build_pair(name, folder="./data", which: Selection = ALL) -> tuple[ImageData, ImageData]:
+    """Training and validation set with the same numbers for the same classes; validation may lack some of them."""
+    whole = replace(which, skip=None, per_class=None)
+    train, test = build(name, folder, "train", whole), build(name, folder, "test")
+    known = (*train.classes, *which.exclude)
     test.classes = util.spelt_as(test.classes, known)
-    lacking = [c for c in test.classes if c not in known and (not only or c in only)]
+    lacking = [c for c in test.classes if c not in known and (not which.only or c in which.only)]
     if lacking:
         raise InputError(f"--data_folder {folder}: class {lacking[0]} is in validation, but training lacks it")
-    test = _keep(test, [c for c in test.classes if c in train.classes])
+    test = test.select_classes([c for c in test.classes if c in train.classes])
     if not len(test):
         raise InputError(f"--data_folder {folder}: no validation image is of the classes that --exclude_classes leaves")
     number = torch.tensor([train.classes.index(c) for c in test.classes], dtype=torch.long)
-    test = ImageData(test.images, number[test.labels], train.classes, left_out=test.left_out)
-    train, test = without(skip, training=train, validation=test)
-    return subset(train, per_class), test
-
-
-def left_out(*parts: ImageData) -> str:
-    """One line that counts what in the parts' folders is no image of theirs, with an example a kind; "" if nothing."""
-    return LeftOut.joined(part.left_out for part in parts).text()
+    test = replace(test, labels=number[test.labels], classes=train.classes)
+    train, test = leave_out_images(which.skip, {"training": train, "validation": test})
+    return select_per_class(train, which.per_class), test
 
 
 def check_several_classes(data: ImageData, folder) -> None:
@@ -170,21 +187,18 @@ def check_several_classes(data: ImageData, folder) -> None:
         raise InputError(f"--data_folder {folder}: holds a single class; there is nothing to tell apart")
 
 
-def build_outliers(name, folder="./data", split: str = "test", classes: tuple[str, ...] = (), skip=None) -> ImageData:
+def build_outliers(name, folder="./data", split: str = "test", classes: tuple[str, ...] = ()) -> ImageData:
     """Images that are no inliers: split "test", "train" or "all"; of these classes only, where some are named.
 
     A folder with val/ gives that for "test"; one without, as AwA2's JPEGImages, is taken whole.
     """
     source, flag = sources.SOURCES[name], "--data_folder_outliers"
-    if source.read_outliers:
-        data = _read(source.read_outliers, folder, split, flag)
-    elif split == "all":
-        data = _joined(*(_read(source.read, folder, part, flag) for part in ("train", "test")))
+    if split == "all" and not source.read_outliers:
+        data = _join(*(_read(source.read, folder, part, flag) for part in ("train", "test")))
     else:
-        data = _read(source.read, folder, split, flag)
-    classes = _known(classes, data.classes, "--outlier_classes", name)
-    (data,) = without(skip, outlier=_keep(data, classes) if classes else data)
-    return data
+        data = _read(source.read_outliers or source.read, folder, split, flag)
+    classes = _find_classes(classes, data.classes, "--outlier_classes", name)
+    return data.select_classes(classes) if classes else data
 
 
 def check_outliers(train: ImageData, test: ImageData, outliers: ImageData, same: bool, folder) -> str:
@@ -195,13 +209,13 @@ def check_outliers(train: ImageData, test: ImageData, outliers: ImageData, same:
     """
     shared = [c for c in util.spelt_as(outliers.classes, train.classes) if c in train.classes]
     wnids = [c for c in shared if re.fullmatch(r"n\d{8}", c)]  # the same in every folder
-    if (same and shared and isinstance(outliers.images, np.ndarray)) or wnids:
+    if (same and shared and outliers.in_memory) or wnids:
         hint = "leave it out of one with --exclude_classes"
         raise InputError(f"--outlier_classes: class {shared[0]} is an inlier too; {hint}")
-    if any(isinstance(x.images, np.ndarray) for x in (train, outliers)):
-        return ""  # no files
-    inliers, trained = set(real_paths(test.images)), set(real_paths(train.images))
-    real, flag = real_paths(outliers.images), f"--data_folder_outliers {folder}"
+    if train.in_memory or outliers.in_memory:
+        return ""
+    inliers, trained = set(find_real_paths(test.images)), set(find_real_paths(train.images))
+    real, flag = find_real_paths(outliers.images), f"--data_folder_outliers {folder}"
     if found := [f for f in real if f in inliers]:
         raise InputError(f"{flag}: holds inliers, {found[0]} ({len(found)} of its {len(real)} images)")
     if found := [f for f in real if f in trained]:
@@ -209,44 +223,44 @@ def check_outliers(train: ImageData, test: ImageData, outliers: ImageData, same:
         if len(found) == len(real):
             raise InputError(f"{flag}: {line}; leave their classes out with --exclude_classes, or give other images")
         return f"warning: {line}"
-    if moved := _moved(train, test, outliers):
+    if moved := _find_moved_pack([train, test, outliers]):
         return f"{moved.path}: its images' folder {moved.root} is gone: outliers among them are known by old paths only"
     return ""
 
 
-def _moved(*parts: ImageData) -> Pack | None:
+def _find_moved_pack(parts: list[ImageData]) -> Pack | None:
     """A pack of the parts whose images' folder is gone, if any: paths of today are not those that it knows."""
     packs = [x.images[0].pack for x in parts if isinstance(x.images[0], PackedImage)]
     return next((pack for pack in packs if not os.path.isdir(pack.root)), None)
 
 
-def without(skip: str | Path | None, **parts: ImageData) -> list[ImageData]:
+def leave_out_images(skip: str | Path | None, parts: dict[str, ImageData]) -> list[ImageData]:
     """The parts without the images that the file `skip` lists, by their real paths; images without files stay.
 
     parts: by what their images are called, as "training". Raises InputError where no line can mean an image of theirs,
     or a class loses its last image.
     """
-    files = {name: data for name, data in parts.items() if not isinstance(data.images, np.ndarray)}
+    files = {name: data for name, data in parts.items() if not data.in_memory}
     if skip is None or not files:
         return [*parts.values()]
     flag = f"--skip_images {skip}"
     listed = text_files.read_paths(Path(skip), flag)
-    left_out, kept = set(real_paths(listed)), {}
+    left_out, kept = set(find_real_paths(listed)), {}
     for name, data in files.items():
-        kept[name] = [i for i, real in enumerate(real_paths(data.images)) if real not in left_out]
+        kept[name] = [i for i, real in enumerate(find_real_paths(data.images)) if real not in left_out]
     if listed and all(len(kept[name]) == len(data) for name, data in files.items()):
-        if moved := _moved(*files.values()):
+        if moved := _find_moved_pack(list(files.values())):
             know = f"{moved.path}, whose images' folder was {moved.root} and is gone; give their paths of then"
             raise InputError(f"{flag}: none of its lines, as {listed[0]}, is an image of {know}")
         if not any(map(os.path.lexists, listed)):
             hint = "give paths from the root, or relative to the folder that the command is run in"
             raise InputError(f"{flag}: none of its lines is a file, as {listed[0]}; {hint}")
-    return [data.reduced(kept[name], flag, name) if name in kept else data for name, data in parts.items()]
+    return [data.reduce_to(kept[name], flag, name) if name in kept else data for name, data in parts.items()]
 
 
-def subset(data: ImageData, per_class: int | None) -> ImageData:
-    """So many images of each class, evenly spread over them in their order: without randomness, and the same at every
-    call. None: all. Raises InputError where a class has fewer.
+def select_per_class(data: ImageData, per_class: int | None) -> ImageData:
+    """n images of each class, evenly spread over them in their order: without randomness, and the same at every call.
+    None: all. Raises InputError where a class has fewer.
     """
     if per_class is None:
         return data
@@ -256,21 +270,21 @@ def subset(data: ImageData, per_class: int | None) -> ImageData:
         if len(places) < per_class:
             raise InputError(f"--images_per_class {per_class}: class {name} has only {len(places)} images")
         chosen[places[torch.arange(per_class) * len(places) // per_class]] = True
-    return data.chosen(chosen.nonzero()[:, 0].tolist())
+    return data.select(chosen.nonzero()[:, 0].tolist())
 
 
 def _read(read, folder, split, flag) -> ImageData:
     try:
-        images, labels, classes, *left_out = read(Path(folder), split)
+        images, labels, classes, *rest = read(Path(folder), split)
     except InputError as error:
         raise InputError(f"{flag} {error}") from None
     if (again := util.twice(classes)) is not None:
         raise InputError(f"{flag} {folder}: two classes are called {again}, in two Unicode forms (NFC, NFD); join them")
     labels = torch.as_tensor(np.asarray(labels), dtype=torch.long)
-    return ImageData(images, labels, list(classes), left_out=LeftOut.joined(left_out))
+    return ImageData(images, labels, list(classes), left_out=rest[0] if rest else LeftOut())
 
 
-def _known(names, classes, flag, source) -> list[str]:
+def _find_classes(names, classes, flag, source) -> list[str]:
     """The names as they are spelt among the classes. Raises InputError for one that is none of them."""
     names = util.spelt_as(names, classes)
     unknown = [c for c in names if c not in classes]
@@ -279,21 +293,11 @@ def _known(names, classes, flag, source) -> list[str]:
     return names
 
 
-def _keep(data: ImageData, classes: list[str]) -> ImageData:
-    """The images of these classes, numbered anew."""
-    if classes == data.classes:
-        return data
-    number = torch.full((len(data.classes),), -1)
-    number[[data.classes.index(c) for c in classes]] = torch.arange(len(classes))
-    data = ImageData(data.images, number[data.labels], classes, left_out=data.left_out)
-    return data.chosen((data.labels >= 0).nonzero()[:, 0].tolist())
-
-
-def _joined(a: ImageData, b: ImageData) -> ImageData:
+def _join(a: ImageData, b: ImageData) -> ImageData:
     classes = sorted({*a.classes, *b.classes})
     labels = [torch.tensor([classes.index(c) for c in x.classes])[x.labels] for x in (a, b)]
-    array = isinstance(a.images, np.ndarray)
-    return ImageData(np.concatenate([a.images, b.images]) if array else a.images + b.images, torch.cat(labels), classes)
+    images = np.concatenate([a.images, b.images]) if a.in_memory else a.images + b.images
+    return ImageData(images, torch.cat(labels), classes)
 
 
 def spec(name: str) -> sources.Source:
@@ -311,17 +315,13 @@ def class_list(name: str) -> tuple[str, ...]:
     return tuple((Path(__file__).parent / f"{name}.txt").read_text().split())
 
 
-def view_settings(name: str, given: tuple, data: ImageData) -> tuple[int, tuple, tuple]:
-    """Size, mean and std of a data set's views: as `given`, where these are not None, as known of it, or estimated."""
-    known, (size, mean, std) = spec(name), given
-    if mean is None:
-        mean, std = known.mean, known.std
-    if mean is None:
-        mean, std = mean_and_std(data)
-    return size or known.size, mean, std
+def complete_views(name: str, given: ViewSettings, data: ImageData) -> ViewSettings:
+    """A data set's views as `given`, as known of it, or estimated from its images."""
+    views = given.fill_from(spec(name).views)
+    return views if views.mean is not None else views.fill_from(estimate_normalization(data))
 
 
-def mean_and_std(data: ImageData, most: int = 2000) -> tuple[list[float], list[float]]:
+def estimate_normalization(data: ImageData, most: int = 2000) -> ViewSettings:
     """Per-channel mean and standard deviation in [0, 1] of at most `most` images, spread evenly over the set.
 
     Those that cannot be read do not count; whether they are an error is for the run to say.
@@ -338,4 +338,4 @@ def mean_and_std(data: ImageData, most: int = 2000) -> tuple[list[float], list[f
     if not count:
         raise fault or InputError("--data_folder: holds no image")
     mean, square = moments / count
-    return mean.tolist(), np.sqrt(np.maximum(square - mean**2, 1e-6)).tolist()
+    return ViewSettings(mean=mean.tolist(), std=np.sqrt(np.maximum(square - mean**2, 1e-6)).tolist())

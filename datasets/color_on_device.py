@@ -55,7 +55,7 @@ class Finish:
         return augmentation.finish(views, look, mean, std, memory_format)
 
 
-def _slots() -> Tensor:
+def _place_operations() -> Tensor:
     """[24, SLOTS] the operation of each affine step, by number of the order; -1: none."""
     table = torch.full((len(ORDERS), SLOTS), -1)
     for number, order in enumerate(ORDERS):
@@ -69,7 +69,7 @@ def _slots() -> Tensor:
 def plan(look: Tensor) -> Tensor:
     """[n, WIDTH] what `finish` does to each view, from [n, 8] parameters, the columns LOOK of augmentation."""
     look = dict(zip(LOOK, look[:, : len(LOOK)].unbind(1), strict=True))
-    operation = _slots()[look["order"].long()]  # [n, SLOTS]
+    operation = _place_operations()[look["order"].long()]  # [n, SLOTS]
     operation = torch.where(look["jitter"][:, None] > 0, operation, -1)
     factors = torch.stack([look["brightness"], look["contrast"], look["saturation"], torch.ones_like(look["hue"])], 1)
     scale = factors.gather(1, operation % 4)  # of no operation, -1, it is 1
@@ -89,34 +89,34 @@ def finish(views: Tensor, plan: Tensor, mean, std, channels_last: bool) -> Tenso
     before, steps = plan[:, 5:].unflatten(1, (2, SLOTS, 3, 1, 1)).unbind(1)  # [n, SLOTS, 3, 1, 1]
     x = views.to(torch.float32) / 255
     x = torch.where(flip[:, None] > 0, x.flip(3), x).unbind(1)
-    contrast_mean = _luma(_coloured(x, before, shift, turns_first, 0.0)).mean((1, 2), keepdim=True)
-    x = _coloured(x, steps, shift, turns, contrast_mean)
-    luma = _luma(x)
+    contrast_mean = _compute_luma(_change_colors(x, before, shift, turns_first, 0.0)).mean((1, 2), keepdim=True)
+    x = _change_colors(x, steps, shift, turns, contrast_mean)
+    luma = _compute_luma(x)
     x = [(torch.where(turned_grey > 0, luma, c) - m) / s for c, m, s in zip(x, mean, std, strict=True)]
     return torch.stack(x, 3).permute(0, 3, 1, 2) if channels_last else torch.stack(x, 1)
 
 
-def _luma(x) -> Tensor:
+def _compute_luma(x) -> Tensor:
     return sum(weight * c for weight, c in zip(GREY, x, strict=True))
 
 
-def _coloured(x, steps, shift, turns, mean):
+def _change_colors(x, steps, shift, turns, mean):
     """Planes of red, green and blue, [n, H, W] in [0, 1], after affine steps, the change of hue, affine steps."""
     for step in steps.unbind(1)[:3]:
-        x = _affine(x, step, mean)
-    x = [torch.where(turns > 0, turned, c) for turned, c in zip(_hue(*x, shift), x, strict=True)]
+        x = _apply_affine(x, step, mean)
+    x = [torch.where(turns > 0, turned, c) for turned, c in zip(_turn_hue(*x, shift), x, strict=True)]
     for step in steps.unbind(1)[3:]:
-        x = _affine(x, step, mean)
+        x = _apply_affine(x, step, mean)
     return x
 
 
-def _affine(x, step, mean):
+def _apply_affine(x, step, mean):
     scale, of_luma, of_mean = step.unbind(1)
-    added = of_luma * _luma(x) + of_mean * mean
+    added = of_luma * _compute_luma(x) + of_mean * mean
     return [(scale * c + added).clamp(0, 1) for c in x]
 
 
-def _hue(r, g, b, shift):
+def _turn_hue(r, g, b, shift):
     """As augmentation.hue, for planes."""
     value = torch.maximum(torch.maximum(r, g), b)
     chroma = value - torch.minimum(torch.minimum(r, g), b)

@@ -40,7 +40,7 @@ UPRIGHT = {
 }  # fmt: skip
 
 
-def version() -> str:
+def describe_version() -> str:
     """Names and versions of what decodes plain JPEGs, and the rest, and ours: features are kept under them."""
     return "rules 2 " + " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("simplejpeg", "pillow"))
 
@@ -50,40 +50,40 @@ def read_rgb(path: str | Path) -> Image.Image:
 
     Raises InputError naming the file where it is damaged, truncated, too large, or no image.
     """
-    with _opened(path, path) as file:
-        return _loaded(file)
+    with _open_image(path, path) as file:
+        return _load_image(file)
 
 
 def read_pixels(path: str | Path) -> Tensor:
     """[H, W, 3] uint8: the pixels of `read_rgb`, by the fastest way that there is."""
-    with _damage_named(path):
+    with _name_damage(path):
         content = Path(path).read_bytes()
     return decode(content, path)
 
 
 def decode(content: bytes, name) -> Tensor:
     """[H, W, 3] uint8 of an image file's bytes; errors call it `name`."""
-    with _opened(io.BytesIO(content), name) as file:
+    with _open_image(io.BytesIO(content), name) as file:
         if not _is_plain_jpeg(file):
-            return torch.from_numpy(np.array(_loaded(file)))
+            return torch.from_numpy(np.array(_load_image(file)))
     return decode_plain_jpeg(content, name)
 
 
 def decode_plain_jpeg(content: bytes | np.ndarray, name) -> Tensor:
     """[H, W, 3] uint8 of the bytes, or [n] uint8, of a JPEG in RGB or grey that is not turned: the pixels of PIL."""
-    with _damage_named(name):
+    with _name_damage(name):
         try:
             return torch.from_numpy(simplejpeg.decode_jpeg(content, "RGB"))
         except ValueError as error:
             if HARMLESS not in str(error):
                 raise
-        with _opened(io.BytesIO(content), name) as file:
+        with _open_image(io.BytesIO(content), name) as file:
             return torch.from_numpy(np.array(file.convert("RGB")))
 
 
 def is_plain_jpeg(path: str | Path) -> bool:
     """Whether a file is a JPEG in RGB or grey that is not turned."""
-    with _opened(path, path) as file:
+    with _open_image(path, path) as file:
         return _is_plain_jpeg(file)
 
 
@@ -93,17 +93,17 @@ def _is_plain_jpeg(file: Image.Image) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(source, name):
+def _open_image(source, name):
     """PIL's image of a path or a file, not decoded yet, whose faults are damage of the image `name`."""
     Image.MAX_IMAGE_PIXELS = None  # PIL's own limit, a warning or an error that takes large photographs for an attack
-    with _damage_named(name), Image.open(source) as file:
+    with _name_damage(name), Image.open(source) as file:
         if file.width * file.height > MOST_PIXELS:
             limit = f"the {MOST_PIXELS:,} that are read (MOST_PIXELS in datasets/decoding.py); make the image smaller"
             raise InputError(f"{name}: has {file.width:,} x {file.height:,} pixels, more than {limit}")
         yield file
 
 
-def _loaded(file: Image.Image) -> Image.Image:
+def _load_image(file: Image.Image) -> Image.Image:
     """Turned by its orientation alone: PIL's exif_transpose writes the whole EXIF anew, and stumbles over odd tags."""
     if file.format == "PNG" and "transparency" in file.info:  # in samples of the file's depth, which PIL's are not
         scale = PNG_SCALE.get(file.tile[0][3])
@@ -116,7 +116,7 @@ def _loaded(file: Image.Image) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _damage_named(name):
+def _name_damage(name):
     """Whatever a decoder raises is damage of the image `name`, an InputError; want of memory stays what it is."""
     try:
         yield
@@ -127,10 +127,10 @@ def _damage_named(name):
         raise InputError(f"{name}: not a readable image ({reason})") from None
 
 
-def damage(path: str | Path) -> str | None:
+def describe_damage(path: str | Path) -> str | None:
     """What is wrong with an image file, or one of a pack, in words; None where it decodes."""
-    if hasattr(path, "damage"):
-        return path.damage()
+    if hasattr(path, "describe_damage"):
+        return path.describe_damage()
     try:
         read_pixels(path)
     except InputError as error:
@@ -142,7 +142,7 @@ def find_damage(paths: list, show: bool = True) -> dict[int, str]:
     """Index -> what is wrong, of the image files that do not decode; with progress where `show`."""
     found, progress = {}, util.Progress("decoding", len(paths), 5000, show)
     with ThreadPoolExecutor() as pool:  # decoding lets other threads run
-        for i, reason in enumerate(pool.map(damage, paths)):
+        for i, reason in enumerate(pool.map(describe_damage, paths)):
             if reason:
                 found[i] = reason
             progress.tick(i + 1, f"{len(found)} damaged")
@@ -161,13 +161,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # of 16 bits
         bits = image.tag_v2[258][0] if image.format == "TIFF" else 16  # 12 in some
         pixels = np.asarray(image)
-        gray = _eight_bits(pixels, 2**bits - 1)
+        gray = _scale_to_bytes(pixels, (2**bits - 1,))
         if "transparency" in image.info:
             gray[pixels == image.info["transparency"]] = 255
         return Image.fromarray(gray).convert("RGB")
     if image.mode in ("I", "F"):  # 32 bits, with nothing that says what white is
         whites = (255, 65535) if image.mode == "I" else (1, 255, 65535)
-        return Image.fromarray(_eight_bits(np.asarray(image), *whites)).convert("RGB")
+        return Image.fromarray(_scale_to_bytes(np.asarray(image), whites)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         over = Image.new("RGBA", image.size, "white")
         over.alpha_composite(image.convert("RGBA"))
@@ -175,7 +175,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bits(pixels: np.ndarray, *whites: int) -> np.ndarray:
+def _scale_to_bytes(pixels: np.ndarray, whites: tuple[int, ...]) -> np.ndarray:
     """Bytes of pixels, by the first of some values of white that no pixel exceeds.
 
     Raises ValueError where none is, a pixel is negative, or all are near black by a white that is not the first.
@@ -185,7 +185,6 @@ def _eight_bits(pixels: np.ndarray, *whites: int) -> np.ndarray:
     low, high = pixels.min(initial=0), pixels.max(initial=0)
     white = next((white for white in whites if np.rint(high * (255 / white)) <= 255), 0)
     if not white or np.rint(low * (255 / white)) < 0 or (white != whites[0] and high < white / 16):
-        raise ValueError(
-            f"pixels of 32 bits from {low:,.6g} to {high:,.6g}, which does not tell what white is; save 8 or 16 bits"
-        )
+        pixels_are = f"pixels of 32 bits from {low:,.6g} to {high:,.6g}"
+        raise ValueError(f"{pixels_are}, which does not tell what white is; save 8 or 16 bits")
     return np.rint(pixels * (255 / white)).astype(np.uint8)

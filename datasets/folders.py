@@ -35,11 +35,11 @@ HIDDEN, DANGLING = "hidden or companion files and folders", "dangling links"
 TWICE = "links to folders above or to what counts already"
 
 
-def existing_folder(path: str | Path, source: str) -> Path:
-    """The path of a folder that is there; InputError, beginning with `source`, where it is a file or nothing."""
-    path = Path(path)
+def check_folder(path: str | Path, flag: str = "") -> None:
+    """Raise InputError, beginning with the flag, where a path is no folder, but a file or nothing."""
+    path, source = Path(path), f"{flag} {path}".lstrip()
     if path.is_dir():
-        return path
+        return
     if path.exists():
         more = "; give the folder that holds it" if path.suffix == ".pack" else ""
         raise InputError(f"{source}: is a file, not a folder{more}")
@@ -59,16 +59,13 @@ class LeftOut:
         before, first = self.found.get(kind, (0, path))
         self.found[kind] = before + count, first
 
-    @classmethod
-    def joined(cls, parts) -> "LeftOut":
-        """All of several."""
-        total = cls()
-        for part in parts:
-            for kind, (count, path) in part.found.items():
-                total.add(kind, path, count)
+    def __add__(self, other: "LeftOut") -> "LeftOut":
+        total = LeftOut(dict(self.found))
+        for kind, (count, path) in other.found.items():
+            total.add(kind, path, count)
         return total
 
-    def text(self) -> str:
+    def describe(self) -> str:
         """In words, as "left out: 2 dangling links (such as a/1.jpg)"; "" where there is nothing."""
         parts = [f"{count} {kind} (such as {path})" for kind, (count, path) in self.found.items()]
         return f"left out: {', '.join(parts)}" if parts else ""
@@ -81,17 +78,17 @@ def is_companion(name: str) -> bool:
 
 
 @functools.cache
-def image_endings() -> frozenset[str]:
+def find_image_endings() -> frozenset[str]:
     """The endings, in lower case, of the image files that this Pillow reads."""
     known = Image.registered_extensions()  # first: it finds out what can be opened
     read = {*Image.OPEN, "MPO"} - NOT_DECODED  # JPEG's reader opens MPO
     return frozenset(ending for ending, format in known.items() if format in read)
 
 
-def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
+def list_subfolders(folder: Path, left_out: LeftOut) -> list[str]:
     """Sorted names of the folders in a folder, the classes, say. A link to `folder`, or to one above it, is none."""
     found, home = [], os.path.realpath(folder)
-    for entry in _entries(folder):
+    for entry in _list_entries(folder):
         is_link = entry.is_symlink()
         if is_link and not os.path.exists(entry.path):
             left_out.add(HIDDEN if is_companion(entry.name) else DANGLING, entry.path)
@@ -109,13 +106,13 @@ def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
 def holds_classes(folder: Path) -> bool:
     """Whether a folder, or train in it, holds several folders with images directly in them."""
     for place in filter(Path.is_dir, (folder, folder / "train")):
-        names = subfolders(place, LeftOut())
-        if sum(any(_kind(entry) == "image" for entry in _entries(place / name)) for name in names) > 1:
+        names = list_subfolders(place, LeftOut())
+        if sum(any(_find_kind(entry) == "image" for entry in _list_entries(place / name)) for name in names) > 1:
             return True
     return False
 
 
-def images_below(folder: Path, left_out: LeftOut) -> list[Path]:
+def find_images_below(folder: Path, left_out: LeftOut) -> list[Path]:
     """Sorted image files at any depth, each real file once: links are followed, after all that is there without them.
 
     A link to a folder above, or to what is there already, adds nothing; `left_out` grows by it.
@@ -130,8 +127,8 @@ def images_below(folder: Path, left_out: LeftOut) -> list[Path]:
             continue
         seen.add(real)
         inner = []
-        for entry in _entries(place):
-            kind = _kind(entry)
+        for entry in _list_entries(place):
+            kind = _find_kind(entry)
             if kind == "folder":
                 if entry.is_symlink() and _lies_in(real, os.path.realpath(entry.path)):
                     left_out.add(TWICE, entry.path)
@@ -142,10 +139,18 @@ def images_below(folder: Path, left_out: LeftOut) -> list[Path]:
             elif kind:
                 left_out.add(kind, entry.path)
         waiting.extendleft(reversed(inner))  # before the links that wait
-    return sorted(map(Path, found + _new(linked, found, left_out)))
+    seen = {os.path.realpath(f) for f in found} if linked else set()
+    for path in linked:
+        real = os.path.realpath(path)
+        if real in seen:
+            left_out.add(TWICE, path)
+        else:
+            seen.add(real)
+            found.append(path)
+    return sorted(map(Path, found))
 
 
-def _entries(folder) -> list[os.DirEntry]:
+def _list_entries(folder) -> list[os.DirEntry]:
     """What lies in a folder, by name. Raises InputError where it cannot be read: to pass it over would lose images."""
     try:
         with os.scandir(folder) as found:
@@ -158,12 +163,12 @@ def _is_folder(entry: os.DirEntry) -> bool:
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
-def _kind(entry: os.DirEntry) -> str:
+def _find_kind(entry: os.DirEntry) -> str:
     """ "folder", "image", a kind of LeftOut, or "" for what does not matter."""
     is_link = entry.is_symlink()
     is_folder = _is_folder(entry)
     ending = os.path.splitext(entry.name)[1].lower()
-    is_read = ending in image_endings()
+    is_read = ending in find_image_endings()
     if is_companion(entry.name):
         return HIDDEN if is_folder or is_read or ending in UNREAD_ENDINGS else ""
     if is_folder:
@@ -176,20 +181,7 @@ def _kind(entry: os.DirEntry) -> str:
     return "image" if is_read else f"unreadable images ending in {ending}"
 
 
-def _new(linked: list[str], found: list[str], left_out: LeftOut) -> list[str]:
-    """The linked files that are neither among those found nor one another's."""
-    seen, new = {os.path.realpath(f) for f in found} if linked else set(), []
-    for path in linked:
-        real = os.path.realpath(path)
-        if real in seen:
-            left_out.add(TWICE, path)
-        else:
-            seen.add(real)
-            new.append(path)
-    return new
-
-
-def real_paths(files) -> list[str]:
+def find_real_paths(files) -> list[str]:
     """The real path of each file: the one rule of what is the same file, whatever links and dots lead to it. An image
     of a pack is the file that it was made of.
     """

@@ -1,6 +1,6 @@
 """Image lists: a CSV `path,label,split` instead of folders, for images that lie as they lie. Further columns are levels
 of a taxonomy of the labels, which datasets.rankings reads from the same file. For outliers also OpenOOD's lists, lines
-of `path label` in a .txt, whose images lie in a folder beside theirs.
+of `path label` in a .txt, whose images lie in a folder next to theirs.
 """
 
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import util
 from datasets import text_files
-from datasets.folders import SPLITS, LeftOut, real_paths
+from datasets.folders import SPLITS, find_real_paths
 from util import InputError
 
-OPENOOD = ("images_classic", "images_largescale")  # beside OpenOOD's benchmark_imglist
+OPENOOD = ("images_classic", "images_largescale")  # next to OpenOOD's benchmark_imglist
 
 
 def is_list(path: Path) -> bool:
@@ -25,50 +25,48 @@ def is_header(head: list[str]) -> bool:
     return head[:2] == ["path", "label"]
 
 
-def read_list(path: Path, split: str, outliers: bool = False) -> tuple[list[str], list[int], list[str], LeftOut]:
-    """Images, labels and sorted classes of a split of a list: "train", "test" (rows of val or test), or "all"; and what
-    was no row. Of outliers, a list without splits is taken whole, as a folder without them is.
+def read_list(path: Path, split: str, outliers: bool = False) -> tuple[list[str], list[int], list[str]]:
+    """Images, labels and sorted classes of a split of a list: "train", "test" (rows of val or test), or "all". Of
+    outliers, a list without splits is taken whole, as a folder without them is.
 
     Paths are relative to the list's own folder. The whole list is looked at, whichever split is asked for. Raises
-    InputError, naming file and line, for a file that is not there or there twice, an unknown split, or a label of test
+    InputError, naming file and line, for a file that is missing or there twice, an unknown split, or a label of test
     images that no training image has.
     """
-    left_out = LeftOut()
     if path.suffix.lower() == ".txt":
         if not outliers:
             raise InputError(f"{path}: lines of `path label` do for outliers alone; give a CSV path,label,split")
-        return *_read_openood(path), left_out
-    rows, columns = _rows(path, left_out)
-    spelling: dict[str, str] = {}
-    images, of_split = [], columns.get("split")
-    if outliers and of_split is None:
+        return _read_openood(path)
+    rows, head = _read_rows(path)
+    column = head.index("split") if "split" in head else None
+    if outliers and column is None:
         split = "all"
-    files = existing_images([(line, row[0]) for line, row in rows], path.parent, str(path))
-    for (line, row), image in zip(rows, files, strict=True):
-        part = row[of_split] if of_split is not None else "train"
+    files = find_images([(line, row[0]) for line, row in rows], path.parent, str(path))
+    spelling: dict[str, str] = {}
+    labels = [spelling.setdefault(util.one_form(row[1]), row[1]) for _, row in rows]
+    parts = ["train" if column is None else row[column] for _, row in rows]
+    trained = {label for label, part in zip(labels, parts, strict=True) if part == "train"}
+    for (line, _), label, part in zip(rows, labels, parts, strict=True):
         if part not in SPLITS["all"]:
             raise InputError(f"{path}, line {line}: split {part} is none of train, val and test")
-        images.append((image, spelling.setdefault(util.one_form(row[1]), row[1]), part, line))
-    known = {label for _, label, part, _ in images if part == "train"}
-    for _, label, part, line in images:
-        if part != "train" and label not in known and known:
+        if trained and label not in trained:
             raise InputError(f"{path}, line {line}: no training image has the label {label}")
-    chosen = [(image, label) for image, label, part, _ in images if part in SPLITS[split]]
+    chosen = [i for i, part in enumerate(parts) if part in SPLITS[split]]
     if not chosen:
-        hint = "" if of_split is not None else "; it has no column split, so that all are training images"
+        hint = "; it has no column split, so that all are training images" if column is None else ""
         raise InputError(f"{path}: has no row of the split {' or '.join(SPLITS[split])}{hint}")
-    return [image for image, _ in chosen], *number_labels([label for _, label in chosen]), left_out
+    return [files[i] for i in chosen], *number_labels([labels[i] for i in chosen])
 
 
-def existing_images(rows: list[tuple[int, str]], root: Path, source: str, home: str = "the list's folder") -> list[str]:
+def find_images(rows: list[tuple[int, str]], root: Path, source: str, home: str = "the list's folder") -> list[str]:
     """Paths of the images that lines of a table or list name, below `root`.
 
-    Raises InputError, naming the line, for one that is not there, or is the same file as an earlier one. home: what the
-    names are relative to, in words.
+    Raises InputError, naming the line, for a missing one, or one that is the same file as an earlier one. home: what
+    the names are relative to, in words.
     """
     images = [str(root / name) for _, name in rows]
     seen: dict[str, int] = {}
-    for (line, name), image, real in zip(rows, images, real_paths(images), strict=True):
+    for (line, name), image, real in zip(rows, images, find_real_paths(images), strict=True):
         if not os.path.isfile(image):
             raise InputError(f"{source}, line {line}: there is no image {image}; paths are relative to {home}")
         if seen.setdefault(real, line) != line:
@@ -99,17 +97,17 @@ def _read_openood(path: Path) -> tuple[list[str], list[int], list[str]]:
     if root is None:
         where = " or ".join(OPENOOD)
         raise InputError(f"{path}: there is no image {first} in {where} near the list, nor beside it")
-    images = existing_images([(line, row[0]) for line, row in rows], root, str(path), str(root))
+    images = find_images([(line, row[0]) for line, row in rows], root, str(path), str(root))
     return images, *number_labels([row[1] for _, row in rows])
 
 
-def _rows(path: Path, left_out: LeftOut) -> tuple[list[tuple[int, list[str]]], dict[str, int]]:
-    """The rows of a list with their lines, and the place of each column."""
-    found = text_files.read_rows(path, str(path), left_out)
-    head = found[0][1] if found else []
+def _read_rows(path: Path) -> tuple[list[tuple[int, list[str]]], list[str]]:
+    """The rows of a list with their lines, and the names of its columns."""
+    rows = text_files.read_rows(path, str(path))
+    head = rows[0][1] if rows else []
     if not is_header(head) or len(set(head)) < len(head):
         raise InputError(f"{path}: the first line of an image list must be `path,label`, or `path,label,split`")
-    if len(found) < 2:
+    if len(rows) < 2:
         raise InputError(f"{path}: names no image")
-    text_files.check_widths(head, found[1:], str(path))
-    return found[1:], {name: place for place, name in enumerate(head)}
+    text_files.check_widths(head, rows[1:], str(path))
+    return rows[1:], head

@@ -110,7 +110,7 @@ class PackedImage:
             return torch.from_numpy(content.reshape(*self.pack.shape[self.row], 3))
         return decoding.decode_plain_jpeg(content, self)
 
-    def damage(self) -> str | None:
+    def describe_damage(self) -> str | None:
         """What is wrong, in words. Raises PackInputError."""
         try:
             self.pack.bytes(self.row, verify=True)

@@ -34,16 +34,16 @@ def pack(folder: Path, out: Path, side: int, format: str, skip: str | None, chec
     side, format: as `write` takes them; skip: file that lists images to leave out; check: verify every image of the
     packs.
     """
-    found = _roots(folder)
+    found = _find_roots(folder)
     paths = {split: out / f"{SPLITS[split][0]}.pack" for split in found}
     for split, root in found.items():
         if root.suffix == ".pack":
             raise InputError(f"--data_folder {folder}: {root} is a pack already")
         if out.resolve() == root.resolve() or out.resolve() == folder.resolve():
             raise InputError(f"--out {out}: is the source; nothing is ever written there")
-        data, path = datasets.build("path", folder, split, skip=skip), paths[split]
-        if datasets.left_out(data):
-            print(datasets.left_out(data))
+        data, path = datasets.build("path", folder, split, datasets.Selection(skip=skip)), paths[split]
+        if line := data.left_out.describe():
+            print(line)
         if path.exists():
             _check_same(path, data, side, format)
             print(f"{path}: is there already, of the same {len(data):,} images")
@@ -51,7 +51,7 @@ def pack(folder: Path, out: Path, side: int, format: str, skip: str | None, chec
         try:
             made = write(data, root, path, side, format)
         except DamagedImage as error:
-            raise _all_damaged(error, folder, found, out, skip) from None
+            raise _list_damage(error, folder, found, out, skip) from None
         print(f"{path}: {len(data):,} images, {made:,} made now, {path.stat().st_size / 1e9:.2f} GB")
     if check:
         for path in paths.values():
@@ -64,27 +64,29 @@ def pack(folder: Path, out: Path, side: int, format: str, skip: str | None, chec
         print("checked: every image is as it was written")
 
 
-def _roots(folder: Path) -> dict[str, Path]:
+def _find_roots(folder: Path) -> dict[str, Path]:
     """By split, "train" and where there is one "test": the folder that its images lie in."""
-    if lists.is_list(folder):
-        found = {"train": folder.parent}
-        with contextlib.suppress(InputError):
-            lists.read_list(folder, "test")
-            found["test"] = folder.parent
-        return found
+
+    def find(split: str) -> Path:
+        if not lists.is_list(folder):
+            return sources.find_split_folder(folder, split)
+        lists.read_list(folder, split)
+        return folder.parent
+
     try:
-        found = {"train": sources.split_folder(folder, "train")}
+        found = {"train": find("train")}
     except InputError as error:
         raise InputError(f"--data_folder {error}") from None
     with contextlib.suppress(InputError):
-        found["test"] = sources.split_folder(folder, "test")
+        found["test"] = find("test")
     return found
 
 
-def _all_damaged(first: InputError, folder: Path, splits, out: Path, skip: str | None) -> InputError:
+def _list_damage(first: InputError, folder: Path, splits, out: Path, skip: str | None) -> InputError:
     """The error about the first damaged image of a folder, once all are listed in a file that --skip_images takes."""
     print(f"{first}; looking for others", flush=True)
-    images = [f for split in splits for f in datasets.build("path", folder, split, skip=skip).images]
+    which = datasets.Selection(skip=skip)
+    images = [f for split in splits for f in datasets.build("path", folder, split, which).images]
     before = text_files.read_paths(Path(skip), f"--skip_images {skip}") if skip else ()
     damaged, listed = [images[i] for i in find_damage(images)], out / "damaged_images.txt"
     if not damaged:
@@ -113,15 +115,16 @@ def write(data: datasets.ImageData, root: Path, out: Path, side: int, format: st
     plan = zlib.crc32(json.dumps([about, names, data.classes]).encode())
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        done = _journal(journal, unfinished, plan)
+        done = _read_journal(journal, unfinished, plan)
         with unfinished.open("r+b" if done else "wb") as file, journal.open("a") as notes:
             if not done:
                 file.write(MAGIC)
                 notes.write(json.dumps({"plan": plan}) + "\n")
             file.seek(done[-1][0] + done[-1][1] if done else len(MAGIC))
             file.truncate()
-            rows = done + _append(file, notes, images[len(done) :], partial(_made, side=side, format=format), out.name)
-            _close(file, rows, data, names, about)
+            encode = partial(_encode_image, side=side, format=format)
+            rows = done + _append_images(file, notes, images[len(done) :], encode, out.name)
+            _write_index(file, rows, data, names, about)
         os.replace(unfinished, out)
         journal.unlink()
     except OSError as error:
@@ -129,7 +132,7 @@ def write(data: datasets.ImageData, root: Path, out: Path, side: int, format: st
     return len(images) - len(done)
 
 
-def _journal(journal: Path, unfinished: Path, plan: int) -> list[tuple]:
+def _read_journal(journal: Path, unfinished: Path, plan: int) -> list[tuple]:
     """begin, length, crc, height, width of the images that lie in an unfinished pack of the same plan."""
     if not journal.is_file() or not unfinished.is_file():
         journal.unlink(missing_ok=True)
@@ -145,12 +148,12 @@ def _journal(journal: Path, unfinished: Path, plan: int) -> list[tuple]:
     return whole
 
 
-def _append(file, notes, images, made, name) -> list[tuple]:
+def _append_images(file, notes, images, encode, name) -> list[tuple]:
     rows, progress = [], util.Progress(f"packing {name}", len(images), 5000)
     with ThreadPoolExecutor() as pool:  # decoding and resizing let other threads run
         for start in range(0, len(images), 64):
             batch = images[start : start + 64]
-            for content, (height, width) in pool.map(made, batch):
+            for content, (height, width) in pool.map(encode, batch):
                 rows.append((file.tell(), len(content), zlib.crc32(content), height, width))
                 file.write(content)
             file.flush()  # the journal never names what is not there
@@ -161,7 +164,7 @@ def _append(file, notes, images, made, name) -> list[tuple]:
     return rows
 
 
-def _made(path: str, side: int, format: str) -> tuple[bytes, tuple[int, int]]:
+def _encode_image(path: str, side: int, format: str) -> tuple[bytes, tuple[int, int]]:
     """An image's bytes in a pack, and its height and width."""
     try:
         image = decoding.read_rgb(path)
@@ -180,7 +183,7 @@ def _made(path: str, side: int, format: str) -> tuple[bytes, tuple[int, int]]:
     return buffer.getvalue(), (image.height, image.width)
 
 
-def _close(file, rows, data, names, about) -> None:
+def _write_index(file, rows, data, names, about) -> None:
     begin, length, crc, height, width = np.array(rows, dtype=np.int64).T
     index = io.BytesIO()
     np.savez(

@@ -35,26 +35,26 @@ AWA2_CLASSES, AWA2_IMAGES = 50, 37_322
 # ---- what goes where: plans are lists of (place below --out, source file or folder) ----------------------------------
 
 
-def imagenet100(source: Path) -> list[tuple[Path, Path]]:
+def plan_imagenet100(source: Path) -> list[tuple[Path, Path]]:
     """Class folders of ImageNet-100 and the outlier splits; validation by class folder or by the ground truth."""
-    root = _first(source, ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC"), "train", "--imagenet")
+    root = _find_root(source, ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC"), "train", "--imagenet")
     if not (root / "val").is_dir():
         raise InputError(f"--imagenet {source}: {root} has no folder val")
-    sorted_val = bool(folders.subfolders(root / "val", folders.LeftOut()))
-    by_class = None if sorted_val else _validation_by_class(source, root / "val")
-    return _class_folders(IMAGENET, root, by_class, "--imagenet")
+    sorted_val = bool(folders.list_subfolders(root / "val", folders.LeftOut()))
+    by_class = None if sorted_val else _sort_validation(source, root / "val")
+    return _plan_class_folders(IMAGENET, root, by_class, "--imagenet")
 
 
-def _class_folders(lists: dict[str, str], root: Path, by_class: dict[str, list[Path]] | None, flag: str):
+def _plan_class_folders(lists: dict[str, str], root: Path, by_class: dict[str, list[Path]] | None, flag: str):
     """The plan of folders with the classes of their lists in train and val; by_class: wnid -> validation images, None
     where they lie in class folders.
     """
     plan = []
     for folder, names in lists.items():
         for wnid in datasets.class_list(names):
-            plan.append((Path(folder, "train", wnid), _existing(root / "train" / wnid, flag)))
+            plan.append((Path(folder, "train", wnid), _check_exists(root / "train" / wnid, flag)))
             if by_class is None:
-                plan.append((Path(folder, "val", wnid), _existing(root / "val" / wnid, flag)))
+                plan.append((Path(folder, "val", wnid), _check_exists(root / "val" / wnid, flag)))
             elif wnid not in by_class:
                 raise InputError(f"{flag} {root}: there is no validation image of {wnid}")
             else:
@@ -62,7 +62,7 @@ def _class_folders(lists: dict[str, str], root: Path, by_class: dict[str, list[P
     return plan
 
 
-def _validation_by_class(root: Path, val: Path) -> dict[str, list[Path]]:
+def _sort_validation(root: Path, val: Path) -> dict[str, list[Path]]:
     """wnid -> files of a flat validation folder, from LOC_val_solution.csv or the development kit."""
     places = root / "LOC_val_solution.csv", root / "ILSVRC/LOC_val_solution.csv"
     solution = next(filter(Path.is_file, places), None)
@@ -73,14 +73,14 @@ def _validation_by_class(root: Path, val: Path) -> dict[str, list[Path]]:
                 raise InputError(f"--imagenet {solution}, line {line}: must be an image, a comma and its boxes")
         truth = {f"{name}.JPEG": boxes.split()[0] for _, (name, boxes) in rows}
     else:
-        truth = _development_kit(root, val)
+        truth = _read_development_kit(root, val)
     by_class: dict[str, list[Path]] = {}
     for name, wnid in truth.items():
-        by_class.setdefault(wnid, []).append(_existing(val / name, "--imagenet"))
+        by_class.setdefault(wnid, []).append(_check_exists(val / name, "--imagenet"))
     return by_class
 
 
-def _development_kit(root: Path, val: Path) -> dict[str, str]:
+def _read_development_kit(root: Path, val: Path) -> dict[str, str]:
     """File name -> wnid: line n of the ground truth is the class number of the n-th validation image."""
     from scipy.io import loadmat
 
@@ -98,40 +98,40 @@ def _development_kit(root: Path, val: Path) -> dict[str, str]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"--imagenet {folder / name}: must be a class number a line ({error})") from None
-    files = [f.name for f in folders.images_below(val, folders.LeftOut())]
+    files = [f.name for f in folders.find_images_below(val, folders.LeftOut())]
     if len(files) != len(numbers):
         raise InputError(f"--imagenet {val}: {len(files)} images, but the ground truth has {len(numbers)} lines")
     return dict(zip(files, labels, strict=True))
 
 
-def tiny_imagenet(source: Path) -> list[tuple[Path, Path]]:
+def plan_tiny_imagenet(source: Path) -> list[tuple[Path, Path]]:
     """tiny_imagenet (180 classes) and tiny_imagenet_outliers (20), each with train and val by class."""
-    root = _first(source, ("", "tiny-imagenet-200"), "train", "--source")
-    val = sources.tiny_imagenet(root, "test")
+    root = _find_root(source, ("", "tiny-imagenet-200"), "train", "--source")
+    val = sources.read_tiny_imagenet(root, "test")
     by_class: dict[str, list[Path]] = {}
     for file, label in zip(val[0], val[1], strict=True):
         by_class.setdefault(val[2][label], []).append(Path(file))
-    return _class_folders(TINY_IMAGENET, root, by_class, "--source")
+    return _plan_class_folders(TINY_IMAGENET, root, by_class, "--source")
 
 
-def awa2(source: Path) -> list[tuple[Path, Path]]:
+def plan_awa2(source: Path) -> list[tuple[Path, Path]]:
     """Animals_with_Attributes2/JPEGImages, by class."""
-    root = _first(source, ("", "Animals_with_Attributes2"), "JPEGImages", "--source") / "JPEGImages"
-    classes = [root / name for name in folders.subfolders(root, folders.LeftOut())]
+    root = _find_root(source, ("", "Animals_with_Attributes2"), "JPEGImages", "--source") / "JPEGImages"
+    classes = [root / name for name in folders.list_subfolders(root, folders.LeftOut())]
     if len(classes) != AWA2_CLASSES:
         raise InputError(f"--source {root}: {len(classes)} class folders; AwA2 has {AWA2_CLASSES}")
     return [(Path("Animals_with_Attributes2", "JPEGImages", f.name), f) for f in classes]
 
 
-def _first(folder, places, wanted: str, flag: str) -> Path:
-    folders.existing_folder(folder, f"{flag} {folder}")
+def _find_root(folder, places, wanted: str, flag: str) -> Path:
+    folders.check_folder(folder, flag)
     for place in places:
         if (Path(folder) / place / wanted).is_dir():
             return (Path(folder) / place).resolve()
     raise InputError(f"{flag} {folder}: has no folder {wanted}")
 
 
-def _existing(path: Path, flag: str) -> Path:
+def _check_exists(path: Path, flag: str) -> Path:
     if not path.exists():
         raise InputError(f"{flag} {path}: is missing")
     return path
@@ -152,7 +152,7 @@ def carry_out(plan: list[tuple[Path, Path]], out: Path, copy: bool) -> int:
     progress = util.Progress("copying" if copy else "linking", len(new), 100)
     for i, (place, source) in enumerate(new, 1):
         try:
-            _put(place, source, copy)
+            link_or_copy(place, source, copy)
         except (OSError, shutil.Error) as error:
             progress.close()
             reason = getattr(error, "strerror", None) or str(error).split("\n")[0][:200]
@@ -163,7 +163,7 @@ def carry_out(plan: list[tuple[Path, Path]], out: Path, copy: bool) -> int:
     return len(new)
 
 
-def _put(place: Path, source: Path, copy: bool) -> None:
+def link_or_copy(place: Path, source: Path, copy: bool) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     if not copy:
         return place.symlink_to(source.resolve(), target_is_directory=source.is_dir())
@@ -171,7 +171,7 @@ def _put(place: Path, source: Path, copy: bool) -> None:
     unfinished = place.with_name(place.name + folders.UNFINISHED)
     if source.is_dir():
         shutil.rmtree(unfinished, ignore_errors=True)
-        for file in folders.images_below(source, folders.LeftOut()):
+        for file in folders.find_images_below(source, folders.LeftOut()):
             to = unfinished / file.relative_to(source)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, to)
@@ -190,14 +190,14 @@ def _is_there(place: Path, source: Path, copy: bool) -> bool:
         raise InputError(f"--out: {place} is there already and is a link, where --copy was asked for; remove it first")
     if not place.is_symlink() and not copy:
         raise InputError(f"--out: {place} is there already and is no link; remove it first")
-    if copy and _extent(place) != _extent(source):
+    if copy and _measure_extent(place) != _measure_extent(source):
         raise InputError(f"--out: {place} is there already and is not the same as {source}; remove it first")
     return True
 
 
-def _extent(path: Path) -> int:
+def _measure_extent(path: Path) -> int:
     """Number of images of a folder, or bytes of a file."""
-    return len(folders.images_below(path, folders.LeftOut())) if path.is_dir() else path.stat().st_size
+    return len(folders.find_images_below(path, folders.LeftOut())) if path.is_dir() else path.stat().st_size
 
 
 def link_images(folder: Path) -> None:
@@ -212,7 +212,7 @@ def link_images(folder: Path) -> None:
 # ---- checking --------------------------------------------------------------------------------------------------------
 
 
-def expected(place: Path) -> tuple[int, int]:
+def find_published_counts(place: Path) -> tuple[int, int]:
     """Fewest and most published images of a class folder: ImageNet's train, val; Tiny-ImageNet's; AwA2's."""
     if place.parts[0].startswith("imagenet"):
         return (732, 1300) if place.parts[1] == "train" else (50, 50)
@@ -226,8 +226,8 @@ def check(plan, out: Path, name: str) -> list[str]:
     places = sorted({place if source.is_dir() else place.parent for place, source in plan})
     problems, owner, images, left_out = [], {}, [], folders.LeftOut()
     for place in places:
-        found = folders.images_below(out / place, left_out)
-        low, high = expected(place)
+        found = folders.find_images_below(out / place, left_out)
+        low, high = find_published_counts(place)
         if not low <= len(found) <= high:
             published = f"{low} to {high}" if high > low else low
             problems.append(f"{place}: {len(found)} images, published are {published}")
@@ -237,8 +237,8 @@ def check(plan, out: Path, name: str) -> list[str]:
                 problems.append(f"{file}: is in {owner[real]} too")
             owner[real] = place
         images += found
-    if left_out.text():
-        print(left_out.text())
+    if line := left_out.describe():
+        print(line)
     if name == "awa2" and len(images) != AWA2_IMAGES:
         problems.append(f"{len(images)} images, published are {AWA2_IMAGES}")
     damaged = find_damage(images)
@@ -250,7 +250,7 @@ def check(plan, out: Path, name: str) -> list[str]:
 
 # ---- command line ----------------------------------------------------------------------------------------------------
 
-PLANS = {"imagenet100": imagenet100, "tiny_imagenet": tiny_imagenet, "awa2": awa2}
+PLANS = {"imagenet100": plan_imagenet100, "tiny_imagenet": plan_tiny_imagenet, "awa2": plan_awa2}
 
 
 def get_parser():

@@ -13,11 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from datasets.folders import LeftOut
 from util import InputError, reason, twice
 
 OF_IMAGES = ("path", "image")  # the first column of a table whose rows are images; these may begin with #
-COMMENTS = "comments before the header"
 DELIMITERS = ",;\t"
 # byte-order mark -> encoding; the mark of UTF-32 begins with that of UTF-16
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -44,12 +42,12 @@ def read_text(path: Path, source: str) -> str:
     return text
 
 
-def read_rows(path: Path, source: str, left_out: LeftOut | None = None) -> list[tuple[int, list[str]]]:
+def read_rows(path: Path, source: str) -> list[tuple[int, list[str]]]:
     """Number of the line and cells, stripped, of the rows of a table.
 
-    Cells are parted by commas, semicolons or tabs: by the first of these in the file, outside of quotes. They may be
-    quoted. Empty cells at the end of a row, rows of them alone, and lines that begin with # do not count. Below the
-    header of a table of images, such a line is a row; `left_out` grows by those above.
+    Cells are separated by commas, semicolons or tabs: by the first of these in the file, outside of quotes. They may be
+    quoted. Empty cells at the end of a row, rows of them alone, and lines that begin with # do not count; below the
+    header of a table of images, such a line is a row.
     """
     lines: list[str] = list(io.StringIO(read_text(path, source), newline=""))
     named = re.fullmatch(rf"sep=([{DELIMITERS}])\s*", lines[0]) if lines else None  # Excel's
@@ -59,15 +57,11 @@ def read_rows(path: Path, source: str, left_out: LeftOut | None = None) -> list[
 
     def uncommented() -> Iterator[str]:
         """The lines, as they are asked for; comments are empty ones, so that the numbers of the others stay."""
-        for number, line in enumerate(lines, 1):
-            if not line.lstrip().startswith("#") or (rows and rows[0][1][0] in OF_IMAGES):
-                yield line
-                continue
-            if left_out is not None:
-                left_out.add(COMMENTS, f"{path}, line {number}")
-            yield "\n"
+        for line in lines:
+            is_row = not line.lstrip().startswith("#") or (rows and rows[0][1][0] in OF_IMAGES)
+            yield line if is_row else "\n"
 
-    reader = csv.reader(uncommented(), delimiter=named[1] if named else _delimiter(lines), strict=True)
+    reader = csv.reader(uncommented(), delimiter=named[1] if named else _find_delimiter(lines), strict=True)
     try:
         for row in reader:
             cells = [cell.strip() for cell in row]
@@ -93,7 +87,7 @@ def check_widths(head: list[str], rows: list[tuple[int, list[str]]], source: str
             raise InputError(f"{source}, line {line}: must have {len(head)} entries, as the first line has")
 
 
-def _delimiter(lines: list[str]) -> str:
+def _find_delimiter(lines: list[str]) -> str:
     """The first delimiter outside of quotes and comments; a comma where there is none."""
     for line in lines:
         if line.lstrip().startswith("#"):
@@ -150,19 +144,19 @@ def read_yaml(path: Path, source: str, as_written: bool = False) -> Any:
 
     text = read_text(path, source)
     try:
-        return yaml.load(text, _loader(as_written))
+        return yaml.load(text, _make_loader(as_written))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{source}{where}: not readable as YAML ({error.problem or error.context})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a character that YAML has not, a date that is none
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a control character, an impossible date
         line = text.count("\n", 0, getattr(error, "position", 0)) + 1
         where = f", line {line}" if hasattr(error, "position") else ""
         raise InputError(f"{source}{where}: not readable as YAML ({reason(error)})") from None
 
 
 @cache
-def _loader(as_written: bool) -> Any:
+def _make_loader(as_written: bool) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):

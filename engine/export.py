@@ -47,19 +47,16 @@ def describe(trained: pretrained.TrainedWeights, licence: str | None, results: P
     path, state = trained.path, trained.content
     given, sha256 = checkpoint.trained_options(state), util.sha256(path)
     official, name = official_checkpoints.find(sha256), given.get("dataset")
-    size, mean, std = trained.views
+    views = trained.views
     if name in datasets.NAMES:  # an official checkpoint does not say them
-        data = datasets.spec(name)
-        size, mean, std = size or data.size, mean or data.mean, std or data.std
-    if not size or not mean:
+        views = views.fill_from(datasets.spec(name).views)
+    if not views.size or not views.mean:
         raise InputError(f"--ckpt {path}: does not say the size, mean and std of its images")
     ranking = state.get("ranking")
     libraries = ("safetensors", "timm") if encoders.is_timm(trained.name) else ("safetensors",)  # read it back
     return {
         "encoder": trained.name,
-        "size": size,
-        "mean": list(mean),
-        "std": list(std),
+        **views.to_dict(),
         "dataset": name,
         "classes": state.get("classes"),
         "ranking": _plain(ranking, state["classes"]) if isinstance(ranking, dict) else None,

@@ -32,34 +32,31 @@ from losses import NestedRINCELoss, RINCELoss
 from util import InputError, check_folder
 
 
-def chosen_images(args) -> dict:
-    """Which images of --dataset: arguments of datasets.build_pair."""
-    which = {"hold_out": tuple(args.hold_out), "skip": args.skip_images, "per_class": args.images_per_class}
-    return {"folder": args.data_folder, **which}
+def select_images(args, only: tuple[str, ...] = ()) -> datasets.Selection:
+    """Which images of --dataset; only: the classes to keep, if any."""
+    return datasets.Selection(tuple(args.hold_out), only, args.skip_images, args.images_per_class)
 
 
 def training_images(args) -> datasets.ImageData:
     """The training images of --dataset alone."""
-    chosen = chosen_images(args)
-    per_class = chosen.pop("per_class")
-    return datasets.subset(datasets.build(args.dataset, split="train", **chosen), per_class)
+    return datasets.build(args.dataset, args.data_folder, which=select_images(args))
 
 
-def chosen_views(args) -> tuple:
+def chosen_views(args) -> datasets.ViewSettings:
     """--size, --mean and --std, None where not given. Raises InputError for one of the last two alone."""
     if (args.mean is None) != (args.std is None):
         raise InputError("--mean and --std go together: give both or neither")
-    return args.size, args.mean, args.std
+    return datasets.ViewSettings(args.size, args.mean, args.std)
 
 
-def augmented(args, spec, views: tuple, colour: bool = True, count: int = 2) -> Augmentation:
-    """The augmentation of training images: as given, else of the data set. views: size, mean and std; colour: whether
-    it is jittered where --color is not given; count: views of an image.
+def augmented(args, spec, views: datasets.ViewSettings, colour: bool = True, count: int = 2) -> Augmentation:
+    """The augmentation of training images: as given, else of the data set. colour: whether it is jittered where
+    --color is not given; count: views of an image.
     """
     scale = spec.crop_scale if args.crop_scale is None else args.crop_scale or None
     flip = spec.flip if args.flip is None else args.flip
     strength = float(colour and spec.colour) if args.colour is None else args.colour
-    return Augmentation(*views, scale, flip, strength, count, args.blur)
+    return Augmentation(views.size, views.mean, views.std, scale, flip, strength, count, args.blur)
 
 
 def balanced(args, labels: Tensor, names: list[str]) -> tuple[Tensor, int] | None:
@@ -151,7 +148,7 @@ def load_data(args):
     """The training images, and with --instance_ranks the groups that their labels lie in, and the levels' names."""
     if not args.instance_ranks:
         data = training_images(args)
-        distributed.say(datasets.left_out(data))
+        distributed.say(data.left_out.describe())
         return data, None
     if args.dataset != "path":
         raise InputError(f"--instance_ranks {args.instance_ranks}: needs --dataset path")
@@ -162,10 +159,10 @@ def load_data(args):
             raise InputError(f"{args.spelling[name]} has no use with --instance_ranks, {why}")
     data, groups, levels = instances.build(args.data_folder, args.instance_ranks)
     unlisted, left_out = instances.count_unlisted(data, args.data_folder)
-    distributed.say(left_out.text())
+    distributed.say(left_out.describe())
     if unlisted:
         distributed.say(f"--instance_ranks does not name {unlisted} images of {args.data_folder}: they are left out")
-    (data,) = datasets.without(args.skip_images, training=data)
+    (data,) = datasets.leave_out_images(args.skip_images, {"training": data})
     return data, (groups, levels)
 
 
@@ -186,10 +183,10 @@ def held_out(args, transform, data, nested=None) -> monitor.OfClasses | monitor.
         parts = [held.images]
     else:
         try:
-            parts = datasets.build_pair(args.dataset, **chosen_images(args))
+            parts = datasets.build_pair(args.dataset, args.data_folder, select_images(args))
         except InputError as error:
             raise InputError(f"--knn_freq needs validation images: {error}") from None
-        distributed.say(datasets.left_out(parts[1]))
+        distributed.say(parts[1].left_out.describe())
         if len(parts[0]) < monitor.VOTES:
             few = f"there are {len(parts[0])} training images, fewer than its {monitor.VOTES} neighbors"
             distributed.say(f"--knn_freq: {few}; all of them vote")

@@ -154,7 +154,7 @@ def get_parser():
 def main():
     comparison = encoders.Comparison(get_parser())
     args, classes, test = comparison.args, comparison.train.classes, comparison.test
-    test = test.chosen(np.unique(np.linspace(0, len(test) - 1, min(args.images, len(test))).astype(int)).tolist())
+    test = test.select(np.unique(np.linspace(0, len(test) - 1, min(args.images, len(test))).astype(int)).tolist())
     if len(test.labels.unique()) < len(classes):
         raise InputError(f"--images {args.images}: leaves some class without an image; give more")
     table = None

@@ -43,8 +43,8 @@ class Comparison:
     def __init__(self, parser):
         self.args = args = config.parse(parser, options.SMALL_DATA)
         figures.check_picture(args.out, "--out")
-        self.train, self.test = datasets.build_pair(args.dataset, **factory.chosen_images(args))
-        distributed.say(datasets.left_out(self.train, self.test))
+        self.train, self.test = datasets.build_pair(args.dataset, args.data_folder, factory.select_images(args))
+        distributed.say((self.train.left_out + self.test.left_out).describe())
         self.data = datasets.title(args.dataset, args.data_folder)  # what titles call it
         self.superclasses = find_superclasses(args.superclasses, args.dataset, self.train.classes)
 

@@ -84,9 +84,9 @@ def test_a_file_in_the_place_of_a_data_folder_is_called_one(a_file, name):
         lambda f: util.check_folder(f, "--save_folder"),
         lambda f: util.check_folder(f / "below", "--features_cache"),
         lambda f: packing.pack(f, Path("out"), 20, "raw", None, False),
-        lambda f: prepare.tiny_imagenet(f),
-        lambda f: prepare.awa2(f),
-        lambda f: prepare.imagenet100(f),
+        lambda f: prepare.plan_tiny_imagenet(f),
+        lambda f: prepare.plan_awa2(f),
+        lambda f: prepare.plan_imagenet100(f),
         lambda f: make.read_classes(None, f),
         lambda f: text_encoders.load_encoder("./file"),
         lambda f: datasets.build("path", "train.pack"),  # "; give the folder that holds it"
@@ -143,4 +143,4 @@ def test_a_folder_of_classes_without_its_data_set_is_named_and_others_leave_the_
     make_image_folders(tmp_path / "data", ["cat", "dog"], each=1)  # the default folder
     make_image_folders(tmp_path / "other", ["figures"], each=1)  # one folder of pictures is no data set
     for folder in ("./data", "data", "other", "nowhere"):
-        assert len(sources.digits(Path(folder), "train")[0]) == 1442
+        assert len(sources.read_digits(Path(folder), "train")[0]) == 1442

@@ -111,15 +111,15 @@ def load_common(names: list[str]) -> tuple[dict[str, np.ndarray], list[str], str
     if len({*names}) < len(names):
         raise InputError(f"compare {max(names, key=names.count)}: is there twice")
     found = {name: table.load(name, "compare") for name in names}
-    known = [{util.one_form(c) for c in of} for _, of in found.values()]
-    common = [c for c in found[names[0]][1] if all(util.one_form(c) in of for of in known)]
-    sizes = {name: len(of) for name, (_, of) in found.items()}
+    shared = set.intersection(*({util.one_form(c) for c in classes} for _, classes in found.values()))
+    common = [c for c in found[names[0]][1] if util.one_form(c) in shared]
+    sizes = {name: len(classes) for name, (_, classes) in found.items()}
     if len(common) < 4:
-        of = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise InputError(f"compare: {len(common)} classes are in all rankings (of {of}); at least 4 are needed")
+        counts = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise InputError(f"compare: {len(common)} classes are in all rankings (of {counts}); at least 4 are needed")
     tables = {}
-    for name, (values, of) in found.items():
-        rows = table.find_rows(of, common, name)
+    for name, (values, classes) in found.items():
+        rows = table.find_rows(classes, common, name)
         tables[name] = values[np.ix_(rows, rows)]
     left = ", ".join(f"{size - len(common)} of {name}" for name, size in sizes.items() if size > len(common))
     return tables, common, f"{len(common)} classes that all have; left out: {left}" if left else ""

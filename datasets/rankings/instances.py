@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from datasets import ImageData, lists, sources, text_files
-from datasets.folders import LeftOut, images_below, real_paths
+from datasets.folders import LeftOut, find_images_below, find_real_paths
 from datasets.rankings import taxonomy
 from util import InputError
 
@@ -20,32 +20,32 @@ def build(folder: str | Path, table: str | Path) -> tuple[ImageData, torch.Tenso
     group of the next level.
     Raises InputError, naming --instance_ranks and the line.
     """
-    flag, folder, left_out = f"--instance_ranks {table}", Path(folder), LeftOut()
-    levels, rows = _read_rows(Path(table), flag, left_out)
+    flag, folder = f"--instance_ranks {table}", Path(folder)
+    levels, rows = _read_rows(Path(table), flag)
     named = [(line, name) for line, name, _ in rows]
     root, listed = (folder.parent, _list_images(folder, "all")) if lists.is_list(folder) else (folder, None)
-    images = lists.existing_images(named, root, flag, "--data_folder" if listed is None else "the image list's folder")
-    for (line, name), real in zip(named, real_paths(images), strict=True):
+    images = lists.find_images(named, root, flag, "--data_folder" if listed is None else "the image list's folder")
+    for (line, name), real in zip(named, find_real_paths(images), strict=True):
         if listed is not None and real not in listed:
             raise InputError(f"{flag}, line {line}: the image {name} is not in the list --data_folder {folder}")
     columns = [lists.number_labels(column, key=None) for column in zip(*(of for _, _, of in rows), strict=True)]
     numbers, classes = torch.tensor([of_level for of_level, _ in columns]), columns[0][1]  # [L, n]
     groups = torch.zeros(len(classes), len(levels), dtype=torch.long)
     groups[numbers[0]] = numbers.T
-    return ImageData(images, numbers[0], classes, left_out=left_out, groups=True), groups, levels
+    return ImageData(images, numbers[0], classes, groups=True), groups, levels
 
 
 def _list_images(path: Path, split: str) -> set[str]:
     """The real paths of the images of an image list. Raises InputError."""
     try:
-        return set(real_paths(lists.read_list(path, split)[0]))
+        return set(find_real_paths(lists.read_list(path, split)[0]))
     except InputError as error:
         raise InputError(f"--data_folder {error}") from None
 
 
-def _read_rows(path: Path, flag: str, left_out: LeftOut) -> tuple[list[str], list[tuple[int, str, list[str]]]]:
+def _read_rows(path: Path, flag: str) -> tuple[list[str], list[tuple[int, str, list[str]]]]:
     """Names of the levels, and of each row its line, the image, and its groups."""
-    found = text_files.read_rows(path, flag, left_out)
+    found = text_files.read_rows(path, flag)
     if not found:
         raise InputError(f"{flag}: not readable as CSV (it is empty)")
     if found[0][1][0] != "image":
@@ -56,15 +56,15 @@ def _read_rows(path: Path, flag: str, left_out: LeftOut) -> tuple[list[str], lis
 
 
 def count_unlisted(data: ImageData, folder: str | Path) -> tuple[int, LeftOut]:
-    """How many training images of the folder or list the table does not name, and what of both is no image."""
-    left_out = LeftOut.joined([data.left_out])
+    """How many training images of the folder or list the table does not name, and what of the folder is no image."""
+    left_out = LeftOut()
     if lists.is_list(Path(folder)):
         found = _list_images(Path(folder), "train")
     else:
-        root = sources.split_folder(Path(folder), "train")
+        root = sources.find_split_folder(Path(folder), "train")
         # a pack beside the listed images has none of its own
-        found = set(real_paths(images_below(root, left_out) if root.is_dir() else ()))
-    return len(found - {*real_paths(data.images)}), left_out
+        found = set(find_real_paths(find_images_below(root, left_out) if root.is_dir() else ()))
+    return len(found - {*find_real_paths(data.images)}), left_out
 
 
 def summarize_groups(groups: torch.Tensor, levels: list[str], taus, labels: torch.Tensor) -> list[str]:

@@ -135,8 +135,8 @@ def read_classes(names_file: Path | None, folder: Path | None) -> dict[str, str]
         return files.read_names(names_file)
     data = datasets.build("path", folder)
     classes = data.classes
-    if datasets.left_out(data):
-        print(datasets.left_out(data))
+    if line := data.left_out.describe():
+        print(line)
     if not names_file:
         return files.name_classes(classes)
     names, source = files.read_names(names_file), f"--names {names_file}"

@@ -53,17 +53,6 @@ def find_similarities(ranking: str, classes: list[str], superclasses: str | None
     return table[np.ix_(rows, rows)]
 
 
-def class_similarity(
-    ranking: str, classes: list[str], *, superclasses: str | None = None, **how
-) -> tuple[torch.Tensor, list[str]]:
-    """The similarity table of `classes`, and the class order that it is in (that of `classes`).
-
-    What `find_similarities` finds of ranking and superclasses, made ranks of by `assign_ranks`; how: fields of `Ranks`.
-    """
-    table = find_similarities(ranking, classes, superclasses)
-    return assign_ranks(table, Ranks(**how), f"--ranking {ranking}"), list(classes)
-
-
 def identity(classes: list[str], superclasses: str | None) -> np.ndarray:
     """No two classes are similar."""
     return np.eye(len(classes))
@@ -106,6 +95,17 @@ class Ranks:
 
 
 ALL = Ranks()  # the values as they are
+
+
+def class_similarity(
+    ranking: str, classes: list[str], superclasses: str | None = None, ranks: Ranks = ALL
+) -> tuple[torch.Tensor, list[str]]:
+    """The similarity table of `classes`, and the class order that it is in (that of `classes`).
+
+    What `find_similarities` finds of ranking and superclasses, made ranks of by `assign_ranks`.
+    """
+    table = find_similarities(ranking, classes, superclasses)
+    return assign_ranks(table, ranks, f"--ranking {ranking}"), list(classes)
 
 
 def assign_ranks(table: np.ndarray, ranks: Ranks = ALL, source: str = "ranking") -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 
 import util
 from datasets import lists, text_files
-from datasets.folders import LeftOut, subfolders
+from datasets.folders import LeftOut, list_subfolders
 from util import InputError, closest
 
 SHIPPED = Path(__file__).parent / "superclasses"  # a YAML file for each data set that has them
@@ -103,13 +103,13 @@ def read_superclasses(source: str, flag: str = "--ranking") -> dict[str, list[st
     return groups
 
 
-def choose_superclasses(file: str | None, known: str | None) -> tuple[dict[str, list[str]] | None, str]:
-    """superclass -> classes of --superclasses FILE, else those that ship under the name `known`, else None; and what
+def choose_superclasses(file: str | None, shipped: str | None) -> tuple[dict[str, list[str]] | None, str]:
+    """superclass -> classes of --superclasses FILE, else those that ship under the name `shipped`, else None; and what
     errors call them.
     """
     if file:
         return read_superclasses(file, "--superclasses"), f"--superclasses {file}"
-    return (read_shipped(known), known) if known else (None, "")
+    return (read_shipped(shipped), shipped) if shipped else (None, "")
 
 
 def number_superclasses(groups: dict[str, list[str]], classes: list[str], source: str) -> torch.Tensor:
@@ -181,9 +181,9 @@ def _read_folder(folder: Path, source: str) -> dict[str, list[str]]:
         if (place / "meta").is_file() and (place / "train").is_file():
             return _read_coarse_labels(place, source)
     left_out = LeftOut()
-    groups = {name: subfolders(folder / name, left_out) for name in subfolders(folder, left_out)}
-    if left_out.text():
-        print(left_out.text())
+    groups = {name: list_subfolders(folder / name, left_out) for name in list_subfolders(folder, left_out)}
+    if line := left_out.describe():
+        print(line)
     empty = [name for name, classes in groups.items() if not classes]
     if not groups or empty:
         raise InputError(f"{source}: {empty[0] if empty else 'it'} holds no folders; it must be superclass/class/")
@@ -223,9 +223,9 @@ def _is_number(cell: str) -> bool:
 
 def parse_rows(rows: list[tuple[int, list[str]]], source: str) -> Taxonomy:
     """A table of text_files.read_rows: the header `class,<finest level>,...,<coarsest>`, then a row a class."""
-    levels, rows_of = parse_levels(rows, "class", source)
-    text_files.check_once((name for _, name, _ in rows_of), source, "class")
-    return Taxonomy(tuple(levels), {name: _name_groups(groups) for _, name, groups in rows_of})
+    levels, groups_by_row = parse_levels(rows, "class", source)
+    text_files.check_once((name for _, name, _ in groups_by_row), source, "class")
+    return Taxonomy(tuple(levels), {name: _name_groups(groups) for _, name, groups in groups_by_row})
 
 
 def parse_list(rows: list[tuple[int, list[str]]], source: str) -> Taxonomy:
@@ -235,22 +235,22 @@ def parse_list(rows: list[tuple[int, list[str]]], source: str) -> Taxonomy:
     if len(kept) < 3:
         raise InputError(f"{source}: an image list without levels beside path, label and split is no ranking")
     text_files.check_widths(head, rows, source)
-    levels, rows_of = parse_levels([(line, [row[at] for at in kept]) for line, row in rows], "path", source)
-    return Taxonomy(tuple(levels[1:]), {label: _name_groups(groups) for _, _, (label, *groups) in rows_of})
+    levels, groups_by_row = parse_levels([(line, [row[at] for at in kept]) for line, row in rows], "path", source)
+    return Taxonomy(tuple(levels[1:]), {label: _name_groups(groups) for _, _, (label, *groups) in groups_by_row})
 
 
 def parse_levels(
-    rows: list[tuple[int, list[str]]], of: str, source: str
+    rows: list[tuple[int, list[str]]], kind: str, source: str
 ) -> tuple[list[str], list[tuple[int, str, list[str]]]]:
     """Names of the levels, and line, name and groups of each row, of a table of levels, whoever asks for it: the header
-    `<of>,<finest level>,...,<coarsest>`, then a row a class or an image, as `of` says.
+    `<kind>,<finest level>,...,<coarsest>`, then a row per class or image, as `kind` says.
 
     Raises InputError, beginning with `source`, where names of the header differ in blanks and signs at most, as tags of
     TensorBoard must not, or a group lies in two groups of the next level.
     """
     (_, head), *body = rows
     if len(head) < 2 or not all(head):
-        raise InputError(f"{source}: the first line must be `{of},<finest level>,...,<coarsest>`")
+        raise InputError(f"{source}: the first line must be `{kind},<finest level>,...,<coarsest>`")
     text_files.check_once(map(util.plain_name, head), source, "the first line must have each name once;")
     text_files.check_widths(head, body, source)
     parents: dict[tuple[int, str], str] = {}  # level and group -> group of the next level

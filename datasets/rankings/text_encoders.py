@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.folders import existing_folder
+from datasets.folders import check_folder
 from util import InputError, quiet, reason
 
 ENCODER = "sentence-transformers/all-distilroberta-v1"
@@ -81,7 +81,7 @@ def load_encoder(name: str) -> TextEncoder:
     """
     local = name.startswith((".", "/"))
     if local:  # no name of the hub: ask nobody
-        existing_folder(name, f"--model {name}")
+        check_folder(name, "--model")
     import transformers
 
     try:

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import BatchSampler, Sampler, Subset, TensorDataset
 
 import util
-from datasets.decoding import damage, find_damage
+from datasets.decoding import describe_damage, find_damage
 from datasets.views import Views, as_it_is
 from engine.batches.loader_watchdog import Loader
 from engine.batches.prefetch import Prefetcher
@@ -57,7 +57,7 @@ def check_images(run, device, check: bool, skip: bool, **parts) -> list:
     """
     damaged, kept = {}, {}
     for name, data in parts.items():
-        if not check or isinstance(data.images, np.ndarray):
+        if not check or data.in_memory:
             continue
         bad = _damaged(data, device)
         damaged[name] = [data.images[i] for i in bad.nonzero()[:, 0].tolist()]
@@ -72,11 +72,11 @@ def check_images(run, device, check: bool, skip: bool, **parts) -> list:
         if not skip:
             counts = " and ".join(f"{len(images)} of {len(parts[n])} {n}" for n, images in damaged.items() if images)
             raise InputError(
-                f"--check_data: {counts} images are damaged, as {found[0]}: {damage(found[0])}; "
+                f"--check_data: {counts} images are damaged, as {found[0]}: {describe_damage(found[0])}; "
                 f"give --skip_images {listed}, or --on_bad_image skip"
             )
     option = "--on_bad_image skip"
-    return [data.reduced(kept[name], option, name) if name in kept else data for name, data in parts.items()]
+    return [data.reduce_to(kept[name], option, name) if name in kept else data for name, data in parts.items()]
 
 
 def _damaged(data, device) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import util
+from datasets.sources import UNKNOWN, ViewSettings
 from engine.processes import distributed
 from engine.run import checkpoint
 from networks import cards
@@ -34,7 +35,7 @@ class TrainedWeights:
     """Weights of an encoder, and what goes with them.
 
     model: the encoder's name, None where the file does not say it; weights: by name; for_timm: what timm is to load
-    itself (see networks.encoders.encoder); views: size, mean and std of the images that they were trained on;
+    itself (see networks.encoders.encoder); views: of the images that they were trained on;
     small_stem: whether they have the stem of small images; pretrained: whether they are a library's, or began with
     them; source: flag and file, for errors; path: the file; content: what it holds as a checkpoint, {} of timm's;
     classifier: its {weight [C, d], bias [C]}. All but the name are empty or None where an encoder starts at random.
@@ -43,7 +44,7 @@ class TrainedWeights:
     model: str | None
     weights: dict[str, Tensor] = field(default_factory=dict)
     for_timm: bool | tuple[str, int] = False
-    views: tuple = (None, None, None)
+    views: ViewSettings = UNKNOWN
     small_stem: bool | None = None
     pretrained: bool = False
     source: str = ""
@@ -57,10 +58,6 @@ class TrainedWeights:
         if self.model is None:
             raise InputError(f"{self.source} does not say which encoder it holds; give --model")
         return self.model
-
-    def choose_views(self, given: tuple) -> tuple:
-        """Size, mean and std as given, and where they are None, as these weights want them."""
-        return tuple(own if chosen is None else chosen for chosen, own in zip(given, self.views, strict=True))
 
     def build(self, small_images: bool, size: int | None) -> nn.Module:
         """The encoder with these weights, for views of a size. small_images: the data set's, which the stem of the
@@ -89,7 +86,7 @@ def choose_start(model: str, init: str | None, pretrained: bool, resumed: Path |
 
     if resumed:
         state = checkpoint.newest(resumed)[1] if resumed.is_dir() else checkpoint.load(resumed, "--resume")
-        views, stem = (state.get("size"), state.get("mean"), state.get("std")), "encoder.conv1.weight"
+        views, stem = ViewSettings(*map(state.get, ("size", "mean", "std"))), "encoder.conv1.weight"
         small = resnet.has_small_stem({"conv1.weight": state["model"][stem]}) if stem in state["model"] else None
         return TrainedWeights(model, views=views, small_stem=small, pretrained=bool(state.get("pretrained")))
 
@@ -102,7 +99,7 @@ def choose_start(model: str, init: str | None, pretrained: bool, resumed: Path |
     build_encoder(model, False, "meta")  # else InputError: there is none such, or it cannot be fetched
     source = f"--pretrained {model}"
     with _as_input_errors(source):
-        views = encoders.known_views(model)
+        views = ViewSettings(*encoders.known_views(model))
         if encoders.is_timm(model):
             return TrainedWeights(model, for_timm=True, views=views, pretrained=True, source=source)
         weights = resnet.torchvision_weights(model).get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
@@ -138,12 +135,12 @@ def read_file(path, flag: str, model: str | None = None) -> TrainedWeights:
     if model and holds and resnet.base_name(model) != resnet.base_name(holds):
         raise InputError(f"--model {model}: {path} holds a {holds}; give --model {holds}")
     model, small = model or holds, resnet.has_small_stem(weights)
-    views = (state.get("size") or trained.get("size"), state.get("mean"), state.get("std"))
+    views = ViewSettings(state.get("size") or trained.get("size"), state.get("mean"), state.get("std"))
     library = library and "conv1.weight" in weights and not small  # else of a code unknown
     if library:
         _say_what_is_taken(state, "model", source)
         with _as_input_errors(source):
-            views = encoders.known_views(model) if model else views
+            views = ViewSettings(*encoders.known_views(model)) if model else views
     pretrained = bool(library or state.get("pretrained"))
     return TrainedWeights(model, weights, False, views, small, pretrained, source, path, state, classifier)
 
@@ -218,7 +215,7 @@ def _leave_to_timm(model: str, content, path: Path, source: str) -> TrainedWeigh
     if places:
         _say_what_is_taken(content, places[0], source)
     for_timm = str(path), len(found[0]) if found else 0
-    views = encoders.known_views(model)
+    views = ViewSettings(*encoders.known_views(model))
     return TrainedWeights(model, for_timm=for_timm, views=views, pretrained=True, source=source, path=path)
 
 

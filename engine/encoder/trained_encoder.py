@@ -18,6 +18,7 @@ import evaluation
 import util
 from datasets import ImageData, augmentation, decoding
 from datasets.packed import PackedImage
+from datasets.sources import UNKNOWN, ViewSettings
 from engine.batches.loading import Loading, share_loader
 from engine.encoder import official_checkpoints, pretrained
 from engine.processes import distributed
@@ -35,7 +36,7 @@ class FrozenEncoder:
     record: path, sha256, model, epoch, dataset and classes of the checkpoint, pretrained: whether it is, or began with,
     a library's weights, and published: the name of the official weights that it is, else None; name: of its run;
     classifier: {weight [C, d], bias [C]} of a cross-entropy model, else {}; transform: evaluation's, from a PIL image;
-    size, mean, std: of a view; ranking: what it was trained on, as factory.build_loss has it, None where the file has
+    ranking: what it was trained on, as factory.build_loss has it, None where the file has
     none; extracted: by title, the file that keeps features, if any, and whether they were read from it.
     """
 
@@ -44,30 +45,27 @@ class FrozenEncoder:
     name: str
     classifier: dict[str, Tensor]
     transform: object
-    size: int
-    mean: tuple
-    std: tuple
+    views: ViewSettings
     ranking: dict | None = None
     extracted: dict = field(default_factory=dict)
 
     def about(self) -> dict:
         """What a result's record says of views and features."""
-        views = {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
-        return {"views": views, "features": self.extracted, **in_force(torch.float32)}
+        return {"views": self.views.to_dict(), "features": self.extracted, **in_force(torch.float32)}
 
 
 def load(
     ckpt: str,
     train: ImageData,
     dataset: str = "digits",
-    views: tuple = (None, None, None),
+    views: ViewSettings = UNKNOWN,
     model: str | None = None,
     model_type: str | None = None,
 ) -> FrozenEncoder:
     """The encoder of a checkpoint, or of a run's folder, strictly, for the images of a data set.
 
-    views: their size, mean and std; model: the encoder's name; model_type: "contrastive" or "cross_entropy". What is
-    None is as the checkpoint says, or as known of the data set. Raises InputError where the file contradicts it.
+    views: of these; model: the encoder's name; model_type: "contrastive" or "cross_entropy". What is None is as the
+    checkpoint says, or as known of the data set. Raises InputError where the file contradicts it.
     """
     allow_tf32(False)  # figures to the last digit; loading is what takes the time
     trained = pretrained.read_file(ckpt, "--ckpt", model)
@@ -76,8 +74,8 @@ def load(
         raise InputError(f"--model_type cross_entropy: {path} holds no linear classifier; it is a contrastive model")
     if model_type == "contrastive" and classifier:
         raise InputError(f"--model_type contrastive: {path} holds a linear classifier; it is a cross-entropy model")
-    size, mean, std = datasets.view_settings(dataset, trained.choose_views(views), train)
-    encoder = trained.build(False, size).eval().requires_grad_(False)
+    views = datasets.complete_views(dataset, views.fill_from(trained.views), train)
+    encoder = trained.build(False, views.size).eval().requires_grad_(False)
     options, sha256 = checkpoint.trained_options(state), util.sha256(path)
     official = official_checkpoints.find(sha256)
     record = {
@@ -98,8 +96,8 @@ def load(
         numbers = f"{len(own)} classes of {dataset}, this evaluates {len(train.classes)}"
         print(f"warning: {path.resolve()} was trained on {numbers}; see --exclude_classes", file=sys.stderr)
     name = path.resolve().parent.name + ("" if path.stem == "last" else f"_{path.stem}")
-    transform = augmentation.evaluation(size, mean, std, datasets.spec(dataset).small)
-    return FrozenEncoder(encoder, record, name, classifier, transform, size, mean, std, state.get("ranking"))
+    transform = augmentation.evaluation(views.size, views.mean, views.std, datasets.spec(dataset).small)
+    return FrozenEncoder(encoder, record, name, classifier, transform, views, state.get("ranking"))
 
 
 def warn_of_seen(net: FrozenEncoder, dataset: str, classes: list[str]) -> None:
@@ -216,10 +214,10 @@ def make_key(net: FrozenEncoder, data: ImageData) -> str:
     times of last change of files, of which no program sets the second (ctime).
     """
     digest, record = hashlib.sha256(), net.record
-    about = record["sha256"], record["model"], net.transform, decoding.version(), data.classes
+    about = record["sha256"], record["model"], net.transform, decoding.describe_version(), data.classes
     digest.update(repr(about).encode())
     digest.update(data.labels.numpy().tobytes())
-    if isinstance(data.images, np.ndarray):
+    if data.in_memory:
         digest.update(repr(data.images.shape).encode() + np.ascontiguousarray(data.images).tobytes())
         return digest.hexdigest()
     for image in data.images:

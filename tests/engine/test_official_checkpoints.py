@@ -8,6 +8,7 @@ import torch
 from commands import CE, ROOT, result, run
 from made_data import make_image_folders, original_checkpoint
 
+import datasets
 import recipes
 import util
 from engine.encoder import official_checkpoints, trained_encoder
@@ -75,7 +76,7 @@ def classifier(outputs, dataset=None, classes=None, sha256="0" * 64):
     """A FrozenEncoder with a classifier of random weights, as far as its outputs are asked for."""
     record = {"path": "a.pth", "sha256": sha256, "dataset": dataset, "classes": classes}
     weights = {"weight": torch.randn(outputs, 4), "bias": torch.randn(outputs)}
-    return trained_encoder.FrozenEncoder(torch.nn.Identity(), record, "a", weights, None, 8, (), ())
+    return trained_encoder.FrozenEncoder(torch.nn.Identity(), record, "a", weights, None, datasets.ViewSettings(8))
 
 
 CROSS_ENTROPY = "b7e32d43c208327dc85ea98fefcb335cfefc559dd432a186882c4a1bc7b1dfe3"

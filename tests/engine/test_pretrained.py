@@ -72,15 +72,15 @@ def test_a_file_of_a_library_is_for_init_ckpt_and_hub_what_the_library_pools(lib
     start = start_from(name, file)
     if name.startswith("timm:"):
         known = model.pretrained_cfg
-        views = known["input_size"][1], known["mean"], known["std"]
+        views = datasets.ViewSettings(known["input_size"][1], known["mean"], known["std"])
     else:
-        views = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        views = datasets.ViewSettings(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert (start.views, start.pretrained) == (views, True)
-    encoder, images = start.build(True, views[0]).eval(), torch.randn(2, 3, views[0], views[0])
+    encoder, images = start.build(True, views.size).eval(), torch.randn(2, 3, views.size, views.size)
     want = encoder(images)  # with the file's stem, though the images are small
     torch.testing.assert_close(want, features_of(copy.deepcopy(model), images))
     net = trained_encoder.load(str(file), datasets.build("digits"), model=name)
-    assert (net.size, net.record["pretrained"]) == (views[0], True)
+    assert (net.views, net.record["pretrained"]) == (views, True)
     assert torch.equal(net.encoder(images), want)
     assert torch.equal(hubconf.encoder(file, name)(images), want)
 
@@ -102,7 +102,7 @@ def test_which_of_several_weights_in_a_file_are_taken_is_said(capsys, library, t
 def test_bare_weights_of_what_no_library_has_see_the_data_sets_views(tmp_path, name):
     torch.save(resnet.encoder(name, small_images=True).state_dict(), tmp_path / "x.pth")
     start = start_from(name, tmp_path / "x.pth")
-    assert (start.views, start.pretrained) == ((None, None, None), False)
+    assert (start.views, start.pretrained) == (datasets.ViewSettings(), False)
     assert start.build(False, 32)(torch.randn(2, 3, 32, 32)).shape[0] == 2
 
 
@@ -268,7 +268,7 @@ def test_an_encoder_of_the_hub_without_a_network_is_the_same_line_in_every_scrip
 def test_a_library_s_weights_are_warned_of_where_outliers_are_of_imagenet(capsys):
     def warning(pretrained, classes):
         record = {"path": "x.pth", "classes": ["a"], "dataset": "path", "pretrained": pretrained}
-        net = trained_encoder.FrozenEncoder(None, record, "x", {}, None, 32, (), ())
+        net = trained_encoder.FrozenEncoder(None, record, "x", {}, None, datasets.ViewSettings())
         trained_encoder.warn_of_seen(net, "imagenet", classes)
         return capsys.readouterr().err
 

@@ -53,7 +53,7 @@ def test_a_cross_entropy_model_comes_with_its_layer_and_a_contrastive_one_withou
 
 def loaders():
     """Training digits of eight classes, and test images of these and of the other two, as pytorch-ood marks them."""
-    train, test = datasets.build_pair("digits", hold_out=("4", "8"))
+    train, test = datasets.build_pair("digits", which=datasets.Selection(exclude=("4", "8")))
     outliers = datasets.build_outliers("digits", split="all", classes=("4", "8"))
     transform = augmentation.evaluation(8, datasets.spec("digits").mean, datasets.spec("digits").std, True)
     parts = []
