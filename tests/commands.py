@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -21,13 +20,6 @@ def module_file(name: str) -> Path | None:
     """The file of a module of ours; None for other people's."""
     path = ROOT / name.replace(".", "/")
     return next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.is_file()), None)
-
-
-def real(variable: str) -> Path:
-    """Real data that cannot be shipped: the path in an environment variable; the test is skipped without it."""
-    if variable not in os.environ:
-        pytest.skip(f"needs {variable}=PATH")
-    return Path(os.environ[variable])
 
 
 def run(monkeypatch, folder, command, script="main_supcon"):

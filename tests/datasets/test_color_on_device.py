@@ -30,12 +30,6 @@ def test_the_pass_gives_the_views_of_finish_in_every_order_of_operations(memory_
     assert got.is_contiguous(memory_format=memory_format)
 
 
-def test_a_view_of_nothing_is_its_pixels_to_the_bit():
-    views, look = some_views(2), look_of(hue=[0, 0.1])  # of a hue without jitter nothing is done
-    got = color_on_device.finish(views, color_on_device.plan(look), (0,) * 3, (1,) * 3, False)
-    assert torch.equal(got, views / 255)
-
-
 @pytest.mark.parametrize("order", range(0, len(ORDERS), 5))
 def test_contrast_takes_the_mean_of_what_comes_before_it(order):
     """Extreme factors, at which another mean would show."""

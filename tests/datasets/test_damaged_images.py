@@ -10,13 +10,13 @@ from commands import run
 from made_data import make_image_folders
 
 import datasets
-from datasets import decoding
 from datasets.rankings import instances
 from util import InputError
 
 error_of = partial(commands.error_of, script="main_supcon")
 SMALL = "--dataset path --data_folder mine --size 32 --batch_size 5 --epochs 1 --model resnet8 "
 RINCE = SMALL + "--loss_type supcon --exp_name a "
+LIST = "save/SupCon/path_models/a/damaged_images.txt"
 DAMAGED = [f"train/cat/cat_{i}.JPEG" for i in (1, 3)]
 
 
@@ -34,9 +34,8 @@ def damage(path):
     path.write_bytes(path.read_bytes()[:200])
 
 
-def listed(folder, run_folder="save/SupCon/path_models/a"):
-    root = f"{folder.resolve()}/mine/"
-    return [line.removeprefix(root) for line in (folder / run_folder / "damaged_images.txt").read_text().splitlines()]
+def listed(folder):
+    return [line.removeprefix(f"{folder.resolve()}/mine/") for line in (folder / LIST).read_text().splitlines()]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -51,24 +50,16 @@ def test_a_run_skips_them_with_a_count_and_their_names(monkeypatch, capfd, mine,
     assert '"damaged_images": 2' in log
 
 
-def test_every_image_is_decoded_before_training_if_asked(monkeypatch, capsys, mine):
+def test_every_image_is_decoded_before_training_if_asked_and_the_list_can_be_skipped(monkeypatch, capsys, mine):
     line = error_of(monkeypatch, capsys, mine, f"{RINCE} --num_workers 0 --check_data")
     assert "--check_data: 2 of 10 training images are damaged, as mine/train/cat/cat_1.JPEG" in line
-    assert "give --skip_images save/SupCon/path_models/a/damaged_images.txt" in line
+    assert f"give --skip_images {LIST}" in line
     assert listed(mine) == DAMAGED
     assert not (mine / "save/SupCon/path_models/a/last.pth").exists()
-
-
-def test_the_list_can_be_skipped_and_then_all_is_well(monkeypatch, capsys, mine):
-    error_of(monkeypatch, capsys, mine, f"{RINCE} --num_workers 0 --check_data")
-    run(
-        monkeypatch, mine,
-        f"{RINCE} --num_workers 0 --check_data --skip_images save/SupCon/path_models/a/damaged_images.txt",
-    )  # fmt: skip
+    run(monkeypatch, mine, f"{RINCE} --num_workers 0 --check_data --skip_images {LIST}")
     printed = capsys.readouterr()
-    assert "SCL in: 8 images, 2 classes" in printed.out
+    assert "SCL in: 8 images, 2 classes" in printed.out and "warning" not in printed.err
     assert "decoded 8 training images, 0 damaged" in printed.out
-    assert "warning" not in printed.err
 
 
 def test_checked_and_skipped_images_leave_the_data_set(monkeypatch, capsys, mine):
@@ -76,20 +67,16 @@ def test_checked_and_skipped_images_leave_the_data_set(monkeypatch, capsys, mine
     run(monkeypatch, mine, f"{SMALL} --num_workers 0 --check_data --on_bad_image skip --exp_name a", "main_ce")
     assert "cross-entropy: 2 classes, 8 training and 3 validation images" in capsys.readouterr().out
     assert listed(mine) == [*DAMAGED, "val/dog/dog_0.JPEG"]
-
-
-def test_the_damage_of_both_parts_is_named_at_once(monkeypatch, capsys, mine):
-    damage(mine / "mine/val/dog/dog_0.JPEG")
-    line = error_of(monkeypatch, capsys, mine, f"{SMALL} --num_workers 0 --check_data --exp_name a", script="main_ce")
+    line = error_of(monkeypatch, capsys, mine, f"{SMALL} --num_workers 0 --check_data --exp_name b", script="main_ce")
     assert "--check_data: 2 of 10 training and 1 of 4 validation images are damaged, as mine/train/cat" in line
-    assert listed(mine) == [*DAMAGED, "val/dog/dog_0.JPEG"]
 
 
 def test_a_list_in_use_grows_with_what_is_found_later(monkeypatch, mine):
     with pytest.raises(SystemExit):
         run(monkeypatch, mine, f"{RINCE} --num_workers 0 --check_data")
     damage(mine / "mine/train/dog/dog_2.JPEG")
-    run(monkeypatch, mine, f"{RINCE} --num_workers 0 --skip_images save/SupCon/path_models/a/damaged_images.txt")
+    found_later = f"{RINCE} --num_workers 0 --knn_freq 1"  # which looks at all images too
+    run(monkeypatch, mine, f"{found_later} --skip_images {LIST}")
     assert listed(mine) == [*DAMAGED, "train/dog/dog_2.JPEG"]
 
 
@@ -105,26 +92,8 @@ def test_an_evaluation_names_the_image_and_the_way_round_it(monkeypatch, capsys,
     line = commands.error_of(monkeypatch, capsys, mine, evaluate, "retrieval")
     assert "cat_1.JPEG: not a readable image" in line
     assert "leave it out with --skip_images LIST" in line
-    run(monkeypatch, mine, f"{evaluate} --skip_images save/SupCon/path_models/a/damaged_images.txt", "retrieval")
+    run(monkeypatch, mine, f"{evaluate} --skip_images {LIST}", "retrieval")
     assert "fine" in capsys.readouterr().out
-
-
-def test_an_image_above_the_limit_is_said_to_be_large_in_training_evaluation_and_packing(monkeypatch, capsys, tmp_path):
-    for split in ("train", "val"):
-        make_image_folders(tmp_path / "mine" / split, ["cat", "dog"], each=2)
-    make_image_folders(tmp_path / "mine" / "train", ["eel"], each=3, size=(64, 48))
-    monkeypatch.setattr(decoding, "MOST_PIXELS", 48 * 64 - 1)
-    line = "eel_0.JPEG: has 64 x 48 pixels, more than the 3,071 that are read (MOST_PIXELS in datasets/decoding.py)"
-    train = f"{SMALL} --num_workers 0 --exp_name a --hold_out dog"
-    assert line in error_of(monkeypatch, capsys, tmp_path, f"{train} --check_data", script="main_ce")
-    run(monkeypatch, tmp_path, train, "main_ce")
-    assert f"warning: mine/train/eel/{line}" in capsys.readouterr().err
-    evaluate = "--dataset path --data_folder mine --ckpt save/SupCon/path_models/a --num_workers 0 --hold_out dog"
-    assert f"{line}; make the image smaller; leave it out" in commands.error_of(
-        monkeypatch, capsys, tmp_path, evaluate, "retrieval"
-    )
-    commands.error_of(monkeypatch, capsys, tmp_path, "pack --data_folder mine --out packs", "datasets.prepare")
-    assert (tmp_path / "packs" / "damaged_images.txt").read_text().count("eel_") == 3
 
 
 def test_another_image_takes_the_place_with_its_own_label(tmp_path, capsys):
@@ -149,43 +118,36 @@ def test_a_linked_image_is_skipped_by_its_target_and_a_list_may_name_others(tmp_
     (tmp_path / "links" / "train").mkdir(parents=True)
     (tmp_path / "links" / "train" / "a").symlink_to(tmp_path / "real" / "a")
     (tmp_path / "list.txt").write_text(f"{tmp_path}/real/a/a_1.JPEG\n\n/elsewhere/b.png\n")
-    data = datasets.build("path", tmp_path / "links", skip=tmp_path / "list.txt")
+    data = datasets.build("path", tmp_path / "links", which=datasets.Selection(skip=tmp_path / "list.txt"))
     assert [f[-8:] for f in data.images] == ["a_0.JPEG", "a_2.JPEG"]
     with pytest.raises(InputError, match="--skip_images nowhere: no such file"):
-        datasets.build("path", tmp_path / "links", skip="nowhere")
+        datasets.build("path", tmp_path / "links", which=datasets.Selection(skip="nowhere"))
     (tmp_path / "list.txt").write_text("a/a_1.JPEG\n")  # relative to another folder than this one
     with pytest.raises(InputError, match=r"none of its lines is a file, as a/a_1\.JPEG; give paths from the root"):
-        datasets.build("path", tmp_path / "links", skip=tmp_path / "list.txt")
+        datasets.build("path", tmp_path / "links", which=datasets.Selection(skip=tmp_path / "list.txt"))
 
 
 SCRIPTS = {
-    "main_supcon": "--loss_type supcon",
-    "main_ce": "",
-    "main_linear": "--ckpt none",
-    "retrieval": "--ckpt none",
-    "out_of_dist_detection": "--ckpt none --dataset_outliers digits",
-    "rankings": "--ckpt none --out r.csv",
-    "figures.strips": "--ckpt none",
-    "figures.classes": "--ckpt none",
-    "figures.embedding": "--ckpt none",
+    "main_supcon": ("validation", "--loss_type supcon --knn_freq 1"),
+    "main_ce": ("training", ""),
+    "main_linear": ("validation", "--ckpt none"),
+    "retrieval": ("training", "--ckpt none"),
+    "out_of_dist_detection": ("validation", "--ckpt none --dataset_outliers digits"),
+    "rankings": ("training", "features --ckpt none --out r.csv"),
+    "figures.classes": ("validation", "--ckpt none"),
 }
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("part", ["training", "validation"])
-def test_a_list_that_empties_a_class_is_one_line_in_every_script(monkeypatch, capsys, tmp_path, script, part):
-    folders = {"training": "mine/train", "validation": "mine/val"}
-    for place in folders.values():
-        make_image_folders(tmp_path / place, ["cat", "dog", "eel"], each=2)
-    files = sorted((tmp_path / folders[part] / "dog").iterdir())
-    (tmp_path / "bad.txt").write_text("".join(f"{f}\n" for f in files))
-    kind = {"training": "features ", "validation": "confusion "}[part] if script == "rankings" else ""
-    if (script, part) == ("main_supcon", "validation"):
-        kind = "--knn_freq 1 "
-    options = f"{kind}--dataset path --data_folder mine --skip_images bad.txt {SCRIPTS[script]}"
-    line = commands.error_of(monkeypatch, capsys, tmp_path, options, script)
-    assert f"--skip_images bad.txt: leaves no {part} image of the class dog; leave it out with --exclude" in line
-    assert not (tmp_path / "r.csv").exists()
+def test_a_list_that_empties_a_class_is_one_line_in_every_script(monkeypatch, capsys, tmp_path, script):
+    part, options = SCRIPTS[script]
+    for split in ("train", "val"):
+        make_image_folders(tmp_path / "mine" / split, ["cat", "dog", "eel"], each=1)
+    (tmp_path / "bad.txt").write_text(f"mine/{'train' if part == 'training' else 'val'}/dog/dog_0.JPEG\n")
+    command = f"{options} --dataset path --data_folder mine --skip_images bad.txt"
+    line = commands.error_of(monkeypatch, capsys, tmp_path, command, script)
+    reason = f"leaves no {part} image of the class dog; leave it out with --exclude_classes"
+    assert f"--skip_images bad.txt: {reason}" in line
 
 
 def test_other_filters_that_empty_a_class_name_it_and_themselves(monkeypatch, capsys, mine, tmp_path):
@@ -197,10 +159,12 @@ def test_other_filters_that_empty_a_class_name_it_and_themselves(monkeypatch, ca
     make_image_folders(tmp_path / "other/train", ["cat", "dog"], each=1)
     make_image_folders(tmp_path / "other/val", ["dog"], each=1)
     with pytest.raises(InputError, match="no validation image is of the classes that --exclude_classes leaves"):
-        datasets.build_pair("path", tmp_path / "other", hold_out=("dog",))
+        datasets.build_pair("path", tmp_path / "other", which=datasets.Selection(exclude=("dog",)))
     (tmp_path / "bad.txt").write_text(f"{tmp_path}/other/val/dog/dog_0.JPEG\n")
     with pytest.raises(InputError, match="leaves no outlier image of"):
-        datasets.build_outliers("path", tmp_path / "other", skip=tmp_path / "bad.txt")
+        datasets.leave_out_images(
+            tmp_path / "bad.txt", {"outlier": datasets.build_outliers("path", tmp_path / "other")}
+        )
 
 
 def test_groups_without_classes_may_lose_all_their_images(tmp_path):
@@ -208,7 +172,7 @@ def test_groups_without_classes_may_lose_all_their_images(tmp_path):
     (tmp_path / "groups.csv").write_text("image,g\na/a_0.JPEG,x\na/a_1.JPEG,y\n")
     (tmp_path / "bad.txt").write_text(f"{tmp_path}/a/a_0.JPEG\n")
     data = instances.build(tmp_path, tmp_path / "groups.csv")[0]
-    (data,) = datasets.without(tmp_path / "bad.txt", training=data)
+    (data,) = datasets.leave_out_images(tmp_path / "bad.txt", {"training": data})
     assert (len(data), data.classes) == (1, ["x", "y"])
 
 
@@ -220,12 +184,3 @@ def test_two_processes_share_the_check_and_count_each_image_once(mine):
     assert listed(mine) == DAMAGED
     state = torch.load(mine / "save/SupCon/path_models/a/last.pth", weights_only=True)
     assert int(state["model"]["bank.pointer"]) == 8
-
-
-def test_a_damaged_image_does_not_end_a_run_that_measures_knn_accuracy(monkeypatch, capfd, tmp_path):
-    for split in ("train", "val"):
-        make_image_folders(tmp_path / "mine" / split, ["a", "b"], each=6, size=(20, 20))
-        (tmp_path / "mine" / split / "a" / "a_0.JPEG").write_bytes(b"no image")
-    run(monkeypatch, tmp_path, "--dataset path --data_folder mine --loss_type supcon --model resnet8 --size 16 "
-        "--epochs 1 --batch_size 4 --num_workers 0 --knn_freq 1 --exp_name a")  # fmt: skip
-    assert "val_knn" in capfd.readouterr().out

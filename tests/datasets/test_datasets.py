@@ -3,17 +3,15 @@
 import gzip
 import math
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import real
 from made_data import make_cifar10, make_cifar100, make_image_folders, make_tiny_imagenet
 from PIL import Image
 
 import datasets
-from datasets import augmentation, rankings
+from datasets import Selection, augmentation
 from util import InputError
 
 
@@ -27,21 +25,16 @@ def test_digits_split_every_class_four_to_one():
 
 
 def test_held_out_classes_leave_images_and_close_the_gaps_in_the_labels():
-    whole, part = datasets.build("digits"), datasets.build("digits", hold_out=("4", "8"))
+    whole, part = datasets.build("digits"), datasets.build("digits", which=Selection(exclude=("4", "8")))
     assert part.classes == ["0", "1", "2", "3", "5", "6", "7", "9"]
     for name in part.classes:
         kept = part.images[(part.labels == part.classes.index(name)).numpy()]
         assert np.array_equal(kept, whole.images[(whole.labels == whole.classes.index(name)).numpy()])
 
 
-def test_an_unknown_held_out_class_is_named():
-    with pytest.raises(InputError, match="--exclude_classes eleven"):
-        datasets.build("digits", hold_out=("eleven",))
-
-
 @pytest.mark.parametrize("per_class", [1, 7, 138])
 def test_so_many_images_of_each_class_are_spread_evenly_over_its_images(per_class):
-    whole, part = datasets.build("digits"), datasets.subset(datasets.build("digits"), per_class)
+    whole, part = datasets.build("digits"), datasets.select_per_class(datasets.build("digits"), per_class)
     assert part.classes == whole.classes
     for label in range(10):
         of_class = [i for i in range(len(whole)) if whole.labels[i] == label]
@@ -76,19 +69,23 @@ def test_reading_an_image_takes_no_longer_in_a_large_data_set():
 
 
 def test_a_subset_is_of_the_classes_that_are_kept_and_leaves_validation_whole():
-    train, test = datasets.build_pair("digits", hold_out=("4", "8"), per_class=5)
+    train, test = datasets.build_pair("digits", which=Selection(exclude=("4", "8"), per_class=5))
     assert torch.bincount(train.labels).tolist() == [5] * 8
-    assert len(test) == len(datasets.build("digits", split="test", hold_out=("4", "8")))
+    assert len(test) == len(datasets.build("digits", split="test", which=Selection(exclude=("4", "8"))))
 
 
-def test_a_subset_larger_than_a_class_names_the_class_and_its_images():
-    with pytest.raises(InputError, match="--images_per_class 141: class 8 has only 140 images"):
-        datasets.subset(datasets.build("digits"), 141)
-
-
-def test_an_unknown_data_set_lists_the_known_ones():
-    with pytest.raises(InputError, match="digits, fashion_mnist"):
-        datasets.build("digit")
+@pytest.mark.parametrize(
+    ("name", "which", "reason"),
+    [
+        ("digit", Selection(), "choose one of digits, fashion_mnist"),
+        ("digits", Selection(exclude=("eleven",)), "--exclude_classes eleven"),
+        ("digits", Selection(exclude=tuple("0123456789")), "--exclude_classes: leaves no class of digits"),
+        ("digits", Selection(per_class=141), "--images_per_class 141: class 8 has only 140 images"),
+    ],
+)
+def test_a_selection_that_cannot_be_is_named(name, which, reason):
+    with pytest.raises(InputError, match=reason):
+        datasets.build(name, which=which)
 
 
 def test_cifar100_is_read_from_files_in_its_own_format(tmp_path):
@@ -122,16 +119,6 @@ def test_fashion_mnist_is_read_from_idx_files_zipped_or_not(tmp_path, zipped):
     assert np.array_equal(np.asarray(data.image(1))[..., 0], images[1])
 
 
-@pytest.mark.parametrize("given", ["", "train", "val"])
-def test_the_root_the_train_folder_and_its_sibling_val_are_all_found(tmp_path, given):
-    make_image_folders(tmp_path / "train", ["b", "a"], each=2)
-    make_image_folders(tmp_path / "val", ["b", "a"], each=1)
-    train = datasets.build("imagenet", tmp_path / given, "train")
-    test = datasets.build("imagenet_100", tmp_path / given, "test")
-    assert train.classes == test.classes == ["a", "b"]
-    assert (len(train), len(test)) == (4, 2)
-
-
 def test_any_folder_of_class_folders_serves_for_training_and_says_what_evaluation_lacks(tmp_path):
     make_image_folders(tmp_path, ["a", "b"], each=2)
     assert len(datasets.build("path", tmp_path)) == 4
@@ -158,9 +145,17 @@ def test_mean_and_std_are_estimated_from_the_images(tmp_path):
     make_image_folders(tmp_path, ["a", "b"], each=3, size=(16, 16))
     data = datasets.build("path", tmp_path)
     pixels = np.stack([np.asarray(data.image(i)) for i in range(len(data))]) / 255
-    mean, std = datasets.mean_and_std(data)
-    assert mean == pytest.approx(pixels.mean((0, 1, 2)))
-    assert std == pytest.approx(pixels.std((0, 1, 2)))
+    views = datasets.estimate_normalization(data)
+    assert views.mean == pytest.approx(pixels.mean((0, 1, 2)))
+    assert views.std == pytest.approx(pixels.std((0, 1, 2)))
+
+
+def test_views_are_as_given_else_as_the_weights_want_else_as_known_of_the_data_set():
+    weights, digits = datasets.ViewSettings(224, (0.5,) * 3, (0.2,) * 3), datasets.build("digits")
+    given = datasets.ViewSettings(size=32).fill_from(weights)
+    assert given == datasets.ViewSettings(32, (0.5,) * 3, (0.2,) * 3)
+    assert datasets.complete_views("digits", given, digits) == given
+    assert datasets.complete_views("digits", datasets.ViewSettings(), digits) == datasets.spec("digits").views
 
 
 def test_evaluation_resizes_to_256_for_224_and_takes_the_centre():
@@ -184,7 +179,7 @@ def test_validation_has_the_class_numbers_of_training_though_it_lacks_classes(tm
     train, test = datasets.build_pair("path", tmp_path)
     assert train.classes == test.classes == ["bee", "cow", "dog"]
     assert test.labels.tolist() == [1, 1, 2, 2]
-    _, test = datasets.build_pair("path", tmp_path, hold_out=("bee",))
+    _, test = datasets.build_pair("path", tmp_path, which=Selection(exclude=("bee",)))
     assert (test.classes, test.labels.tolist()) == (["cow", "dog"], [0, 0, 1, 1])
 
 
@@ -245,65 +240,3 @@ def test_tiny_imagenet_is_read_as_downloaded_and_with_sorted_validation(tmp_path
     (folder / "images").rmdir()
     assert datasets.build("tiny_imagenet", tmp_path / "tiny-imagenet-200", "test").labels.tolist() == [0, 0, 1, 1]
     assert len(datasets.build("tiny_imagenet", tmp_path, "train")) == 4
-
-
-def test_the_folder_images_may_stand_for_its_parent(tmp_path):
-    make_image_folders(tmp_path / "train", ["a"], each=1)
-    make_image_folders(tmp_path / "val", ["a"], each=2)
-    assert len(datasets.build("imagenet_100", tmp_path / "images", "test")) == 2
-    with pytest.raises(InputError, match="no such folder"):
-        datasets.build("imagenet_100", tmp_path / "elsewhere", "test")
-
-
-def test_holding_out_every_class_is_an_error():
-    with pytest.raises(InputError, match="--exclude_classes: leaves no class of digits"):
-        datasets.build_pair("digits", hold_out=tuple("0123456789"))
-
-
-def as_class_folders(images, labels, classes, root):
-    """The same images as PNG files in class folders, numbered so that their order is the data set's."""
-    names = [f"{i} {name.replace('/', '-')}" for i, name in enumerate(classes)]
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        (root / names[label]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(root / names[label] / f"{i:05d}.png")
-    groups = rankings.read_shipped("fashion_mnist")
-    lines = [f"{g}: {[names[classes.index(c)] for c in members]}\n" for g, members in groups.items()]
-    (root.parent / "groups.yaml").write_text("".join(lines))
-
-
-def check_equal_to_folders(folder, tmp_path):
-    """Fashion-MNIST and its images in class folders have the same classes, labels, pixels and similarities."""
-    ours = datasets.build("fashion_mnist", folder).chosen(list(range(200)))
-    as_class_folders(ours.images, ours.labels.tolist(), ours.classes, tmp_path / "png")
-    pngs = datasets.build("path", tmp_path / "png")
-    assert [name[2:] for name in pngs.classes] == [c.replace("/", "-") for c in ours.classes]
-    order = [int(Path(f).stem) for f in pngs.images]
-    assert pngs.labels.tolist() == ours.labels[order].tolist()
-    for i, original in enumerate(order):
-        assert np.array_equal(np.asarray(pngs.image(i)), np.asarray(ours.image(original)))
-    ours, theirs = (
-        rankings.find_similarities(ranking, classes, "fashion_mnist")
-        for ranking, classes in (("superclass", ours.classes), (f"{tmp_path}/groups.yaml", pngs.classes))
-    )
-    assert np.array_equal(ours, theirs) and (ours == 0.75).any()
-
-
-def make_fashion_mnist(folder, count):
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for part in ("train", "t10k"):
-        header = struct.pack(">4B3I", 0, 0, 8, 3, count, 28, 28)
-        pixels = rng.integers(0, 255, (count, 28, 28), dtype=np.uint8).tobytes()
-        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels))
-        header = struct.pack(">4BI", 0, 0, 8, 1, count)
-        labels = bytes(i * 7 % 10 for i in range(count))
-        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header + labels))
-
-
-def test_fashion_mnist_as_class_folders_has_the_same_classes_labels_and_similarities(tmp_path):
-    make_fashion_mnist(tmp_path / "idx", 200)
-    check_equal_to_folders(tmp_path / "idx", tmp_path)
-
-
-def test_the_real_fashion_mnist_as_class_folders_has_the_same_classes_labels_and_similarities(tmp_path):
-    check_equal_to_folders(real("FASHION_MNIST"), tmp_path)

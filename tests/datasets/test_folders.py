@@ -1,6 +1,5 @@
 """Folders as they are found: hidden and companion files are no images, a file counts once, dangling links never."""
 
-import argparse
 import contextlib
 import errno
 import os
@@ -9,16 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import run
 from made_data import make_image_folders
 from PIL import Image, features
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import datasets
-from datasets import folders, packed, prepare
-from datasets.rankings import instances, make, taxonomy
-from engine import factory
-from engine.processes import distributed
+from datasets import folders, prepare
+from datasets.rankings import make, taxonomy
 from util import InputError
 
 CLUTTER_FOLDERS = (
@@ -72,60 +68,20 @@ def test_what_others_leave_in_a_folder_is_no_image_and_no_class(cluttered):
     assert taxonomy.read_superclasses(str(cluttered)) == {"train": ["cat", "dog"]}
 
 
-def test_what_was_left_out_is_one_line_with_its_number(cluttered, capsys):
+def test_what_was_left_out_is_one_line_with_its_number(cluttered):
     train, test = datasets.build_pair("path", cluttered)
-    line = datasets.left_out(train, test)
+    line = (train.left_out + test.left_out).describe()
     count = 2 * (3 * len(CLUTTER_FOLDERS) + 2 * len(CLUTTER_FILES))  # beside class folders, files do not matter
     assert line.startswith(f"left out: {count} hidden or companion files and folders (such as ")
     assert "\n" not in line
-    kept = datasets.build("path", cluttered, hold_out=("dog",))
-    assert datasets.left_out(kept) == datasets.left_out(train)
-    images = {"data_folder": cluttered, "hold_out": [], "skip_images": None, "images_per_class": None}
-    args = argparse.Namespace(dataset="path", instance_ranks=None, **images)
-    factory.load_data(args)
-    assert capsys.readouterr().out == datasets.left_out(train) + "\n"
+    kept = datasets.build("path", cluttered, which=datasets.Selection(exclude=("dog",)))
+    assert kept.left_out.describe() == train.left_out.describe()
 
 
-def test_only_the_main_process_says_it_and_nothing_is_said_of_a_clean_folder(monkeypatch, capsys, tmp_path):
-    make_image_folders(tmp_path, ["a", "b"], each=1)
-    distributed.say(datasets.left_out(datasets.build("path", tmp_path)))
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
-    distributed.say("left out: something")
-    assert capsys.readouterr().out == ""
-
-
-def test_an_instance_table_counts_no_clutter_as_unlisted(cluttered, tmp_path):
-    (tmp_path / "groups.csv").write_text("image,group\ntrain/cat/cat_0.JPEG,a\n")
-    data, _, _ = instances.build(cluttered, tmp_path / "groups.csv")
-    count, left_out = instances.count_unlisted(data, cluttered)
-    assert count == 3
-    assert "hidden" in left_out.text()
-
-
-def test_a_pack_holds_no_clutter_and_says_so(cluttered, monkeypatch, capsys, tmp_path):
-    run(monkeypatch, tmp_path, "pack --data_folder mine --out packs", "datasets.prepare")
-    assert names(packed.Pack(tmp_path / "packs/train.pack").images()) == OURS
-    assert capsys.readouterr().out.count("left out: ") == 2  # train and val
-
-
-def test_preparing_neither_lists_nor_copies_clutter(cluttered, tmp_path, monkeypatch):
-    val, copy = tmp_path / "val", tmp_path / "copies" / "cat"
-    val.mkdir()
-    clutter(val)
-    assert folders.subfolders(val, folders.LeftOut()) == []  # flat, not by class
-    prepare.carry_out([(copy.relative_to(tmp_path), cluttered / "train/cat")], tmp_path, copy=True)
-    assert sorted(f.name for f in copy.rglob("*")) == OURS[:2]
-    assert prepare.carry_out([(copy.relative_to(tmp_path), cluttered / "train/cat")], tmp_path, copy=True) == 0
-    monkeypatch.setattr(prepare, "AWA2_CLASSES", 2)
-    os.rename(cluttered / "train", tmp_path / "JPEGImages")
-    assert [place.name for place, _ in prepare.awa2(tmp_path)] == ["cat", "dog"]
-
-
-def test_a_class_of_clutter_alone_is_named_with_what_was_left_out(tmp_path):
-    make_image_folders(tmp_path, ["cat"], each=1)
-    clutter(tmp_path / "dog")
-    with pytest.raises(InputError, match=r"the class folder dog holds no image; left out: \d+ hidden"):
-        datasets.build("path", tmp_path)
+def test_preparing_copies_no_clutter(cluttered, tmp_path):
+    plan = [(Path("copies/cat"), cluttered / "train/cat")]
+    assert [prepare.carry_out(plan, tmp_path, copy=True) for _ in range(2)] == [1, 0]
+    assert sorted(f.name for f in (tmp_path / "copies/cat").rglob("*")) == OURS[:2]
 
 
 # ---- endings ---------------------------------------------------------------------------------------------------------
@@ -147,7 +103,7 @@ def write_any(path, format):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:PIL")
 def test_an_image_of_every_ending_that_pillow_reads_is_found_and_read(tmp_path):
     formats = Image.registered_extensions()
-    read = folders.image_endings()
+    read = folders.find_image_endings()
     assert read >= {*IMG_EXTENSIONS, *[".jfif", ".jpe", ".gif", ".tga", ".jp2", ".mpo", ".apng"]}
     assert ".avif" in read or not features.check("avif")
     assert not read & {*[".csv", ".txt", ".json", ".mat", ".h5", ".hdf", ".eps", ".pdf", ".mpg", ".xml"]}
@@ -158,7 +114,7 @@ def test_an_image_of_every_ending_that_pillow_reads_is_found_and_read(tmp_path):
     os.rename(tmp_path / "a" / "0.png", tmp_path / "a" / "0.PNG")
     data = datasets.build("path", tmp_path)
     assert {os.path.splitext(f)[1].lower() for f in data.images} == written
-    assert datasets.left_out(data) == ""
+    assert data.left_out.describe() == ""
     for i, image in enumerate(data.images):
         pixels = data.pixels(i).float()
         assert pixels.shape[0] == pixels.shape[1]
@@ -182,44 +138,25 @@ def test_of_several_frames_the_first_is_read(tmp_path):
 def mixed(tmp_path):
     """Two images a class, others that nothing here reads, and files that are no images."""
     make_image_folders(tmp_path / "mine" / "train", ["cat", "dog"], each=2)
-    for name in (
-        "cat/1.HEIC",
-        "cat/2.heic",
-        "dog/deep/3.jxl",
-        "cat/a.csv",
-        "cat/a.txt",
-        "dog/a.json",
-        "dog/a.mat",
-        "dog/a",
-    ):
-        put(tmp_path / "mine" / "train" / name)
+    for name in ("1.HEIC", "2.heic", "a.csv", "a.txt", "a.json", "a.mat", "a"):
+        put(tmp_path / "mine" / "train" / "cat" / name)
+    put(tmp_path / "mine" / "train" / "dog" / "deep" / "3.jxl")
     return tmp_path / "mine"
 
 
-def test_images_that_nothing_here_reads_are_counted_with_their_ending_wherever_folders_are_read(
-    mixed, monkeypatch, capsys, tmp_path
-):
+def test_images_that_nothing_here_reads_are_counted_with_their_ending_wherever_folders_are_read(mixed):
     train = mixed / "train"
     line = f"left out: 2 unreadable images ending in .heic (such as {train}/cat/1.HEIC), "
     line += f"1 unreadable images ending in .jxl (such as {train}/dog/deep/3.jxl)"
     for data in (datasets.build("path", mixed), datasets.build_outliers("path", mixed, "train")):
         assert names(data.images) == OURS
-        assert datasets.left_out(data) == line
-    run(monkeypatch, tmp_path, f"pack --data_folder {mixed} --out packs", "datasets.prepare")
-    assert line in capsys.readouterr().out
+        assert data.left_out.describe() == line
     put(train / "cat" / "._1.heic")
-    assert "1 hidden or companion files" in datasets.left_out(datasets.build("path", mixed))
+    assert "1 hidden or companion files" in datasets.build("path", mixed).left_out.describe()
     for f in (train / "dog").glob("*.JPEG"):
         f.unlink()
     with pytest.raises(InputError, match=r"the class folder dog holds no image; left out: .*1 .* ending in \.jxl"):
         datasets.build("path", mixed)
-
-
-def test_what_this_pillow_was_built_without_is_counted_not_taken_for_damage(monkeypatch, mixed):
-    read = folders.image_endings()
-    put(mixed / "train" / "cat" / "1.avif")
-    monkeypatch.setattr(folders, "image_endings", lambda: read - {".avif"})
-    assert "1 unreadable images ending in .avif" in datasets.left_out(datasets.build("path", mixed))
 
 
 # ---- links -----------------------------------------------------------------------------------------------------------
@@ -233,7 +170,7 @@ def test_a_link_to_a_folder_above_or_to_one_that_counts_already_adds_no_image(tm
     (tmp_path / "mine" / "cat" / "deep" / "up").symlink_to(os.path.join("..", target))
     data = datasets.build("path", tmp_path / "mine")
     assert names(data.images) == [*OURS[:2], "deep_0.JPEG", *OURS[2:]]
-    assert datasets.left_out(data).startswith("left out: 2 links to folders above or to what counts already (such as ")
+    assert data.left_out.describe().startswith("left out: 2 links to folders above or to what counts already (such as ")
     outliers = datasets.build_outliers("AwA2", tmp_path / "mine")
     assert len(outliers) == 5
 
@@ -246,7 +183,7 @@ def test_a_linked_file_counts_where_its_target_does_not_yet(tmp_path):
         (tmp_path / "mine" / "cat" / f"again_{name}").symlink_to(target)
     data = datasets.build("path", tmp_path / "mine")
     assert names(data.images) == ["1.JPEG", *OURS]
-    assert datasets.left_out(data).startswith("left out: 3 links to")
+    assert data.left_out.describe().startswith("left out: 3 links to")
 
 
 def test_a_linked_class_is_one_and_a_link_to_the_folder_of_classes_is_none(tmp_path):
@@ -259,7 +196,7 @@ def test_a_linked_class_is_one_and_a_link_to_the_folder_of_classes_is_none(tmp_p
     data = datasets.build("path", tmp_path / "mine")
     assert data.classes == ["cat", "dog"]
     assert names(data.images) == ["cats_0.JPEG", *OURS[2:]]
-    assert datasets.left_out(data).startswith("left out: 3 links to folders above")
+    assert data.left_out.describe().startswith("left out: 3 links to folders above")
 
 
 def test_a_file_of_two_classes_counts_in_both(tmp_path):
@@ -267,7 +204,7 @@ def test_a_file_of_two_classes_counts_in_both(tmp_path):
     (tmp_path / "mine" / "cat" / "friend").symlink_to("../dog")
     data = datasets.build("path", tmp_path / "mine")
     assert data.labels.tolist() == [0, 0, 0, 0, 1, 1]
-    assert datasets.left_out(data) == ""
+    assert data.left_out.describe() == ""
 
 
 def test_dangling_links_are_left_out_and_counted_on_every_level(tmp_path):
@@ -276,7 +213,7 @@ def test_dangling_links_are_left_out_and_counted_on_every_level(tmp_path):
         (tmp_path / "mine" / name).symlink_to("itself.JPEG" if "itself" in name else "nowhere")
     data = datasets.build("path", tmp_path / "mine")
     assert (data.classes, names(data.images)) == (["cat", "dog"], OURS)
-    assert datasets.left_out(data).startswith("left out: 4 dangling links (such as ")
+    assert data.left_out.describe().startswith("left out: 4 dangling links (such as ")
     assert names(datasets.build_outliers("path", tmp_path / "mine").images) == OURS
 
 
@@ -285,16 +222,6 @@ def test_a_folder_or_pipe_with_an_images_name_is_no_image(tmp_path):
     make_image_folders(tmp_path / "mine" / "cat", ["inner.jpg"], each=1)
     os.mkfifo(tmp_path / "mine" / "cat" / "pipe.jpg")  # to open it would wait for ever
     assert names(datasets.build("path", tmp_path / "mine").images) == [*OURS[:2], "inner.jpg_0.JPEG", *OURS[2:]]
-
-
-def test_copies_of_a_folder_with_a_link_to_itself_end(tmp_path):
-    make_image_folders(tmp_path / "source", ["cat"], each=2)
-    (tmp_path / "source" / "cat" / "loop").symlink_to(".")
-    (tmp_path / "source" / "cat" / "gone.jpg").symlink_to("nowhere")
-    assert (
-        prepare.carry_out([(tmp_path / "out" / "cat", tmp_path / "source" / "cat")], tmp_path / "out", copy=True) == 1
-    )
-    assert sorted(f.name for f in (tmp_path / "out" / "cat").iterdir()) == OURS[:2]
 
 
 @pytest.mark.parametrize("place", ["", "cat", "cat/deep"])

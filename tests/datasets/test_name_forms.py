@@ -70,7 +70,7 @@ def test_classes_are_chosen_and_splits_meet_and_all_are_shown_as_the_folders_hav
     make_image_folders(tmp_path / "val", theirs, each=1)
     train, test = datasets.build_pair("path", tmp_path)
     assert train.classes == test.classes == ours and test.labels.tolist() == [0, 1, 2]
-    held, _ = datasets.build_pair("path", tmp_path, hold_out=(theirs[0],))
+    held, _ = datasets.build_pair("path", tmp_path, datasets.Selection(exclude=(theirs[0],)))
     assert held.classes == ours[1:]
     assert datasets.build_outliers("path", tmp_path, "train", (theirs[1],)).classes == [ours[1]]
     rows = [f"{split}/{c}/{c}_0.JPEG,{c},{split}" for split, of in (("train", ours), ("val", theirs)) for c in of]
@@ -137,7 +137,9 @@ def test_a_run_on_one_form_is_evaluated_and_resumed_on_the_other(monkeypatch, ca
     assert "warning" not in capsys.readouterr().err
     record = result(tmp_path, "retrieval_*")
     assert list(record["by_class"]["fine"]) == [theirs[0], "tea", *theirs[1:]]  # as the folders that are looked at
-    outliers = f"{evaluate} --hold_out {ours[0]} --dataset_outliers path --data_folder_outliers b/val --detector knn"
+    outliers = (
+        f"{evaluate} --exclude_classes {ours[0]} --dataset_outliers path --data_folder_outliers b/val --detector knn"
+    )
     error = error_of(monkeypatch, capsys, tmp_path, f"{outliers} --outlier_classes {ours[1]} ", "out_of_dist_detection")
     assert "inlier" in error and "has no such class" not in error
 

@@ -101,12 +101,12 @@ def test_images_of_nested_groups_look_for_one_another_at_every_level(monkeypatch
     assert record["metrics"]["video"]["R@5"] == 100  # all others are among the first four
     assert "ranks by similarity: 0: 1, 1: 0.75, 2: 0.5, 3: 0" in printed
     (tmp_path / "alone.csv").write_text("image,frame\na/a_0.JPEG,f1\na/a_1.JPEG,f2\n")
-    refused = error_of(monkeypatch, capsys, tmp_path, evaluate.replace("groups", "alone"), script="retrieval")
-    assert "no two images share a group at any level" in refused
-    refused = error_of(monkeypatch, capsys, tmp_path, f"{evaluate} --labelset coarse", script="retrieval")
-    assert "--instance_ranks: has no classes for --labelset" in refused
-    refused = error_of(monkeypatch, capsys, tmp_path, f"{evaluate} --ranking superclass", script="retrieval")
-    assert "--ranking has no use with --instance_ranks" in refused
+    for words, reason in (
+        (evaluate.replace("groups", "alone"), "no two images share a group at any level"),
+        (f"{evaluate} --labelset coarse", "--instance_ranks: has no classes for --labelset"),
+        (f"{evaluate} --ranking superclass", "--ranking has no use with --instance_ranks"),
+    ):
+        assert reason in error_of(monkeypatch, capsys, tmp_path, words, script="retrieval")
 
 
 OWN = "--dataset path --data_folder mine --size 32 --num_workers 0"
@@ -121,14 +121,6 @@ def precision(monkeypatch, folder, name, options) -> float:
     evaluate = f"{OWN} --labelset coarse --superclasses mine/photographs.yaml"
     run(monkeypatch, folder, f"{evaluate} --ckpt save/SupCon/path_models/{name}", "retrieval")
     return result(folder, f"retrieval_path_{name}_*")["metrics"]["coarse"]["mAP"]
-
-
-@pytest.mark.slow
-def test_crops_of_one_photograph_retrieve_each_other_after_training_on_groups(monkeypatch, tmp_path):
-    make_crops(tmp_path / "mine")
-    ranked = precision(monkeypatch, tmp_path, "ranked", f"{SHORT} --seed 1")
-    untrained = precision(monkeypatch, tmp_path, "untrained", "--learning_rate 1e-9 --epochs 1 --seed 1")
-    assert ranked > untrained + 10
 
 
 @pytest.mark.slow
@@ -148,14 +140,10 @@ def test_they_do_so_better_with_ranks_than_with_one(monkeypatch, tmp_path):
     ("table", "reason"),
     [
         ("", "not readable as CSV"),
-        ("image\na/a_0.JPEG\n", "the first line must be"),
         ("file,g\na/a_0.JPEG,x\n", "the first line must be"),
         ("image,g\n", "names no image"),
-        ("image,shot,shot\na/a_0.JPEG,1,A\n", "each name once; shot stands in it twice"),
         ("image,,shot\na/a_0.JPEG,1,A\n", "the first line must be"),
         ("image,a b,a_b\na/a_0.JPEG,1,A\n", "each name once; a_b stands in it twice"),  # one tag of TensorBoard
-        ("image,image\na/a_0.JPEG,1\n", "each name once; image stands in it twice"),
-        ("image,g\na/a_0.JPEG,x\na/a_1.JPEG\n", "line 3: must have 2 entries"),
         ("image,g\na/a_0.JPEG,\n", "line 2: must have 2 entries"),
         ("image,g\na/none.JPEG,x\n", "line 2: there is no image"),
         ("image,g\na/a_0.JPEG,x\na/a_0.JPEG,y\n", "line 3: the image a/a_0.JPEG stands in line 2 too"),
@@ -163,8 +151,7 @@ def test_they_do_so_better_with_ranks_than_with_one(monkeypatch, tmp_path):
         ("# mine\nimage,g\n#a_0.JPEG,x\n", "line 3: there is no image #a_0.JPEG"),
         (
             "image,frame,video\na/a_0.JPEG,1,A\na/a_1.JPEG,1,B\n",
-            "line 3: frame 1 lies in video B and in A; groups must be nested, the finest column first, and their names "
-            "differ (B/1)",
+            "line 3: frame 1 lies in video B and in A; groups must be nested, the finest column first",
         ),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from commands import error_of, result, run
 
 from datasets import rankings, text_files
-from datasets.rankings import files, taxonomy
+from datasets.rankings import taxonomy
 from engine.encoder import pretrained
 from losses import NestedRINCELoss
 from util import InputError
@@ -59,28 +59,19 @@ def test_groups_of_one_name_in_different_groups_are_two(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("levels", [1, 2, 3, 6, 20])
-def test_the_steps_are_those_of_nested_groups_and_the_farthest_level_is_above_0(levels):
+@pytest.mark.parametrize("levels", [1, 2, 3, 4, 6, 9, 20])
+def test_the_steps_are_those_of_nested_groups_and_a_threshold_at_a_level_is_met_by_it(levels):
     names = tuple(f"l{i}" for i in range(levels))
     classes = [str(i) for i in range(levels + 2)]  # class i shares all but the first i - 1 levels with class 0
-    paths = {c: tuple(f"{c if at < i - 1 else 0}.{at}" for at in range(levels)) for i, c in enumerate(classes)}
-    groups = {c: tuple((g,) for g in of) for c, of in paths.items()}
-    first = taxonomy.compute_similarity(taxonomy.Taxonomy(names, groups), classes, "t")[0]
+    groups = {c: tuple((f"{c if at < i - 1 else 0}.{at}",) for at in range(levels)) for i, c in enumerate(classes)}
+    table = taxonomy.compute_similarity(taxonomy.Taxonomy(names, groups), classes, "t")
     step = min(0.25, 1 / (levels + 1))
-    assert first.tolist() == pytest.approx([1, *(1 - step * r for r in range(1, levels + 1)), 0])
+    assert table[0].tolist() == pytest.approx([1, *(1 - step * r for r in range(1, levels + 1)), 0])
     nested = NestedRINCELoss(torch.zeros(1, levels + 1, dtype=torch.long), 0.1, 0.6)
-    assert nested.taus == pytest.approx([0.1 + 0.5 * (1 - s) for s in first[:-1]])
-
-
-@pytest.mark.parametrize(("levels", "step"), [(3, 0.25), (4, 0.2), (9, 0.1)])
-def test_a_threshold_at_a_level_is_met_by_it(levels, step):
-    groups = {str(at): tuple((f"{level < at - 1}",) for level in range(levels)) for at in range(levels + 1)}
-    of_levels = taxonomy.Taxonomy(tuple(f"l{level}" for level in range(levels)), groups)
-    table = taxonomy.compute_similarity(of_levels, list(groups), "t")
-    for distance in range(1, levels + 1):
-        threshold = float(f"{1 - distance * step:.2f}")  # as one would type it
-        similar = rankings.assign_ranks(table, rankings.Ranks(thresholds=[threshold]))[0]
-        assert int((similar > 0).sum()) == 1 + distance
+    assert nested.taus == pytest.approx([0.1 + 0.5 * (1 - s) for s in table[0, :-1]])
+    for distance in range(1, levels + 1) if levels in (3, 4, 9) else ():  # a step that is typed in two digits
+        ranks = rankings.Ranks(thresholds=[float(f"{1 - distance * step:.2f}")])
+        assert int((rankings.assign_ranks(table, ranks)[0] > 0).sum()) == 1 + distance
 
 
 def test_one_level_is_superclasses_whatever_the_file(tmp_path):
@@ -149,6 +140,9 @@ def test_a_matrix_is_told_from_a_taxonomy(tmp_path, rows, want):
             "line 3: genus a lies in family g and in f; groups must be nested, the finest column first",
         ),
         ("t.csv", "class,genus\nx,a\n", "lacks the class y of the data set"),
+        ("t.csv", "path,label\na,x\n", "an image list without levels beside path, label and split is no ranking"),
+        ("t.csv", "path,label,genus\na,x,f\nb,x,g\n", "line 3: label x lies in genus g and in f;"),
+        ("t.csv", "path,label,genus\na,x\n", "line 2: must have 3 entries"),
     ],
 )
 def test_a_taxonomy_that_does_not_fit_is_one_line_with_its_place(tmp_path, name, text, reason):
@@ -161,27 +155,17 @@ def test_a_taxonomy_that_does_not_fit_is_one_line_with_its_place(tmp_path, name,
 # ---- whole commands --------------------------------------------------------------------------------------------------
 
 
-def test_a_taxonomy_is_made_a_matrix_shown_and_compared(monkeypatch, capsys, tmp_path):
-    (tmp_path / "t.csv").write_text(ROWS)
-    run(monkeypatch, tmp_path, "superclass --from t.csv --out m.csv", "rankings")
-    table, classes = files.read_matrix(tmp_path / "m.csv")
-    assert np.allclose(table, rankings.load(f"{tmp_path}/t.csv")[0]) and classes == CLASSES
-    run(monkeypatch, tmp_path, "show t.csv --out t.png", "rankings")
-    run(monkeypatch, tmp_path, "compare t.csv m.csv", "rankings")
-    printed = capsys.readouterr().out
-    assert "lion - tiger: 0.75, in training 0.75" in printed and "t.csv, m.csv " in printed
-
-
-def test_retrieval_looks_at_every_level(monkeypatch, capsys, tmp_path):
-    digits = [str(d) for d in range(10)]
-    rows = [f"{d},{'odd' if int(d) % 2 else 'even'},{'all'}" for d in digits]
-    (tmp_path / "t.csv").write_text("class,parity,everything\n" + "\n".join(rows) + "\n")
-    (tmp_path / "own.csv").write_text("name,ranks,class\n" + "\n".join(rows) + "\n")
+def test_retrieval_looks_at_every_level_whatever_it_is_called(monkeypatch, capsys, tmp_path):
+    rows = [f"{d},{'odd' if d % 2 else 'even'},all" for d in range(10)]
+    for name, head in (("t.csv", "class,parity,everything"), ("own.csv", "name,ranks,class")):
+        (tmp_path / name).write_text("\n".join([head, *rows]) + "\n")
     torch.manual_seed(0)
     encoder = pretrained.build_encoder("resnet8", small_images=True).state_dict()
     torch.save({"model": encoder, "options": {"model": "resnet8"}}, tmp_path / "a.pth")
-    run(monkeypatch, tmp_path, "--ckpt a.pth --labelset levels --superclasses t.csv", "retrieval")
-    metrics = result(tmp_path, "retrieval_*")["metrics"]
+    command = "--ckpt a.pth --labelset levels"
+    run(monkeypatch, tmp_path, f"{command} --superclasses t.csv --save_folder one", "retrieval")
+    (path,) = (tmp_path / "one" / "results").glob("retrieval_*.json")
+    metrics = json.loads(path.read_text())["metrics"]
     assert list(metrics) == ["class", "parity", "everything"]
     assert metrics["class"]["mAP"] < metrics["parity"]["mAP"] < metrics["everything"]["mAP"] == pytest.approx(100)
     for words, reason in (
@@ -189,15 +173,10 @@ def test_retrieval_looks_at_every_level(monkeypatch, capsys, tmp_path):
         ("--superclasses none.csv", "--superclasses none.csv: no such file"),
         ("--superclasses inaturalist", "--superclasses inaturalist: the class 0 is no folder of iNaturalist"),
     ):
-        command = f"--ckpt a.pth --labelset levels {words}"
-        assert reason in error_of(monkeypatch, capsys, tmp_path, command, "retrieval")
-    assert json.dumps(metrics)
-    (tmp_path / "save").rename(tmp_path / "before")
-    command = "--ckpt a.pth --labelset levels --superclasses own.csv --ranking superclass"
-    run(monkeypatch, tmp_path, command, "retrieval")
+        assert reason in error_of(monkeypatch, capsys, tmp_path, f"{command} {words}", "retrieval")
+    run(monkeypatch, tmp_path, f"{command} --superclasses own.csv --ranking superclass", "retrieval")
     found = result(tmp_path, "retrieval_*")
-    rows = ["class", "level ranks", "level class"]
-    assert list(found["metrics"]) == [*rows, "ranks"] and list(found["by_class"]) == rows
-    for row, same in zip(rows, metrics.values(), strict=True):
-        assert found["metrics"][row] == same
+    names = ["class", "level ranks", "level class"]
+    assert list(found["metrics"]) == [*names, "ranks"] and list(found["by_class"]) == names
+    assert [found["metrics"][name] for name in names] == list(metrics.values())
     assert "NDCG" in found["metrics"]["ranks"]
