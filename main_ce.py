@@ -23,7 +23,7 @@ from engine.processes import distributed
 from engine.processes.launch import launch
 from engine.run import runs
 from engine.train import training
-from engine.train.optimization import in_force
+from engine.train.optimization import describe_precision
 from networks.classifier import Classifier
 
 RECIPES = {
@@ -71,13 +71,13 @@ def worker(args, device):
         train.tolerate_damage()
     views = factory.augmented(args, spec, seen, args.use_ssl_augmentations, count=1)
     test.transform = augmentation.evaluation(seen.size, seen.mean, seen.std, spec.small)
-    images = loading.augmented(train, views, args.seed, args.augment_on, device)
+    images = loading.build_views(train, views, args.seed, args.augment_on, device)
     loader, sampler = loading.training_loader(
         images, how, args.seed, factory.balanced(args, train.labels, train.classes)
     )
     model = Classifier(encoder, len(train.classes))
-    model = training.prepared(model, device, how.memory_format, args.compile)
-    wrapped = training.parallel(model)
+    model = training.place_model(model, device, how.memory_format, args.compile)
+    wrapped = training.wrap_parallel(model)
     stepper = factory.stepper(args, model, device)
     validation = partial(training.validate, model, loading.share_loader(test, how), stepper)
     facts = {"classes": train.classes, **seen.to_dict(), "pretrained": start.pretrained}
@@ -86,8 +86,8 @@ def worker(args, device):
 
     def step(images, labels):
         logits = wrapped(images)
-        share = training.share_of_batch(labels, args.batch_size)
-        return share * F.cross_entropy(logits.float(), labels), share * training.accuracy(logits, labels)
+        share = training.compute_share(labels, args.batch_size)
+        return share * F.cross_entropy(logits.float(), labels), share * training.compute_accuracy(logits, labels)
 
     for epoch in run.epochs():
         training.classification_epoch(run, loader, step, validation, stepper, epoch)
@@ -96,8 +96,8 @@ def worker(args, device):
         metrics = {"best": run.best, "last": run.latest}
         record = {"path": str(run.last.resolve()), "sha256": util.sha256(run.last)}
         record |= {"model": args.model, "epoch": args.epochs}
-        about = {"images": {"train": len(train), "validation": len(test)}, "seconds": util.seconds_since(begin)}
-        about |= in_force(stepper.precision)
+        images, seconds = {"train": len(train), "validation": len(test)}, round(time.perf_counter() - begin, 2)
+        about = {"images": images, "seconds": seconds, **describe_precision(stepper.precision)}
         given, folders = options.recorded(args), {"images": args.data_folder}
         path = records.write(given, "cross_entropy", run_name(args), "", metrics, record, folders, about)
         records.show("cross-entropy", metrics)

@@ -24,7 +24,7 @@ from engine.processes import distributed
 from engine.processes.launch import launch
 from engine.run import runs
 from engine.train import training
-from engine.train.optimization import in_force
+from engine.train.optimization import describe_precision
 
 SMALL = dict(epochs=30, batch_size=64, learning_rate=0.1, cosine=True, num_workers=0)
 RECIPES = {"digits": SMALL, "fashion_mnist": {**SMALL, "num_workers": 2}}
@@ -80,11 +80,11 @@ def worker(args, device):
         views = augmentation.Augmentation(
             seen.size, seen.mean, seen.std, spec.crop_scale, spec.flip, colour=False, views=1
         )
-        train = loading.augmented(train, views, args.seed, args.augment_on, device)
+        train = loading.build_views(train, views, args.seed, args.augment_on, device)
         test.transform = net.transform
     loader, sampler = loading.training_loader(train, how, args.seed)
     classifier = nn.Linear(net.encoder.dim, len(facts["classes"])).to(device)
-    model, wrapped = nn.Sequential(encoder, classifier).eval(), training.parallel(classifier)
+    model, wrapped = nn.Sequential(encoder, classifier).eval(), training.wrap_parallel(classifier)
     stepper = factory.stepper(args, classifier, device, warm_for_batch=False)
     validation = partial(training.validate, model, loading.share_loader(test, how), stepper)
     run.begin(classifier, stepper, sampler, facts, train)
@@ -92,8 +92,8 @@ def worker(args, device):
 
     def step(images, labels):
         logits = wrapped(encoder(images))
-        share = training.share_of_batch(labels, args.batch_size)
-        return share * F.cross_entropy(logits, labels), share * training.accuracy(logits, labels)
+        share = training.compute_share(labels, args.batch_size)
+        return share * F.cross_entropy(logits, labels), share * training.compute_accuracy(logits, labels)
 
     for epoch in run.epochs():
         training.classification_epoch(run, loader, step, validation, stepper, epoch)
@@ -101,8 +101,8 @@ def worker(args, device):
     if distributed.is_main():
         metrics = {"best": run.best, "last": run.latest}
         given, name, folders = options.recorded(args), args.exp_name or net.name, {"images": args.data_folder}
-        about = {"images": counts, "seconds": util.seconds_since(begin), "probe": kind}
-        about |= net.about() | ({} if args.cache_features else in_force(stepper.precision))  # cached: float32
+        about = {"images": counts, "seconds": round(time.perf_counter() - begin, 2), "probe": kind}
+        about |= net.about() | ({} if args.cache_features else describe_precision(stepper.precision))  # cached: float32
         path = records.write(given, "linear", name, detail, metrics, net.record, folders, about)
         records.show(f"probe ({kind})", metrics)
         print(f"saved {path}", flush=True)

@@ -60,13 +60,13 @@ def build_model(args, encoder, criterion, device, memory_format):
     """Query and key encoder over one bank, the same on every process since the seed is."""
     bank = MemoryBank(args.memorybank_size, args.feat_dim)
     head = projection_head(encoder.dim, args.feat_dim)
-    gather = partial(distributed.gather, total=args.batch_size)
-    shuffle = partial(distributed.encode_shuffled, total=args.batch_size)
-    shuffles = args.shuffle_bn and distributed.world_size() > 1  # one process has nothing to shuffle over
-    model = ContrastiveModel(encoder, head, bank, criterion, args.m, gather, shuffle if shuffles else None)
+    model = ContrastiveModel(encoder, head, bank, criterion, args.m)
+    if distributed.world_size() > 1:
+        model.gather = partial(distributed.gather, total=args.batch_size)
+        model.shuffle = partial(distributed.encode_shuffled, total=args.batch_size) if args.shuffle_bn else None
     if args.syncBN:
         model.encoder = training.sync_batchnorm(model.encoder, args.model, device)
-    return training.prepared(model, device, memory_format, args.compile)
+    return training.place_model(model, device, memory_format, args.compile)
 
 
 def worker(args, device):
@@ -88,13 +88,13 @@ def worker(args, device):
     if skip:
         data.tolerate_damage()
     of_image = factory.augmented(args, spec, seen)
-    views = loading.augmented(data, of_image, args.seed, args.augment_on, device)
+    views = loading.build_views(data, of_image, args.seed, args.augment_on, device)
     balanced = factory.balanced(args, *factory.finest(data, nested))
     loader, sampler = loading.training_loader(views, how, args.seed, balanced)
     with distributed.main_first():  # it may download weights
         encoder = start.build(spec.small, seen.size)
     model = build_model(args, encoder, criterion, device, how.memory_format)
-    wrapped = training.parallel(model)
+    wrapped, processes = training.wrap_parallel(model), distributed.world_size()
     stepper = factory.stepper(args, model, device)
     watch = monitor.Watch(views, held_out, args.knn_freq, args.epochs, how, stepper.autocast)
     facts = {"classes": data.classes, **seen.to_dict(), "ranking": ranking, "pretrained": start.pretrained}
@@ -102,7 +102,7 @@ def worker(args, device):
     run.say(summary)
 
     def step(views, labels):
-        terms = wrapped(*views, labels).over_processes(distributed.all_reduce, distributed.world_size())
+        terms = wrapped(*views, labels).over_processes(distributed.all_reduce, processes)
         return terms.loss(), terms.per_rank()
 
     for epoch in run.epochs():
@@ -118,7 +118,7 @@ def worker(args, device):
         scalars |= loading.report_damage(run, data, device)
         run.log(epoch, scalars, images_per_second)
         if epoch == run.resumed_from + 1:
-            run.say(monitor.beside_chance(per_rank, chance))
+            run.say(monitor.compare_with_chance(per_rank, chance))
         run.save(epoch)
         if epoch == run.resumed_from + 1:
             run.show(watch.draw_pairs)

@@ -103,7 +103,7 @@ def worker(args, device):
     detail = f"{outliers_label(args, '-').replace(' ', '_')}_{detector}"
     folders = {"inliers": args.data_folder, "outliers": args.data_folder_outliers}
     images = {"train": len(train), "inliers": len(test), "outliers": len(outliers)}
-    about = {"images": images, "seconds": util.seconds_since(begin), **said, **net.about()}
+    about = {"images": images, "seconds": round(time.perf_counter() - begin, 2), **said, **net.about()}
     path = records.write(options.recorded(args), "ood", net.name, detail, metrics, net.record, folders, about)
     records.show(f"{inliers} against", {label: {k: v for k, v in metrics.items() if k != "AUPR"}})
     texts = f"{net.name}: {inliers} against {label}", f"{detector}: {DETECTORS[args.detector]}"

@@ -134,7 +134,8 @@ def worker(args, device):
     if not distributed.is_main():
         return
     metrics, curves, said = rank_consistency.measure(task, queries, test.labels, gallery, train.labels, device)
-    about = {"images": {"train": len(train), "test": len(test)}, "seconds": util.seconds_since(begin)} | said
+    seconds = round(time.perf_counter() - begin, 2)
+    about = {"images": {"train": len(train), "test": len(test)}, "seconds": seconds} | said
     if task.levels is not None:
         about["similarity_of_ranks"] = task.levels.values.tolist()
     given, about, folders = options.recorded(args), about | net.about(), {"images": args.data_folder}

@@ -1,4 +1,4 @@
-"""Small things that all share: input errors, seeds, running means, progress, whole writes."""
+"""Small things that all share: input errors, seeds, progress, whole writes."""
 
 import contextlib
 import difflib
@@ -6,9 +6,7 @@ import errno
 import functools
 import hashlib
 import io
-import json
 import logging
-import math
 import os
 import random
 import re
@@ -62,11 +60,6 @@ class InputError(ValueError):
 def plain_name(text: str) -> str:
     """A text as part of a file's name: letters, digits, ._+- and for anything else _."""
     return re.sub(r"[^\w.+-]+", "_", one_form(text)).strip("_")
-
-
-def in_file_name(text: str, most: int = 60) -> str:
-    """A user's name as part of a file's: no folder, and at most so many bytes, of which a disk takes 255 in all."""
-    return os.fsencode(re.sub(r"[/\0]", "_", text))[:most].decode(errors="ignore")
 
 
 def reason(error: BaseException) -> str:
@@ -252,62 +245,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def seconds_since(begin: float) -> float:
-    """Seconds since time.perf_counter() was `begin`, to hundredths: for records."""
-    return round(time.perf_counter() - begin, 2)
-
-
-def keyed_generator(seed: int, epoch: int, purpose: str, sample: int = 0) -> np.random.Generator:
-    """Random numbers that depend on these alone: not on workers, processes, or where a run was resumed.
-
-    purpose: "order" of an epoch, "views" of a sample. Philox, a counter-based generator (Salmon et al. 2011), has a
-    stream for every key and for every value of the counter's upper words.
-    """
-    upper = [sample, ("order", "views").index(purpose), 0]
-    key, counter = (np.array(words, dtype=np.uint64) for words in ([seed % 2**64, epoch], [0, *upper]))
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
-
-
-def keyed_numbers(seed: int, keys: list[tuple[int, int]], purpose: str, count: int) -> np.ndarray:
-    """[n, count] in [0, 1): for each key (epoch, sample) the first numbers of its `keyed_generator`.
-
-    One generator is set to each in turn: to make one takes longer than to draw its numbers.
-    """
-    generator = keyed_generator(seed, 0, purpose)
-    start = generator.bit_generator.state
-    words, drawn = start["state"], np.empty((len(keys), count))
-    for (epoch, sample), numbers in zip(keys, drawn, strict=True):
-        words["key"][1], words["counter"][1] = epoch, sample
-        generator.bit_generator.state = start
-        generator.random(out=numbers)
-    return drawn
-
-
-class Mean:
-    """Running mean of tensors that stay on their device: nothing waits for the device until `value`."""
-
-    def __init__(self) -> None:
-        self.total: Any = 0.0  # a tensor from the first update on
-        self.count = 0
-
-    def state(self) -> list:
-        """[total, count] on the CPU: for a checkpoint."""
-        return [self.total.cpu() if self.count else 0.0, self.count]
-
-    def set_state(self, state: list, device: torch.device | str) -> None:
-        """Go on from `state`."""
-        total, self.count = state
-        self.total = total.to(device) if self.count else 0.0
-
-    def update(self, value: torch.Tensor) -> None:
-        self.total = self.total + value.detach().double()
-        self.count += 1
-
-    def value(self) -> Any:
-        """The mean as a float, or a list of floats for a vector."""
-        return (self.total / max(1, self.count)).tolist() if self.count else 0.0
-
-
 def clock(seconds: float) -> str:
     """A time that is left, as 1:20:05."""
     return str(timedelta(seconds=round(seconds)))
@@ -330,23 +267,12 @@ class Progress:
             self.bar.set_postfix_str(text)
         elif self.show and step < self.steps and step % self.every == 0:
             left = (time.perf_counter() - self.start) / step * (self.steps - step)
-            print(
-                "  ".join(filter(None, (f"{self.title} step {step}/{self.steps}", text, f"{clock(left)} left of it"))),
-                flush=True,
-            )
+            parts = f"{self.title} step {step}/{self.steps}", text, f"{clock(left)} left of it"
+            print("  ".join(filter(None, parts)), flush=True)
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-def tracked(batches: Any, title: str, every: int = 50, show: bool = True) -> Iterator:
-    """The batches, an iterable with a length, with progress."""
-    progress = Progress(title, len(batches), every, show)
-    for i, batch in enumerate(batches, 1):
-        yield batch
-        progress.tick(i, "")
-    progress.close()
 
 
 def temporary_name(path: Path) -> Path:
@@ -365,37 +291,3 @@ def write_file(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
-
-
-def to_json(value: Any, **how: Any) -> str:
-    """JSON of a record. What is no number becomes null: NaN is no JSON, and no figure."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: finite(of) for key, of in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(of) for of in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(finite(value), **how)
-
-
-def append_json(path: Path, record: dict) -> None:
-    """Add one line of JSON to a log, and have it on the disk."""
-    try:
-        with path.open("a") as file:
-            file.write(to_json(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-
-
-def read_json_lines(path: Path) -> list[dict]:
-    """The records of a log; [] where there is none. A line that a crash cut short does not count."""
-    records = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            records.append(json.loads(line))
-    return records

@@ -18,16 +18,8 @@ from engine.encoder.trained_encoder import FrozenEncoder
 from engine.processes import cpu_threads, distributed
 from engine.processes.launch import Processes
 from engine.train import monitor
-from engine.train.optimization import (
-    Schedule,
-    Stepper,
-    adamw,
-    allow_tf32,
-    precision,
-    precision_advice,
-    sgd,
-    warm_up_epochs,
-)
+from engine.train.optimization import adamw, advise_on_precision, allow_tf32, precision, sgd
+from engine.train.training import Schedule, Stepper, warm_up_epochs
 from losses import NestedRINCELoss, RINCELoss
 from util import InputError, check_folder
 
@@ -120,7 +112,7 @@ def stepper(args, model, device, warm_for_batch: bool = True) -> Stepper:
     warm = warm_up_epochs(args.warm, args.batch_size if warm_for_batch else 0, args.epochs)
     schedule = Schedule(args.learning_rate, args.epochs, args.cosine, args.lr_decay_rate, args.lr_decay_epochs, warm)
     allow_tf32(args.precision == "tf32")
-    distributed.say(precision_advice(args.precision, device))
+    distributed.say(advise_on_precision(args.precision, device))
     if args.optimizer == "adamw":
         schedule = replace(schedule, warm_share=0.01)  # SGD's first rate, 0.01, would be ten times the last
         optimizer = adamw(model, args.learning_rate, args.weight_decay)
@@ -171,7 +163,7 @@ def finest(data, nested=None) -> tuple[torch.Tensor, list[str]]:
     return (nested[0][data.labels, 0], []) if nested else (data.labels, data.classes)
 
 
-def held_out(args, transform, data, nested=None) -> monitor.OfClasses | monitor.OfGroups | None:
+def held_out(args, transform, data, nested=None) -> monitor.ClassNeighbors | monitor.GroupNeighbors | None:
     """The images whose neighbours --knn_freq looks at, as evaluation sees them; None without. Raises InputError.
 
     data, nested: what load_data has.
@@ -179,7 +171,7 @@ def held_out(args, transform, data, nested=None) -> monitor.OfClasses | monitor.
     if not args.knn_freq:
         return None
     if nested:
-        held = monitor.OfGroups(datasets.ImageData(data.images, data.labels, data.classes), *nested)
+        held = monitor.GroupNeighbors(datasets.ImageData(data.images, data.labels, data.classes), *nested)
         parts = [held.images]
     else:
         try:
@@ -190,7 +182,7 @@ def held_out(args, transform, data, nested=None) -> monitor.OfClasses | monitor.
         if len(parts[0]) < monitor.VOTES:
             few = f"there are {len(parts[0])} training images, fewer than its {monitor.VOTES} neighbors"
             distributed.say(f"--knn_freq: {few}; all of them vote")
-        held = monitor.OfClasses(*parts)
+        held = monitor.ClassNeighbors(*parts)
     for part in parts:
         part.tolerate_damage()  # a picture of the run is not worth ending it
         part.transform = transform

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import figures
 import util
+from engine.run import run_log
 from figures.curves import COLORS
 from util import InputError
 
@@ -32,7 +33,7 @@ def read_log(folder: Path) -> list[dict]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a run's folder, which holds log.jsonl")
     try:
-        records = util.read_json_lines(path)
+        records = run_log.read_json_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable as a run's log ({error})") from None
     epochs = {record["epoch"]: record for record in records if isinstance(record, dict) and "epoch" in record}

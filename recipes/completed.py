@@ -10,7 +10,7 @@ from engine.cli import config
 from engine.cli.config import protocol
 from engine.cli.parsing import Means
 from engine.encoder import official_checkpoints
-from engine.run import checkpoint
+from engine.run import checkpoint, run_log
 from recipes import find_parser, parse
 from recipes.schema import option, words
 from util import InputError
@@ -78,7 +78,7 @@ def find_change_since(folder: Path, command: str) -> str | None:
 
 def read_starts(folder: Path) -> list[dict]:
     """What is known of a run's starts, from the last one that began from scratch; [] where none did."""
-    starts = util.read_json_lines(folder / "starts.jsonl")
+    starts = run_log.read_json_lines(folder / "starts.jsonl")
     scratch = [i for i, start in enumerate(starts) if start["resumed"] is None]
     return starts[scratch[-1] :] if scratch else []
 
@@ -106,10 +106,10 @@ def epochs_left(folder: Path) -> int:
 
 def seconds(folder: Path) -> float | None:
     """Time of training; None where it was cut off and resumed, since an epoch's time counts from there."""
-    starts = util.read_json_lines(folder / "starts.jsonl")
+    starts = run_log.read_json_lines(folder / "starts.jsonl")
     if not starts or starts[-1]["resumed"] is not None:
         return None
-    return sum(record.get("seconds", 0) for record in util.read_json_lines(folder / "log.jsonl"))
+    return sum(record.get("seconds", 0) for record in run_log.read_json_lines(folder / "log.jsonl"))
 
 
 def check_given(file: Path) -> dict[str, str]:

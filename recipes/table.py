@@ -14,6 +14,7 @@ import util  # first: where packages are missing it says what to do
 import numpy as np
 
 from engine.encoder.records import are_small, read_table
+from engine.run import run_log
 from recipes import ROOT, Scope, columns, given, grid, seeds
 from util import InputError
 
@@ -38,7 +39,7 @@ def write(place: Path, recipe: dict, results: dict, scope: Scope, about: dict) -
     found = {"results": results, "differences": find_differences(recipe, results)}
     content = portable({"recipe": recipe, **dataclasses.asdict(scope), **about, **found}, Path.cwd())
     content = portable(content, ROOT)  # a recipe that was named from elsewhere
-    util.write_file(Path(f"{place}.json"), util.to_json(content, indent=1).encode())
+    util.write_file(Path(f"{place}.json"), run_log.to_json(content, indent=1).encode())
     text = markdown(content)
     util.write_file(Path(f"{place}.md"), text.encode())
     return text

@@ -138,8 +138,8 @@ def write_slowly(seconds: float) -> None:
 
 
 def wait_until(holds, process, seconds: float = 60) -> None:
-    """Until holds(); AssertionError where the process ends before, or time runs out."""
-    until = time.monotonic() + seconds
+    """Until holds(); AssertionError where the process (or Popen) ends before, or time runs out."""
+    until, alive = time.monotonic() + seconds, getattr(process, "is_alive", lambda: process.poll() is None)
     while not holds():
-        assert process.is_alive() and time.monotonic() < until, "ended or hung before it came so far"
+        assert alive() and time.monotonic() < until, "ended or hung before it came so far"
         time.sleep(0.002)

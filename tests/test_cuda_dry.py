@@ -17,16 +17,16 @@ from torch import nn
 
 import evaluation
 import losses
-import util
 from datasets import ImageData
 from datasets.augmentation import Augmentation
 from datasets.views import Views
 from engine.batches import loading
+from engine.batches.epoch_batches import Prefetcher
 from engine.batches.loading import Resident
-from engine.batches.prefetch import Prefetcher
-from engine.run import checkpoint
+from engine.run import checkpoint, run_log
 from engine.train import monitor
-from engine.train.optimization import FiniteGuard, Schedule, Stepper, sgd
+from engine.train.optimization import sgd
+from engine.train.training import FiniteGuard, Mean, Schedule, Stepper
 from networks.contrastive import ContrastiveModel
 from networks.memory_bank import MemoryBank
 
@@ -36,7 +36,7 @@ STEP = (
     (Views, "finish"),
     (Stepper, "backward"),
     (FiniteGuard, "step"),
-    (util.Mean, "update"),
+    (Mean, "update"),
 )
 
 
@@ -117,7 +117,7 @@ def batches(count=4, size=8) -> tuple[Prefetcher, Views]:
         (cuda_dry.Stream, "wait_event", lambda *_: None, "race", "datasets/color_on_device.py"),
         (OnDevice, "record_stream", lambda *_: None, "no record_stream", "datasets/color_on_device.py"),
         (loading.Loading, "of_loader", lambda _: {"generator": torch.Generator()}, "pageable",
-         "engine/batches/prefetch.py"),
+         "engine/batches/epoch_batches.py"),
     ],
     ids=["no wait for the copy", "memory that is not marked as in use", "no pinned memory"],
 )  # fmt: skip
@@ -283,7 +283,7 @@ def test_a_training_waits_at_progress_lines_only_and_has_the_losses_of_one_on_th
     assert dry.launches["FiniteGuard.step"] < 30 * steps
     assert dry.launches["Stepper.backward"] < 400 * steps
     models = tmp_path / "save/SupCon/digits_models"
-    (on_cpu,), (found,) = (util.read_json_lines(models / name / "log.jsonl") for name in ("cpu", "dry"))
+    (on_cpu,), (found,) = (run_log.read_json_lines(models / name / "log.jsonl") for name in ("cpu", "dry"))
     for name in ("loss", "loss_rank_0", "loss_rank_1", "embedding_norm", "alignment"):
         assert found[name] == pytest.approx(on_cpu[name], rel=1e-3)
 

@@ -24,7 +24,7 @@ import util
 from datasets import text_files
 from engine.cli import config
 from engine.encoder import official_checkpoints
-from engine.run import checkpoint
+from engine.run import checkpoint, run_log
 from networks import resnet
 from recipes.completed import find_record, find_run, same, seconds
 from recipes.running import Finder, Runner
@@ -172,7 +172,7 @@ def test_a_training_that_was_cut_off_goes_on_and_another_command_does_not_count(
 
 def test_a_run_is_the_commands_if_each_start_from_scratch_on_was_its_own_with_its_options(done):
     file = PLACE / "starts.jsonl"
-    (start,) = util.read_json_lines(file)
+    (start,) = run_log.read_json_lines(file)
     assert find_run([PLACE], GOOD) == PLACE and seconds(PLACE) > 0
 
     def with_options(**change):

@@ -11,29 +11,6 @@ from commands import ROOT
 import util
 
 
-def test_the_mean_of_vectors_is_taken_by_entry():
-    mean = util.Mean()
-    for x in ([1.0, 2.0], [3.0, 6.0]):
-        mean.update(torch.tensor(x))
-    assert mean.value() == [2.0, 4.0]
-    other = util.Mean()
-    other.set_state(mean.state(), "cpu")
-    for m in (mean, other):
-        m.update(torch.tensor([8.0, 1.0]))
-    assert other.value() == mean.value() == [4.0, 3.0]
-
-
-def test_every_key_has_random_numbers_of_its_own_drawn_alone_or_with_others():
-    keys = [(0, 1, "views", 0), (0, 1, "views", 1), (0, 1, "views", 2), (0, 2, "views", 0), (1, 1, "views", 0)]
-    keys += [(0, 1, "order", 0), (-1, 1, "views", 0)]
-    drawn = [set(util.keyed_generator(*key).random(500).tolist()) for key in keys]
-    assert len(set().union(*drawn)) == 500 * len(keys)
-    keys = [(3, 7), (3, 2**40), (1, 7), (3, 7)]  # in any order, again and again
-    got = util.keyed_numbers(-5, keys, "views", 61)
-    for (epoch, sample), numbers in zip(keys, got, strict=True):
-        assert numbers.tolist() == util.keyed_generator(-5, epoch, "views", sample).random(61).tolist()
-
-
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -87,12 +64,3 @@ def test_ctrl_c_ends_a_command_with_130_and_a_broken_pipe_of_its_own_is_no_reade
     assert capsys.readouterr().err == ""
     with pytest.raises(BrokenPipeError, match="a loader's"):
         util.run_command(lambda: fail(BrokenPipeError(32, "a loader's")))
-
-
-def test_a_line_that_a_crash_cut_short_does_not_count(tmp_path):
-    assert util.read_json_lines(tmp_path / "log") == []
-    for epoch in (1, 2):
-        util.append_json(tmp_path / "log", {"epoch": epoch})
-    with (tmp_path / "log").open("a") as file:
-        file.write('{"epoch": 3, "lo')
-    assert util.read_json_lines(tmp_path / "log") == [{"epoch": 1}, {"epoch": 2}]

@@ -1,16 +1,14 @@
-"""From a data set to batches on the device: damaged images, order, loader processes, views."""
+"""From a data set to its loaders, of training and of evaluation; and what is done about its damaged images."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, Sampler, Subset, TensorDataset
+from torch.utils.data import BatchSampler, Subset, TensorDataset
 
-import util
 from datasets.decoding import describe_damage, find_damage
 from datasets.views import Views, as_it_is
-from engine.batches.loader_watchdog import Loader
-from engine.batches.prefetch import Prefetcher
+from engine.batches.epoch_batches import BalancedBatches, EpochBatches, Loader, Prefetcher
 from engine.processes import distributed, signals
 from util import InputError
 
@@ -102,76 +100,6 @@ def report_damage(run, data, device) -> dict:
     return {"damaged_images": len(damaged)} if damaged else {}
 
 
-class EpochBatches(Sampler):
-    """The batches of an epoch, this process's part of each: indices, in an order made of (seed, epoch) alone.
-
-    A batch is the same set of images whatever the number of processes, which share it in rank order. Items are
-    (epoch, index) where `keyed`: what is drawn for an image depends on these and on the seed (datasets.ImageData).
-    Whole batches only: BatchNorm and the bank want them.
-    """
-
-    def __init__(self, count: int, batch_size: int, seed: int, keyed: bool = True):
-        self.count, self.batch_size, self.seed, self.keyed = count, batch_size, seed, keyed
-        self.set_epoch(1)
-
-    def set_epoch(self, epoch: int, done: int = 0) -> None:
-        """The epoch that comes next, from its step `done` on."""
-        self.epoch, self.done = epoch, done
-
-    def __len__(self) -> int:
-        """Steps of a whole epoch."""
-        return self.count // self.batch_size
-
-    @property
-    def identity(self) -> list[int]:
-        """What the order depends on, beside the epoch."""
-        return [self.count, self.batch_size, self.seed]
-
-    def order(self) -> np.ndarray:
-        """The indices of the epoch's images, one batch after another."""
-        return util.keyed_generator(self.seed, self.epoch, "order").permutation(self.count)
-
-    def __iter__(self):
-        order = self.order()
-        for step in range(self.done, len(self)):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            part = np.array_split(batch, distributed.world_size())[distributed.rank()].tolist()
-            yield [(self.epoch, i) for i in part] if self.keyed else part
-
-
-class BalancedBatches(EpochBatches):
-    """As EpochBatches, but every batch has `per_class` images of each of batch_size / per_class classes.
-
-    Classes come in turn, in an order drawn anew for each round, of which what does not fill a batch is left out;
-    likewise the images of a class. So all classes are equally frequent, whatever their sizes: an epoch, as many batches
-    as without, repeats images of small classes and leaves out some of large ones. labels: [n] the class of each image.
-    """
-
-    def __init__(self, labels: torch.Tensor, batch_size: int, seed: int, per_class: int):
-        counts = labels.unique(return_counts=True)[1].tolist()
-        self.members = [images.numpy() for images in labels.argsort(stable=True).split(counts)]
-        self.per_class = per_class
-        super().__init__(len(labels), batch_size, seed)
-
-    @property
-    def identity(self) -> list[int]:
-        return [*super().identity, self.per_class]
-
-    def order(self) -> np.ndarray:
-        generator = util.keyed_generator(self.seed, self.epoch, "order")
-        classes = _in_turn(np.arange(len(self.members)), self.batch_size // self.per_class, generator)
-        images = [_in_turn(of_class, self.per_class, generator) for of_class in self.members]
-        batches = [np.concatenate([next(images[c]) for c in next(classes)]) for _ in range(len(self))]
-        return np.concatenate([generator.permutation(batch) for batch in batches])
-
-
-def _in_turn(things: np.ndarray, n: int, generator):
-    """n of the things at a time, all of them in turn, in an order that is drawn anew for each round."""
-    while True:
-        order = generator.permutation(things)
-        yield from (order[i : i + n] for i in range(0, len(order) - n + 1, n))
-
-
 def training_loader(data, loading: Loading, seed: int, balanced: tuple | None = None):
     """Batches on the device, and their sampler: shuffled, shared out to the processes, whole batches only.
 
@@ -195,7 +123,7 @@ def training_loader(data, loading: Loading, seed: int, balanced: tuple | None = 
     return Prefetcher(loader, loading.device, loading.memory_format), sampler
 
 
-def augmented(data, augmentation, seed: int, where: str | None, device) -> Views:
+def build_views(data, augmentation, seed: int, where: str | None, device) -> Views:
     """The training images as views of a seed, finished on the "device", or by the "worker"; None: on a CUDA device."""
     where = where or ("device" if device.type == "cuda" else "worker")
     return Views(data, augmentation, seed, finished=where == "worker")

@@ -174,7 +174,7 @@ def protocol(script: str) -> int:
 
 
 def write(folder: Path, args, numbers: dict) -> None:
-    """Write a run's options, and under `about` its command, commit, versions and numbers (optimization.in_force), for
+    """Write a run's options, and under `about` its command, commit, versions and numbers (describe_precision), for
     --config to take back.
     """
     content = {key: value for key, value in options.plain(args).items() if Means.START not in args.means[key]}

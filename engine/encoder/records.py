@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 import util
 from engine.cli import config, options
+from engine.run import run_log
 from util import InputError
 
 
@@ -34,12 +36,12 @@ def write(
     given = recorded.plain
     folder = Path(given["save_folder"]) / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    held_out = util.in_file_name("-".join(given["hold_out"]), 40)
+    held_out = fit_file_name("-".join(given["hold_out"]), 40)
     dataset = given["dataset"] + (f"_without_{held_out}" if held_out else "")
     dataset += options.images_in_name(given["images_per_class"])
     made_of = {"checkpoint": checkpoint["sha256"], **{k: str(Path(v).resolve()) for k, v in data_folders.items()}}
     key = hashlib.sha256(json.dumps(recorded.hashed | made_of, sort_keys=True).encode()).hexdigest()[:8]
-    parts = [script, dataset, util.in_file_name(name), util.in_file_name(detail), key]
+    parts = [script, dataset, fit_file_name(name), fit_file_name(detail), key]
     path = folder / ("_".join(part for part in parts if part) + ".json")
     record = {
         "metrics": metrics,
@@ -56,8 +58,13 @@ def write(
         "versions": config.versions(),
         **about,
     }
-    util.write_file(path, util.to_json(record, indent=1).encode())
+    util.write_file(path, run_log.to_json(record, indent=1).encode())
     return path
+
+
+def fit_file_name(text: str, most: int = 60) -> str:
+    """A user's name as part of a file's: no folder, and at most so many bytes, of which a disk takes 255 in all."""
+    return os.fsencode(re.sub(r"[/\0]", "_", text))[:most].decode(errors="ignore")
 
 
 def show(title: str, rows: dict[str, dict[str, float]]) -> None:

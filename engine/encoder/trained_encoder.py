@@ -20,10 +20,10 @@ from datasets import ImageData, augmentation, decoding
 from datasets.packed import PackedImage
 from datasets.sources import UNKNOWN, ViewSettings
 from engine.batches.loading import Loading, share_loader
-from engine.encoder import official_checkpoints, pretrained
+from engine.encoder import official_checkpoints, pretrained, records
 from engine.processes import distributed
 from engine.run import checkpoint
-from engine.train.optimization import allow_tf32, in_force
+from engine.train.optimization import allow_tf32, describe_precision
 from util import InputError
 
 IMAGENET = ("imagenet", "imagenet_100")
@@ -51,7 +51,7 @@ class FrozenEncoder:
 
     def about(self) -> dict:
         """What a result's record says of views and features."""
-        return {"views": self.views.to_dict(), "features": self.extracted, **in_force(torch.float32)}
+        return {"views": self.views.to_dict(), "features": self.extracted, **describe_precision(torch.float32)}
 
 
 def load(
@@ -174,7 +174,7 @@ def extract_features(
     """
     data.transform = net.transform
     key = make_key(net, data) if cache else ""
-    path = cache / f"{util.in_file_name(net.name)}_{len(data)}_{key[:24]}.pt" if cache else None
+    path = cache / f"{records.fit_file_name(net.name)}_{len(data)}_{key[:24]}.pt" if cache else None
     kept, fault = read_features(path, key) if path else (None, "")
     missing = distributed.all_reduce(torch.tensor(float(kept is None), device=loading.device), "max")
     net.extracted[title] = {"file": path and str(path), "reused": not missing}
@@ -182,7 +182,7 @@ def extract_features(
         return kept
     distributed.say(f"--features_cache: {path} {fault}; it is made anew" if fault else "")
     share, encoder = share_loader(data, loading), net.encoder.to(loading.device)
-    batches = util.tracked(share, f"features of {len(data)} images, {title}", show=distributed.is_main())
+    batches = _show_progress(share, f"features of {len(data)} images, {title}")
     x, _ = evaluation.extract(encoder, batches, loading.device) if len(share) else (torch.zeros(0, 1), None)
     if distributed.world_size() > 1:
         x = _interleave(x, len(data), net.encoder.dim, loading.device)
@@ -244,3 +244,11 @@ def read_features(path: Path, key: str) -> tuple[Tensor | None, str]:
     except Exception as error:  # torch.load meets damage in many ways
         return None, f"damaged, or of an older version ({type(error).__name__})"
     return (features, "") if made_for == key else (None, "holds features of other images, or of another encoder")
+
+
+def _show_progress(batches, title: str):
+    progress = util.Progress(title, len(batches), 50, distributed.is_main())
+    for i, batch in enumerate(batches, 1):
+        yield batch
+        progress.tick(i, "")
+    progress.close()

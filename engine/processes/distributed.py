@@ -126,9 +126,7 @@ def gather_objects(value) -> list:
 
 
 def vote(wishes: list[bool]) -> list[bool]:
-    """Which wishes some process has; all ask together. It goes by way of the host: no device is waited for."""
-    if world_size() == 1:
-        return wishes
+    """Which wishes any of several processes has; all ask together, by way of the host: no device is waited for."""
     ballot = torch.tensor(wishes, dtype=torch.uint8)
     dist.all_reduce(ballot, dist.ReduceOp.MAX, group=groups.get("host"))
     return ballot.bool().tolist()

@@ -1,8 +1,16 @@
-"""What a run tells of its epochs: log.jsonl, TensorBoard. They only show: what cannot be written is said, no more."""
+"""What a run tells of its epochs: log.jsonl, TensorBoard. They only show: what cannot be written is said, no more.
 
+And JSON as all records have it.
+"""
+
+import contextlib
+import json
+import math
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import util
 
@@ -51,15 +59,15 @@ class Journal:
         self.log, self.say = folder / "log.jsonl", say
         self.board = Board(tensorboard, after_epoch + 1, say)
         self.latest = 0, {}  # epoch and scalars that TensorBoard has not shown yet
-        kept = [r for r in util.read_json_lines(self.log) if isinstance(r, dict) and r.get("epoch", 1) <= after_epoch]
+        kept = [r for r in read_json_lines(self.log) if isinstance(r, dict) and r.get("epoch", 1) <= after_epoch]
         if self.log.exists():
-            util.write_file(self.log, "".join(util.to_json(r) + "\n" for r in kept).encode())
+            util.write_file(self.log, "".join(to_json(r) + "\n" for r in kept).encode())
 
     def record(self, epoch: int, scalars: dict) -> None:
         """Add an epoch to the log; TensorBoard has it later, with `show_latest`."""
         self.latest = epoch, scalars
         try:
-            util.append_json(self.log, {"epoch": epoch, **scalars})
+            append_json(self.log, {"epoch": epoch, **scalars})
         except OSError as error:
             self.say(f"{error.filename}: epoch {epoch} cannot be added ({error.strerror}); the run goes on")
 
@@ -68,3 +76,37 @@ class Journal:
         (epoch, scalars), self.latest = self.latest, (0, {})
         if scalars:
             self.board.show(lambda writer: [writer.add_scalar(name, value, epoch) for name, value in scalars.items()])
+
+
+def to_json(value: Any, **how: Any) -> str:
+    """JSON of a record. What is no number becomes null: NaN is no JSON, and no figure."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(of) for key, of in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(of) for of in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(value), **how)
+
+
+def append_json(path: Path, record: dict) -> None:
+    """Add one line of JSON to a log, and have it on the disk."""
+    try:
+        with path.open("a") as file:
+            file.write(to_json(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """The records of a log; [] where there is none. A line that a crash cut short does not count."""
+    records = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records

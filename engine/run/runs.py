@@ -1,6 +1,7 @@
 """A run's folder: one run at a time in it, checkpoints, resume, signals, log and TensorBoard."""
 
 import contextlib
+import math
 import os
 import platform
 import sys
@@ -17,10 +18,10 @@ from engine.cli import config, options
 from engine.cli.parsing import Means
 from engine.processes import distributed
 from engine.processes.signals import StopSignals
-from engine.run import checkpoint, resume, run_lock
-from engine.run.run_log import Journal
+from engine.run import checkpoint, resume, run_lock, run_log
 from engine.train import monitor
-from engine.train.optimization import Stepper, in_force
+from engine.train.optimization import describe_precision
+from engine.train.training import Mean, Stepper
 from util import InputError
 
 # entries of log.jsonl that no two runs share
@@ -29,12 +30,12 @@ TIMING = ("images_per_second", "seconds", "waiting_for_data")
 VERSIONS = {"torch": str(torch.__version__), "python": platform.python_version()}
 
 
-def folder_of(args, method: str, name: str) -> Path:
+def locate_folder(args, method: str, name: str) -> Path:
     """Where a run lies."""
     return Path(args.save_folder) / method / f"{args.dataset}_models" / name
 
 
-def goes_on_by_itself(args) -> bool:
+def resumes_by_itself(args) -> bool:
     """Whether a run takes up its own checkpoint, if there is one: as asked for, or started again by torchrun."""
     return args.resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
@@ -44,8 +45,8 @@ def wait_for_predecessor(args, method: str, name: str | None) -> None:
 
     name: None where it is known only later.
     """
-    if distributed.will_be_main(args.rank) and name and _is_plain(name) and goes_on_by_itself(args):
-        run_lock.wait_until_free(folder_of(args, method, name), run_lock.WAIT_SECONDS, print)
+    if distributed.will_be_main(args.rank) and name and _is_plain(name) and resumes_by_itself(args):
+        run_lock.wait_until_free(locate_folder(args, method, name), run_lock.WAIT_SECONDS, print)
 
 
 def _is_plain(name: str) -> bool:
@@ -55,11 +56,13 @@ def _is_plain(name: str) -> bool:
 class Run:
     """A run's folder: refuses to mix two runs, writes checkpoints, TensorBoard scalars and log.jsonl (main process)."""
 
+    say = staticmethod(distributed.say)
+
     def __init__(self, args, method: str, name: str, images):
         """images: those of the training set, before damaged ones are left out."""
-        self.args, self.start = args, time.perf_counter()
-        self.images = resume.seen_images(images)
-        self.folder = folder_of(args, method, name)
+        self.args, self.start, self.processes = args, time.perf_counter(), distributed.world_size()
+        self.images = resume.describe_images(images)
+        self.folder = locate_folder(args, method, name)
         self.last = self.folder / "last.pth"
         self.lock, self.journal = run_lock.FolderLock(self.folder), None
         self.tensorboard = self.folder.parent.with_name(f"{args.dataset}_tensorboard") / name
@@ -74,7 +77,7 @@ class Run:
         util.check_folder(args.save_folder, "--save_folder")
         if args.resume == "auto" and args.overwrite:
             raise InputError("--resume auto goes on, --overwrite starts anew: give one of them")
-        self.auto = goes_on_by_itself(args)
+        self.auto = resumes_by_itself(args)
         self.source = None  # what it resumes: a checkpoint or a run's folder
         if self.auto:
             self.source = self.folder if checkpoint.history(self.folder) else None
@@ -111,7 +114,7 @@ class Run:
         if self.auto and not self.source:
             self.say(f"--resume auto: {self.folder} holds no checkpoint yet, this run starts from scratch")
         self.resumed_from = self.epochs_done
-        self._saved()
+        self._set_next_save()
 
     def _take_folder(self) -> None:
         """Let no other run write into the folder from now on; InputError where one does."""
@@ -137,8 +140,8 @@ class Run:
             )
         before = checkpoint.trained_options(state)
         means = self.args.means
-        changed = resume.changed_options(before, options.plain(self.args), means, flag)
-        changed |= resume.changed_files(state.get("files"), self.args.files, means)
+        changed = resume.find_changed_options(before, options.plain(self.args), means, flag)
+        changed |= resume.find_changed_files(state.get("files"), self.args.files, means)
         if changed:
             self.say(f"resumed with other options: {', '.join(changed.values())}")
         classes, now = state.get("classes"), self.facts["classes"]
@@ -148,10 +151,9 @@ class Run:
             raise InputError(f"{flag}: was trained on the features of another --ckpt")
         if not any(Means.SUBSET in means[name] for name in changed):
             resume.check_images(state.get("images"), self.images, flag, self.args.data_folder)
-        if state.get("ranking") and resume.differs(state["ranking"], self.facts.get("ranking")):
+        if state.get("ranking") and resume.is_other_ranking(state["ranking"], self.facts.get("ranking")):
             self.say("the ranking is another than the checkpoint was trained on: other ranks from here on")
-        steps = len(self.sampler) if state.get("order") == self._order() else None
-        resume.check(state, self.model, self.optimizer, (len(self.facts["classes"]), steps), flag)
+        resume.check_state(state, self.model, self.optimizer, len(now), flag)
         checkpoint.load_strictly(self.model, state["model"], flag)
         resume.take_momenta(state["optimizer"], self.optimizer)
         if state.get("scaler"):
@@ -172,23 +174,20 @@ class Run:
         if self.bad is not None:
             for process in processes:
                 self.bad[[i for i in process["skipped"] if i < len(self.bad)]] = True
-        if state.get("order") != self._order() and self.step:
+        if state.get("order") != self.sampler.identity and self.step:
             self.say("other images, --batch_size or --seed: the epoch that was under way starts anew")
             self.step = 0
-        elif len(processes) == distributed.world_size():
+        elif len(processes) == self.processes:
             self.own = processes[distributed.rank()]
         elif self.step:
-            self.own = {"means": _joined([p["means"] for p in processes])}
-
-    def _order(self) -> list[int]:
-        return self.sampler.identity
+            self.own = {"means": _join_means([p["means"] for p in processes])}
 
     def epochs(self):
         """The numbers of the epochs that are left, from 1; while they run, a signal lets the run save and stop."""
         with self.stop:
             yield from range(self.epochs_done + 1, self.args.epochs + 1)
 
-    def enter(self, epoch: int, *means: util.Mean, device) -> int:
+    def enter(self, epoch: int, means: list[Mean], device) -> int:
         """Begin an epoch, or go on inside it: sets the sampler and the running means; returns the steps done."""
         self.sampler.set_epoch(epoch, self.step)
         own, self.own = self.own, {}
@@ -204,12 +203,12 @@ class Run:
         title = f"epoch {epoch}/{self.args.epochs}"
         return util.Progress(title, steps, self.args.print_freq, distributed.is_main())
 
-    def wishes(self) -> list[bool]:
+    def ask_wishes(self) -> list[bool]:
         """Before each step and after the last, on all processes: whether they are to stop, to save."""
-        due = distributed.is_main() and time.monotonic() > self.next_save
-        return distributed.vote([bool(self.stop.asked or self.stop.fault), due])
+        own = [bool(self.stop.asked or self.stop.fault), time.monotonic() > self.next_save]
+        return distributed.vote(own) if self.processes > 1 else own
 
-    def save_step(self, epoch: int, step: int, stop: bool, *means: util.Mean) -> None:
+    def save_step(self, epoch: int, step: int, stop: bool, means: list[Mean]) -> None:
         """A checkpoint inside an epoch, after `step` steps of it; with `stop`, the end of the run."""
         self._write(epoch - 1, step, means)
         if stop:
@@ -231,7 +230,7 @@ class Run:
         skipped = self.bad.nonzero()[:, 0].tolist() if self.bad is not None else []
         own = {"random": checkpoint.random_state(), "means": [m.state() for m in means], "skipped": skipped}
         processes = distributed.gather_objects(own)
-        self._saved()
+        self._set_next_save()
         if not distributed.is_main():
             return
         self._open()
@@ -242,7 +241,7 @@ class Run:
             "versions": VERSIONS,
             "epoch": epochs_done,
             "step": step,
-            "order": self._order(),
+            "order": self.sampler.identity,
             "processes": processes,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -273,8 +272,9 @@ class Run:
             except OSError as error:
                 self.say(f"--keep_checkpoints: {path} cannot be deleted ({error.strerror}); it stays")
 
-    def _saved(self) -> None:
-        self.next_save = time.monotonic() + 60 * self.args.save_minutes
+    def _set_next_save(self) -> None:
+        """Note when the main process is to save next inside an epoch; the others have no clock of their own."""
+        self.next_save = time.monotonic() + 60 * self.args.save_minutes if distributed.is_main() else math.inf
 
     def _leave(self, where: str) -> None:
         """End every process, once the main one has saved: the first to go would have the others ended."""
@@ -299,17 +299,12 @@ class Run:
             for path in checkpoint.history(self.folder):
                 path.unlink()
         after_epoch = self.resumed_from if self.goes_on else 0
-        self.journal = Journal(self.folder, self.tensorboard, after_epoch, self.say)
-        record = {"options": options.plain(self.args), "versions": VERSIONS, "processes": distributed.world_size()}
+        self.journal = run_log.Journal(self.folder, self.tensorboard, after_epoch, self.say)
+        record = {"options": options.plain(self.args), "versions": VERSIONS, "processes": self.processes}
         record |= {"after_epoch": self.resumed_from, "resumed": str(self.good) if self.source else None}
         record["files"] = self.args.files
-        util.append_json(self.folder / "starts.jsonl", record)
-        config.write(self.folder, self.args, in_force(self.precision))
-
-    def say(self, text: str) -> None:
-        """One line from the main process."""
-        if distributed.is_main():
-            print(text, flush=True)
+        run_log.append_json(self.folder / "starts.jsonl", record)
+        config.write(self.folder, self.args, describe_precision(self.precision))
 
     def list_damage(self, images: list[str]) -> Path:
         """Add to the run's list of damaged images, which --skip_images takes; returns its path.
@@ -337,9 +332,9 @@ class Run:
         self.journal.record(epoch, scalars)
         done, spent = epoch - self.resumed_from, time.perf_counter() - self.start
         left = util.clock(spent / done * (self.args.epochs - epoch))
-        line = monitor.epoch_line(scalars, images_per_second)
+        line = monitor.describe_epoch(scalars, images_per_second)
         self.say(f"epoch {epoch}/{self.args.epochs}  {line}  {left} left of the run")
-        advice = monitor.advice(scalars["waiting_for_data"], spent, self.args.num_workers)
+        advice = monitor.advise_on_waiting(scalars["waiting_for_data"], spent, self.args.num_workers)
         if advice and not self.advised:
             self.say(advice)
             self.advised = True
@@ -367,6 +362,6 @@ class Run:
         self.say(f"saved {self.last}  ({time.perf_counter() - self.start:.0f} s)")
 
 
-def _joined(means: list[list]) -> list:
+def _join_means(means: list[list]) -> list:
     """The mean over processes of their running means: [total, count] each."""
     return [[sum(m[0] for m in column) / len(column), column[0][1]] for column in zip(*means, strict=True)]

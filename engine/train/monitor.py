@@ -17,7 +17,7 @@ from torch.utils.data import Subset
 import evaluation
 from datasets import ImageData
 from datasets.views import Views
-from engine.batches.loader_watchdog import Loader
+from engine.batches.epoch_batches import Loader
 from engine.batches.loading import Loading
 from engine.processes import distributed
 
@@ -28,7 +28,7 @@ VOTES = 200  # of so many nearest training images the kNN accuracy is taken
 NEIGHBOURS = 5000  # images of each part that neighbours are looked for among
 
 
-def advice(waiting: float, seconds: float, workers: int) -> str:
+def advise_on_waiting(waiting: float, seconds: float, workers: int) -> str:
     """What to do about a large share of waiting for data, on a training that has some length; else ""."""
     if waiting < ADVISE_ABOVE or seconds < ADVISE_AFTER:
         return ""
@@ -38,7 +38,7 @@ def advice(waiting: float, seconds: float, workers: int) -> str:
     )
 
 
-def epoch_line(scalars: dict, images_per_second: float | None) -> str:
+def describe_epoch(scalars: dict, images_per_second: float | None) -> str:
     """What a run's line shows of an epoch: loss, validation, learning rate, speed."""
     shown = "".join(f"  {k} {v:.2f}" for k, v in scalars.items() if k.startswith(("val_", "nn_")))
     speed = "no step was left"
@@ -48,13 +48,13 @@ def epoch_line(scalars: dict, images_per_second: float | None) -> str:
     return f"loss {scalars['loss']:.4f}{shown}  lr {scalars['learning_rate']:.4g}  {speed}"
 
 
-def beside_chance(terms: list[float], chance: list[float]) -> str:
+def compare_with_chance(terms: list[float], chance: list[float]) -> str:
     """One line for a run's first epoch: its mean terms, rank by rank, and what random vectors would have."""
     shown = ", ".join(f"{x:.2f} (rank {r})" for r, x in enumerate(chance))
     return f"by chance the terms would be {shown}; in this epoch they were {', '.join(f'{x:.2f}' for x in terms)}"
 
 
-def as_text(name: str) -> str:
+def replace_undecodable(name: str) -> str:
     """A class's name as UTF-8 has it: bytes of a folder's name that are none become question marks."""
     return name.encode(errors="replace").decode()
 
@@ -62,13 +62,13 @@ def as_text(name: str) -> str:
 # ---- a run's own -----------------------------------------------------------------------------------------------------
 
 
-def spread(count: int, most: int) -> list[int]:
+def spread_indices(count: int, most: int) -> list[int]:
     """At most `most` of the numbers below `count`, evenly spread."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()
 
 
 @dataclass
-class OfClasses:
+class ClassNeighbors:
     """Training and validation images as evaluation sees them: kNN accuracy in percent, by the classes."""
 
     train: ImageData
@@ -76,12 +76,12 @@ class OfClasses:
 
     def scalars(self, features: Callable) -> dict[str, float]:
         """features(data, indices) -> features and labels of these images."""
-        parts = [features(data, spread(len(data), NEIGHBOURS)) for data in (self.images, self.train)]
+        parts = [features(data, spread_indices(len(data), NEIGHBOURS)) for data in (self.images, self.train)]
         return {"val_knn": 100 * evaluation.knn_accuracy(*parts[0], *parts[1], k=VOTES)}
 
 
 @dataclass
-class OfGroups:
+class GroupNeighbors:
     """Training images as evaluation sees them, their labels in nested groups [C, L]: by level, the share of the images
     in percent whose nearest other one is of the same group. Groups of the finest level are taken whole.
     """
@@ -91,10 +91,10 @@ class OfGroups:
     levels: list[str]
 
     def scalars(self, features: Callable) -> dict[str, float]:
-        """As OfClasses."""
+        """As ClassNeighbors."""
         labels = self.images.labels
         share = min(1.0, NEIGHBOURS / len(labels))
-        kept = spread(len(self.groups), max(1, int(share * len(self.groups))))
+        kept = spread_indices(len(self.groups), max(1, int(share * len(self.groups))))
         chosen = torch.isin(labels, torch.tensor(kept)).nonzero()[:, 0].tolist()
         x, y = features(self.images, chosen)
         found = evaluation.neighbour_accuracy(x, self.groups[y])
@@ -112,7 +112,7 @@ class Watch:
     def __init__(
         self,
         views: Views,
-        held_out: OfClasses | OfGroups | None,
+        held_out: ClassNeighbors | GroupNeighbors | None,
         knn_freq: int,
         epochs: int,
         loading: Loading,
@@ -129,7 +129,7 @@ class Watch:
 
     def _pairs(self) -> Tensor:
         if self.pairs is None:
-            self.pairs = self._drawn(spread(len(self.data), PAIRS))
+            self.pairs = self._drawn(spread_indices(len(self.data), PAIRS))
         return self.pairs
 
     @torch.no_grad()
@@ -168,12 +168,12 @@ class Watch:
         was_training = model.training
         model.eval()
         data = self.held_out.images if self.held_out else self.data
-        chosen = spread(len(data), PROJECTED)
+        chosen = spread_indices(len(data), PROJECTED)
         views = torch.stack([data[i][0] for i in chosen]) if self.held_out else self._drawn(chosen)[0]
         parts = [
             model.encoder(part.to(self.loading.device)).float().cpu() for part in views.split(self.loading.batch_size)
         ]
-        names = [as_text(data.classes[int(data.labels[i])]) for i in chosen]
+        names = [replace_undecodable(data.classes[int(data.labels[i])]) for i in chosen]
         small = F.interpolate(self._shown(views), size=32)
         writer.add_embedding(F.normalize(torch.cat(parts), dim=1), names, small, self.epochs, "encoder")
         model.train(was_training)

@@ -1,22 +1,163 @@
-"""What the training scripts share: a model on a device, one epoch, validation."""
+"""A training: its model on a device, steps with their learning rate and guard, an epoch of them, validation."""
 
 import inspect
+import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
-import util
 from engine.batches import loading
 from engine.processes import distributed
-from engine.train.optimization import FiniteGuard, Stepper
 from util import InputError
 
 
-def prepared(model, device: torch.device, memory_format: torch.memory_format, compiled: bool):
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate as a function of progress: finished epochs, with a fraction inside an epoch.
+
+    Constant through an epoch, whose number counts from 1: cosine from `base` to base * decay_rate^3 at the last epoch,
+    or base * decay_rate^(number of decay_epochs passed). Through the first `warm_epochs` it rises linearly, step by
+    step, from `warm_from`, or from the share `warm_share` of `base`, to the value that the schedule has at their end.
+    Source: design of the published training (Khosla et al. 2020, RINCE).
+    """
+
+    base: float
+    epochs: int
+    cosine: bool
+    decay_rate: float = 0.1
+    decay_epochs: tuple[int, ...] = ()
+    warm_epochs: int = 0
+    warm_from: float = 0.01
+    warm_share: float | None = None
+
+    def rate(self, progress: float) -> float:
+        """The learning rate at `progress`."""
+        if progress < self.warm_epochs:
+            end = self._scheduled(self.warm_epochs)
+            begin = self.warm_from if self.warm_share is None else self.warm_share * self.base
+            return begin + progress / self.warm_epochs * (end - begin)
+        return self._scheduled(math.floor(progress) + 1)
+
+    def _scheduled(self, epoch: float) -> float:
+        if not self.cosine:
+            return self.base * self.decay_rate ** sum(epoch > e for e in self.decay_epochs)
+        floor = self.base * self.decay_rate**3
+        return floor + (self.base - floor) * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+
+
+def warm_up_epochs(warm: bool, batch_size: int, epochs: int, length: int = 10) -> int:
+    """Length of the warm-up: 10 epochs with --warm or above batch size 256, at most half of a short run; else 0."""
+    return min(length, epochs // 2) if warm or batch_size > 256 else 0
+
+
+class Stepper:
+    """What makes a step of a loss: an optimiser, the schedule of its rate, and the precision of the forward pass.
+
+    scaler: for float16, whose small gradients would vanish; otherwise it does nothing.
+    """
+
+    def __init__(self, optimizer, schedule: Schedule, precision: torch.dtype, device, detect_anomaly: bool = False):
+        self.optimizer, self.schedule, self.precision, self.device = optimizer, schedule, precision, device
+        self.detect_anomaly = detect_anomaly
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+
+    def set_rate(self, progress: float) -> float:
+        """Give the optimiser the schedule's learning rate at `progress` epochs, and return it."""
+        rate = self.schedule.rate(progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def autocast(self):
+        """The context of a forward pass; the loss itself is always computed in float32."""
+        return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
+
+    def backward(self, step, images, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """step(images, labels) -> loss, parts: computes them, and the gradients of the loss; returns both."""
+        with torch.autograd.set_detect_anomaly(self.detect_anomaly):
+            with self.autocast():
+                loss, parts = step(images, labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+        return loss, parts
+
+
+class FiniteGuard:
+    """Lets an optimiser step only while loss and gradients are finite, and remembers the step where that ended.
+
+    Nothing waits for the device: torch's fused optimisers look themselves at `found_inf`, a number on the device, and
+    leave weights and momenta as they are where it is 1 (made for loss scaling). From the first bad step on, all are
+    skipped, until the run looks at `first_bad` (-1: none) and stops. Gradients are looked at once they are averaged,
+    so that all processes see the same.
+
+    With a scaler (float16), steps whose gradients overflow are skipped by it, which is no fault; a loss that is no
+    number is, as is a scale that has shrunk to nothing (`collapsed`), but steps go on until the run looks and stops.
+    """
+
+    def __init__(self, optimizer, device):
+        if not all(group["fused"] for group in optimizer.param_groups):
+            raise ValueError("FiniteGuard needs a fused optimiser: others do not look at found_inf")
+        self.optimizer = optimizer
+        for group in optimizer.param_groups:
+            for p in group["params"] if group.get("momentum") else ():
+                # torch would make it of unset memory in the first step, and that step may be skipped
+                if optimizer.state[p].get("momentum_buffer") is None:
+                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        self.first_bad = torch.full((), -1, dtype=torch.long, device=device)
+
+    def step(self, loss: torch.Tensor, number: int, scaler=None) -> None:
+        """The optimiser's step `number`, after backward; by way of a torch.amp.GradScaler, if one scales."""
+        scales = scaler is not None and scaler.is_enabled()
+        bad = ~loss.detach().isfinite()
+        if not scales:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            bad |= ~torch.nn.utils.clip_grad_norm_(parameters, math.inf).isfinite()  # changes no finite gradient
+        self.first_bad = torch.where(bad & (self.first_bad < 0), number, self.first_bad)
+        if scales:
+            scaler.step(self.optimizer)
+            scaler.update()
+        else:
+            self.optimizer.found_inf = (self.first_bad >= 0).float()
+            self.optimizer.step()
+
+    @staticmethod
+    def collapsed(scaler) -> bool:
+        """Whether a scaler has met nothing but overflows: 30 in a row from its first scale. Waits for the device."""
+        return scaler.is_enabled() and scaler.get_scale() < 1e-4
+
+
+class Mean:
+    """Running mean of tensors that stay on their device: nothing waits for the device until `value`."""
+
+    def __init__(self) -> None:
+        self.total: Any = 0.0  # a tensor from the first update on
+        self.count = 0
+
+    def state(self) -> list:
+        """[total, count] on the CPU: for a checkpoint."""
+        return [self.total.cpu() if self.count else 0.0, self.count]
+
+    def set_state(self, state: list, device: torch.device | str) -> None:
+        """Go on from `state`."""
+        total, self.count = state
+        self.total = total.to(device) if self.count else 0.0
+
+    def update(self, value: torch.Tensor) -> None:
+        self.total = self.total + value.detach().double()
+        self.count += 1
+
+    def value(self) -> Any:
+        """The mean as a float, or a list of floats for a vector."""
+        return (self.total / max(1, self.count)).tolist() if self.count else 0.0
+
+
+def place_model(model, device: torch.device, memory_format: torch.memory_format, compiled: bool):
     """The model on the device, in its layout; where `compiled`, its encoders are compiled when they first run."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes never change
@@ -28,7 +169,7 @@ def prepared(model, device: torch.device, memory_format: torch.memory_format, co
     return model
 
 
-def share_of_batch(labels: Tensor, batch_size: int) -> float:
+def compute_share(labels: Tensor, batch_size: int) -> float:
     """This process's share of a batch, times the processes: a mean over its images, so weighed, becomes in the mean
     over processes that of all images, whether or not the batch divides.
     """
@@ -50,7 +191,7 @@ def sync_batchnorm(encoder, name: str, device: torch.device):
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
 
 
-def parallel(model):
+def wrap_parallel(model):
     """The model in DistributedDataParallel, where there are several processes.
 
     Buffers are not sent every step: the bank is equal anyway, and BatchNorm's running means stay per process.
@@ -63,7 +204,7 @@ def parallel(model):
 
 
 @torch.no_grad()
-def accuracy(logits, labels):
+def compute_accuracy(logits, labels):
     """[2] share of the images whose label is the first, and is among the first five, of logits [N, C]."""
     return _hits(logits, labels) / len(labels)
 
@@ -94,7 +235,7 @@ def validate(model, loader, stepper: Stepper):
     return 100 * top1 / images, 100 * top5 / images
 
 
-def peak_memory(device: torch.device) -> str:
+def describe_peak_memory(device: torch.device) -> str:
     """What a first step has taken of a GPU's memory; "" on a CPU."""
     if device.type != "cuda":
         return ""
@@ -113,9 +254,10 @@ def train_epoch(run, loader, step: Callable, stepper: Stepper, epoch: int):
     the step after each; --syncBN in every BatchNorm layer.
     """
     begin = time.perf_counter()
-    loss_mean, parts_mean, guard = util.Mean(), util.Mean(), FiniteGuard(stepper.optimizer, stepper.device)
-    done = i = run.enter(epoch, loss_mean, parts_mean, device=stepper.device)
-    progress = run.progress(epoch, len(loader))
+    loss_mean, parts_mean, guard = Mean(), Mean(), FiniteGuard(stepper.optimizer, stepper.device)
+    done = i = run.enter(epoch, [loss_mean, parts_mean], stepper.device)
+    steps = len(loader)
+    progress = run.progress(epoch, steps)
 
     def check_finite():
         first_bad = int(distributed.all_reduce(guard.first_bad, "max"))
@@ -126,30 +268,30 @@ def train_epoch(run, loader, step: Callable, stepper: Stepper, epoch: int):
             run.stop_on_nan(epoch, first_bad, stepper.optimizer.param_groups[0]["lr"])
 
     def save_where_due():
-        stop, save = run.wishes()
+        stop, save = run.ask_wishes()
         if stop or (save and i > done):
             check_finite()
-            run.save_step(epoch, i, stop, loss_mean, parts_mean)  # with `stop`, it ends the run
+            run.save_step(epoch, i, stop, [loss_mean, parts_mean])  # with `stop`, it ends the run
 
     for batch in loader:
         save_where_due()
         i += 1
-        rate = stepper.set_rate(epoch - 1 + (i - 1) / len(loader))
+        rate = stepper.set_rate(epoch - 1 + (i - 1) / steps)
         loss, parts = stepper.backward(step, *batch)
         del batch  # or it would be there while the next one is made
         guard.step(loss, i, stepper.scaler)
         loss_mean.update(loss)
         parts_mean.update(parts)
         if i == done + 1 and epoch == run.resumed_from + 1:
-            distributed.say(peak_memory(stepper.device))
-        if i % progress.every == 0 or i == len(loader):
+            distributed.say(describe_peak_memory(stepper.device))
+        if i % progress.every == 0 or i == steps:
             check_finite()
             progress.tick(i, f"loss {loss_mean.value():.4f}  lr {rate:.4g}")
     save_where_due()
     progress.close()
     for mean in (loss_mean, parts_mean):
         mean.total = distributed.all_reduce(mean.total)
-    images = (len(loader) - done) * run.sampler.batch_size
+    images = (steps - done) * run.sampler.batch_size
     return loss_mean.value(), parts_mean.value(), images / (time.perf_counter() - begin) if images else None
 
 

@@ -9,9 +9,18 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 import datasets
-from datasets import augmentation, crop_small
+from datasets import augmentation
 from datasets.augmentation import DRAWS, LOOK, ORDERS, Augmentation
-from datasets.views import Views
+from datasets.views import (
+    SMALL_BLOCK,
+    SMALL_SIDE,
+    Views,
+    crop_small,
+    is_small,
+    keyed_generator,
+    keyed_numbers,
+    resize_weights,
+)  # fmt: skip
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 PHOTOGRAPH = load_sample_images().images[0].copy()
@@ -118,14 +127,14 @@ def test_a_crop_is_the_same_wherever_its_pixels_lie():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (28, 28, 32), (32, 20, 9), (8, 8, 8), (1, 3, 32)])
 def test_crops_of_small_images_at_once_are_those_of_each_to_the_bit(height, width, size, layout):
-    count = crop_small.BLOCK + 3
+    count = SMALL_BLOCK + 3
     images = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
     images[:5] = 255
     draws = uniforms(2 * count).reshape(2, count, DRAWS)
     boxes = [[recipe(crop_scale=(0.01, 1.0)).box(u, height, width) for u in view] for view in draws]
     got = torch.empty(2 * count, 3, size, size, dtype=torch.uint8, memory_format=layout).unflatten(0, (2, count))
     with torch.autocast("cpu", torch.bfloat16):
-        crop_small.crop(images, torch.tensor(boxes), got)
+        crop_small(images, torch.tensor(boxes), got)
     want = torch.empty(1, 3, size, size, dtype=torch.uint8)
     for v, i in np.ndindex(2, count):
         augmentation.crop(torch.from_numpy(images[i]), boxes[v][i], want)
@@ -133,10 +142,10 @@ def test_crops_of_small_images_at_once_are_those_of_each_to_the_bit(height, widt
 
 
 def test_sums_of_small_crops_are_below_two_to_the_24():
-    for size in range(8, crop_small.SIDE + 1):
-        assert crop_small.fits(np.zeros((1, 32, 32, 3)), size)
-        for length in range(1, crop_small.SIDE + 1):
-            parts = crop_small.weights(length, size) * 2**16  # a row sums to about 1, pixels are below 256
+    for size in range(8, SMALL_SIDE + 1):
+        assert is_small(np.zeros((1, 32, 32, 3)), size)
+        for length in range(1, SMALL_SIDE + 1):
+            parts = resize_weights(length, size) * 2**16  # a row sums to about 1, pixels are below 256
             assert (parts == parts.round()).all()
             assert (255 * parts.sum(1)).max() + 2**15 < 2**24
 
@@ -147,18 +156,18 @@ def test_views_of_small_images_in_memory_are_those_of_one_image_after_another(sh
     views = Views(datasets.ImageData(images, torch.arange(40), ["0"]), recipe(size=16), 0, finished=False)
     keys = [(2, i) for i in (7, 3, 39, 7)]
     (at_once, _), labels = views.__getitems__(keys)
-    monkeypatch.setattr(crop_small, "fits", lambda *_: False)
+    monkeypatch.setattr("datasets.views.is_small", lambda *_: False)
     (one_by_one, _), also = views.__getitems__(keys)
     assert torch.equal(at_once, one_by_one)
     assert labels.tolist() == also.tolist() == [7, 3, 39, 7]
 
 
 def test_only_small_images_in_memory_are_cut_at_once():
-    assert crop_small.fits(np.zeros((1, 32, 32, 3)), 32)
-    assert not crop_small.fits(np.zeros((1, 32, 33, 3)), 32)
-    assert not crop_small.fits(np.zeros((1, 32, 32, 3)), 64)
-    assert not crop_small.fits(np.zeros((1, 32, 32, 3)), 7)  # sums would have more than 24 bits
-    assert not crop_small.fits(["a.jpg"], 32)
+    assert is_small(np.zeros((1, 32, 32, 3)), 32)
+    assert not is_small(np.zeros((1, 32, 33, 3)), 32)
+    assert not is_small(np.zeros((1, 32, 32, 3)), 64)
+    assert not is_small(np.zeros((1, 32, 32, 3)), 7)  # sums would have more than 24 bits
+    assert not is_small(["a.jpg"], 32)
 
 
 # ---- the same law ----------------------------------------------------------------------------------------------------
@@ -308,3 +317,14 @@ def test_without_a_crop_a_view_is_the_whole_image():
     want = torch.from_numpy(data.images[3]).float() / 255
     mean, std = (torch.tensor(x)[:, None, None] for x in (MEAN, STD))
     torch.testing.assert_close(got[0, 0], (want.expand(3, 8, 8) - mean) / std)
+
+
+def test_every_key_has_random_numbers_of_its_own_drawn_alone_or_with_others():
+    keys = [(0, 1, "views", 0), (0, 1, "views", 1), (0, 1, "views", 2), (0, 2, "views", 0), (1, 1, "views", 0)]
+    keys += [(0, 1, "order", 0), (-1, 1, "views", 0)]
+    drawn = [set(keyed_generator(*key).random(500).tolist()) for key in keys]
+    assert len(set().union(*drawn)) == 500 * len(keys)
+    keys = [(3, 7), (3, 2**40), (1, 7), (3, 7)]  # in any order, again and again
+    got = keyed_numbers(-5, keys, "views", 61)
+    for (epoch, sample), numbers in zip(keys, got, strict=True):
+        assert numbers.tolist() == keyed_generator(-5, epoch, "views", sample).random(61).tolist()

@@ -12,7 +12,8 @@ import main_linear
 import main_supcon
 from engine.cli import config
 from engine.run import checkpoint
-from engine.train.optimization import FiniteGuard, Schedule, adamw, warm_up_epochs
+from engine.train.optimization import adamw
+from engine.train.training import FiniteGuard, Mean, Schedule, warm_up_epochs
 
 COSINE = dict(base=0.3, epochs=500, cosine=True, decay_rate=0.1)
 
@@ -32,10 +33,6 @@ def test_cosine_ends_at_the_cube_of_the_decay_rate_and_never_rises():
     assert all(a > b for a, b in itertools.pairwise(rates))
 
 
-def test_learning_rate_is_constant_inside_an_epoch_after_the_warm_up():
-    assert Schedule(**COSINE).rate(20) == Schedule(**COSINE).rate(20.99)
-
-
 def test_warm_up_starts_at_a_hundredth_rises_each_step_and_meets_the_schedule():
     rates = [Schedule(**COSINE, warm_epochs=10).rate(s / 10) for s in range(101)]
     assert rates[0] == pytest.approx(0.01)
@@ -51,32 +48,35 @@ def test_warm_up_is_for_large_batches_or_on_demand_and_at_most_half_a_run():
     assert warm_up_epochs(True, 64, 6) == 3
 
 
-def test_steps_multiply_by_the_decay_rate_after_each_decay_epoch():
-    options = dict(base=1.0, epochs=10, cosine=False, decay_rate=0.1, decay_epochs=(3, 6))
-    assert [round(Schedule(**options).rate(e), 6) for e in range(10)] == [1] * 3 + [0.1] * 3 + [0.01] * 4
+def by_sgd(layer):
+    return torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9, weight_decay=0.1, fused=True)
 
 
+def by_adamw(layer):
+    return adamw(layer, 0.1, 0.1)
+
+
+@pytest.mark.parametrize("make", [by_sgd, by_adamw])
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 @pytest.mark.parametrize("at", [1, 3])
-def test_nan_leaves_weights_and_momenta_as_they_were_before_its_step(bad, at):
-    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
-    optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9, weight_decay=0.1, fused=True)
-    guard = FiniteGuard(optimizer, torch.device("cpu"))
-    kept = {}
+def test_nan_leaves_weights_and_the_optimizers_state_as_they_were_before_its_step(make, bad, at):
+    layer = nn.Linear(2, 2, bias=False)
+    optimizer, before = make(layer), layer.weight.detach().clone()
+    guard, kept = FiniteGuard(optimizer, torch.device("cpu")), None
     for step in range(1, 6):
         if step == at:
-            kept = {"weight": weight.detach().clone(), "state": str(optimizer.state_dict()["state"])}
-        optimizer.zero_grad()
-        loss = (weight**2).sum()
-        loss.backward()
+            kept = layer.weight.detach().clone(), str(optimizer.state_dict()["state"])
+        loss, layer.weight.grad = torch.ones(()), torch.ones(2, 2)
         if step == at:
-            loss, weight.grad[1] = (loss / 0, 1.0) if bad == "loss" else (loss, float("inf"))
-        guard.step(loss.detach(), step)
-        if step < at:
-            assert not torch.equal(weight, torch.tensor([1.0, 2.0])) or step == 0
+            (loss if bad == "loss" else layer.weight.grad[1]).div_(0)
+        guard.step(loss, step)
+        assert torch.equal(layer.weight, before) == (at == 1)
     assert int(guard.first_bad) == at
-    assert torch.equal(weight, kept["weight"])
-    assert str(optimizer.state_dict()["state"]) == kept["state"] or at == 1
+    assert torch.equal(layer.weight, kept[0])
+    if at > 1:
+        assert str(optimizer.state_dict()["state"]) == kept[1]
+    else:  # as before a first step
+        assert not any(x.any() for x in optimizer.state[layer.weight].values())
 
 
 def test_momentum_starts_from_nothing_where_a_scaler_skips_the_first_step():
@@ -168,33 +168,6 @@ def test_adamw_decays_weights_but_no_biases_norms_and_named_embeddings():
     torch.testing.assert_close(model["encoder"].layer.weight.detach(), torch.full((2, 2), 1 - 0.1 * 0.5))
 
 
-def test_adamw_s_first_step_is_the_rate_along_the_sign_of_the_gradient():
-    weight = nn.Linear(2, 1, bias=False)
-    before = weight.weight.detach().clone()
-    weight.weight.grad = torch.tensor([[3.0, -0.01]])
-    adamw(weight, 0.1, 0.0).step()
-    torch.testing.assert_close(weight.weight.detach(), before + torch.tensor([[-0.1, 0.1]]))
-
-
-@pytest.mark.parametrize("at", [1, 3])
-def test_nan_leaves_the_state_of_adamw_as_it_was_before_its_step(at):
-    layer = nn.Linear(2, 2, bias=False)
-    optimizer = adamw(layer, 0.1, 0.1)
-    guard, kept = FiniteGuard(optimizer, torch.device("cpu")), None
-    for step in range(1, 6):
-        if step == at:
-            kept = layer.weight.detach().clone(), str(optimizer.state_dict()["state"])
-        layer.weight.grad = torch.full((2, 2), float("nan") if step == at else 1.0)
-        guard.step(torch.ones(()), step)
-    assert int(guard.first_bad) == at
-    assert torch.equal(layer.weight, kept[0])
-    if at == 1:
-        state = optimizer.state[layer.weight]
-        assert not state["step"] and not state["exp_avg"].any() and not state["exp_avg_sq"].any()
-    else:
-        assert str(optimizer.state_dict()["state"]) == kept[1]
-
-
 def test_adamw_has_defaults_of_its_own_also_where_a_data_set_has_some_and_what_is_given_wins():
     def read(words, script=main_supcon):
         args = config.parse_words(script.get_parser(), script.RECIPES, words.split(), "x")
@@ -204,3 +177,15 @@ def test_adamw_has_defaults_of_its_own_also_where_a_data_set_has_some_and_what_i
     assert read("--optimizer adamw --learning_rate 0.01 --warm False") == (0.01, 0.05, False)
     assert read("") == (0.1, 1e-4, False)  # of the digits, by SGD
     assert read("--ckpt x --optimizer adamw", main_linear) == (1e-3, 0.05, True)
+
+
+def test_the_mean_of_vectors_is_taken_by_entry():
+    mean = Mean()
+    for x in ([1.0, 2.0], [3.0, 6.0]):
+        mean.update(torch.tensor(x))
+    assert mean.value() == [2.0, 4.0]
+    other = Mean()
+    other.set_state(mean.state(), "cpu")
+    for m in (mean, other):
+        m.update(torch.tensor([8.0, 1.0]))
+    assert other.value() == mean.value() == [4.0, 3.0]

@@ -4,7 +4,7 @@ import importlib
 import shlex
 
 import pytest
-from commands import CE, run
+from commands import run
 from made_data import make_image_folders
 
 import datasets
@@ -53,9 +53,9 @@ def test_a_resume_refuses_names_or_passes_over_every_option(script):
         before = {**now, name: "other"}
         if name in FIXED:
             with pytest.raises(InputError, match=f"^x: was trained with --{name} other, not "):
-                resume.changed_options(before, now, args.means, "x")
+                resume.find_changed_options(before, now, args.means, "x")
         else:
-            found = resume.changed_options(before, now, args.means, "x")
+            found = resume.find_changed_options(before, now, args.means, "x")
             assert found == ({} if name in FREE else {name: f"--{name} {now[name]} (was other)"})
 
 
@@ -91,16 +91,6 @@ def test_configs_and_cards_have_the_options_that_say_so():
 )
 def test_an_option_means_the_same_by_its_old_spelling(script, old, new):
     assert vars(parsed(script, old)) == vars(parsed(script, new))
-
-
-def test_a_result_has_one_record_however_it_was_run(monkeypatch, digits, tmp_path):
-    probe, retrieval = f"--ckpt {digits / CE} --cache_features --epochs 1 --overwrite", f"--ckpt {digits / CE}"
-    for words in ("", "--max_hours 9", "--save_minutes 5 --keep_checkpoints 2", "--timeout_minutes 31"):
-        run(monkeypatch, tmp_path, f"{probe} {words}", "main_linear")
-    for words in ("", "--timeout_minutes 31"):
-        run(monkeypatch, tmp_path, f"{retrieval} {words}", "retrieval")
-    records = sorted(file.name.partition("_")[0] for file in (tmp_path / "save/results").glob("*.json"))
-    assert records == ["linear", "retrieval"]
 
 
 # ---- resumed on other images -----------------------------------------------------------------------------------------
@@ -161,9 +151,9 @@ def test_a_checkpoint_that_does_not_know_its_images_goes_on_with_any(monkeypatch
 def test_a_pack_has_the_names_of_the_images_that_it_was_made_of(monkeypatch, begun):
     run(monkeypatch, begun, "pack --data_folder first --out packed --side 64", "datasets.prepare")
     folder, pack = (datasets.build("path", begun / name).images for name in ("first", "packed"))
-    assert resume.seen_images(folder) == resume.seen_images(pack)
+    assert resume.describe_images(folder) == resume.describe_images(pack)
 
 
 def test_a_folder_has_the_names_of_its_images_from_inside_it_too():
     inside, outside = (["a/0.png", "b/0.png"], ["/d/a/0.png", "/d/b/0.png"])
-    assert resume.seen_images(inside) == resume.seen_images(outside)
+    assert resume.describe_images(inside) == resume.describe_images(outside)

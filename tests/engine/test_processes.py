@@ -9,9 +9,9 @@ from functools import partial
 import processes
 import pytest
 import torch
+import torch.distributed as dist
 import workers
 
-from engine.encoder import pretrained
 from engine.processes import distributed, launch
 from engine.train import training
 from util import InputError
@@ -80,20 +80,6 @@ def test_an_error_ends_the_run_at_once_where_putting_things_in_order_would_wait_
     assert time.monotonic() - begin < 15
 
 
-def test_a_process_that_ends_between_two_looks_is_not_waited_for(monkeypatch):
-    class Process:
-        sentinel, codes = "its end", [None]
-
-        @property
-        def exitcode(self):
-            return self.codes.pop() if self.codes else 0
-
-    waited = []
-    monkeypatch.setattr(launch.multiprocessing.connection, "wait", waited.append)
-    assert launch._first_error([Process()], []) is None
-    assert waited == [["its end"]]
-
-
 def test_a_port_that_is_taken_is_one_line_that_names_the_option():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -144,14 +130,9 @@ def test_shares_of_a_batch_make_the_mean_over_processes_that_over_all_images(mon
     monkeypatch.setattr(distributed, "world_size", lambda: world)
     values = torch.arange(10.0) ** 2
     parts = values.split(distributed.shares(10))
-    means = [training.share_of_batch(part, 10) * part.mean() for part in parts]
+    means = [training.compute_share(part, 10) * part.mean() for part in parts]
     assert torch.isclose(torch.stack(means).mean(), values.mean())
     assert distributed.shares(10) == [10 // world + (r < 10 % world) for r in range(world)]
-
-
-def test_an_encoder_that_there_is_not_is_the_users_error_with_its_flag():
-    with pytest.raises(InputError, match="--model vgg16 is unknown; choose one of resnet8, "):
-        pretrained.build_encoder("vgg16", small_images=True)
 
 
 def test_sync_batchnorm_is_refused_where_torch_has_none(monkeypatch):
@@ -176,3 +157,32 @@ def test_processes_that_end_between_two_looks_are_not_waited_for_without_end(mon
     monkeypatch.setattr(launch.multiprocessing.connection, "wait", waited.append)
     assert launch._first_error([Ends()], []) is None
     assert waited == [[7]]  # a sentinel of a process that has ended is ready at once
+
+
+@pytest.mark.parametrize(("backend", "device_id"), [("nccl", torch.device("cuda", 1)), ("gloo", None)])
+def test_nccl_connects_at_once_since_each_process_names_its_gpu(monkeypatch, backend, device_id):
+    """So that a broken fabric shows when processes meet; stand-ins for the meeting and for the GPUs."""
+    asked = []
+    monkeypatch.setenv("TORCH_NCCL_DESYNC_DEBUG", "1")  # the meeting sets it
+    monkeypatch.setattr(launch, "_device", lambda local_rank: torch.device("cuda", local_rank))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **how: asked.append((backend, how)))
+    launch._meet(1, launch.Meeting(backend, 30, "tcp://127.0.0.1:1", world=2))
+    ((found, how),) = asked
+    assert (found, how.get("device_id"), how["rank"], how["world_size"]) == (backend, device_id, 1, 2)
+
+
+def test_what_processes_tell_one_another_goes_by_way_of_the_host(monkeypatch):
+    """Objects sent over NCCL would be copied to a GPU and waited for there."""
+    groups = []
+    monkeypatch.setitem(distributed.groups, "host", "gloo on the host")
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda box, src, group: groups.append(group))
+    monkeypatch.setattr(dist, "all_gather_object", lambda values, value, group: groups.append(group))
+    monkeypatch.setattr(dist, "all_reduce", lambda x, op, group: groups.append(group))
+    monkeypatch.setattr(dist, "barrier", lambda group: groups.append(group))
+    with distributed.main_first():
+        pass
+    distributed.gather_objects(1)
+    distributed.vote([True])
+    distributed.barrier()
+    assert groups == ["gloo on the host"] * 4

@@ -83,10 +83,10 @@ def test_a_checkpoint_without_a_table_of_its_classes_is_one_line(kept, reason):
     ],
 )
 def test_another_ranking_than_the_checkpoints_is_noticed(now, want):
-    assert resume.differs({"similarity": TRAINED.clone(), "source": SOURCE.clone()}, now) == want
-    assert resume.differs([1], now)
+    assert resume.is_other_ranking({"similarity": TRAINED.clone(), "source": SOURCE.clone()}, now) == want
+    assert resume.is_other_ranking([1], now)
     groups = {"groups": torch.zeros(3, 1), "levels": ["a"]}
-    assert resume.differs(groups, {**groups, "levels": ["b"]})
+    assert resume.is_other_ranking(groups, {**groups, "levels": ["b"]})
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-import util
 from engine.cli import options
 from engine.encoder import records
+from engine.run import run_log
 
 
 def given(*held_out):
@@ -35,7 +35,7 @@ def test_what_is_no_number_is_null_in_every_record(monkeypatch, tmp_path):
     path = records.write(given(), "ood", "a", "", metrics, {"sha256": ""}, {}, {"x": (nan,)})
     record = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert record["metrics"] == {"AUROC": None, "by": [1.0, None]} and record["x"] == [None]
-    util.append_json(tmp_path / "log.jsonl", {"epoch": 1, "loss": -inf, "n": 2})
+    run_log.append_json(tmp_path / "log.jsonl", {"epoch": 1, "loss": -inf, "n": 2})
     assert json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=pytest.fail) == {
         "epoch": 1, "loss": None, "n": 2,
     }  # fmt: skip

@@ -8,8 +8,7 @@ import pytest
 from commands import error_of, run
 from made_data import make_image_folders
 
-import util
-from engine.run import checkpoint, runs
+from engine.run import checkpoint, run_log, runs
 from engine.run.run_log import Board
 
 RUN = "--model resnet8 --batch_size 256 --num_workers 0 --exp_name a"
@@ -32,7 +31,7 @@ def test_a_tensorboard_whose_folder_is_gone_is_said_once_and_shows_nothing_more(
 
 
 def test_neither_tensorboard_nor_the_log_ends_a_training(monkeypatch, capsys, tmp_path):
-    append = util.append_json
+    append = run_log.append_json
 
     def full(path, record):
         if path.name == "log.jsonl" and record["epoch"] == 2:
@@ -42,14 +41,14 @@ def test_neither_tensorboard_nor_the_log_ends_a_training(monkeypatch, capsys, tm
     def fault(*_):
         raise ValueError("no such colour\nmap")
 
-    monkeypatch.setattr(util, "append_json", full)
+    monkeypatch.setattr(run_log, "append_json", full)
     monkeypatch.setattr(runs.monitor.Watch, "draw_pairs", fault)
     run(monkeypatch, tmp_path, f"{RUN} --epochs 3")
     printed = capsys.readouterr().out
     assert printed.count("TensorBoard in save/SupCon/digits_tensorboard/a: no such colour; nothing more is shown") == 1
     assert printed.count("log.jsonl: epoch 2 cannot be added (No space left on device); the run goes on") == 1
     assert checkpoint.load(tmp_path / FOLDER)["epoch"] == 3
-    assert [r["epoch"] for r in util.read_json_lines(tmp_path / FOLDER / "log.jsonl")] == [1, 3]
+    assert [r["epoch"] for r in run_log.read_json_lines(tmp_path / FOLDER / "log.jsonl")] == [1, 3]
 
 
 def test_the_checkpoint_comes_before_the_picture(monkeypatch, tmp_path):
@@ -87,9 +86,9 @@ def test_the_last_k_checkpoints_are_kept_and_one_that_cannot_be_deleted_is_named
 
 
 def test_after_max_hours_a_run_saves_and_exits_with_75(monkeypatch, capsys, tmp_path):
-    with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, tmp_path, f"{RUN} --epochs 1000 --max_hours 1e-9")
-    assert stop.value.code == 75
+    with pytest.raises(SystemExit, match="75"):
+        run(monkeypatch, tmp_path, f"{RUN} --epochs 1000 --max_hours 1e-9 --save_freq 1")
+    assert [f.name for f in (tmp_path / FOLDER).glob("*.pth")] == ["last.pth"]
     assert "--max_hours 1e-09: stopped after epoch 1, step 0; saved" in capsys.readouterr().out
     state = checkpoint.load(tmp_path / FOLDER)
     assert (state["epoch"], state["step"]) == (0, 0)
@@ -154,3 +153,12 @@ def test_what_a_killed_run_had_half_written_is_cleared_away_by_the_next(monkeypa
     (tmp_path / FOLDER / "last.pth.7-abc.tmp").write_bytes(b"half")
     run(monkeypatch, tmp_path, f"{RUN} --epochs 2 --resume auto")
     assert not list((tmp_path / FOLDER).glob("*.tmp"))
+
+
+def test_a_line_that_a_crash_cut_short_does_not_count(tmp_path):
+    assert run_log.read_json_lines(tmp_path / "log") == []
+    for epoch in (1, 2):
+        run_log.append_json(tmp_path / "log", {"epoch": epoch})
+    with (tmp_path / "log").open("a") as file:
+        file.write('{"epoch": 3, "lo')
+    assert run_log.read_json_lines(tmp_path / "log") == [{"epoch": 1}, {"epoch": 2}]

@@ -4,13 +4,11 @@ import json
 import os
 import random
 import signal
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from processes import start, wait_until
+from processes import start
 
 from engine.processes import signals
 from engine.run import checkpoint
@@ -75,17 +73,6 @@ def test_a_signal_is_passed_on_to_the_processes_and_a_second_ctrl_c_ends_them():
     assert came == [signal.SIGUSR1, signal.SIGINT, signal.SIGINT]
 
 
-def test_signals_are_held_in_the_thread_alone_that_starts_the_loaders():
-    masks = []
-    with signals.held():
-        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
-        thread = threading.Thread(target=lambda: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
-        thread.start()
-        thread.join()
-    assert set(signals.ASKING) <= masks[0] & masks[1]  # what is started inside has them held, too
-    assert not set(signals.ASKING) & signal.pthread_sigmask(signal.SIG_BLOCK, ())
-
-
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_evaluation_under_a_signal_at_any_moment_leaves_nothing_half_written(tmp_path, number, processes):
@@ -107,15 +94,3 @@ def test_an_evaluation_under_a_signal_at_any_moment_leaves_nothing_half_written(
         assert json.loads(record.read_text())["metrics"]
     for kept in (tmp_path / "kept").glob("*.pt"):
         assert torch.load(kept, weights_only=True)["features"].isfinite().all()
-
-
-def test_a_training_saves_under_a_signal_that_comes_with_its_first_steps(tmp_path):
-    words = "--model resnet8 --epochs 100 --num_workers 1 --exp_name a"
-    process = start(tmp_path, words.split(), "main_ce")
-    printed = tmp_path / "output.txt"
-    wait_until(lambda: printed.exists() and "cross-entropy" in printed.read_text(), process)
-    time.sleep(0.2)
-    os.kill(process.pid, signal.SIGUSR1)
-    process.join(60)
-    assert process.exitcode == 75, printed.read_text()
-    assert checkpoint.load(tmp_path / "save/SupCon/digits_models/a/last.pth")["options"]["epochs"] == 100

@@ -10,7 +10,8 @@ from datasets.augmentation import Augmentation
 from datasets.views import Views
 from engine.batches import loading
 from engine.train import training
-from engine.train.optimization import Schedule, Stepper, allow_tf32, precision
+from engine.train.optimization import allow_tf32, precision
+from engine.train.training import Schedule, Stepper
 
 CPU = torch.device("cpu")
 SHORT = "--epochs 1 --batch_size 128 --model resnet8 --print_freq 5 "

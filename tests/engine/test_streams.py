@@ -11,7 +11,7 @@ from commands import run
 from processes import CONTEXT, start, wait_until
 
 import util
-from engine.processes import signals, streams
+from engine.processes import streams
 from engine.run import checkpoint
 
 
@@ -47,16 +47,6 @@ def test_both_may_break_and_what_other_code_writes_breaks_nothing(monkeypatch):
     assert (sys.stdout, sys.stderr) == pipes
     for stream in pipes:
         stream.close()
-
-
-def test_a_stop_is_asked_for_where_its_message_cannot_be_written(monkeypatch):
-    def broken(*_):
-        raise BrokenPipeError(32, "Broken pipe")
-
-    monkeypatch.setattr(os, "write", broken)
-    stop = signals.StopSignals()
-    stop._ask(signal.SIGINT, None)
-    assert stop.asked == "SIGINT"
 
 
 def test_ctrl_c_that_also_ends_the_reader_of_a_training_lets_it_save_and_exit_with_75(tmp_path):

@@ -19,7 +19,8 @@ import util
 from engine.cli import config
 from engine.processes import distributed
 from engine.train import training
-from engine.train.optimization import Stepper, allow_tf32
+from engine.train.optimization import allow_tf32
+from engine.train.training import Stepper
 from losses import InBatchLoss, NestedRINCELoss, RINCELoss, SupConLoss
 from networks.contrastive import ContrastiveModel
 from networks.memory_bank import MemoryBank
@@ -150,7 +151,7 @@ def with_a_bank(criterion, total: int, shuffle: bool, device) -> dict:
         partial(distributed.gather, total=total),
         partial(distributed.encode_shuffled, total=total) if shuffle and world > 1 else None,
     ).to(device)  # fmt: skip
-    wrapped = training.parallel(model)
+    wrapped = training.wrap_parallel(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer, losses, gradients = torch.optim.SGD(trained, lr=0.1, momentum=0.9), [], []
     for step in range(STEPS):

@@ -140,7 +140,7 @@ def test_what_nvidia_smi_says_of_each_gpu_is_taken_and_nothing_where_it_fails(mo
 def test_a_warning_of_torchs_own_fails_no_test_of_a_gpu_and_another_does():
     for module in ("torch.cuda", "triton.language"):
         warnings.warn_explicit("on CUDA alone", UserWarning, "file", 1, module=module)
-    for module in ("torchvision", "engine.batches.prefetch"):
+    for module in ("torchvision", "engine.batches.epoch_batches"):
         with pytest.raises(UserWarning, match="ours"):
             warnings.warn_explicit("ours", UserWarning, "file", 1, module=module)
 

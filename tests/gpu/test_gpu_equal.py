@@ -16,7 +16,8 @@ from datasets.augmentation import DRAWS, Augmentation, finish
 from datasets.views import Views
 from engine.batches import loading
 from engine.train import training
-from engine.train.optimization import FiniteGuard, Schedule, Stepper, sgd
+from engine.train.optimization import sgd
+from engine.train.training import FiniteGuard, Schedule, Stepper
 from losses import InBatchLoss, NestedRINCELoss, RINCELoss, SupConLoss
 from networks import resnet
 from networks.contrastive import ContrastiveModel, projection_head
@@ -166,7 +167,7 @@ def stepped(place, steps, precision=torch.float32, of_encoders=torch.float32):
     bank = MemoryBank(300, DIM)  # whose end the third batch of 128 goes round
     model = ContrastiveModel(encoder.to(of_encoders), head.to(of_encoders), bank, RINCELoss(TABLE), 0.9)
     start = key_parameters(model)
-    model = training.prepared(model, place, torch.channels_last, compiled=False)
+    model = training.place_model(model, place, torch.channels_last, compiled=False)
     stepper = Stepper(sgd(model, 0.05, 0.9, 1e-4), Schedule(0.05, 1, cosine=False), precision, place)
     guard, gradient = FiniteGuard(stepper.optimizer, place), None
 

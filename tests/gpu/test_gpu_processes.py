@@ -14,8 +14,7 @@ import pytest
 from commands import ROOT
 from processes import children, start, together, wait_until
 
-import util
-from engine.run import checkpoint
+from engine.run import checkpoint, run_log
 
 pytestmark = pytest.mark.gpu
 
@@ -33,7 +32,7 @@ def environment():
 
 
 def log_of(folder):
-    return util.read_json_lines(folder / FOLDER / "log.jsonl")
+    return run_log.read_json_lines(folder / FOLDER / "log.jsonl")
 
 
 def test_a_run_of_torchrun_stops_with_75_at_a_signal_and_goes_on_by_itself(tmp_path, shared_device):

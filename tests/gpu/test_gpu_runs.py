@@ -5,8 +5,7 @@ import torch
 from commands import run
 from processes import start
 
-import util
-from engine.run import checkpoint
+from engine.run import checkpoint, run_log
 
 pytestmark = pytest.mark.gpu
 
@@ -14,7 +13,7 @@ FOLDER = "save/SupCon/cifar100_models/a"
 
 
 def log_of(folder):
-    return util.read_json_lines(folder / FOLDER / "log.jsonl")
+    return run_log.read_json_lines(folder / FOLDER / "log.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def test_a_run_goes_on_from_the_device_to_the_cpu_and_back(tmp_path, shared_devi
         assert process.exitcode == 0, printed
         assert ("no CUDA device" in printed) == (shared_device.type == "cpu" or epoch == 2)
         assert epoch == 1 or f"after epoch {epoch - 1}" in printed
-    log = util.read_json_lines(tmp_path / "save/SupCon/digits_models/a/log.jsonl")
+    log = run_log.read_json_lines(tmp_path / "save/SupCon/digits_models/a/log.jsonl")
     assert [record["epoch"] for record in log] == [1, 2, 3]
     assert log[2]["loss"] == pytest.approx(log[1]["loss"], rel=0.1)  # with the bank full, as epoch 1 left it
 

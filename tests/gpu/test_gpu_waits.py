@@ -10,7 +10,7 @@ import torch.distributed as dist
 from commands import run
 from processes import CONTEXT
 
-from engine.batches.prefetch import Prefetcher
+from engine.batches.epoch_batches import Prefetcher
 from engine.run import runs
 
 pytestmark = pytest.mark.gpu

@@ -1,5 +1,6 @@
-"""Loaders that are slow, stuck, lost or out of shared memory."""
+"""Loaders that are slow, stuck or out of shared memory; batches on the device, and the time without work for it."""
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -8,17 +9,22 @@ import signal
 import subprocess
 import threading
 import time
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
+import workers
 from commands import error_of, run
 from torch.utils.data import DataLoader, Dataset
 
 import util
 from datasets.views import Views
-from engine.batches import loader_watchdog, loading
+from engine.batches import epoch_batches, loading
+from engine.batches.epoch_batches import Prefetcher
 from engine.processes import signals
 from engine.run import checkpoint
+from engine.train import training
 from util import InputError
 
 
@@ -36,12 +42,12 @@ class Slow(Dataset):
 
 def loader(data=None, **more):
     how = loading.Loading(2, 2, torch.device("cpu")).of_loader() | more
-    return loader_watchdog.Loader(data or Slow(), batch_size=2, **how)
+    return epoch_batches.Loader(data or Slow(), batch_size=2, **how)
 
 
 @pytest.fixture(autouse=True)
 def _looked_at_often(monkeypatch):
-    monkeypatch.setattr(loader_watchdog, "LOOK", 0.1)
+    monkeypatch.setattr(epoch_batches, "LOOK", 0.1)
 
 
 def test_a_slow_loader_is_waited_for_and_all_its_batches_come_in_order():
@@ -97,26 +103,8 @@ def test_a_training_whose_disk_hangs_for_too_long_saves_and_ends_with_a_line(mon
     assert checkpoint.load(tmp_path / FOLDER)["epoch"] == 1
 
 
-def test_a_stop_before_the_first_batch_saves_too_and_the_run_goes_on_from_there(monkeypatch, tmp_path):
-    batches = loader_watchdog.Loader.__iter__
-
-    def never(self):
-        if self.ends_early:
-            signal.raise_signal(signal.SIGTERM)
-            return iter(())
-        return batches(self)
-
-    words = "--model resnet8 --batch_size 512 --epochs 1 --save_freq 1 --num_workers 0 --exp_name a --resume auto"
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="75"):
-        patch.setattr(loader_watchdog.Loader, "__iter__", never)
-        run(patch, tmp_path, words, "main_ce")
-    assert [f.name for f in (tmp_path / FOLDER).glob("*.pth")] == ["last.pth"]
-    run(monkeypatch, tmp_path, words, "main_ce")
-    assert checkpoint.load(tmp_path / FOLDER)["epoch"] == 1
-
-
 def test_a_stop_while_validation_waits_for_long_ends_the_run(monkeypatch, capsys):
-    monkeypatch.setattr(loader_watchdog, "TELL", 0.15)
+    monkeypatch.setattr(epoch_batches, "TELL", 0.15)
     with signals.StopSignals() as stop, pytest.raises(SystemExit, match="75"):
         for _ in loader():
             stop.first = "SIGTERM"
@@ -128,21 +116,12 @@ def test_a_training_that_waits_for_a_batch_sees_the_end_of_max_hours():
         assert len(list(loader(ends_early=True))) < 5
 
 
-def test_a_long_wait_is_told_of_once_and_given_up_in_the_end(monkeypatch, capsys):
-    now = [1000.0]
-    monkeypatch.setattr(loader_watchdog.time, "monotonic", lambda: now[0])
-    watchdog, lines = loader_watchdog.LoaderWatchdog(patience=120.0), []
-    for now[0] in range(1000, 1121, 5):
-        lines.append(watchdog.look())
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith("no images for 60 s; does their storage answer? else give more --num_workers")
-    assert lines[:-1] == [None] * 24
-    assert lines[-1].startswith("--timeout_minutes: no images for 120 s; ")
-
-
-def test_an_evaluation_whose_disk_hangs_for_too_long_ends_with_a_line():
+def test_an_evaluation_that_waits_for_long_tells_of_it_once_and_gives_up_in_the_end(monkeypatch, capsys):
+    monkeypatch.setattr(epoch_batches, "TELL", 0.05)
     with pytest.raises(InputError, match=r"^--timeout_minutes: no images for \d+ s"):
-        list(loader(patience=0.2))
+        list(loader(patience=0.35))
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("no images for 0 s; does their storage answer? else give more --num_workers")
 
 
 def test_processes_that_are_kept_and_do_not_answer_are_replaced(monkeypatch):
@@ -221,7 +200,156 @@ def test_signals_that_come_while_they_are_held_come_afterwards():
         assert stop.asked == "SIGUSR1"
 
 
-def test_torchs_own_loader_is_the_one_that_is_made_patient():
-    assert issubclass(loader_watchdog.Loader, DataLoader)
-    with pytest.raises(RuntimeError, match=r"^DataLoader timed out"):  # its words, which the watchdog goes by
+def test_torchs_own_words_at_a_time_out_are_those_that_the_loader_goes_by():
+    with pytest.raises(RuntimeError, match=r"^DataLoader timed out"):
         list(DataLoader(Slow(), num_workers=1, timeout=0.1))
+
+
+# ---- on the device ---------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """time.perf_counter, and a loader of three batches of which each takes a second."""
+
+    now, dataset = 100.0, "data"
+
+    def perf_counter(self):
+        return self.now
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        for i in range(3):
+            self.now += 1
+            yield torch.full((2, 4), float(i)), torch.tensor([i, i])
+
+
+def ready(loader):
+    return Prefetcher(loader, torch.device("cpu"), torch.contiguous_format)
+
+
+def test_time_in_the_loader_is_told_from_time_in_the_step_epoch_by_epoch(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(epoch_batches, "time", clock)
+    loader = ready(clock)
+    for in_step, share in ((0, 1.0), (3, 0.25)):
+        for _ in loader:
+            clock.now += in_step
+        assert loader.scalars() == {"seconds": 3 + 3 * in_step, "waiting_for_data": share}
+    assert (len(loader), loader.dataset) == (3, "data")
+
+
+def test_an_epoch_of_which_no_step_was_left_has_waited_for_nothing(monkeypatch):
+    monkeypatch.setattr(epoch_batches, "time", Clock())
+    monkeypatch.setattr(Clock, "__iter__", lambda _: iter(()))
+    loader = ready(Clock())
+    assert list(loader) == []
+    assert loader.scalars()["waiting_for_data"] == 0
+
+
+class Device:
+    """Stand-in for a CUDA device whose queue the host fills: work takes its time there, events tell when."""
+
+    def __init__(self):
+        self.host, self.free = 0.0, 0.0  # seconds; when all that was given to the device is done
+
+    def perf_counter(self):
+        return self.host
+
+    def works(self, seconds):
+        self.free = max(self.free, self.host) + seconds
+
+    def event(self, **_):
+        device = self
+
+        class Event:
+            def record(self):
+                device.works(0)
+                self.at = device.free
+
+            def synchronize(self):
+                device.host = max(device.host, self.at)
+
+            def elapsed_time(self, other):
+                return 1000 * (other.at - self.at)
+
+        return Event()
+
+
+class OnItsWay:
+    """Stand-in for crops or labels that are copied to a device."""
+
+    def to(self, *_, **__):
+        return self
+
+    def record_stream(self, stream):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("loads", "works", "idle"),
+    [(0.01, 0.5, 0.01), (0.4, 0.5, 0.4), (2.0, 0.5, 2 + 9 * 1.5)],
+    ids=["the device is the slow one", "the host waits, the device hardly does", "the loader is the slow one"],
+)
+def test_on_cuda_the_devices_idle_time_counts_and_not_the_hosts(monkeypatch, loads, works, idle):
+    """The device waits for the first batch in any case."""
+    device, stream = Device(), SimpleNamespace(record_event=lambda: None, wait_event=lambda _: None)
+    monkeypatch.setattr(epoch_batches, "time", device)
+    cuda = {"Event": device.event, "Stream": lambda _: stream, "current_stream": lambda: stream}
+    for name, stand_in in {**cuda, "stream": contextlib.nullcontext}.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+
+    class Loads:
+        dataset = SimpleNamespace(finish=lambda *_: None)
+
+        def __iter__(self):
+            for _ in range(10):
+                device.host += loads
+                yield (OnItsWay(), None), OnItsWay()
+
+    loader = Prefetcher(Loads(), torch.device("cuda"), torch.contiguous_format)
+    for _ in loader:
+        device.works(works)
+    found = loader.scalars()
+    assert found["waiting_for_data"] * found["seconds"] == pytest.approx(idle)
+
+
+class Data:
+    """Hands out views that `finish` copies; knows which finished ones are still held when it makes the next."""
+
+    def __init__(self):
+        self.made, self.alive = [], []
+
+    def finish(self, crops, look, memory_format, finish):
+        self.alive.append(sum(x() is not None for x in self.made))
+        out = crops.float()
+        self.made.append(weakref.ref(out))
+        return out
+
+
+class Crops:
+    """A loader of four batches that `Data` finishes."""
+
+    def __init__(self):
+        self.dataset = Data()
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        for i in range(4):
+            yield (torch.ones(2, 3), torch.ones(2, 8)), torch.tensor([i])
+
+
+def test_a_finished_batch_is_gone_when_the_next_one_is_made():
+    loader, steps = Crops(), workers.Steps()
+    training.train_epoch(steps, ready(loader), None, steps, 1)
+    assert loader.dataset.alive == [0, 0, 0, 0]
+
+
+def test_features_on_the_device_come_in_the_order_that_is_asked_for():
+    data = loading.Resident(torch.arange(10.0)[:, None], torch.arange(10) % 3)
+    x, y = data[[7, 0, 3]]
+    assert x[:, 0].tolist() == [7, 0, 3]
+    assert y.tolist() == [1, 0, 0]
