@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch.utils.data import BatchSampler, Subset, TensorDataset
 
