@@ -66,14 +66,14 @@ def worker(args, device):
         encoder = start.build(spec.small, seen.size)
         encoder = training.sync_batchnorm(encoder, args.model, device) if args.syncBN else encoder
     skip, how = factory.skips_damage(args), factory.loading(args, device, args.channels_last)
-    train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)
+    train, test = loading.check_images(run, device, args.check_data, skip, {"training": train, "validation": test})
     if skip:
         train.tolerate_damage()
     views = factory.augmented(args, spec, seen, args.use_ssl_augmentations, count=1)
     test.transform = augmentation.evaluation(seen.size, seen.mean, seen.std, spec.small)
     images = loading.build_views(train, views, args.seed, args.augment_on, device)
     loader, sampler = loading.training_loader(
-        images, how, args.seed, factory.balanced(args, train.labels, train.classes)
+        images, how, args.seed, factory.choose_balance(args, train.labels, train.classes)
     )
     model = Classifier(encoder, len(train.classes))
     model = training.place_model(model, device, how.memory_format, args.compile)

@@ -61,7 +61,7 @@ def worker(args, device):
         name = args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}"
         run = runs.Run(args, "linear", name, train.images)
     skip, how = factory.skips_damage(args), factory.loading(args, device, args.channels_last)
-    train, test = loading.check_images(run, device, args.check_data, skip, training=train, validation=test)
+    train, test = loading.check_images(run, device, args.check_data, skip, {"training": train, "validation": test})
     counts = {"train": len(train), "validation": len(test)}
     facts = {"classes": train.classes, "encoder": net.record["sha256"], "cache_features": args.cache_features}
     encoder = net.encoder.to(device, memory_format=how.memory_format)

@@ -84,12 +84,12 @@ def worker(args, device):
         criterion, summary, ranking = factory.build_loss(args, data, nested)
         held_out = factory.held_out(args, transform, data, nested)
     skip, how = factory.skips_damage(args), factory.loading(args, device, args.channels_last)
-    (data,) = loading.check_images(run, device, args.check_data, skip, training=data)
+    (data,) = loading.check_images(run, device, args.check_data, skip, {"training": data})
     if skip:
         data.tolerate_damage()
     of_image = factory.augmented(args, spec, seen)
     views = loading.build_views(data, of_image, args.seed, args.augment_on, device)
-    balanced = factory.balanced(args, *factory.finest(data, nested))
+    balanced = factory.choose_balance(args, *factory.finest(data, nested))
     loader, sampler = loading.training_loader(views, how, args.seed, balanced)
     with distributed.main_first():  # it may download weights
         encoder = start.build(spec.small, seen.size)

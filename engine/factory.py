@@ -12,7 +12,7 @@ import util
 from datasets import rankings
 from datasets.augmentation import Augmentation
 from datasets.rankings import instances
-from engine.batches.loading import Loading
+from engine.batches.loading import Balance, Loading
 from engine.encoder import trained_encoder
 from engine.encoder.trained_encoder import FrozenEncoder
 from engine.processes import cpu_threads, distributed
@@ -51,9 +51,9 @@ def augmented(args, spec, views: datasets.ViewSettings, colour: bool = True, cou
     return Augmentation(views.size, views.mean, views.std, scale, flip, strength, count, args.blur)
 
 
-def balanced(args, labels: Tensor, names: list[str]) -> tuple[Tensor, int] | None:
-    """Of --sampler balanced: labels [n] of the training images and images a class; None without. names: of labels, or
-    [] where they have none. Raises InputError where batches cannot be made so.
+def choose_balance(args, labels: Tensor, names: list[str]) -> Balance | None:
+    """How --sampler balanced draws batches by labels [n] of the training images; None without. names: of labels, or []
+    where they have none. Raises InputError where batches cannot be made so.
     """
     if args.sampler != "balanced":
         if args.batch_per_class:
@@ -70,7 +70,7 @@ def balanced(args, labels: Tensor, names: list[str]) -> tuple[Tensor, int] | Non
     if counts[1][least] < each:
         name = names[int(counts[0][least])] if names else f"group {int(counts[0][least])}"
         raise InputError(f"{flag}: {name} has {int(counts[1][least])}")
-    return labels, each
+    return Balance(labels, each)
 
 
 def load_encoder(args, train: datasets.ImageData, ckpt: str | None = None) -> FrozenEncoder:

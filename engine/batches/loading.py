@@ -45,7 +45,15 @@ class Loading:
         }
 
 
-def check_images(run, device, check: bool, skip: bool, **parts) -> list:
+@dataclass(frozen=True)
+class Balance:
+    """What BalancedBatches draws by: labels [n] of the training images, and images per class."""
+
+    labels: torch.Tensor
+    per_class: int
+
+
+def check_images(run, device, check: bool, skip: bool, parts: dict) -> list:
     """Where `check` holds, decode every image of the parts (name -> data), the processes sharing the work; returns the
     parts without the damaged ones.
 
@@ -99,11 +107,11 @@ def report_damage(run, data, device) -> dict:
     return {"damaged_images": len(damaged)} if damaged else {}
 
 
-def training_loader(data, loading: Loading, seed: int, balanced: tuple | None = None):
+def training_loader(data, loading: Loading, seed: int, balanced: Balance | None = None):
     """Batches on the device, and their sampler: shuffled, shared out to the processes, whole batches only.
 
-    data: Views, or features in memory (a TensorDataset), which come a whole batch at a time; balanced: of views, labels
-    and images a class of BalancedBatches.
+    data: Views, or features in memory (a TensorDataset), which come a whole batch at a time; balanced: of views, how
+    BalancedBatches draws them.
     """
     if loading.batch_size < distributed.world_size():
         raise InputError(f"--batch_size {loading.batch_size} is less than the {distributed.world_size()} processes")
@@ -111,7 +119,7 @@ def training_loader(data, loading: Loading, seed: int, balanced: tuple | None = 
         raise InputError(f"--batch_size {loading.batch_size} is more than the {len(data)} training images")
     in_memory = isinstance(data, TensorDataset)
     if balanced:
-        sampler = BalancedBatches(balanced[0], loading.batch_size, seed, balanced[1])
+        sampler = BalancedBatches(balanced.labels, loading.batch_size, seed, balanced.per_class)
     else:
         sampler = EpochBatches(len(data), loading.batch_size, seed, keyed=not in_memory)
     if in_memory:

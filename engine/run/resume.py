@@ -8,21 +8,22 @@ import torch
 from torch import Tensor, nn
 
 import util
-from engine.cli.parsing import Means
+from engine.cli.parsing import Means, Options
 from engine.train.optimization import MOMENTA
 from util import InputError
 
 
-def find_changed_options(before: dict, now: dict, means: dict[str, Means], flag: str) -> dict[str, str]:
+def find_changed_options(before: dict, now: dict, about: Options, flag: str) -> dict[str, str]:
     """By name, in words: the options of a resumed run that are not as before and leave the mathematics another.
     InputError, beginning with `flag`, where weights would mean something else.
     """
     before = {"optimizer": "sgd", **before}  # older runs had no other
+    spelling = about.spelling
     changed = [n for n in now if n in before and before[n] != now[n]]
     for name in changed:
-        if Means.FIXED in means[name]:
-            raise InputError(f"{flag}: was trained with --{name} {before[name]}, not {now[name]}")
-    return {n: f"--{n} {now[n]} (was {before[n]})" for n in changed if Means.FREE not in means[n]}
+        if Means.FIXED in about.means[name]:
+            raise InputError(f"{flag}: was trained with {spelling[name]} {before[name]}, not {now[name]}")
+    return {n: f"{spelling[n]} {now[n]} (was {before[n]})" for n in changed if Means.FREE not in about.means[n]}
 
 
 def find_changed_files(before: dict | None, now: dict, means: dict[str, Means]) -> dict[str, str]:

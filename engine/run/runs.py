@@ -140,7 +140,7 @@ class Run:
             )
         before = checkpoint.trained_options(state)
         means = self.args.means
-        changed = resume.find_changed_options(before, options.plain(self.args), means, flag)
+        changed = resume.find_changed_options(before, options.plain(self.args), self.args, flag)
         changed |= resume.find_changed_files(state.get("files"), self.args.files, means)
         if changed:
             self.say(f"resumed with other options: {', '.join(changed.values())}")

@@ -49,14 +49,14 @@ def test_every_option_of_every_script_says_what_it_means_and_those_of_paths_whet
 def test_a_resume_refuses_names_or_passes_over_every_option(script):
     args = parsed(script)
     now = options.plain(args)
-    for name in now:
+    for name, spelling in args.spelling.items():
         before = {**now, name: "other"}
-        if name in FIXED:
-            with pytest.raises(InputError, match=f"^x: was trained with --{name} other, not "):
-                resume.find_changed_options(before, now, args.means, "x")
-        else:
-            found = resume.find_changed_options(before, now, args.means, "x")
-            assert found == ({} if name in FREE else {name: f"--{name} {now[name]} (was other)"})
+        if name in FIXED & now.keys():
+            with pytest.raises(InputError, match=f"^x: was trained with {spelling} other, not "):
+                resume.find_changed_options(before, now, args, "x")
+        elif name in now:
+            found = resume.find_changed_options(before, now, args, "x")
+            assert found == ({} if name in FREE else {name: f"{spelling} {now[name]} (was other)"})
 
 
 @pytest.mark.parametrize("script", RECORDS)
