@@ -13,7 +13,6 @@ import util  # first: where packages are missing it says what to do
 import torch.nn.functional as F
 
 import datasets
-from datasets import augmentation
 from engine import factory
 from engine.batches import loading
 from engine.cli import config, options
@@ -31,6 +30,16 @@ RECIPES = {
         model="resnet20", epochs=15, batch_size=64, learning_rate=0.1, cosine=True, num_workers=0, save_freq=10
     ),
     "fashion_mnist": dict(model="resnet20", epochs=20, learning_rate=0.2, cosine=True, num_workers=2, save_freq=10),
+    "features": dict(
+        model="mlp",
+        epochs=10,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=1e-4,
+        cosine=True,
+        num_workers=0,
+        save_freq=10,
+    ),
 }
 
 
@@ -39,10 +48,11 @@ def get_parser():
     options.add_data(p, datasets.NAMES)
     g = p.add_argument_group("model and views", means=Means.RESULT)
     options.add_encoder(g)
-    options.flag(g, "--use_ssl_augmentations", help="augment as the contrastive methods do; else crop and flip")
+    as_published = "augment as the contrastive methods do; else crop and flip"
+    options.flag(g, "--use_ssl_augmentations", means=Means.PIXELS, help=as_published)
     options.flag(g, "--syncBN", help=options.SYNC_BN)
     of_more = "use ImageNet-100's classes only, of a folder that holds more"
-    options.flag(g, "--imagenet100", means=Means.SUBSET, help=of_more)
+    options.flag(g, "--imagenet100", means=Means.SUBSET | Means.PIXELS, help=of_more)
     options.add_views(p)
     options.add_training(p)
     options.add_distributed(p)
@@ -56,22 +66,20 @@ def worker(args, device):
     util.seed_everything(args.seed)
     with distributed.main_first():
         only = datasets.class_list("ImageNet-100") if args.imagenet100 else ()
-        train, test = datasets.build_pair(args.dataset, args.data_folder, factory.select_images(args, only))
+        train, test = datasets.build_pair(args.dataset, factory.find_data(args), factory.select_images(args, only))
         distributed.say((train.left_out + test.left_out).describe())
         datasets.check_several_classes(train, args.data_folder)
-        spec = datasets.spec(args.dataset)
         run = runs.Run(args, "SupCon", run_name(args), train.images)
         start = pretrained.choose_start(args.model, args.init, args.pretrained, run.source)
         seen = datasets.complete_views(args.dataset, factory.chosen_views(args).fill_from(start.views), train)
-        encoder = start.build(spec.small, seen.size)
+        encoder = factory.build_encoder(args, start, seen)
         encoder = training.sync_batchnorm(encoder, args.model, device) if args.syncBN else encoder
     skip, how = factory.skips_damage(args), factory.loading(args, device, args.channels_last)
     train, test = loading.check_images(run, device, args.check_data, skip, {"training": train, "validation": test})
     if skip:
         train.tolerate_damage()
-    views = factory.augmented(args, spec, seen, args.use_ssl_augmentations, count=1)
-    test.transform = augmentation.evaluation(seen.size, seen.mean, seen.std, spec.small)
-    images = loading.build_views(train, views, args.seed, args.augment_on, device)
+    test.transform = factory.make_transform(args, seen)
+    images = factory.make_training_views(args, train, seen, device, args.use_ssl_augmentations, count=1)
     loader, sampler = loading.training_loader(
         images, how, args.seed, factory.choose_balance(args, train.labels, train.classes)
     )
@@ -98,7 +106,7 @@ def worker(args, device):
         record |= {"model": args.model, "epoch": args.epochs}
         images, seconds = {"train": len(train), "validation": len(test)}, round(time.perf_counter() - begin, 2)
         about = {"images": images, "seconds": seconds, **describe_precision(stepper.precision)}
-        given, folders = options.recorded(args), {"images": args.data_folder}
+        given, folders = options.recorded(args), factory.name_data(args)
         path = records.write(given, "cross_entropy", run_name(args), "", metrics, record, folders, about)
         records.show("cross-entropy", metrics)
         print(f"saved {path}", flush=True)

@@ -25,9 +25,11 @@ from engine.processes.launch import launch
 from engine.run import runs
 from engine.train import training
 from engine.train.optimization import describe_precision
+from util import InputError
 
 SMALL = dict(epochs=30, batch_size=64, learning_rate=0.1, cosine=True, num_workers=0)
 RECIPES = {"digits": SMALL, "fashion_mnist": {**SMALL, "num_workers": 2}}
+RECIPES["features"] = {**SMALL, "cache_features": True}
 
 
 def get_parser():
@@ -51,11 +53,11 @@ def worker(args, device):
     begin = time.perf_counter()
     util.seed_everything(args.seed)
     with distributed.main_first():
-        train, test = datasets.build_pair(args.dataset, args.data_folder, factory.select_images(args))
+        train, test = datasets.build_pair(args.dataset, factory.find_data(args), factory.select_images(args))
         distributed.say((train.left_out + test.left_out).describe())
         datasets.check_several_classes(train, args.data_folder)
         cache = factory.features_cache(args)
-        net = factory.load_encoder(args, train)
+        net = factory.load_layer(args, train)
         kind = "cached" if args.cache_features else "augmented"
         detail = f"{kind}_lr{args.learning_rate:g}{options.images_in_name(args.images_per_class)}_seed{args.seed}"
         name = args.exp_name or f"{net.name}_{net.record['sha256'][:8]}_{detail}"
@@ -100,7 +102,7 @@ def worker(args, device):
     run.close()
     if distributed.is_main():
         metrics = {"best": run.best, "last": run.latest}
-        given, name, folders = options.recorded(args), args.exp_name or net.name, {"images": args.data_folder}
+        given, name, folders = options.recorded(args), args.exp_name or net.name, factory.name_data(args)
         about = {"images": counts, "seconds": round(time.perf_counter() - begin, 2), "probe": kind}
         about |= net.about() | ({} if args.cache_features else describe_precision(stepper.precision))  # cached: float32
         path = records.write(given, "linear", name, detail, metrics, net.record, folders, about)
@@ -110,6 +112,8 @@ def worker(args, device):
 
 def main():
     args = config.parse(get_parser(), RECIPES)
+    if args.features and not args.cache_features:
+        raise InputError("--cache_features False: features are not augmented in a probe")
     runs.wait_for_predecessor(args, "linear", args.exp_name)
     launch(partial(worker, args), factory.processes(args), training=True)
 

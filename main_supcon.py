@@ -3,13 +3,17 @@
 python main_supcon.py                       RINCE on scikit-learn's digits, a minute on a laptop
 python main_supcon.py --dataset path --data_folder MY_IMAGES --ranking MY_SUPERCLASSES.yaml
 python main_supcon.py --dataset path --data_folder MY_IMAGES --instance_ranks MY_GROUPS.csv
+python main_supcon.py --features MY_FEATURES.npz --ranking MY_SUPERCLASSES.yaml     a head, in seconds
 """
 
 from functools import partial
 
+import util  # first: where packages are missing it says what to do
+
+# isort: split
+from torch import nn
+
 import datasets
-import util
-from datasets import augmentation
 from engine import factory
 from engine.batches import loading
 from engine.cli import config, options
@@ -32,6 +36,10 @@ RECIPES = {
     "fashion_mnist": dict(
         model="resnet20", epochs=20, memorybank_size=4096, learning_rate=0.3, cosine=True, num_workers=2,
         ranking="superclass", save_freq=10,
+    ),
+    "features": dict(
+        model="mlp", epochs=10, optimizer="adamw", learning_rate=1e-3, weight_decay=1e-4, cosine=True, num_workers=0,
+        save_freq=10,
     ),
 }  # fmt: skip
 
@@ -59,7 +67,8 @@ def get_parser():
 def build_model(args, encoder, criterion, device, memory_format):
     """Query and key encoder over one bank, the same on every process since the seed is."""
     bank = MemoryBank(args.memorybank_size, args.feat_dim)
-    head = projection_head(encoder.dim, args.feat_dim)
+    head = nn.Sequential(nn.Linear(encoder.dim, args.feat_dim)) if args.features else None
+    head = head or projection_head(encoder.dim, args.feat_dim)
     model = ContrastiveModel(encoder, head, bank, criterion, args.m)
     if distributed.world_size() > 1:
         model.gather = partial(distributed.gather, total=args.batch_size)
@@ -76,23 +85,20 @@ def worker(args, device):
         raise InputError(f"--memorybank_size {args.memorybank_size} is smaller than --batch_size {args.batch_size}")
     with distributed.main_first():
         data, nested = factory.load_data(args)
-        spec = datasets.spec(args.dataset)
         run = runs.Run(args, "SupCon", args.exp_name or default_name(args), data.images)
         start = pretrained.choose_start(args.model, args.init, args.pretrained, run.source)
         seen = datasets.complete_views(args.dataset, factory.chosen_views(args).fill_from(start.views), data)
-        transform = augmentation.evaluation(seen.size, seen.mean, seen.std, spec.small)
         criterion, summary, ranking = factory.build_loss(args, data, nested)
-        held_out = factory.held_out(args, transform, data, nested)
+        held_out = factory.held_out(args, factory.make_transform(args, seen), data, nested)
     skip, how = factory.skips_damage(args), factory.loading(args, device, args.channels_last)
     (data,) = loading.check_images(run, device, args.check_data, skip, {"training": data})
     if skip:
         data.tolerate_damage()
-    of_image = factory.augmented(args, spec, seen)
-    views = loading.build_views(data, of_image, args.seed, args.augment_on, device)
+    views = factory.make_training_views(args, data, seen, device)
     balanced = factory.choose_balance(args, *factory.finest(data, nested))
     loader, sampler = loading.training_loader(views, how, args.seed, balanced)
     with distributed.main_first():  # it may download weights
-        encoder = start.build(spec.small, seen.size)
+        encoder = factory.build_encoder(args, start, seen)
     model = build_model(args, encoder, criterion, device, how.memory_format)
     wrapped, processes = training.wrap_parallel(model), distributed.world_size()
     stepper = factory.stepper(args, model, device)

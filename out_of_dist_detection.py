@@ -12,14 +12,18 @@ from pathlib import Path
 import util  # first: where packages are missing it says what to do
 
 # isort: split
+from torch import Tensor
+
 import datasets
 import evaluation
 import figures
+from datasets.features import FeatureFiles
 from engine import factory
 from engine.cli import config, options
 from engine.cli.parsing import Means
 from engine.encoder import detectors, records, trained_encoder
 from engine.encoder.detectors import DETECTORS, ON_LOGITS
+from engine.encoder.trained_encoder import FrozenEncoder
 from engine.processes import distributed
 from engine.processes.launch import launch
 from figures.curves import draw_nearness, draw_ood
@@ -31,25 +35,37 @@ def get_parser():
     options.add_data(p, datasets.NAMES)
     options.add_evaluation(p)
     g = p.add_argument_group("outliers", means=Means.RESULT)
-    g.add_argument("--dataset_outliers", choices=datasets.NAMES, required=True, help="data set of the outliers")
+    g.add_argument("--dataset_outliers", choices=datasets.NAMES, help="data set of the outliers")
     where = Means.UNHASHED | Means.FILE  # the hash has the folder itself, wherever it is named from
     g.add_argument("--data_folder_outliers", type=util.user_text, default="./data", means=where, help="its folder")
+    rows = "features of the outliers; sets --dataset_outliers features"
+    vectors = where | Means.VECTORS
+    g.add_argument("--features_outliers", type=util.user_text, nargs="+", metavar="FILE", means=vectors, help=rows)
     g.add_argument("--outlier_classes", nargs="+", default=[], metavar="CLASS", help="these of its classes only")
     g.add_argument("--outlier_split", choices=["test", "train", "all"], default="test", help="a folder without: whole")
     g.add_argument("--detector", choices=DETECTORS, default="gaussian", help="msp, energy: cross-entropy models only")
     g.add_argument("--knn_k", type=options.positive_int, default=50, help="neighbour of --detector knn")
     nearness = "of training and outlier classes, as in training: AUROC of each outlier class by its nearness"
     g.add_argument("--ranking", type=util.user_text, means=Means.FILE, help=nearness)
+    p.needed["dataset_outliers"] = "features_outliers"
     options.add_output(p)
     options.add_distributed(p)
     return p
 
 
+def find_outliers(args) -> str | FeatureFiles:
+    """Where the outliers are: --data_folder_outliers, or --features_outliers, whose labels are optional."""
+    if not args.features_outliers:
+        return args.data_folder_outliers
+    columns = args.label_columns or ()
+    return FeatureFiles(args.features_outliers, label_columns=columns, flag="--features_outliers", labeled=False)
+
+
 def load_data(args):
     """Training set, inliers (validation set) and outliers."""
     whole = datasets.Selection(tuple(args.hold_out))
-    train, test = datasets.build_pair(args.dataset, args.data_folder, whole)
-    folder, only = args.data_folder_outliers, tuple(args.outlier_classes)
+    train, test = datasets.build_pair(args.dataset, factory.find_data(args), whole)
+    folder, only = find_outliers(args), tuple(args.outlier_classes)
     outliers = datasets.build_outliers(args.dataset_outliers, folder, args.outlier_split, only)
     parts = {"training": train, "validation": test, "outlier": outliers}
     train, test, outliers = datasets.leave_out_images(args.skip_images, parts)
@@ -58,24 +74,20 @@ def load_data(args):
     return datasets.select_per_class(train, args.images_per_class), test, outliers
 
 
-def worker(args, device):
-    """One process: data, features, scores, result."""
-    begin = time.perf_counter()
-    with distributed.main_first():
-        util.check_folder(args.save_folder, "--save_folder")
-        train, test, outliers = load_data(args)
-        distributed.say((train.left_out + test.left_out + outliers.left_out).describe())
-        loading, cache = factory.loading(args, device), factory.features_cache(args)
-        net = factory.load_encoder(args, train)
-        if args.detector in ON_LOGITS and not net.classifier:
-            raise InputError(f"--detector {args.detector} needs a classifier; {args.ckpt} holds a contrastive model")
-        outputs = trained_encoder.count_outputs(net, args.dataset, train.classes) if args.detector in ON_LOGITS else 0
-        near = (
-            detectors.compute_nearness(args.ranking, args.dataset, train.classes, outliers.classes)
-            if args.ranking
-            else None
-        )
-        trained_encoder.warn_of_seen(net, args.dataset_outliers, outliers.classes)
+def find_nearness(args, train: datasets.ImageData, outliers: datasets.ImageData) -> Tensor | None:
+    """[O] with --ranking, the largest similarity of each outlier class to a training class; else None."""
+    if not args.ranking:
+        return None
+    known = train.superclasses
+    if isinstance(known, dict):
+        known = (outliers.superclasses or {}) | known
+    return detectors.compute_nearness(args.ranking, known, train.classes, outliers.classes)
+
+
+def evaluate(args, net: FrozenEncoder, data: list[datasets.ImageData], near: Tensor | None, device) -> None:
+    """Features, scores and result of an encoder, or a layer of it. data: training, validation, outliers."""
+    begin, (train, test, outliers) = time.perf_counter(), data
+    loading, cache = factory.loading(args, device), factory.features_cache(args)
     wanted = {"inliers": test, "outliers": outliers}
     if args.detector not in ON_LOGITS:
         wanted = {"train": train, **wanted}
@@ -84,6 +96,7 @@ def worker(args, device):
         return
     parts, said = [found["inliers"], found["outliers"]], {}
     if args.detector in ON_LOGITS:
+        outputs = trained_encoder.count_outputs(net, args.dataset, train.classes)
         parts, said = trained_encoder.compute_logits(net, outputs, parts)
     scores = detectors.compute_scores(args.detector, args.knn_k, device, parts, found.get("train"), train.labels)
     try:
@@ -98,13 +111,13 @@ def worker(args, device):
             metrics["nearness"] = said["nearness"]["Spearman"]
         else:
             print("nearness: no correlation, since there are not three outlier classes of two similarities")
-    label, inliers = outliers_label(args, ", "), datasets.title(args.dataset, args.data_folder)
+    label, inliers = outliers_label(args, ", "), datasets.title(args.dataset, factory.find_data(args))
     detector = args.detector + (str(args.knn_k) if args.detector == "knn" else "")
     detail = f"{outliers_label(args, '-').replace(' ', '_')}_{detector}"
-    folders = {"inliers": args.data_folder, "outliers": args.data_folder_outliers}
     images = {"train": len(train), "inliers": len(test), "outliers": len(outliers)}
     about = {"images": images, "seconds": round(time.perf_counter() - begin, 2), **said, **net.about()}
-    path = records.write(options.recorded(args), "ood", net.name, detail, metrics, net.record, folders, about)
+    given, folders = options.recorded(args), name_data(args)
+    path = records.write(given, "ood", net.name, detail, metrics, net.record, folders, about)
     records.show(f"{inliers} against", {label: {k: v for k, v in metrics.items() if k != "AUPR"}})
     texts = f"{net.name}: {inliers} against {label}", f"{detector}: {DETECTORS[args.detector]}"
     drawn = figures.try_to_draw(draw_ood, path.with_suffix(".png"), (*scores, metrics, *texts))
@@ -114,10 +127,33 @@ def worker(args, device):
     print(f"saved {path}{drawn}", flush=True)
 
 
+def worker(args, device):
+    """One process: data, encoder, and the result of each of its layers."""
+    with distributed.main_first():
+        util.check_folder(args.save_folder, "--save_folder")
+        train, test, outliers = load_data(args)
+        distributed.say((train.left_out + test.left_out + outliers.left_out).describe())
+        net = factory.load_encoder(args, train)
+        if args.detector in ON_LOGITS and not net.classifier:
+            raise InputError(f"--detector {args.detector} needs a classifier; {args.ckpt} holds a contrastive model")
+        near = find_nearness(args, train, outliers)
+        trained_encoder.warn_of_seen(net, args.dataset_outliers, outliers.classes)
+    for given, layer in factory.choose_layers(args, net):
+        evaluate(given, layer, [train, test, outliers], near, device)
+
+
+def name_data(args) -> dict[str, str]:
+    """What the record says of where the images are."""
+    if not args.features:
+        return {"inliers": args.data_folder, "outliers": args.data_folder_outliers}
+    outliers = {f"outliers {i}" if i else "outliers": file for i, file in enumerate(args.features_outliers)}
+    return factory.name_data(args) | outliers
+
+
 def outliers_label(args, comma: str) -> str:
     """The outliers' name: data set, the folder's where any folder will do, classes and split where chosen."""
-    parts = [datasets.title(args.dataset_outliers, args.data_folder_outliers)]
-    if datasets.spec(args.dataset_outliers).read_outliers and args.dataset_outliers not in ("AwA2", "path"):
+    parts = [datasets.title(args.dataset_outliers, find_outliers(args))]
+    if datasets.spec(args.dataset_outliers).read_outliers and args.dataset_outliers not in ("AwA2", "path", "features"):
         parts.append(Path(args.data_folder_outliers).resolve().name)
     if args.outlier_classes:
         names = args.outlier_classes
@@ -132,6 +168,8 @@ def outliers_label(args, comma: str) -> str:
 
 def main():
     args = config.parse(get_parser(), options.SMALL_DATA)
+    if bool(args.features) != bool(args.features_outliers):
+        raise InputError(f"--dataset_outliers {args.dataset_outliers}: --features and --features_outliers go together")
     launch(partial(worker, args), factory.processes(args))
 
 

@@ -23,6 +23,7 @@ from engine.cli import config, options
 from engine.cli.parsing import Means
 from engine.encoder import rank_consistency, records, trained_encoder
 from engine.encoder.rank_consistency import RetrievalTask
+from engine.encoder.trained_encoder import FrozenEncoder
 from engine.processes import distributed
 from engine.processes.launch import launch
 from figures.curves import draw_precision_recall
@@ -53,13 +54,13 @@ def get_parser():
     return p
 
 
-def label_sets(args, classes) -> dict[str, torch.Tensor]:
-    """By name of the label set: [C] the label of each class, itself or its superclass."""
+def label_sets(args, classes, known) -> dict[str, torch.Tensor]:
+    """By name of the label set: [C] the label of each class, itself or its superclass. known: the data set's own."""
     sets = {}
     if args.labelset in ("fine", "both"):
         sets["fine"] = torch.arange(len(classes))
     if args.labelset in ("coarse", "both"):
-        groups, source = rankings.choose_superclasses(args.superclasses, datasets.spec(args.dataset).superclasses)
+        groups, source = rankings.choose_superclasses(args.superclasses, known)
         if groups is None:
             hint = "has no superclasses of its own; give --superclasses FILE.yaml"
             raise InputError(f"--labelset {args.labelset}: {args.dataset} {hint}")
@@ -75,16 +76,17 @@ def label_sets(args, classes) -> dict[str, torch.Tensor]:
     return sets
 
 
-def choose_task(args, net, classes) -> RetrievalTask:
+def choose_task(args, net, train) -> RetrievalTask:
     """Classes or superclasses, and with --ranking its order."""
     at_r = args.within == "test"
-    task = RetrievalTask(label_sets(args, classes), vote=args.knn_k, at_r=at_r, classes=list(classes))
+    classes, sets = train.classes, label_sets(args, train.classes, train.superclasses)
+    task = RetrievalTask(sets, vote=args.knn_k, at_r=at_r, classes=list(classes))
     if not args.ranking:
         if args.thresholds or args.ranks:
             raise InputError("--thresholds and --ranks: have no use without --ranking")
         return task
     ranks = rankings.Ranks(args.thresholds, args.ranks)
-    similarity = rank_consistency.find_similarity(args.ranking, ranks, net, args.dataset, classes)
+    similarity = rank_consistency.find_similarity(args.ranking, ranks, net, train.superclasses, classes)
     levels = evaluation.Levels.of_table(similarity)
     if len(levels.values) < 2:
         raise InputError(f"--ranking {args.ranking}: has a single rank, and no order to measure")
@@ -112,21 +114,19 @@ def show(args, task: RetrievalTask, metrics: dict) -> None:
         records.show("order of", {args.ranking or args.instance_ranks: shown})
 
 
-def worker(args, device):
-    """One process: data, features, metrics, result."""
-    begin = time.perf_counter()
-    with distributed.main_first():
-        util.check_folder(args.save_folder, "--save_folder")
-        if args.instance_ranks:
-            train, (groups, names) = factory.load_data(args)
-            test, net = train, factory.load_encoder(args, train)
-            task = choose_group_task(args, groups, names)
-        else:
-            train, test = datasets.build_pair(args.dataset, args.data_folder, factory.select_images(args))
-            distributed.say((train.left_out + test.left_out).describe())
-            net = factory.load_encoder(args, train)
-            task = choose_task(args, net, train.classes)
-        loading, cache = factory.loading(args, device), factory.features_cache(args)
+def build_data(args) -> tuple[datasets.ImageData, datasets.ImageData]:
+    """Gallery and queries; of features that look for one another the queries twice, of any classes."""
+    which = factory.select_images(args)
+    if args.features and args.within == "test":
+        test = datasets.build(args.dataset, factory.find_data(args), "test", which)
+        return test, test
+    return datasets.build_pair(args.dataset, factory.find_data(args), which)
+
+
+def evaluate(args, net: FrozenEncoder, task: RetrievalTask, data: list[datasets.ImageData], device) -> None:
+    """Features, metrics and result of an encoder, or a layer of it. data: gallery, and queries."""
+    begin, (train, test) = time.perf_counter(), data
+    loading, cache = factory.loading(args, device), factory.features_cache(args)
     gallery = None  # then the queries look for one another
     if test is not train and args.within == "train":
         gallery = trained_encoder.extract_features(net, train, "gallery", loading, cache)
@@ -138,12 +138,29 @@ def worker(args, device):
     about = {"images": {"train": len(train), "test": len(test)}, "seconds": seconds} | said
     if task.levels is not None:
         about["similarity_of_ranks"] = task.levels.values.tolist()
-    given, about, folders = options.recorded(args), about | net.about(), {"images": args.data_folder}
+    given, about, folders = options.recorded(args), about | net.about(), factory.name_data(args)
     path = records.write(given, "retrieval", net.name, args.labelset, metrics, net.record, folders, about)
-    data = datasets.title(args.dataset, args.data_folder)
+    title = datasets.title(args.dataset, factory.find_data(args))
     show(args, task, metrics)
-    picture, values = path.with_suffix(".png"), (curves, f"retrieval on {data}, {net.name}")
+    picture, values = path.with_suffix(".png"), (curves, f"retrieval on {title}, {net.name}")
     print(f"saved {path}{figures.try_to_draw(draw_precision_recall, picture, values)}", flush=True)
+
+
+def worker(args, device):
+    """One process: data, encoder, and the result of each of its layers."""
+    with distributed.main_first():
+        util.check_folder(args.save_folder, "--save_folder")
+        if args.instance_ranks:
+            train, (groups, names) = factory.load_data(args)
+            test, net = train, factory.load_encoder(args, train)
+            task = choose_group_task(args, groups, names)
+        else:
+            train, test = build_data(args)
+            distributed.say((train.left_out + test.left_out).describe())
+            net = factory.load_encoder(args, train)
+            task = choose_task(args, net, train)
+    for given, layer in factory.choose_layers(args, net):
+        evaluate(given, layer, task, [train, test], device)
 
 
 def main():

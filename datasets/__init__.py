@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from datasets import sources, text_files
+from datasets import feature_views, sources, text_files
 from datasets.decoding import WAY_ROUND, read_pixels, read_rgb
+from datasets.features import FeatureFiles, FeatureRows
 from datasets.folders import LeftOut, find_real_paths
 from datasets.packed import Pack, PackedImage, PackInputError
 from datasets.sources import ViewSettings
@@ -46,23 +47,27 @@ ALL = Selection()
 class ImageData(Dataset):
     """Images with class labels; item i is (transform(PIL image in RGB), label).
 
-    images: paths, PackedImages, or uint8 arrays [H, W] or [H, W, 3]; labels: [n] long; classes: the name of each label.
+    images: paths, PackedImages, uint8 arrays [H, W] or [H, W, 3], or rows of features; labels: [n] long; classes: the
+    name of each label; superclasses: the name of those that ship with it, or of each class its own; None: none.
     bad: [n] bool, shared with DataLoader workers: an image that cannot be read is marked in it, and the next readable
     one, with its label, takes its place; None (as built): it is an InputError.
     left_out: what of the folder is no image of the set; groups: the classes are groups without names, which may lose
     all their images.
     """
 
-    images: list | np.ndarray
+    images: list | np.ndarray | FeatureRows
     labels: torch.Tensor
     classes: list[str]
     transform: object = None
     bad: torch.Tensor | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
     groups: bool = False
+    superclasses: str | dict[str, str] | None = None
 
     def tolerate_damage(self) -> None:
-        """From now on, let other images take the place of those that cannot be read."""
+        """From now on, let other images take the place of those that cannot be read; not so rows of features."""
+        if self.are_features:
+            return
         self.bad = torch.zeros(len(self), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -113,8 +118,19 @@ class ImageData(Dataset):
 
     @property
     def in_memory(self) -> bool:
-        """Whether the images are arrays, and no files."""
-        return isinstance(self.images, np.ndarray)
+        """Whether the images are arrays, or rows of features, and no files."""
+        return not isinstance(self.images, list)
+
+    @property
+    def are_features(self) -> bool:
+        """Whether the items are rows of features, and no images."""
+        return isinstance(self.images, FeatureRows)
+
+    def names(self) -> list[str]:
+        """The real path of each image file; of features, that of the file, a colon and the row; else []."""
+        if self.are_features:
+            return self.images.names()
+        return [] if self.in_memory else find_real_paths(self.images)
 
     def select(self, indices: list[int]) -> "ImageData":
         """These images of the set, with the same classes."""
@@ -134,7 +150,8 @@ class ImageData(Dataset):
         """These images, to which `option` reduces a part, "training" say. InputError where a class loses its last."""
         data = self.select(indices)
         if not indices:
-            raise InputError(f"{option}: leaves no {part} image of {self.images[0]} and its like")
+            first = self.images.name(0) if self.are_features else self.images[0]
+            raise InputError(f"{option}: leaves no {part} image of {first} and its like")
         before, after = (torch.bincount(x.labels, minlength=len(self.classes)) for x in (self, data))
         lost = ((before > 0) & (after == 0)).nonzero()[:, 0].tolist()
         if lost and not self.groups:
@@ -153,7 +170,8 @@ def build(name: str, folder: str | Path = "./data", split: str = "train", which:
     if name not in sources.SOURCES:
         raise InputError(f"--dataset {name} is unknown; choose one of {', '.join(NAMES)}")
     data = _read(sources.SOURCES[name].read, folder, split, "--data_folder")
-    exclude = _find_classes(which.exclude, data.classes, "--exclude_classes", name)
+    data.superclasses = data.superclasses or sources.SOURCES[name].superclasses
+    exclude = _find_classes(which.exclude, data.classes, "--exclude_classes", title(name, folder))
     only = _find_classes(which.only, data.classes, "--imagenet100: class", f"--data_folder {folder}")
     kept = [c for c in data.classes if c not in exclude and (not only or c in only)]
     if not kept:
@@ -167,14 +185,17 @@ def build_pair(name, folder="./data", which: Selection = ALL) -> tuple[ImageData
     """Training and validation set with the same numbers for the same classes; validation may lack some of them."""
     whole = replace(which, skip=None, per_class=None)
     train, test = build(name, folder, "train", whole), build(name, folder, "test")
+    if train.are_features:
+        train.images.check_width(test.images)
     known = (*train.classes, *which.exclude)
     test.classes = util.spelt_as(test.classes, known)
+    flag = f"{test.images.flag} {test.images.files[0]}" if test.are_features else f"--data_folder {folder}"
     lacking = [c for c in test.classes if c not in known and (not which.only or c in which.only)]
     if lacking:
-        raise InputError(f"--data_folder {folder}: class {lacking[0]} is in validation, but training lacks it")
+        raise InputError(f"{flag}: class {lacking[0]} is in validation, but training lacks it")
     test = test.select_classes([c for c in test.classes if c in train.classes])
     if not len(test):
-        raise InputError(f"--data_folder {folder}: no validation image is of the classes that --exclude_classes leaves")
+        raise InputError(f"{flag}: no validation image is of the classes that --exclude_classes leaves")
     number = torch.tensor([train.classes.index(c) for c in test.classes], dtype=torch.long)
     test = replace(test, labels=number[test.labels], classes=train.classes)
     train, test = leave_out_images(which.skip, {"training": train, "validation": test})
@@ -207,15 +228,17 @@ def check_outliers(train: ImageData, test: ImageData, outliers: ImageData, same:
     same: whether they are of the data set of the other two; folder: theirs. Raises InputError where a class of them is
     one of training, an image is an inlier, or all are training images: equal real paths are one image.
     """
+    if outliers.are_features:
+        train.images.check_width(outliers.images)
     shared = [c for c in util.spelt_as(outliers.classes, train.classes) if c in train.classes]
     wnids = [c for c in shared if re.fullmatch(r"n\d{8}", c)]  # the same in every folder
-    if (same and shared and outliers.in_memory) or wnids:
+    if (same and shared and outliers.in_memory and not outliers.are_features) or wnids:
         hint = "leave it out of one with --exclude_classes"
         raise InputError(f"--outlier_classes: class {shared[0]} is an inlier too; {hint}")
-    if train.in_memory or outliers.in_memory:
+    if (train.in_memory or outliers.in_memory) and not outliers.are_features:
         return ""
-    inliers, trained = set(find_real_paths(test.images)), set(find_real_paths(train.images))
-    real, flag = find_real_paths(outliers.images), f"--data_folder_outliers {folder}"
+    inliers, trained, real = set(test.names()), set(train.names()), outliers.names()
+    flag = "--features_outliers" if outliers.are_features else f"--data_folder_outliers {folder}"
     if found := [f for f in real if f in inliers]:
         raise InputError(f"{flag}: holds inliers, {found[0]} ({len(found)} of its {len(real)} images)")
     if found := [f for f in real if f in trained]:
@@ -240,14 +263,14 @@ def leave_out_images(skip: str | Path | None, parts: dict[str, ImageData]) -> li
     parts: by what their images are called, as "training". Raises InputError where no line can mean an image of theirs,
     or a class loses its last image.
     """
-    files = {name: data for name, data in parts.items() if not data.in_memory}
+    files = {name: data for name, data in parts.items() if not data.in_memory or data.are_features}
     if skip is None or not files:
         return [*parts.values()]
     flag = f"--skip_images {skip}"
     listed = text_files.read_paths(Path(skip), flag)
     left_out, kept = set(find_real_paths(listed)), {}
     for name, data in files.items():
-        kept[name] = [i for i, real in enumerate(find_real_paths(data.images)) if real not in left_out]
+        kept[name] = [i for i, real in enumerate(data.names()) if real not in left_out]
     if listed and all(len(kept[name]) == len(data) for name, data in files.items()):
         if moved := _find_moved_pack(list(files.values())):
             know = f"{moved.path}, whose images' folder was {moved.root} and is gone; give their paths of then"
@@ -274,6 +297,9 @@ def select_per_class(data: ImageData, per_class: int | None) -> ImageData:
 
 
 def _read(read, folder, split, flag) -> ImageData:
+    if isinstance(folder, FeatureFiles):
+        rows, labels, classes, superclasses = read(folder, split)
+        return ImageData(rows, torch.as_tensor(labels, dtype=torch.long), classes, superclasses=superclasses)
     try:
         images, labels, classes, *rest = read(Path(folder), split)
     except InputError as error:
@@ -306,7 +332,11 @@ def spec(name: str) -> sources.Source:
 
 
 def title(name: str, folder: str | Path) -> str:
-    """What a data set is called in tables and pictures: its name, or its folder's where that can be any."""
+    """What a data set is called in tables and pictures: its name, or its folder's, or its first file's, where that can
+    be any.
+    """
+    if isinstance(folder, FeatureFiles):
+        return Path(folder.train[0]).resolve().stem
     return Path(folder).resolve().name if name == "path" else name
 
 
@@ -317,6 +347,8 @@ def class_list(name: str) -> tuple[str, ...]:
 
 def complete_views(name: str, given: ViewSettings, data: ImageData) -> ViewSettings:
     """A data set's views as `given`, as known of it, or estimated from its images."""
+    if data.are_features:
+        return feature_views.complete(given, data.images)
     views = given.fill_from(spec(name).views)
     return views if views.mean is not None else views.fill_from(estimate_normalization(data))
 

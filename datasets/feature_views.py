@@ -1,4 +1,6 @@
-"""Features as training views and as items to evaluate: normalized, with dropout or noise, a whole batch at a time."""
+"""Features as training views and as items to evaluate: normalized, with dropout or noise, a whole batch at a time. They
+are those of a data set `data`, with `images`, FeatureRows, and `labels` [n].
+"""
 
 from dataclasses import dataclass
 
@@ -6,46 +8,61 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from datasets import ImageData
 from datasets.features import FeatureRows
+from datasets.sources import ViewSettings
+from util import InputError
 
 NORMALIZATIONS = ("l2", "standard", "none")
 STATISTICS_ROWS = 2**18  # rows, evenly spaced, that mean and std of --normalize standard come from
 
 
-@dataclass(frozen=True)
 class Normalization:
-    """How features are scaled before anything else: `l2` by their length, `standard` by mean and std [d] of training
-    rows, or not at all (`none`).
+    """How features are scaled before anything else: `l2` to length 1, `standard` by mean and std of training rows, or
+    not at all (`none`).
     """
 
-    how: str = "l2"
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    def __init__(self, views: ViewSettings):
+        self.views = views
+        if views.normalize == "standard":
+            self.mean, self.std = torch.tensor(views.mean), torch.tensor(views.std)
+
+    def __repr__(self) -> str:
+        return f"Normalization({self.views.to_dict()})"
 
     def __call__(self, x: Tensor) -> Tensor:
         """[n, d] -> [n, d]."""
-        if self.how == "l2":
+        if self.views.normalize == "l2":
             return F.normalize(x, dim=1)
-        if self.how == "standard":
-            return (x - torch.tensor(self.mean)) / torch.tensor(self.std)
-        return x
+        return (x - self.mean) / self.std if self.views.normalize == "standard" else x
 
-    @classmethod
-    def fit(cls, how: str, rows: FeatureRows) -> "Normalization":
-        """The normalization of this name by these training rows; a dimension that never changes has std 1."""
-        if how != "standard":
-            return cls(how)
-        chosen = torch.linspace(0, len(rows) - 1, min(len(rows), STATISTICS_ROWS)).round().long()
-        total, squares = torch.zeros(2, rows.dim, dtype=torch.float64)
-        for part in chosen.split(2**14):
-            x = rows.take(part).double()
-            total, squares = total + x.sum(0), squares + x.square().sum(0)
-        mean = total / len(chosen)
-        std = (squares / len(chosen) - mean.square()).clamp(min=0).sqrt()
-        std = torch.where(std > 1e-6 * mean.abs().clamp(min=1e-12), std, 1.0)
-        return cls(how, tuple(mean.tolist()), tuple(std.tolist()))
+
+def complete(given: ViewSettings, rows: FeatureRows) -> ViewSettings:
+    """How rows are normalized: as given, `l2` where nothing is, with mean and std of these rows where they are needed.
+
+    Raises InputError where the rows have another number of dimensions than is given, that of an encoder.
+    """
+    if given.size not in (None, rows.dim):
+        source = f"{rows.flag} {rows.files[0]}"
+        raise InputError(f"{source}: its rows have {rows.dim} dimensions, the encoder takes {given.size}")
+    normalize = given.normalize or "l2"
+    if normalize != "standard":
+        return ViewSettings(rows.dim, normalize=normalize)
+    mean, std = (given.mean, given.std) if given.mean is not None else _measure(rows)
+    return ViewSettings(rows.dim, mean, std, normalize)
+
+
+def _measure(rows: FeatureRows) -> tuple[list[float], list[float]]:
+    """Mean and std of each dimension; of one that never changes, 1."""
+    chosen = torch.linspace(0, len(rows) - 1, min(len(rows), STATISTICS_ROWS)).round().long()
+    total, squares = torch.zeros(2, rows.dim, dtype=torch.float64)
+    for part in chosen.split(2**14):
+        x = rows.take(part).double()
+        total, squares = total + x.sum(0), squares + x.square().sum(0)
+    mean = total / len(chosen)
+    std = (squares / len(chosen) - mean.square()).clamp(min=0).sqrt()
+    return mean.tolist(), torch.where(std > 1e-6 * mean.abs().clamp(min=1e-12), std, 1.0).tolist()
 
 
 @dataclass(frozen=True)
@@ -60,14 +77,12 @@ class Perturbation:
     views: int = 2
 
 
-class FeatureViews:
+class FeatureViews(Dataset):
     """Training batches of views of features: item [(epoch, index), ...] of `data`, drawn from (seed, epoch, index)
     alone, as (views float32 [V, n, d], labels [n]); a single view is [n, d].
     """
 
-    whole_batches = True
-
-    def __init__(self, data: ImageData, normalization: Normalization, perturbation: Perturbation, seed: int):
+    def __init__(self, data, normalization: Normalization, perturbation: Perturbation, seed: int):
         self.data, self.normalization, self.perturbation, self.seed = data, normalization, perturbation, seed
 
     def __len__(self) -> int:
@@ -99,6 +114,20 @@ class FeatureViews:
             uniform = (torch.from_numpy(numbers.astype(np.float32)) + 0.5) / 2**23
             x = x + p.noise * 2**0.5 * (2 * uniform - 1).erfinv()
         return x if len(x) > 1 else x[0], self.data.labels[index]
+
+
+class FeatureItems(Dataset):
+    """Features as evaluation sees them: item [index, ...] is (normalized rows [n, d] of view 0, labels [n])."""
+
+    def __init__(self, data, normalization: Normalization):
+        self.data, self.normalization = data, normalization
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        index = torch.tensor(indices)
+        return self.normalization(self.data.images.take(index)), self.data.labels[index]
 
 
 def _words(p: Perturbation, rows: FeatureRows) -> int:

@@ -38,11 +38,12 @@ class FeatureFiles:
 class FeatureRows:
     """Rows of files of features, in the order of the files: [n, d], or [n, v, d] of v stored views per item.
 
-    parts: the arrays; files: the path of each; rows: which of all their rows, in which order (None: all).
+    parts: the arrays; files: the path of each; rows: which of all their rows, in which order (None: all); flag: of the
+    files, for errors.
     """
 
-    def __init__(self, parts: list[Tensor], files: list[str], rows: Tensor | None = None):
-        self.parts, self.files = parts, files
+    def __init__(self, parts: list[Tensor], files: list[str], rows: Tensor | None = None, flag: str = "--features"):
+        self.parts, self.files, self.flag = parts, files, flag
         self.starts = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
         self.rows = torch.arange(int(self.starts[-1])) if rows is None else rows
 
@@ -61,12 +62,25 @@ class FeatureRows:
 
     def __getitem__(self, chosen: Sequence[int] | np.ndarray | Tensor) -> "FeatureRows":
         """These of the rows."""
-        return FeatureRows(self.parts, self.files, self.rows[torch.as_tensor(chosen, dtype=torch.long)])
+        return FeatureRows(self.parts, self.files, self.rows[torch.as_tensor(chosen, dtype=torch.long)], self.flag)
 
-    def join(self, other: "FeatureRows") -> "FeatureRows":
-        """These rows, then those of another set."""
-        rows = torch.cat([self.rows, other.rows + self.starts[-1]])
-        return FeatureRows(self.parts + other.parts, self.files + other.files, rows)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[n, d], or [n, v, d]."""
+        return (len(self), *self.parts[0].shape[1:])
+
+    def names(self) -> list[str]:
+        """Of each item, the real path of its file, a colon and its row, from 0."""
+        real = [str(Path(file).resolve()) for file in self.files]
+        part = torch.searchsorted(self.starts, self.rows, right=True) - 1
+        places = zip(part.tolist(), (self.rows - self.starts[part]).tolist(), strict=True)
+        return [f"{real[p]}:{row}" for p, row in places]
+
+    def check_width(self, other: "FeatureRows") -> None:
+        """Raise InputError where the rows of another set have another number of dimensions."""
+        if other.dim != self.dim:
+            there = f"in {self.flag} {self.files[0]} it has {self.dim}"
+            raise InputError(f"{other.flag} {other.files[0]}: a row has {other.dim} dimensions, {there}")
 
     def name(self, index: int) -> str:
         """File and row of an item, as FILE:ROW; rows count from 0."""
@@ -114,7 +128,7 @@ class FeatureRows:
             if bad:
                 what = "zero" if not part[bad[0]].any() else "NaN or infinite"
                 count = f"{len(bad)} of {len(part)} rows are NaN, infinite or zero"
-                return f"{file}: {count}; the first is row {bad[0]} ({what})"
+                return f"{self.flag} {file}: {count}; the first is row {bad[0]} ({what})"
         raise AssertionError("a row was refused, and none is at fault")
 
 
@@ -129,15 +143,16 @@ def expand_patterns(patterns: Sequence[str], flag: str) -> list[str]:
     return files
 
 
-def read_features(files: FeatureFiles, split: str):
+def read_features(files: FeatureFiles, split: str, whole: bool = False):
     """Rows, labels [n], classes in sorted order, and the superclass of each class, of a split: "train", "test", "all".
 
     The superclasses are None without a second column of labels. Without files of validation, a column `split` decides.
+    whole: all rows of `train`, whatever the split.
     Raises InputError where a file cannot be read, or the files contradict one another.
     """
-    if split == "test" and files.val:
+    if split == "test" and files.val and not whole:
         return _read_part(files.val, files.val_labels, f"{files.flag}_val", files, ())
-    parts = () if files.val or split == "all" else SPLITS[split]
+    parts = () if files.val or whole or split == "all" else SPLITS[split]
     return _read_part(files.train, files.labels, files.flag, files, parts)
 
 
@@ -177,7 +192,7 @@ def _stack_rows(tables: list[Table], flag: str) -> FeatureRows:
         if shape != first:
             raise InputError(f"{flag} {table.path}: a row has the shape {shape}, in {tables[0].path} it is {first}")
         arrays.append(table.features)
-    return FeatureRows(arrays, [table.path for table in tables])
+    return FeatureRows(arrays, [table.path for table in tables], flag=flag)
 
 
 def _labels_flag(flag: str) -> str:

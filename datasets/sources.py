@@ -15,6 +15,7 @@ import numpy as np
 
 import util
 from datasets import lists, packed, text_files
+from datasets.features import read_features
 from datasets.folders import SPLITS, LeftOut, check_folder, find_images_below, holds_classes, list_subfolders
 from util import InputError
 
@@ -24,11 +25,14 @@ DEFAULT = Path("data")  # of --data_folder: nobody need have given it
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """Side of a view in pixels, mean and std of its normalization; None: not known."""
+    """Side of a view in pixels, mean and std of its normalization; None: not known. Of features, size is the number of
+    dimensions, and normalize how rows are scaled (feature_views.NORMALIZATIONS), by mean and std where that needs them.
+    """
 
     size: int | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    normalize: str | None = None
 
     def fill_from(self, other: "ViewSettings") -> "ViewSettings":
         """These, and what is None here from the other."""
@@ -37,7 +41,10 @@ class ViewSettings:
 
     def to_dict(self) -> dict:
         """For checkpoints, records and cards; all is known."""
-        return {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+        if self.normalize is None:
+            return {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+        scale = {"mean": list(self.mean), "std": list(self.std)} if self.mean is not None else {}
+        return {"size": self.size, **scale, "normalize": self.normalize}
 
 
 UNKNOWN = ViewSettings()
@@ -48,7 +55,7 @@ class Source:
     """A data set: its reader and what its images are like. mean None = to be given or estimated."""
 
     read: Callable
-    size: int = 224
+    size: int | None = 224
     small: bool = False  # small images get the 3x3 stem, and are not resized for evaluation
     mean: tuple | None = IMAGENET_MEAN
     std: tuple | None = IMAGENET_STD
@@ -57,6 +64,7 @@ class Source:
     colour: bool = True  # False for grey images
     superclasses: str | None = None  # file in datasets/rankings/superclasses
     read_outliers: Callable | None = None  # the same for outliers, which need no classes; None = `read`
+    vectors: bool = False  # rows of features, and no images
 
     @property
     def views(self) -> ViewSettings:
@@ -265,5 +273,8 @@ SOURCES = {
     "imagenet": Source(read_image_folder, read_outliers=read_any_images),
     "imagenet_100": Source(read_image_folder, read_outliers=read_any_images),
     "AwA2": Source(read_image_folder, read_outliers=read_any_images),
+    "features": Source(
+        read_features, size=None, mean=None, std=None, read_outliers=partial(read_features, whole=True), vectors=True
+    ),
     "path": Source(read_image_folder, mean=None, std=None, read_outliers=read_any_images),
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Objects made of options: images, views, loaders, optimizer, processes, and the loss over the ranking they name."""
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,15 @@ from torch import Tensor
 
 import datasets
 import util
-from datasets import rankings
+from datasets import augmentation, rankings
 from datasets.augmentation import Augmentation
+from datasets.feature_views import FeatureViews, Normalization, Perturbation
+from datasets.features import FeatureFiles
 from datasets.rankings import instances
-from engine.batches.loading import Balance, Loading
+from engine.batches.loading import Balance, Loading, build_views
+from engine.cli import options
 from engine.encoder import trained_encoder
+from engine.encoder.pretrained import TrainedWeights
 from engine.encoder.trained_encoder import FrozenEncoder
 from engine.processes import cpu_threads, distributed
 from engine.processes.launch import Processes
@@ -21,6 +26,7 @@ from engine.train import monitor
 from engine.train.optimization import adamw, advise_on_precision, allow_tf32, precision, sgd
 from engine.train.training import Schedule, Stepper, warm_up_epochs
 from losses import NestedRINCELoss, RINCELoss
+from networks import vectors
 from util import InputError, check_folder
 
 
@@ -31,14 +37,59 @@ def select_images(args, only: tuple[str, ...] = ()) -> datasets.Selection:
 
 def training_images(args) -> datasets.ImageData:
     """The training images of --dataset alone."""
-    return datasets.build(args.dataset, args.data_folder, which=select_images(args))
+    return datasets.build(args.dataset, find_data(args), which=select_images(args))
+
+
+def find_data(args) -> str | FeatureFiles:
+    """Where the data set is: --data_folder, or the files of --features."""
+    if not args.features:
+        return args.data_folder
+    val, labels, labels_val = (given or () for given in (args.features_val, args.labels, args.labels_val))
+    return FeatureFiles(args.features, val, labels, labels_val, args.class_names, args.label_columns or ())
+
+
+def name_data(args) -> dict[str, str]:
+    """What a record says of where the images, or the features, are."""
+    if not args.features:
+        return {"images": args.data_folder}
+    files = {"features": args.features, "features_val": args.features_val or ()}
+    return {f"{name} {i}" if i else name: file for name, of in files.items() for i, file in enumerate(of)}
 
 
 def chosen_views(args) -> datasets.ViewSettings:
-    """--size, --mean and --std, None where not given. Raises InputError for one of the last two alone."""
+    """--size, --mean and --std, or --normalize, None where not given. Raises InputError for --mean or --std alone."""
     if (args.mean is None) != (args.std is None):
         raise InputError("--mean and --std go together: give both or neither")
-    return datasets.ViewSettings(args.size, args.mean, args.std)
+    return datasets.ViewSettings(args.size, args.mean, args.std, args.normalize)
+
+
+def make_transform(args, views: datasets.ViewSettings):
+    """What evaluation does to an image, or to rows of features."""
+    if args.features:
+        return Normalization(views)
+    return augmentation.evaluation(views.size, views.mean, views.std, datasets.spec(args.dataset).small)
+
+
+def make_training_views(args, data, views: datasets.ViewSettings, device, colour: bool = True, count: int = 2):
+    """The training images, or features, as views that are drawn by --seed. The other arguments: of `augmented`."""
+    if not args.features:
+        of_image = augmented(args, datasets.spec(args.dataset), views, colour, count)
+        return build_views(data, of_image, args.seed, args.augment_on, device)
+    dropout = (0.1 if data.images.views == 1 else 0.0) if args.dropout is None else args.dropout
+    if dropout >= 1:
+        raise InputError(f"--dropout {dropout:g}: must be below 1")
+    return FeatureViews(data, Normalization(views), Perturbation(dropout, args.noise, count), args.seed)
+
+
+def build_encoder(args, start: TrainedWeights, views: datasets.ViewSettings):
+    """The encoder of --model at its start, for such views."""
+    if not args.features:
+        return start.build(datasets.spec(args.dataset).small, views.size)
+    if args.model not in vectors.NAMES:
+        raise InputError(f"--model {args.model}: is an encoder of images; of features: {', '.join(vectors.NAMES)}")
+    if start.weights:
+        return start.build(False, views.size)
+    return vectors.vector_encoder(args.model, views.size, args.hidden_dim, args.batch_norm)
 
 
 def augmented(args, spec, views: datasets.ViewSettings, colour: bool = True, count: int = 2) -> Augmentation:
@@ -74,9 +125,29 @@ def choose_balance(args, labels: Tensor, names: list[str]) -> Balance | None:
 
 
 def load_encoder(args, train: datasets.ImageData, ckpt: str | None = None) -> FrozenEncoder:
-    """The encoder of --ckpt, or of one of several, for the images of --dataset."""
-    views = chosen_views(args)
-    return trained_encoder.load(ckpt or args.ckpt, train, args.dataset, views, args.model, args.model_type)
+    """The encoder of --ckpt, or of one of several, for the images of --dataset; without, the features themselves."""
+    views, ckpt = chosen_views(args), ckpt or args.ckpt
+    if ckpt is None:
+        return trained_encoder.take_raw(train, views)
+    return trained_encoder.load(ckpt, train, args.dataset, views, args.model, args.model_type)
+
+
+def load_layer(args, train: datasets.ImageData) -> FrozenEncoder:
+    """Likewise; of a head on features --layer, its output by default."""
+    net = load_encoder(args, train)
+    return net.take_layer(args.layer or net.layers[0])
+
+
+def choose_layers(args, net: FrozenEncoder) -> list[tuple[argparse.Namespace, FrozenEncoder]]:
+    """Options and encoder of each layer to evaluate: of a head on features --layer, or each, which a line names."""
+    if net.head is None:
+        return [(args, net.take_layer(args.layer or "hidden"))]
+    found = []
+    for layer in [args.layer] if args.layer else net.layers:
+        taken = net.take_layer(layer)
+        distributed.say(f"layer {layer}: {taken.encoder.dim} dimensions")
+        found.append((options.with_layer(args, layer), taken))
+    return found
 
 
 def features_cache(args) -> Path | None:
@@ -175,7 +246,7 @@ def held_out(args, transform, data, nested=None) -> monitor.ClassNeighbors | mon
         parts = [held.images]
     else:
         try:
-            parts = datasets.build_pair(args.dataset, args.data_folder, select_images(args))
+            parts = datasets.build_pair(args.dataset, find_data(args), select_images(args))
         except InputError as error:
             raise InputError(f"--knn_freq needs validation images: {error}") from None
         distributed.say(parts[1].left_out.describe())
@@ -204,7 +275,7 @@ def build_loss(args, data, nested=None):
             lines = instances.summarize_groups(groups, levels, criterion.taus, data.labels)
             kept = {"groups": nested[0], "levels": nested[1]}
         else:
-            raw, table = class_ranking(args, data.classes, supcon)
+            raw, table = class_ranking(args, data, supcon)
             criterion = RINCELoss(table, *how)
             images = torch.bincount(data.labels, minlength=len(data.classes))
             lines = rankings.summarize_ranking(table, criterion.taus, raw, data.classes, images)
@@ -227,14 +298,15 @@ def build_loss(args, data, nested=None):
     return criterion, "\n".join([title, *lines]), kept
 
 
-def class_ranking(args, classes, supcon: bool):
+def class_ranking(args, data: datasets.ImageData, supcon: bool):
     """Similarities of the classes as their source has them, and as the loss takes them."""
-    ranking = args.ranking or args.similarity_ranking_imagenet or ("superclass" if args.use_supercategories else None)
+    own = args.use_supercategories or isinstance(data.superclasses, dict)
+    ranking = args.ranking or args.similarity_ranking_imagenet or ("superclass" if own else None)
     if supcon:
-        return np.eye(len(classes)), torch.eye(len(classes))
+        return np.eye(len(data.classes)), torch.eye(len(data.classes))
     if ranking is None:
         raise InputError("RINCE needs a ranking of classes: give --ranking, or --loss_type supcon for none")
-    raw = rankings.find_similarities(ranking, classes, datasets.spec(args.dataset).superclasses)
+    raw = rankings.find_similarities(ranking, data.classes, data.superclasses)
     ranks = rankings.Ranks(args.thresholds, args.ranks, args.hierarchy_k, args.similarity_threshold, args.n_sim_classes)
     table = rankings.assign_ranks(raw, ranks, f"--ranking {ranking}")
     return raw, table if args.one_loss_per_rank else (table > 0).float()

@@ -17,7 +17,6 @@ import util  # first: where packages are missing it says what to do
 import numpy as np
 import torch.nn.functional as F
 
-import datasets
 import figures
 from datasets import rankings
 from datasets.rankings import files
@@ -159,7 +158,7 @@ def main():
         raise InputError(f"--images {args.images}: leaves some class without an image; give more")
     table = None
     if args.ranking:
-        table = rankings.find_similarities(args.ranking, classes, datasets.spec(args.dataset).superclasses)
+        table = rankings.find_similarities(args.ranking, classes, comparison.train.superclasses)
     features = comparison.features(test, "the maps")
     title = f"{', '.join(features)}: {len(test)} test images of {comparison.data}"
     draw_embedding(args.out, title, features, test.labels, classes, comparison.superclasses, table)

@@ -46,7 +46,7 @@ class Comparison:
         self.train, self.test = datasets.build_pair(args.dataset, args.data_folder, factory.select_images(args))
         distributed.say((self.train.left_out + self.test.left_out).describe())
         self.data = datasets.title(args.dataset, args.data_folder)  # what titles call it
-        self.superclasses = find_superclasses(args.superclasses, args.dataset, self.train.classes)
+        self.superclasses = find_superclasses(args.superclasses, self.train.superclasses, self.train.classes)
 
     def check_superclasses(self) -> None:
         """Raise InputError unless there are superclasses that tell classes apart."""
@@ -84,9 +84,9 @@ class Comparison:
         return found
 
 
-def find_superclasses(file: str | None, dataset: str, classes: list[str]) -> dict[str, list[str]] | None:
-    """superclass -> those of the classes in it, of --superclasses or the data set's own; None without."""
-    groups, source = rankings.choose_superclasses(file, datasets.spec(dataset).superclasses)
+def find_superclasses(file: str | None, known, classes: list[str]) -> dict[str, list[str]] | None:
+    """superclass -> those of the classes in it, of --superclasses or the data set's own, `known`; None without."""
+    groups, source = rankings.choose_superclasses(file, known)
     if groups is None:
         return None
     if file:

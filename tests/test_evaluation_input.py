@@ -221,4 +221,4 @@ def test_an_encoder_whose_features_are_nan_is_not_scored(monkeypatch, capsys, tm
 def test_a_superclass_file_that_is_not_there_is_named_with_its_flag():
     args = retrieval.get_parser().parse_args(["--ckpt", "x", "--labelset", "coarse", "--superclasses", "nowhere.yaml"])
     with pytest.raises(util.InputError, match=r"--superclasses nowhere\.yaml: no such file"):
-        retrieval.label_sets(args, [])
+        retrieval.label_sets(args, [], None)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from commands import error_of, run
 
+from engine import factory
 from engine.batches import loading
 from engine.processes import distributed, launch
 from engine.run import checkpoint
@@ -160,7 +161,7 @@ def test_balanced_classes_come_equally_often_and_so_do_the_images_of_a_class():
 
 def test_a_run_has_the_augmentation_and_batches_that_it_is_given(monkeypatch, tmp_path):
     made = {}
-    monkeypatch.setattr(loading, "build_views", lambda *a, real=loading.build_views: made.setdefault("views", real(*a)))
+    monkeypatch.setattr(factory, "build_views", lambda *a, real=loading.build_views: made.setdefault("views", real(*a)))
     words = "--epochs 2 --model resnet8 --sampler balanced --batch_per_class 8 --batch_size 64 --exp_name a"
     run(monkeypatch, tmp_path, f"{words} --crop_scale none --colour 0.5 --blur 0.2 --flip")
     recipe = made["views"].augmentation

@@ -39,11 +39,15 @@ def find_rows(names: list[str], classes: list[str], source: str) -> list[int]:
     return match_classes(classes, {name: i for i, name in enumerate(names)}, source)
 
 
-def find_similarities(ranking: str, classes: list[str], superclasses: str | None = None) -> np.ndarray:
+# of a data set: the name of those that ship, or class -> superclass
+Superclasses = str | dict[str, str] | None
+
+
+def find_similarities(ranking: str, classes: list[str], superclasses: Superclasses = None) -> np.ndarray:
     """[C, C] similarities of `classes`, as their source has them.
 
     ranking: what `load` takes, of these classes and maybe more; or "identity" (no two classes are similar),
-    "superclass" (0.75 inside a superclass of the data set's, named by `superclasses`), or "inaturalist" (what its
+    "superclass" (0.75 inside a superclass of the data set's own), or "inaturalist" (what its
     folders' names say). Raises InputError on anything that does not fit.
     """
     if ranking in NAMED:
@@ -53,26 +57,29 @@ def find_similarities(ranking: str, classes: list[str], superclasses: str | None
     return table[np.ix_(rows, rows)]
 
 
-def identity(classes: list[str], superclasses: str | None) -> np.ndarray:
+def identity(classes: list[str], superclasses: Superclasses) -> np.ndarray:
     """No two classes are similar."""
     return np.eye(len(classes))
 
 
-def superclass(classes: list[str], superclasses: str | None) -> np.ndarray:
-    """0.75 inside a superclass of the data set's own file."""
+def superclass(classes: list[str], superclasses: Superclasses) -> np.ndarray:
+    """0.75 inside a superclass of the data set's own."""
     if superclasses is None:
         raise InputError("--ranking superclass: this data set has none; give a YAML file of superclasses")
+    if isinstance(superclasses, dict):
+        source = "--ranking superclass (the second column of labels)"
+        return taxonomy.compute_similarity(taxonomy.group_classes(superclasses), classes, source)
     found = taxonomy.read_taxonomy(f"{SHIPPED}/{superclasses}.yaml", "--ranking superclass")
     return taxonomy.compute_similarity(found, classes, f"--ranking superclass ({superclasses})")
 
 
-def inaturalist(classes: list[str], superclasses: str | None) -> np.ndarray:
+def inaturalist(classes: list[str], superclasses: Superclasses) -> np.ndarray:
     """A rank a level, from the species to the kingdom, by the names of iNaturalist's folders."""
     source = "--ranking inaturalist"
     return taxonomy.compute_similarity(taxonomy.parse_inaturalist(classes, source), classes, source)
 
 
-# --ranking NAME, where classes must be known: these, name of the data set's superclasses -> [C, C] similarities
+# --ranking NAME, where classes must be known: these, the data set's superclasses -> [C, C] similarities
 NAMED = {"identity": identity, "superclass": superclass, "inaturalist": inaturalist}
 
 

@@ -64,6 +64,11 @@ def number_groups(taxonomy: Taxonomy, classes: list[str], source: str) -> dict[s
     return found
 
 
+def group_classes(superclasses: dict[str, str]) -> Taxonomy:
+    """The taxonomy of one level that class -> superclass says."""
+    return Taxonomy(SUPERCLASSES, {name: ((group,),) for name, group in superclasses.items()})
+
+
 def compute_similarity(taxonomy: Taxonomy, classes: list[str], source: str) -> np.ndarray:
     """[C, C] 1 on the diagonal, less by one step a level, 0 for classes that share no group.
 
@@ -103,13 +108,18 @@ def read_superclasses(source: str, flag: str = "--ranking") -> dict[str, list[st
     return groups
 
 
-def choose_superclasses(file: str | None, shipped: str | None) -> tuple[dict[str, list[str]] | None, str]:
-    """superclass -> classes of --superclasses FILE, else those that ship under the name `shipped`, else None; and what
-    errors call them.
+def choose_superclasses(
+    file: str | None, known: str | dict[str, str] | None
+) -> tuple[dict[str, list[str]] | None, str]:
+    """superclass -> classes of --superclasses FILE, else of what a data set knows: the name of those that ship, or its
+    own class -> superclass; else None; and what errors call them.
     """
     if file:
         return read_superclasses(file, "--superclasses"), f"--superclasses {file}"
-    return (read_shipped(shipped), shipped) if shipped else (None, "")
+    if isinstance(known, dict):
+        groups = dict.fromkeys(known.values())
+        return {group: [c for c in known if known[c] == group] for group in groups}, "the second column of labels"
+    return (read_shipped(known), known) if known else (None, "")
 
 
 def number_superclasses(groups: dict[str, list[str]], classes: list[str], source: str) -> torch.Tensor:

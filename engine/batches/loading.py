@@ -1,11 +1,13 @@
 """From a data set to its loaders, of training and of evaluation; and what is done about its damaged images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.utils.data import BatchSampler, Subset, TensorDataset
 
 from datasets.decoding import describe_damage, find_damage
+from datasets.feature_views import FeatureItems, FeatureViews
 from datasets.views import Views, as_it_is
 from engine.batches.epoch_batches import BalancedBatches, EpochBatches, Loader, Prefetcher
 from engine.processes import distributed, signals
@@ -110,19 +112,20 @@ def report_damage(run, data, device) -> dict:
 def training_loader(data, loading: Loading, seed: int, balanced: Balance | None = None):
     """Batches on the device, and their sampler: shuffled, shared out to the processes, whole batches only.
 
-    data: Views, or features in memory (a TensorDataset), which come a whole batch at a time; balanced: of views, how
-    BalancedBatches draws them.
+    data: Views, or features (FeatureViews, a TensorDataset), which come a whole batch at a time; balanced: of views,
+    how BalancedBatches draws them.
     """
     if loading.batch_size < distributed.world_size():
         raise InputError(f"--batch_size {loading.batch_size} is less than the {distributed.world_size()} processes")
     if len(data) < loading.batch_size:
         raise InputError(f"--batch_size {loading.batch_size} is more than the {len(data)} training images")
     in_memory = isinstance(data, TensorDataset)
+    whole_batches = in_memory or isinstance(data, FeatureViews)
     if balanced:
         sampler = BalancedBatches(balanced.labels, loading.batch_size, seed, balanced.per_class)
     else:
         sampler = EpochBatches(len(data), loading.batch_size, seed, keyed=not in_memory)
-    if in_memory:
+    if whole_batches:
         loader = Loader(data, sampler=sampler, batch_size=None)
     else:
         how = loading.of_loader()
@@ -155,8 +158,14 @@ class Resident(TensorDataset):
 
 def share_loader(data, loading: Loading):
     """This process's share of a data set in order, every image once over all processes: r, r + world, ..."""
-    share = range(distributed.rank(), len(data), distributed.world_size())
-    if isinstance(data, TensorDataset):
-        batches = BatchSampler(share, loading.batch_size, drop_last=False)
+    return ordered_loader(data, range(distributed.rank(), len(data), distributed.world_size()), loading)
+
+
+def ordered_loader(data, indices: Sequence[int], loading: Loading):
+    """These images of a data set, or rows of features, in order."""
+    if getattr(data, "are_features", False):
+        data = FeatureItems(data, data.transform)
+    if isinstance(data, TensorDataset | FeatureItems):
+        batches = BatchSampler(indices, loading.batch_size, drop_last=False)
         return Loader(data, sampler=batches, batch_size=None)
-    return Loader(Subset(data, share), batch_size=loading.batch_size, **loading.of_loader())
+    return Loader(Subset(data, indices), batch_size=loading.batch_size, **loading.of_loader())

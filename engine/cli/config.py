@@ -6,6 +6,7 @@ a run was started.
 
 import argparse
 import contextlib
+import glob
 import importlib.metadata
 import os
 import platform
@@ -60,11 +61,32 @@ def parse_words(parser, recipes: dict, own: list[str], script: str) -> Options:
     known, _ = parser.parse_known_args(words)
     if "num_workers" in known:
         parser.set_defaults(num_workers=cpu_threads.loaders(getattr(known, "nproc_per_node", None)))
-    parser.set_defaults(**recipes.get(known.dataset, {}))
-    parser.set_defaults(**options.OPTIMIZERS.get(getattr(known, "optimizer", None), {}))
+    if getattr(known, "features", None):
+        parser.set_defaults(dataset="features")
+        known.dataset = "features" if known.dataset == known.defaults["dataset"] else known.dataset
+    if getattr(known, "features_outliers", None):
+        parser.set_defaults(dataset_outliers="features")
+    recipe, optimizer = recipes.get(known.dataset, {}), getattr(known, "optimizer", None)
+    parser.set_defaults(**recipe)
+    if optimizer != recipe.get("optimizer"):
+        parser.set_defaults(**options.OPTIMIZERS.get(optimizer, {}))
     args = parser.parse_args(words)
+    if "features" in args:
+        check_kind(args)
     args.files = files_of(args, own)
     return args
+
+
+def check_kind(args: Options) -> None:
+    """Raise InputError for an option of images that is given with features, and the other way round."""
+    if (args.dataset == "features") != bool(args.features):
+        hint = "give --features FILE, or another data set"
+        raise InputError(f"--dataset {args.dataset}: features and --features go together; {hint}")
+    wrong = Means.PIXELS if args.features else Means.VECTORS
+    for name, value in vars(args).items():
+        if wrong in args.means[name] and value != args.defaults[name]:
+            why = "has no use with --features" if args.features else "has no use without --features"
+            raise InputError(f"{args.spelling[name]}: {why}")
 
 
 def files_of(args: Options, words: list[str]) -> dict[str, str]:
@@ -74,7 +96,10 @@ def files_of(args: Options, words: list[str]) -> dict[str, str]:
     named = [("config", path) for path in _config_files(words)[0]]
     for name, value in vars(args).items():
         if Means.FILE in args.means.get(name, Means.RESULT):
-            named += [(name, path) for path in (value if isinstance(value, list) else [value]) if path]
+            paths = [path for path in (value if isinstance(value, list) else [value]) if path]
+            if Means.VECTORS in args.means[name]:  # may be patterns
+                paths = [file for path in paths for file in (sorted(glob.glob(path)) or [path])]
+            named += [(name, path) for path in paths]
     found = {}
     for name, path in named:
         places = path, os.path.join(path, "last.pth"), os.path.join(path, cards.WEIGHTS)

@@ -3,8 +3,10 @@
 """
 
 import argparse
+import copy
 from dataclasses import dataclass
 
+from datasets.feature_views import NORMALIZATIONS
 from engine.cli.parsing import (
     Help,
     Means,
@@ -34,7 +36,9 @@ OTHER_DEFAULTS = (
 )
 
 # small images are read faster than loader processes start
-SMALL_DATA = {name: {"num_workers": 0} for name in ("digits", "fashion_mnist", "cifar10", "cifar100")}
+SMALL_DATA = {name: {"num_workers": 0} for name in ("digits", "fashion_mnist", "cifar10", "cifar100", "features")}
+
+LAYERS = ("output", "hidden")  # of a head on features
 
 
 def parser(description: str, defaults: str = "") -> argparse.ArgumentParser:
@@ -63,10 +67,13 @@ def add_data(p, names) -> None:
     g = p.add_argument_group("data", means=Means.IMAGES)
     g.add_argument("--dataset", default="digits", choices=names, means=Means.IMAGES | Means.FIXED, help="data set")
     where = Means.IMAGES | Means.UNHASHED | Means.FILE  # the hash has the folder itself, wherever it is named from
-    g.add_argument("--data_folder", type=user_text, default="./data", means=where, help="folder, or a list in CSV")
-    g.add_argument("--size", type=positive_int, help="side of a view (None: the data set's own)")
-    g.add_argument("--mean", type=three_numbers, help='"(r, g, b)" in [0, 1] (None: the data set\'s, or estimated)')
-    g.add_argument("--std", type=three_positive, help="likewise")
+    pixels = Means.IMAGES | Means.PIXELS
+    folder = "folder, or a list in CSV"
+    g.add_argument("--data_folder", type=user_text, default="./data", means=where | Means.PIXELS, help=folder)
+    g.add_argument("--size", type=positive_int, means=pixels, help="side of a view (None: the data set's own)")
+    mean = '"(r, g, b)" in [0, 1] (None: the data set\'s, or estimated)'
+    g.add_argument("--mean", type=three_numbers, means=pixels, help=mean)
+    g.add_argument("--std", type=three_positive, means=pixels, help="likewise")
     which = Means.IMAGES | Means.SUBSET
     told = which | Means.CARD
     g.add_argument(
@@ -81,17 +88,38 @@ def add_data(p, names) -> None:
     g.add_argument("--batch_size", type=positive_int, default=256, means=Means.CARD, help=of_all)
     by_cores = "loader processes of each process (None: by the cores)"
     g.add_argument("--num_workers", type=count, means=Means.RUNNING, help=by_cores)
+    g = p.add_argument_group("features instead of images", means=Means.IMAGES | Means.VECTORS)
+    files = {"type": user_text, "nargs": "+", "metavar": "FILE", "means": where | Means.VECTORS}
+    forms = "rows of features: .npy, .npz, .safetensors, .pt, Parquet, CSV; sets --dataset features"
+    g.add_argument("--features", help=forms, **files)
+    g.add_argument("--features_val", help="those to evaluate (default: by a column `split`)", **files)
+    beside = Means.IMAGES | Means.FILE | Means.VECTORS
+    files["means"] = beside
+    g.add_argument("--labels", help="labels of --features, where these have none", **files)
+    g.add_argument("--labels_val", help="labels of --features_val", **files)
+    names = "names of integer labels, one per line"
+    g.add_argument("--class_names", type=user_text, metavar="FILE", means=beside, help=names)
+    columns = "columns of labels, the finest first (default: label, coarse and the like)"
+    g.add_argument("--label_columns", nargs="+", metavar="NAME", help=columns)
+    scale = "scaling of rows (default: as the checkpoint was trained, else l2)"
+    vectors = Means.IMAGES | Means.VECTORS | Means.FIXED
+    g.add_argument("--normalize", choices=NORMALIZATIONS, means=vectors, help=scale)
 
 
 def add_views(p) -> None:
     """How training images are augmented, and which of them meet in a batch."""
     usual = "augmentation and batches (None: as published, or as is usual for the data set)"
-    g = p.add_argument_group(usual, means=Means.RESULT)
+    g = p.add_argument_group(usual, means=Means.PIXELS)
     g.add_argument("--crop_scale", type=crop_scale, metavar="LOW,HIGH", help="share of the area, as 0.2,1; or none")
     flag(g, "--flip", default=None, help="mirror half of the views")
     jitter = "strength of jitter and gray, 1: as published; or none"
     g.add_argument("--color", "--colour", dest="colour", type=strength, metavar="X", help=jitter)
     g.add_argument("--blur", type=share, default=0.0, metavar="P", help="share of the views to blur; or none")
+    g = p.add_argument_group("views of features", means=Means.VECTORS)
+    dropped = "share of the numbers to drop (default: 0.1; of several stored views, 0)"
+    g.add_argument("--dropout", type=share, metavar="P", help=dropped)
+    g.add_argument("--noise", type=strength, default=0.0, metavar="X", help="std of Gaussian noise to add")
+    g = p.add_argument_group("batches", means=Means.RESULT)
     g.add_argument("--sampler", choices=["shuffled", "balanced"], default="shuffled", help="balanced: equal classes")
     own = "with balanced: images of each class in a batch (None: 4)"
     g.add_argument("--batch_per_class", type=positive_int, metavar="N", help=own)
@@ -99,10 +127,13 @@ def add_views(p) -> None:
 
 def add_encoder(g) -> None:
     """Which encoder is trained, and where it starts."""
-    names = "encoder: torchvision's ResNets, resnet8 to resnet56, timm:NAME"
+    names = "encoder: torchvision's ResNets, resnet8 to resnet56, timm:NAME; of features: linear, mlp, residual"
     g.add_argument("--model", default="resnet50", means=Means.FIXED, help=names)
+    vectors, units = Means.VECTORS | Means.FIXED, "units of mlp's and residual's hidden layer (default: the dimensions)"
+    g.add_argument("--hidden_dim", type=positive_int, metavar="N", means=vectors, help=units)
+    flag(g, "--batch_norm", means=vectors, help="BatchNorm in that layer")
     # a resume has weights already
-    flag(g, "--pretrained", means=Means.FREE, help="start from the library's own weights")
+    flag(g, "--pretrained", means=Means.FREE | Means.PIXELS, help="start from the library's own weights")
     start = "start from a library's weights, or a checkpoint"
     g.add_argument("--init", type=user_text, metavar="FILE", means=Means.FREE | Means.FILE, help=start)
 
@@ -133,16 +164,17 @@ def add_training(p, warm: str = "linear warm-up over 10 epochs; always above bat
     flag(g, "--detect_anomaly", means=Means.RUNNING_SINCE, help=first)
     g = p.add_argument_group("speed", means=Means.RESULT)  # to the last digits
     where = "flip, color, normalize (None: device on CUDA)"
-    g.add_argument("--augment_on", choices=["device", "worker"], means=Means.FREE, help=where)
+    free = Means.FREE | Means.PIXELS
+    g.add_argument("--augment_on", choices=["device", "worker"], means=free, help=where)
     g.add_argument(
         "--precision", choices=["auto", "float32", "tf32", "bfloat16", "float16"], default="auto",
         help="of encoders; auto: bfloat16 on CUDA",
     )  # fmt: skip
     flag(g, "--channels_last", default=True, help="layout of images and convolutions; False: channels first")
     flag(g, "--compile", help="compile the encoders: slow start, faster steps; wants a C++ compiler")
-    g = p.add_argument_group("damaged images", means=Means.RESULT)
+    g = p.add_argument_group("damaged images", means=Means.PIXELS)
     decode = "decode every image that is trained or validated on before it starts"
-    flag(g, "--check_data", means=Means.FREE, help=decode)
+    flag(g, "--check_data", means=free, help=decode)
     g.add_argument(
         "--on_bad_image", choices=["error", "skip"], help="(None: error with --check_data, else skip and report)"
     )
@@ -167,11 +199,16 @@ def add_evaluation(p, several: bool = False, required: bool = True) -> None:
     g = p.add_argument_group("frozen encoders" if several else "frozen encoder", means=Means.RESULT)
     ckpt = "checkpoint, ours or published, or a run's folder with last.pth" + ("; any number" if several else "")
     file = Means.UNHASHED | Means.FILE  # the hash has its content
-    g.add_argument("--ckpt", type=user_text, required=required, nargs="+" if several else None, means=file, help=ckpt)
+    ckpt += "; with --features it may be left out"
+    g.add_argument("--ckpt", type=user_text, nargs="+" if several else None, means=file, help=ckpt)
+    if required:
+        p.needed["ckpt"] = "features"
     g.add_argument("--model", means=Means.FIXED, help="encoder (None: as the checkpoint says)")
     g.add_argument("--model_type", choices=["contrastive", "cross_entropy"], help="its training (None: as in the file)")
     keep = "keep features here, and reuse them"
     g.add_argument("--features_cache", type=user_text, metavar="DIR", means=Means.RUNNING, help=keep)
+    parts = "of a head on features: its output, or the hidden layer before it (default: each)"
+    g.add_argument("--layer", choices=LAYERS, means=Means.VECTORS, help=parts)
 
 
 def add_output(p) -> None:
@@ -228,7 +265,7 @@ def add_objective(p) -> None:
     g.add_argument("--similarity_threshold", type=float, default=0.0, help="smaller similarities become 0")
     g.add_argument("--n_sim_classes", type=positive_int, help="most similar classes to keep, the own included")
     g.add_argument(
-        "--instance_ranks", type=user_text, metavar="FILE", means=Means.FILE | Means.SUBSET,
+        "--instance_ranks", type=user_text, metavar="FILE", means=Means.FILE | Means.SUBSET | Means.PIXELS,
         help="no classes: CSV image,<finest group>,...,<coarsest>; --dataset path",
     )  # fmt: skip
 
@@ -236,6 +273,13 @@ def add_objective(p) -> None:
 def images_in_name(per_class: int | None) -> str:
     """What the name of a run or a result says of --images_per_class; "" without."""
     return f"_{per_class}_per_class" if per_class else ""
+
+
+def with_layer(args: argparse.Namespace, layer: str) -> argparse.Namespace:
+    """The options with this --layer."""
+    args = copy.copy(args)
+    args.layer = layer
+    return args
 
 
 def plain(args: argparse.Namespace) -> dict:
@@ -260,6 +304,6 @@ def recorded(args) -> RecordedOptions:
     hashed = {
         k: args.defaults[k] if Means.AS_DEFAULT in means[k] else v
         for k, v in given.items()
-        if Means.UNHASHED not in means[k]
+        if Means.UNHASHED not in means[k] and not (Means.VECTORS in means[k] and v == args.defaults[k])
     }
     return RecordedOptions(given, hashed, args.files)

@@ -120,6 +120,8 @@ class Means(enum.Flag):
     SUBSET = enum.auto()  # which of the images at hand are trained on
     CARD = enum.auto()  # an exported encoder's card tells it: what the features mean
     FILE = enum.auto()  # may name a file, or a folder with a checkpoint: its check sum stands beside the result
+    PIXELS = enum.auto()  # of images: refused with --features
+    VECTORS = enum.auto()  # of features: refused without them, and in the hash where it is given
     RUNNING = FREE | UNHASHED  # where, how fast and how long something runs
     RUNNING_SINCE = FREE | AS_DEFAULT  # likewise, of options that stand in the hashes of older records
 
@@ -178,6 +180,10 @@ class Parser(_Declaring, argparse.ArgumentParser):
 
     exit_with = None
 
+    def __init__(self, *args, **how):
+        super().__init__(*args, **how)
+        self.needed = {}  # option that must be given -> the one that makes it needless
+
     def meanings(self) -> dict[str, Means]:
         """What each option means, by its name."""
         return {a.dest: getattr(a, "means", None) or Means.RESULT for a in self._actions}
@@ -193,7 +199,11 @@ class Parser(_Declaring, argparse.ArgumentParser):
             namespace.means = self.meanings()
             namespace.defaults = {a.dest: a.default for a in self._actions}
             namespace.spelling = {a.dest: a.option_strings[0] for a in self._actions if a.option_strings}
-        return super().parse_known_args(words, namespace)
+        found, rest = super().parse_known_args(words, namespace)
+        for name, other in self.needed.items():
+            if not getattr(found, name) and not getattr(found, other):
+                self.error(f"the following arguments are required: --{name}")
+        return found, rest
 
     def error(self, message):
         unknown = re.findall(r"--[^\s=]+", message) if message.startswith("unrecognized arguments: ") else []

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import datasets
 import evaluation
 import util
 from datasets import rankings
@@ -65,15 +64,16 @@ def compute_scores(
 # ---- nearness of outlier classes -------------------------------------------------------------------------------------
 
 
-def compute_nearness(ranking: str, dataset: str, classes: list[str], outliers: list[str]) -> Tensor:
+def compute_nearness(ranking: str, superclasses, classes: list[str], outliers: list[str]) -> Tensor:
     """[O] the largest similarity of each outlier class to a training class, on the ranking's own scale.
 
-    ranking: what --ranking is in training, of both kinds of classes. Raises InputError where it lacks one.
+    ranking: what --ranking is in training, of both kinds of classes; superclasses: the data set's own. Raises
+    InputError where it lacks one.
     """
     if ranking == "checkpoint":
         raise InputError("--ranking checkpoint: knows the classes that were trained on alone; give a ranking of both")
     both = list(dict.fromkeys([*classes, *util.spelt_as(outliers, classes)]))
-    table = torch.as_tensor(rankings.find_similarities(ranking, both, datasets.spec(dataset).superclasses))
+    table = torch.as_tensor(rankings.find_similarities(ranking, both, superclasses))
     rows, columns = (rankings.find_rows(both, names, f"--ranking {ranking}") for names in (outliers, classes))
     return table[rows][:, columns].amax(1)
 

@@ -18,7 +18,7 @@ import util
 from datasets.sources import UNKNOWN, ViewSettings
 from engine.processes import distributed
 from engine.run import checkpoint
-from networks import cards
+from networks import cards, vectors
 from util import InputError
 
 # what a key's path may hold besides the layer's own name, and what is stored next to the encoder
@@ -65,6 +65,10 @@ class TrainedWeights:
         """
         from networks import encoders
 
+        if self.name in vectors.NAMES:
+            encoder = vectors.vector_encoder_like(self.name, self.weights, size or 1)
+            checkpoint.load_strictly(encoder, self.weights, self.source)
+            return encoder
         small = small_images if self.small_stem is None else self.small_stem
         encoder = build_encoder(self.name, small, size=size, weights=self.for_timm, source=self.source)
         if self.weights:
@@ -86,7 +90,8 @@ def choose_start(model: str, init: str | None, pretrained: bool, resumed: Path |
 
     if resumed:
         state = checkpoint.newest(resumed)[1] if resumed.is_dir() else checkpoint.load(resumed, "--resume")
-        views, stem = ViewSettings(*map(state.get, ("size", "mean", "std"))), "encoder.conv1.weight"
+        views = ViewSettings(*map(state.get, ("size", "mean", "std", "normalize")))
+        stem = "encoder.conv1.weight"
         small = resnet.has_small_stem({"conv1.weight": state["model"][stem]}) if stem in state["model"] else None
         return TrainedWeights(model, views=views, small_stem=small, pretrained=bool(state.get("pretrained")))
 
@@ -135,7 +140,8 @@ def read_file(path, flag: str, model: str | None = None) -> TrainedWeights:
     if model and holds and resnet.base_name(model) != resnet.base_name(holds):
         raise InputError(f"--model {model}: {path} holds a {holds}; give --model {holds}")
     model, small = model or holds, resnet.has_small_stem(weights)
-    views = ViewSettings(state.get("size") or trained.get("size"), state.get("mean"), state.get("std"))
+    size = state.get("size") or trained.get("size")
+    views = ViewSettings(size, state.get("mean"), state.get("std"), state.get("normalize"))
     library = library and "conv1.weight" in weights and not small  # else of a code unknown
     if library:
         _say_what_is_taken(state, "model", source)
@@ -163,6 +169,8 @@ def build_encoder(
     """
     from networks import encoders  # and with it torchvision's models: not before a network is built
 
+    if name in vectors.NAMES:
+        return vectors.vector_encoder(name, size or 1)
     of_hub = name.partition("hf-hub:")[2]
     hint = f"`hf download {of_hub}` fetches it where there is a network" if of_hub else WITHOUT_NETWORK
     with _as_input_errors(source or f"--model {name}", hint), torch.device(device):

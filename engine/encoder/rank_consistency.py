@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-import datasets
 import evaluation
 from datasets import rankings
 from datasets.rankings import taxonomy
@@ -56,19 +55,18 @@ def read_levels(file: str | None, classes: list[str]) -> dict[str, Tensor]:
 
 
 def find_similarity(
-    ranking: str, ranks: rankings.Ranks, net: FrozenEncoder, dataset: str, classes: list[str]
+    ranking: str, ranks: rankings.Ranks, net: FrozenEncoder, superclasses, classes: list[str]
 ) -> Tensor:
     """[C, C] in [0, 1] the similarities of the classes, whose distinct values are the ranks.
 
+    superclasses: the data set's own.
     ranking: "checkpoint", as the encoder was trained on, or anything that --ranking is in training; ranks: how its
     values become ranks, of "checkpoint" only where they say more than nothing: else it is as trained. Raises InputError
     where the ranking lacks a class, or the checkpoint has none.
     """
     flag = f"--ranking {ranking}"
     if ranking != "checkpoint":
-        return rankings.assign_ranks(
-            rankings.find_similarities(ranking, classes, datasets.spec(dataset).superclasses), ranks, flag
-        )
+        return rankings.assign_ranks(rankings.find_similarities(ranking, classes, superclasses), ranks, flag)
     table, names = _read_table(net, flag, "similarity" if ranks == rankings.ALL else "source")
     chosen = rankings.find_rows(names, classes, f"{flag}: {net.record['path']}")
     table = table[chosen][:, chosen]

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import datasets
 import evaluation
 import util
 from datasets import ImageData, augmentation, decoding
+from datasets.feature_views import Normalization
 from datasets.packed import PackedImage
 from datasets.sources import UNKNOWN, ViewSettings
 from engine.batches.loading import Loading, share_loader
@@ -24,6 +25,7 @@ from engine.encoder import official_checkpoints, pretrained, records
 from engine.processes import distributed
 from engine.run import checkpoint
 from engine.train.optimization import allow_tf32, describe_precision
+from networks import vectors
 from util import InputError
 
 IMAGENET = ("imagenet", "imagenet_100")
@@ -36,8 +38,9 @@ class FrozenEncoder:
     record: path, sha256, model, epoch, dataset and classes of the checkpoint, pretrained: whether it is, or began with,
     a library's weights, and published: the name of the official weights that it is, else None; name: of its run;
     classifier: {weight [C, d], bias [C]} of a cross-entropy model, else {}; transform: evaluation's, from a PIL image;
-    ranking: what it was trained on, as factory.build_loss has it, None where the file has
-    none; extracted: by title, the file that keeps features, if any, and whether they were read from it.
+    ranking: what it was trained on, as factory.build_loss has it, None where the file has none; head: the projection
+    head of an encoder of features; extracted: by title, the file that keeps features, if any, and whether they were
+    read from it.
     """
 
     encoder: nn.Module
@@ -47,7 +50,23 @@ class FrozenEncoder:
     transform: object
     views: ViewSettings
     ranking: dict | None = None
+    head: nn.Module | None = None
     extracted: dict = field(default_factory=dict)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What can be evaluated, the usual one first: of a head on features its output, and what goes into it."""
+        return ("output", "hidden") if self.head is not None else ("hidden",)
+
+    def take_layer(self, layer: str) -> "FrozenEncoder":
+        """The encoder with its projection head where the layer is "output". Raises InputError where it has none."""
+        if layer == "hidden":
+            return self
+        if self.head is None:
+            raise InputError(f"--layer {layer}: {self.record['path']} has no projection head; give --layer hidden")
+        encoder = nn.Sequential(self.encoder, self.head)
+        encoder.dim = self.head[-1].out_features
+        return replace(self, encoder=encoder, extracted={})
 
     def about(self) -> dict:
         """What a result's record says of views and features."""
@@ -74,6 +93,9 @@ def load(
         raise InputError(f"--model_type cross_entropy: {path} holds no linear classifier; it is a contrastive model")
     if model_type == "contrastive" and classifier:
         raise InputError(f"--model_type contrastive: {path} holds a linear classifier; it is a cross-entropy model")
+    if (trained.model in vectors.NAMES) != train.are_features:
+        of = "features" if trained.model in vectors.NAMES else "images"
+        raise InputError(f"--ckpt {path}: is an encoder of {of}; give {of}")
     views = datasets.complete_views(dataset, views.fill_from(trained.views), train)
     encoder = trained.build(False, views.size).eval().requires_grad_(False)
     options, sha256 = checkpoint.trained_options(state), util.sha256(path)
@@ -96,8 +118,32 @@ def load(
         numbers = f"{len(own)} classes of {dataset}, this evaluates {len(train.classes)}"
         print(f"warning: {path.resolve()} was trained on {numbers}; see --exclude_classes", file=sys.stderr)
     name = path.resolve().parent.name + ("" if path.stem == "last" else f"_{path.stem}")
+    ranking = state.get("ranking")
+    if train.are_features:
+        head = _load_head(state["model"], trained.source)
+        return FrozenEncoder(encoder, record, name, classifier, Normalization(views), views, ranking, head)
     transform = augmentation.evaluation(views.size, views.mean, views.std, datasets.spec(dataset).small)
-    return FrozenEncoder(encoder, record, name, classifier, transform, views, state.get("ranking"))
+    return FrozenEncoder(encoder, record, name, classifier, transform, views, ranking)
+
+
+def _load_head(weights: dict[str, Tensor], source: str) -> nn.Module | None:
+    """The projection head of an encoder of features, a linear layer; None of a cross-entropy model."""
+    found = {key.removeprefix("head."): x for key, x in weights.items() if key.startswith("head.")}
+    if not found:
+        return None
+    head = nn.Sequential(nn.Linear(*reversed(found["0.weight"].shape)))
+    checkpoint.load_strictly(head, found, source)
+    return head.eval().requires_grad_(False)
+
+
+def take_raw(train: ImageData, views: ViewSettings) -> FrozenEncoder:
+    """The features themselves, normalized, as if an encoder had made them."""
+    views = datasets.complete_views("features", views, train)
+    encoder = nn.Identity()
+    encoder.dim = views.size
+    record = {"path": "the features", "sha256": "raw", "model": None, "epoch": None, "dataset": None, "classes": None}
+    record |= {"pretrained": False, "instance_ranks": None, "published": None}
+    return FrozenEncoder(encoder, record, "raw", {}, Normalization(views), views)
 
 
 def warn_of_seen(net: FrozenEncoder, dataset: str, classes: list[str]) -> None:
@@ -217,6 +263,10 @@ def make_key(net: FrozenEncoder, data: ImageData) -> str:
     about = record["sha256"], record["model"], net.transform, decoding.describe_version(), data.classes
     digest.update(repr(about).encode())
     digest.update(data.labels.numpy().tobytes())
+    if data.are_features:
+        digest.update(f"{net.layers} {net.encoder.dim} {[(f, _state(f)) for f in data.images.files]}".encode())
+        digest.update(data.images.rows.numpy().tobytes())
+        return digest.hexdigest()
     if data.in_memory:
         digest.update(repr(data.images.shape).encode() + np.ascontiguousarray(data.images).tobytes())
         return digest.hexdigest()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import util
+from datasets.features import FeatureRows
 from engine.cli.parsing import Means, Options
 from engine.train.optimization import MOMENTA
 from util import InputError
@@ -35,9 +36,11 @@ def find_changed_files(before: dict | None, now: dict, means: dict[str, Means]) 
 
 
 def describe_images(images) -> dict:
-    """What a checkpoint keeps of the training images, paths or an array: how many there are, and, of paths, a check sum
-    of those below the folder that holds all of them, which may be moved, or packed.
+    """What a checkpoint keeps of the training images, paths, an array or rows of features: how many there are, and a
+    check sum, of paths below the folder that holds all of them, which may be moved, or packed; of the numbers of rows.
     """
+    if isinstance(images, FeatureRows):
+        return {"count": len(images), "names": hashlib.sha256(images.rows.numpy().tobytes()).hexdigest()}
     if isinstance(images, np.ndarray):
         return {"count": len(images), "names": None}
     paths = [os.fspath(image) for image in images]

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Subset
 
 import evaluation
 from datasets import ImageData
+from datasets.feature_views import FeatureViews
 from datasets.views import Views
-from engine.batches.epoch_batches import Loader
-from engine.batches.loading import Loading
+from engine.batches.loading import Loading, ordered_loader
 from engine.processes import distributed
 
 ADVISE_ABOVE, ADVISE_AFTER = 0.25, 60.0  # share of the time, seconds of training
@@ -111,21 +110,25 @@ class Watch:
 
     def __init__(
         self,
-        views: Views,
+        views: Views | FeatureViews,
         held_out: ClassNeighbors | GroupNeighbors | None,
         knn_freq: int,
         epochs: int,
         loading: Loading,
         autocast,
     ):
-        self.data, self.held_out, self.loading = views.data, held_out, loading
+        self.views, self.data, self.held_out, self.loading = views, views.data, held_out, loading
         self.knn_freq, self.epochs, self.autocast = knn_freq, epochs, autocast
-        self.seed, self.augmentation, self.pairs = views.seed, views.augmentation, None  # drawn when first needed
+        self.pairs = None  # drawn when first needed
 
     def _drawn(self, indices: list[int]) -> Tensor:
-        """[2, n, 3, size, size] drawn from (seed, epoch 0, image), which no training step uses."""
-        views = Views(self.data, self.augmentation, self.seed, finished=True)
-        return views.__getitems__([(0, i) for i in indices])[0]
+        """[2, n, 3, size, size], of features [2, n, d], drawn from (seed, epoch 0, image), which no training step
+        uses.
+        """
+        keys = [(0, i) for i in indices]
+        if isinstance(self.views, FeatureViews):
+            return self.views[keys][0]
+        return Views(self.data, self.views.augmentation, self.views.seed, finished=True).__getitems__(keys)[0]
 
     def _pairs(self) -> Tensor:
         if self.pairs is None:
@@ -151,12 +154,14 @@ class Watch:
         return found
 
     def _features(self, model, data, indices: list[int]):
-        loader = Loader(Subset(data, indices), self.loading.batch_size, **self.loading.of_loader())
+        loader = ordered_loader(data, indices, self.loading)
         with self.autocast():
             return evaluation.extract(model.encoder, loader, self.loading.device)
 
     def draw_pairs(self, writer) -> None:
         """The grid of augmented pairs: what the loss is told are two views of one image."""
+        if isinstance(self.views, FeatureViews):
+            return
         from torchvision.utils import make_grid
 
         pairs = self._shown(self._pairs()[:, :16].transpose(0, 1).flatten(0, 1))
@@ -169,15 +174,18 @@ class Watch:
         model.eval()
         data = self.held_out.images if self.held_out else self.data
         chosen = spread_indices(len(data), PROJECTED)
-        views = torch.stack([data[i][0] for i in chosen]) if self.held_out else self._drawn(chosen)[0]
+        if self.held_out:
+            views = torch.cat([images for images, _ in ordered_loader(data, chosen, self.loading)])
+        else:
+            views = self._drawn(chosen)[0]
         parts = [
             model.encoder(part.to(self.loading.device)).float().cpu() for part in views.split(self.loading.batch_size)
         ]
         names = [replace_undecodable(data.classes[int(data.labels[i])]) for i in chosen]
-        small = F.interpolate(self._shown(views), size=32)
+        small = None if isinstance(self.views, FeatureViews) else F.interpolate(self._shown(views), size=32)
         writer.add_embedding(F.normalize(torch.cat(parts), dim=1), names, small, self.epochs, "encoder")
         model.train(was_training)
 
     def _shown(self, views: Tensor) -> Tensor:
-        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (self.augmentation.mean, self.augmentation.std))
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (self.views.augmentation.mean, self.views.augmentation.std))
         return (views * std + mean).clamp(0, 1)

@@ -84,8 +84,6 @@ def test_shards_are_read_in_the_order_of_their_names_and_rows_of_several_are_tak
     assert [classes[label] for label in labels] == NAMES
     assert torch.equal(rows[[4, 5, 1]].take(torch.tensor([0, 2])), torch.from_numpy(ROWS)[[4, 1]])
     assert rows[[3, 0]].name(0) == f"{tmp_path / 'part-1.npz'}:1"
-    both = rows[[1]].join(rows[[5, 2]])
-    assert torch.equal(both.take(torch.arange(3)), torch.from_numpy(ROWS)[[1, 5, 2]])
 
 
 def test_stored_views_of_an_item_are_taken_by_number_and_the_first_without(tmp_path):

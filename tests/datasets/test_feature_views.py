@@ -8,11 +8,13 @@ import reference
 import torch
 
 from datasets import ImageData
-from datasets.feature_views import FeatureViews, Normalization, Perturbation, keyed_words
+from datasets.feature_views import FeatureViews, Normalization, Perturbation, complete, keyed_words
 from datasets.features import FeatureRows
+from datasets.sources import ViewSettings
+from util import InputError
 
 ROWS = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
-L2 = Normalization("l2")
+L2, NONE = (Normalization(ViewSettings(normalize=how)) for how in ("l2", "none"))
 
 
 def views(perturbation, rows=ROWS, normalization=L2, seed=3):
@@ -56,10 +58,10 @@ def test_the_two_views_of_a_row_differ_and_a_single_one_has_no_axis_of_views():
 
 def test_dropout_keeps_the_mean_and_its_share_and_noise_has_its_spread():
     wide = torch.ones(64, 500)
-    dropped = views(Perturbation(0.25), wide, Normalization("none"))[[(1, i) for i in range(64)]][0]
+    dropped = views(Perturbation(0.25), wide, NONE)[[(1, i) for i in range(64)]][0]
     assert float((dropped == 0).double().mean()) == pytest.approx(0.25, abs=0.005)
     assert float(dropped.mean()) == pytest.approx(1, abs=0.005)
-    noise = views(Perturbation(0.0, 0.5), wide, Normalization("none"))[[(1, i) for i in range(64)]][0] - 1
+    noise = views(Perturbation(0.0, 0.5), wide, NONE)[[(1, i) for i in range(64)]][0] - 1
     assert noise.isfinite().all() and float(noise.mean()) == pytest.approx(0, abs=0.01)
     assert float(noise.std()) == pytest.approx(0.5, abs=0.01)
     assert float((noise.abs() < 0.5).double().mean()) == pytest.approx(math.erf(0.5**0.5), abs=0.01)
@@ -73,7 +75,7 @@ def test_without_dropout_and_noise_a_view_is_the_normalized_row():
 @pytest.mark.parametrize("stored", [2, 5])
 def test_stored_views_are_drawn_two_different_ones_each_as_often(stored):
     x = torch.arange(1.0, stored + 1).view(1, stored, 1).expand(500, stored, 3)
-    found = views(Perturbation(0.0), x, Normalization("none"))[[(1, i) for i in range(500)]][0][:, :, 0]
+    found = views(Perturbation(0.0), x, NONE)[[(1, i) for i in range(500)]][0][:, :, 0]
     assert (found[0] != found[1]).all()
     shares = torch.bincount(found.flatten().long(), minlength=stored + 1)[1:] / 1000
     assert shares.tolist() == pytest.approx([1 / stored] * stored, abs=0.06)
@@ -81,14 +83,16 @@ def test_stored_views_are_drawn_two_different_ones_each_as_often(stored):
 
 def test_standard_normalization_is_by_mean_and_std_of_the_training_rows_and_leaves_constants_alone():
     x = torch.cat([ROWS, torch.full((40, 1), 3.0)], 1)
-    n = Normalization.fit("standard", FeatureRows([x], ["a.npy"]))
-    scaled = n(x)
+    scaled = Normalization(complete(ViewSettings(normalize="standard"), FeatureRows([x], ["a.npy"])))(x)
     assert torch.allclose(scaled[:, :6].mean(0), torch.zeros(6), atol=1e-6)
     assert torch.allclose(scaled[:, :6].std(0, correction=0), torch.ones(6), atol=1e-5)
     assert torch.equal(scaled[:, 6], torch.zeros(40))
 
 
-def test_normalizations_by_length_and_none_need_no_rows():
+def test_rows_are_scaled_to_length_1_or_not_at_all_as_given_and_have_the_encoders_width():
     x = torch.tensor([[3.0, 4.0]])
-    assert torch.allclose(Normalization.fit("l2", None)(x), torch.tensor([[0.6, 0.8]]))
-    assert torch.equal(Normalization.fit("none", None)(x), x)
+    rows = FeatureRows([x], ["a.npy"])
+    assert torch.allclose(Normalization(complete(ViewSettings(), rows))(x), torch.tensor([[0.6, 0.8]]))
+    assert torch.equal(Normalization(complete(ViewSettings(normalize="none"), rows))(x), x)
+    with pytest.raises(InputError, match=r"--features a[.]npy: its rows have 2 dimensions, the encoder takes 3"):
+        complete(ViewSettings(3), rows)

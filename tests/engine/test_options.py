@@ -22,6 +22,7 @@ ALL = [(s, a) for s in NEEDED for a in importlib.import_module(s).get_parser()._
 
 # what no resume may change, and what it may change without a word
 FIXED = {"dataset", "model", "optimizer", "feat_dim", "memorybank_size", "cache_features"}
+FIXED |= {"normalize", "hidden_dim", "batch_norm"}
 RUNNING = {
     "exp_name", "save_folder", "save_freq", "save_minutes", "print_freq", "num_workers", "nproc_per_node", "world_size",
     "rank", "dist_url", "dist_backend", "timeout_minutes", "keep_checkpoints", "max_hours", "detect_anomaly",
@@ -29,7 +30,7 @@ RUNNING = {
 }  # fmt: skip
 FREE = RUNNING | {"check_data", "augment_on", "init", "pretrained"}
 # what the hash of a record has in another form
-BY_CONTENT = {"ckpt", "data_folder", "data_folder_outliers"}
+BY_CONTENT = {"ckpt", "data_folder", "data_folder_outliers", "features", "features_val", "features_outliers"}
 
 
 def parsed(script, words=""):
@@ -73,7 +74,8 @@ def test_configs_and_cards_have_the_options_that_say_so():
     means = {name: of for script, _ in ALL for name, of in parsed(script).means.items()}
     assert {name for name, of in means.items() if Means.START in of} == {"resume", "overwrite"}
     images = {"dataset", "data_folder", "size", "mean", "std", "hold_out", "skip_images", "images_per_class"}
-    assert {name for name, of in means.items() if Means.IMAGES in of} == images
+    vectors = {"features", "features_val", "labels", "labels_val", "class_names", "label_columns", "normalize"}
+    assert {name for name, of in means.items() if Means.IMAGES in of} == images | vectors
     assert {*export.list_card_options()} == {
         "loss_type", "variant", "ranking", "thresholds", "epochs", "batch_size", "optimizer", "learning_rate",
         "weight_decay", "seed", "images_per_class", "hold_out",

@@ -22,6 +22,7 @@ FILES = [
     for action in importlib.import_module(script).get_parser()._actions
     if Means.FILE in (action.means or Means.RESULT)
 ]
+OF_FEATURES = ("--features_val", "--labels", "--labels_val", "--class_names", "--features_outliers")
 # a file or a run's folder; the others read the first as they like, --config as YAML
 CONTENTS = {"file": ("size: 8\n", "size: 10\n"), "run/last.pth": (b"weights", b"other weights")}
 
@@ -44,7 +45,8 @@ def test_a_result_counts_as_done_while_the_file_of_each_option_is_as_it_was(monk
     place = "run/last.pth" if flag in ("--ckpt", "--init") else "file"
     (first, second), file = CONTENTS[place], tmp_path / place
     write(file, first)
-    command = f"python {script}.py {NEEDED[script]} --exp_name a {flag} {place.partition('/')[0]}"
+    rows = "--features rows.npz" if flag in OF_FEATURES else ""
+    command = f"python {script}.py {NEEDED[script]} {rows} --exp_name a {flag} {place.partition('/')[0]}"
     command = command if script.startswith("main_") else command.replace("--exp_name a ", "")
     said = {"command": words(command)[1:], "protocol": config.protocol(script)}
     record = {"checkpoint": {"sha256": "a"}, **said, "files": sums(command)}

@@ -1,0 +1,189 @@
+"""Heads on files of features, from the command line: trained, resumed, evaluated, and refused in one line."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+import torch
+from commands import error_of, result, run
+from sklearn.metrics import average_precision_score
+from sklearn.neighbors import NearestNeighbors
+
+from engine.run import checkpoint
+
+NAMES = [f"class {c}" for c in range(8)]
+GROUP = {name: f"group {c // 4}" for c, name in enumerate(NAMES)}
+FILES = "--features train.npz --features_val val.npz"
+SHORT = f"{FILES} --batch_size 32 --memorybank_size 64 --feat_dim 8 --epochs 2 --print_freq 100 --learning_rate 0.02"
+RUN = "save/SupCon/features_models"
+
+
+def make(path, per_class, seed, noise=1.0, **change):
+    """Rows around one center per class, 16 dimensions, named labels and superclasses."""
+    centers = np.random.default_rng(0).normal(size=(8, 16))
+    rng = np.random.default_rng(seed)
+    labels = np.arange(8).repeat(per_class)
+    rows = (centers[labels] + noise * rng.normal(size=(len(labels), 16))).astype(np.float32)
+    names = [NAMES[y] for y in labels]
+    np.savez(path, **{"features": rows, "labels": names, "coarse": [GROUP[n] for n in names], **change})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Features, and a run of two epochs of each loss on them."""
+    root = tmp_path_factory.mktemp("features")
+    make(root / "train.npz", 20, 1)
+    make(root / "val.npz", 5, 2)
+    np.savez(root / "others.npz", features=np.random.default_rng(3).normal(size=(30, 16)).astype(np.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, root, f"{SHORT} --exp_name rince --knn_freq 1", "main_supcon")
+        run(patch, root, f"{FILES} --batch_size 32 --epochs 2 --exp_name ce --model residual --batch_norm", "main_ce")
+    return root
+
+
+def records(root, start):
+    return [json.loads(path.read_text()) for path in sorted((root / "save/results").glob(f"{start}*.json"))]
+
+
+def test_a_run_on_features_says_its_loss_and_keeps_how_rows_are_normalized(folder):
+    state = torch.load(folder / RUN / "rince/last.pth", weights_only=True)
+    assert state["size"] == 16 and state["normalize"] == "l2" and state["classes"] == NAMES
+    assert state["ranking"]["similarity"][0, :5].tolist() == [1.0, 0.75, 0.75, 0.75, 0.0]  # of the second column
+    assert {"encoder.0.0.weight", "head.0.weight"} <= state["model"].keys()
+    log = [json.loads(line) for line in (folder / RUN / "rince/log.jsonl").read_text().splitlines()]
+    assert log[-1]["loss_rank_1"] > 0 and log[-1]["val_knn"] > 50
+
+
+@pytest.mark.parametrize("normalize", ["l2", "standard", "none"])
+def test_raw_features_retrieve_as_scikit_learn_finds_neighbors(folder, monkeypatch, normalize):
+    run(monkeypatch, folder, f"{FILES} --labelset both --normalize {normalize}", "retrieval")
+    metrics = records(folder, "retrieval_features_raw")[-1]["metrics"]
+    found = [r for r in records(folder, "retrieval_features_raw") if r["options"]["normalize"] == normalize]
+    metrics = found[0]["metrics"]
+    train, val = (np.load(folder / f"{part}.npz") for part in ("train", "val"))
+    x, y = (part["features"].astype(float) for part in (train, val))
+    if normalize == "standard":
+        mean, std = x.mean(0), x.std(0)
+        x, y = (x - mean) / std, (y - mean) / std
+    nearest = NearestNeighbors(metric="cosine").fit(x)
+    distance, index = nearest.kneighbors(y, len(x))
+    for name, key in (("fine", "labels"), ("coarse", "coarse")):
+        right = train[key][index] == val[key][:, None]
+        assert metrics[name]["R@1"] == pytest.approx(100 * right[:, 0].mean())
+        precision = [average_precision_score(r, -d) for r, d in zip(right, distance, strict=True)]
+        assert metrics[name]["mAP"] == pytest.approx(100 * np.mean(precision), rel=1e-6)
+
+
+def test_both_layers_of_a_head_are_measured_and_a_record_says_which(folder, monkeypatch, capsys):
+    run(monkeypatch, folder, f"{FILES} --ckpt {RUN}/rince", "retrieval")
+    printed = capsys.readouterr().out
+    assert "layer output: 8 dimensions" in printed and "layer hidden: 16 dimensions" in printed
+    assert sorted(r["options"]["layer"] for r in records(folder, "retrieval_features_rince")) == ["hidden", "output"]
+    run(monkeypatch, folder, f"{FILES} --ckpt {RUN}/ce --labelset coarse", "retrieval")
+    assert [r["options"]["layer"] for r in records(folder, "retrieval_features_ce")] == [None]
+
+
+def test_the_output_of_a_head_is_what_ten_lines_of_torch_make_of_it(folder):
+    from datasets import build_pair
+    from datasets.features import FeatureFiles
+    from engine.batches.loading import Loading
+    from engine.encoder import trained_encoder
+
+    train, test = build_pair("features", FeatureFiles([str(folder / "train.npz")], [str(folder / "val.npz")]))
+    net = trained_encoder.load(folder / RUN / "rince", train, "features").take_layer("output")
+    found = trained_encoder.extract_features(net, test, "val", Loading(64, 0, torch.device("cpu")))
+    weights = torch.load(folder / RUN / "rince/last.pth", weights_only=True)["model"]
+    x = torch.nn.functional.normalize(torch.from_numpy(np.load(folder / "val.npz")["features"]), dim=1)
+    x = (x @ weights["encoder.0.0.weight"].T + weights["encoder.0.0.bias"]).clamp(min=0)
+    assert torch.allclose(found, x @ weights["head.0.weight"].T + weights["head.0.bias"], atol=1e-6)
+
+
+@pytest.mark.parametrize("detector", ["knn --knn_k 5", "gaussian", "mahalanobis", "rmds"])
+def test_every_detector_tells_outliers_of_a_file_from_the_classes(folder, monkeypatch, detector):
+    for ckpt in ("", f"--ckpt {RUN}/rince --layer output"):
+        words = f"{FILES} --features_outliers others.npz --detector {detector} {ckpt}"
+        run(monkeypatch, folder, words, "out_of_dist_detection")
+    found = [r for r in records(folder, "ood") if r["options"]["detector"] == detector.split()[0]]
+    assert len(found) == 2 and all(r["metrics"]["AUROC"] > 60 for r in found)
+
+
+@pytest.mark.parametrize("detector", ["msp", "energy"])
+def test_detectors_on_logits_take_a_cross_entropy_head(folder, monkeypatch, detector):
+    words = f"{FILES} --features_outliers others.npz --detector {detector} --ckpt {RUN}/ce"
+    run(monkeypatch, folder, words, "out_of_dist_detection")
+
+
+def test_a_probe_reads_classes_off_a_head_and_off_raw_features(folder, monkeypatch):
+    for ckpt in ("", f"--ckpt {RUN}/rince"):
+        run(monkeypatch, folder, f"{FILES} {ckpt} --epochs 5 --batch_size 32 --learning_rate 1", "main_linear")
+    assert all(r["metrics"]["last"]["top-1"] > 35 for r in records(folder, "linear"))
+
+
+def test_a_head_goes_on_from_a_checkpoint_to_the_same_weights(folder, monkeypatch, tmp_path):
+    for name in ("train.npz", "val.npz"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    words = "--exp_name one --dropout 0.2 --noise 0.1 --model residual --batch_norm"
+    run(monkeypatch, tmp_path, f"{SHORT} {words} --epochs 1")
+    run(monkeypatch, tmp_path, f"{SHORT} {words} --epochs 3 --resume auto")
+    run(monkeypatch, tmp_path, f"{SHORT} {words} --exp_name whole --epochs 1")
+    run(monkeypatch, tmp_path, f"{SHORT} {words} --exp_name whole --epochs 3 --resume auto --print_freq 1")
+    one, whole = (checkpoint.load(tmp_path / RUN / name / "last.pth")["model"] for name in ("one", "whole"))
+    assert all(torch.equal(one[key], whole[key]) for key in one)
+
+
+def test_classes_that_are_left_out_are_evaluated_among_themselves_by_a_file_of_their_own(folder, monkeypatch, tmp_path):
+    make(tmp_path / "train.npz", 20, 1)
+    make(tmp_path / "val.npz", 5, 2)
+    excluded = " ".join(shlex.quote(name) for name in NAMES[::2])
+    run(monkeypatch, tmp_path, f"{SHORT} --exp_name half --exclude_classes {excluded}")
+    assert checkpoint.load(tmp_path / RUN / "half/last.pth")["classes"] == NAMES[1::2]
+    words = f"--features_val val.npz --features val.npz --gallery test --ckpt {RUN}/half --layer output --labelset both"
+    run(monkeypatch, tmp_path, words, "retrieval")
+    assert result(tmp_path, "retrieval_features_half*")["images"]["test"] == 40
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "line"),
+    [
+        ("main_supcon", f"{FILES} --size 32", "--size: has no use with --features"),
+        ("main_supcon", f"{FILES} --colour 1", "--color: has no use with --features"),
+        ("main_supcon", f"{FILES} --pretrained", "--pretrained: has no use with --features"),
+        ("main_supcon", "--dropout 0.1", "--dropout: has no use without --features"),
+        ("main_supcon", f"{FILES} --dropout 1", "--dropout 1: must be below 1"),
+        ("main_supcon", f"{FILES} --model resnet8", "--model resnet8: is an encoder of images; of features: linear"),
+        ("main_supcon", f"{FILES} --dataset digits", "--dataset digits: features and --features go together"),
+        ("main_supcon", "--dataset features", "--dataset features: features and --features go together"),
+        ("main_supcon", "--features nan.npz", "--features nan.npz: 2 of 160 rows are NaN, infinite or zero; the first"),
+        ("main_supcon", "--features flat.npz --variant in", "RINCE needs a ranking of classes"),
+        ("main_ce", "--features train.npz", "--features_val: give the features to evaluate"),
+        (
+            "main_ce",
+            "--features half.npz --features_val val.npz",
+            "val.npz: class class 4 is in validation, but",
+        ),
+        ("main_linear", f"{FILES} --cache_features False", "--cache_features False: features are not augmented"),
+        ("retrieval", "--features train.npz --features_val wide.npz", "wide.npz: a row has 32 dimensions"),
+        ("retrieval", f"--features wide.npz --features_val wide.npz --ckpt {RUN}/rince", "the encoder takes 16"),
+        ("retrieval", f"{FILES} --ckpt {RUN}/ce --layer output", "--layer output"),
+        ("retrieval", f"--ckpt {RUN}/rince", "is an encoder of features; give features"),
+        (
+            "out_of_dist_detection",
+            f"{FILES} --dataset_outliers digits",
+            "--features_outliers go together",
+        ),
+        ("out_of_dist_detection", f"{FILES} --features_outliers val.npz", "--features_outliers: holds inliers"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(folder, monkeypatch, capsys, script, words, line):
+    if not (folder / "nan.npz").exists():
+        make(folder / "nan.npz", 20, 1)
+        data = dict(np.load(folder / "nan.npz"))
+        data["features"][[5, 70]] = np.nan
+        np.savez(folder / "nan.npz", **data)
+        make(folder / "wide.npz", 5, 2, features=np.ones((40, 32), np.float32))
+        half = {key: value[:80] for key, value in dict(np.load(folder / "train.npz")).items()}
+        np.savez(folder / "half.npz", **half)
+        np.savez(folder / "flat.npz", **{key: half[key] for key in ("features", "labels")})
+    extra = "--batch_size 32 --memorybank_size 64" if script == "main_supcon" else ""
+    assert line in error_of(monkeypatch, capsys, folder, f"{words} {extra}", script)
