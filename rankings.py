@@ -5,6 +5,7 @@ python rankings.py text --data_folder my_images --out ranking.csv   # the folder
 python rankings.py wordnet --names names.csv --is_a wordnet.is_a.txt --out ranking.csv  # of wnids
 python rankings.py superclass --from my_superclasses.yaml --out ranking.csv
 python rankings.py features --dataset cifar100 --ckpt FOLDER --out ranking.csv  # what a network finds similar
+python rankings.py features --features FILE --out ranking.csv                   # what features find similar
 python rankings.py confusion --dataset cifar100 --ckpt FOLDER --out ranking.csv  # what a classifier confuses
 python rankings.py noise --from ranking.csv --share 0.3 --seed 0 --out noisy.csv
 python rankings.py show ranking.csv --thresholds 0.6 0.4 --out ranking.png
@@ -94,10 +95,10 @@ def _add_network(k, required: bool = True) -> None:
 def ask_network(args) -> tuple[np.ndarray, list[str], str]:
     """What a checkpoint's features of training images, or its outputs for validation images, find similar."""
     errors = args.kind == "confusion"
-    pair = datasets.build_pair(args.dataset, args.data_folder, factory.select_images(args)) if errors else ()
+    pair = datasets.build_pair(args.dataset, factory.find_data(args), factory.select_images(args)) if errors else ()
     data = pair[1] if errors else factory.training_images(args)
     distributed.say(data.left_out.describe())
-    net = factory.load_encoder(args, data)
+    net = factory.load_layer(args, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loading, cache = factory.loading(args, device), factory.features_cache(args)
     if errors:
@@ -119,7 +120,7 @@ def build(args) -> tuple[np.ndarray, list[str], str]:
         return make.add_noise(args.source, args.share, args.seed)
     if args.kind == "confusion" and bool(args.ckpt) == bool(args.source):
         raise InputError("confusion: give --ckpt, a cross-entropy model, or --from, a CSV of counts")
-    return ask_network(args) if args.ckpt else make.read_confusions(args.source)
+    return ask_network(args) if args.kind == "features" or args.ckpt else make.read_confusions(args.source)
 
 
 def show(args, out: Path) -> None:
@@ -164,6 +165,8 @@ def compare(args, out: Path) -> None:
 
 def main():
     args = get_parser().parse_args()
+    if getattr(args, "features", None):
+        args.dataset = "features"
     if args.out:
         util.check_folder(args.out.absolute().parent, "--out")
     if args.kind in DRAWN:

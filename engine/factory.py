@@ -132,9 +132,9 @@ def load_encoder(args, train: datasets.ImageData, ckpt: str | None = None) -> Fr
     return trained_encoder.load(ckpt, train, args.dataset, views, args.model, args.model_type)
 
 
-def load_layer(args, train: datasets.ImageData) -> FrozenEncoder:
-    """Likewise; of a head on features --layer, its output by default."""
-    net = load_encoder(args, train)
+def load_layer(args, train: datasets.ImageData, ckpt: str | None = None) -> FrozenEncoder:
+    """The same; of a head on features --layer, its output by default."""
+    net = load_encoder(args, train, ckpt)
     return net.take_layer(args.layer or net.layers[0])
 
 

@@ -43,9 +43,9 @@ class Comparison:
     def __init__(self, parser):
         self.args = args = config.parse(parser, options.SMALL_DATA)
         figures.check_picture(args.out, "--out")
-        self.train, self.test = datasets.build_pair(args.dataset, args.data_folder, factory.select_images(args))
+        self.train, self.test = datasets.build_pair(args.dataset, factory.find_data(args), factory.select_images(args))
         distributed.say((self.train.left_out + self.test.left_out).describe())
-        self.data = datasets.title(args.dataset, args.data_folder)  # what titles call it
+        self.data = datasets.title(args.dataset, factory.find_data(args))  # what titles call it
         self.superclasses = find_superclasses(args.superclasses, self.train.superclasses, self.train.classes)
 
     def check_superclasses(self) -> None:
@@ -64,7 +64,7 @@ class Comparison:
         names, ckpts = self.args.names, self.args.ckpt
         if names and len(names) != len(ckpts):
             raise InputError(f"--names: {len(names)} for {len(ckpts)} checkpoints of --ckpt; give one each")
-        nets = [factory.load_encoder(self.args, self.train, ckpt) for ckpt in ckpts]
+        nets = [factory.load_layer(self.args, self.train, ckpt) for ckpt in ckpts]
         chosen = names or [net.name for net in nets]
         if (again := util.twice(chosen)) is not None:
             raise InputError(f"--{'names' if names else 'ckpt'}: two are called {again}; give --names that differ")

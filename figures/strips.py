@@ -133,6 +133,8 @@ def get_parser():
 def main():
     comparison = encoders.Comparison(get_parser())
     args, train, test = comparison.args, comparison.train, comparison.test
+    if train.are_features:
+        raise InputError("--features: are rows of numbers, and no images to draw")
     comparison.check_superclasses()
     chosen, step = choose_queries(test.labels.numpy(), args.queries)
     if args.nearest > len(train):

@@ -58,4 +58,6 @@ def _check_images(data: ImageData) -> None:
 
 
 def _checkpoint(net: FrozenEncoder) -> str:
+    if net.record["model"] is None:
+        return f"rows of {net.record['path']}"
     return f"checkpoint {net.record['path']}, sha256 {net.record['sha256'][:16]}"

@@ -141,7 +141,8 @@ def take_raw(train: ImageData, views: ViewSettings) -> FrozenEncoder:
     views = datasets.complete_views("features", views, train)
     encoder = nn.Identity()
     encoder.dim = views.size
-    record = {"path": "the features", "sha256": "raw", "model": None, "epoch": None, "dataset": None, "classes": None}
+    path = str(Path(train.images.files[0]).resolve())
+    record = {"path": path, "sha256": "raw", "model": None, "epoch": None, "dataset": None, "classes": None}
     record |= {"pretrained": False, "instance_ranks": None, "published": None}
     return FrozenEncoder(encoder, record, "raw", {}, Normalization(views), views)
 
