@@ -14,7 +14,7 @@ from engine.cli import config, options
 from engine.cli.parsing import Means, Parser
 from engine.encoder import official_checkpoints, pretrained
 from engine.run import checkpoint
-from networks import cards, encoders, exported
+from networks import cards, encoders, exported, vectors
 from util import InputError
 
 
@@ -50,7 +50,7 @@ def describe(trained: pretrained.TrainedWeights, licence: str | None, results: P
     views = trained.views
     if name in datasets.NAMES:  # an official checkpoint does not say them
         views = views.fill_from(datasets.spec(name).views)
-    if not views.size or not views.mean:
+    if not views.size or not (views.mean or views.normalize):
         raise InputError(f"--ckpt {path}: does not say the size, mean and std of its images")
     ranking = state.get("ranking")
     libraries = ("safetensors", "timm") if encoders.is_timm(trained.name) else ("safetensors",)  # read it back
@@ -92,6 +92,14 @@ def _plain(ranking: dict, classes: list[str]) -> dict:
     return {"similar": others}
 
 
+def build_head(trained: pretrained.TrainedWeights, card: dict) -> vectors.VectorModel:
+    """The model of vectors of a checkpoint, with its head and `dim`."""
+    weights = {key: x for key, x in trained.content["model"].items() if key.startswith(vectors.PARTS)}
+    model = vectors.build_vector_model(trained.name, weights, card)
+    model.dim = trained.content["model"]["head.0.weight"].shape[0] if "head.0.weight" in weights else model.encoder.dim
+    return model
+
+
 def main():
     args = get_parser().parse_args()
     for name in (cards.WEIGHTS, cards.CARD):
@@ -100,7 +108,8 @@ def main():
     util.check_folder(args.out, "--out")
     trained = pretrained.read_file(args.ckpt, "--ckpt", args.model)
     card = describe(trained, args.licence, args.results)
-    card = exported.save(args.out, trained.build(False, card["size"]), card)
+    encoder = trained.build(False, card["size"]) if trained.model not in vectors.NAMES else build_head(trained, card)
+    card = exported.save(args.out, encoder, card)
     print(f"saved {args.out / cards.WEIGHTS}: {card['encoder']}, {card['dim']} dimensions; and {cards.CARD}")
     if args.licence is None:
         print("its card says no licence: others may not know whether they can use it; give --licence")

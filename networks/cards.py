@@ -23,7 +23,8 @@ def read_card(path: Path) -> dict[str, Any]:
     three = {name: card.get(name) for name in ("mean", "std") if card.get(name) is not None}
     forms = {"encoder": str, "small_stem": bool, "size": int, "options": dict}
     wrong = [name for name, form in forms.items() if not isinstance(card.get(name, form()), form)]
-    wrong += [n for n, x in three.items() if not isinstance(x, list) or len(x) != 3 or not all(map(_is_number, x))]
+    wide = card["size"] if "normalize" in card else 3  # of vectors, a number for each dimension
+    wrong += [n for n, x in three.items() if not isinstance(x, list) or len(x) != wide or not all(map(_is_number, x))]
     if wrong or len(three) == 1:
         raise ValueError(f"{path}: is no card of an encoder: its {wrong[0] if wrong else 'mean or std'} is none")
     if card["format"] != FORMAT:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from . import encoders, resnet
+from . import encoders, resnet, vectors
 from .cards import CARD, FORMAT, WEIGHTS, read_card
 
 
@@ -43,7 +43,7 @@ def save(folder: str | Path, encoder: nn.Module, card: dict[str, Any]) -> dict[s
 
     weights = {name: x.detach().cpu().contiguous().clone() for name, x in encoder.state_dict().items()}
     small = resnet.has_small_stem(weights)
-    library = find_library(card["encoder"], small)
+    library = "rince" if card["encoder"] in vectors.NAMES else find_library(card["encoder"], small)
     own = {"format": FORMAT, "library": library, "small_stem": small, "dim": encoder.dim}
     own["how_to_load"] = write_recipe(card["encoder"], library, card["size"])
     folder = Path(folder)
@@ -56,7 +56,8 @@ def save(folder: str | Path, encoder: nn.Module, card: dict[str, Any]) -> dict[s
 
 
 def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The encoder of a folder that `save` wrote, in eval mode: [N, 3, size, size] -> [N, dim]; and its card.
+    """The encoder of a folder that `save` wrote, in eval mode: [N, 3, size, size] -> [N, dim], of vectors [N, size] ->
+    [N, dim], which it normalizes itself; and its card.
 
     Raises ValueError where the card is none, or is of a version to come; RuntimeError where the weights are not its
     encoder's.
@@ -64,6 +65,9 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     from safetensors.torch import load_file
 
     card = read_card(Path(folder) / CARD)
+    weights = load_file(Path(folder) / WEIGHTS)
+    if card["encoder"] in vectors.NAMES:
+        return vectors.build_vector_model(card["encoder"], weights, card), card
     encoder = encoders.encoder(card["encoder"], card["small_stem"], card["size"])
-    encoder.load_state_dict(load_file(Path(folder) / WEIGHTS))
+    encoder.load_state_dict(weights)
     return encoder.eval(), card

@@ -1,9 +1,12 @@
 """Encoders of vectors: small networks over features that another model made."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 NAMES = ("linear", "mlp", "residual")
+PARTS = ("encoder.", "head.")  # of the names of a model's weights
 
 
 class Residual(nn.Module):
@@ -52,6 +55,52 @@ def vector_encoder_like(name: str, weights: dict[str, Tensor], dim: int) -> nn.M
     """Make the encoder of vectors that has weights of these names and shapes; dim: as of `vector_encoder`."""
     first = next((x for key, x in weights.items() if key.endswith("0.0.weight")), torch.empty(dim, dim))
     return vector_encoder(name, dim, len(first), any("running_mean" in key for key in weights))
+
+
+class VectorModel(nn.Module):
+    """Normalization, encoder and projection head of vectors: [N, d] -> [N, D], and `hidden`: [N, d] -> [N, h].
+
+    Args:
+        encoder: [N, d] -> [N, h].
+        head: [N, h] -> [N, D]; the identity of a model without one.
+        normalize: ``l2``, rows to length 1; ``standard``, by mean and std (d,); ``none``.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        normalize: str,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+    ):
+        super().__init__()
+        self.encoder, self.head, self.normalize = encoder, head, normalize
+        self.mean, self.std = (None if x is None else torch.tensor(x) for x in (mean, std))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """[N, d] -> [N, h], before the head."""
+        if self.normalize == "l2":
+            x = nn.functional.normalize(x, dim=1)
+        elif self.mean is not None and self.std is not None:
+            x = (x - self.mean.to(x)) / self.std.to(x)
+        return self.encoder(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.hidden(x))
+
+
+def build_vector_model(name: str, weights: dict[str, Tensor], card: dict[str, Any]) -> VectorModel:
+    """Fill a model from weights called ``encoder.*`` and ``head.*``; card: size, normalize, and mean and std if any."""
+    parts = {part: {k.removeprefix(part): x for k, x in weights.items() if k.startswith(part)} for part in PARTS}
+    encoder = vector_encoder_like(name, parts["encoder."], card["size"])
+    head: nn.Module = nn.Identity()
+    if parts["head."]:
+        outputs, inputs = parts["head."]["0.weight"].shape
+        head = nn.Sequential(nn.Linear(inputs, outputs))
+    encoder.load_state_dict(parts["encoder."])
+    head.load_state_dict(parts["head."])
+    return VectorModel(encoder, head, card["normalize"], card.get("mean"), card.get("std")).eval()
 
 
 def _layer(dim: int, hidden: int, batch_norm: bool) -> nn.Module:

@@ -99,6 +99,22 @@ def test_the_output_of_a_head_is_what_ten_lines_of_torch_make_of_it(folder):
     assert torch.allclose(found, x @ weights["head.0.weight"].T + weights["head.0.bias"], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["rince", "ce"])
+def test_an_exported_head_is_the_checkpoints_and_evaluates_as_it_does(folder, monkeypatch, tmp_path, name):
+    from networks import exported
+
+    run(monkeypatch, folder, f"--ckpt {RUN}/{name} --out {tmp_path}/head", "engine.export")
+    model, card = exported.load(tmp_path / "head")
+    assert (card["normalize"], card["classes"]) == ("l2", NAMES)
+    for ckpt in (f"{RUN}/{name}", f"{tmp_path}/head"):
+        run(monkeypatch, folder, f"{FILES} --ckpt {ckpt} --layer hidden --knn_vote 3", "retrieval")
+    ckpts = f"{RUN}/{name}", f"{tmp_path}/head"
+    found = [r for r in records(folder, "retrieval") if r["options"]["knn_k"] == 3 and r["options"]["ckpt"] in ckpts]
+    assert len({json.dumps(r["metrics"]) for r in found}) == 1 and len(found) == 2
+    rows = torch.from_numpy(np.load(folder / "val.npz")["features"])
+    assert model(rows).shape == (40, card["dim"]) and model.hidden(rows).shape == (40, 16)
+
+
 @pytest.mark.parametrize("detector", ["knn --knn_k 5", "gaussian", "mahalanobis", "rmds"])
 def test_every_detector_tells_outliers_of_a_file_from_the_classes(folder, monkeypatch, detector):
     for ckpt in ("", f"--ckpt {RUN}/rince --layer output"):

@@ -204,9 +204,10 @@ def _add_card(weights: dict[str, Tensor], path: Path, flag: str) -> dict:
         card = cards.read_card(path)
     except ValueError as error:
         raise InputError(f"{flag} {error}") from None
-    kept = {name: card.get(name) for name in ("size", "mean", "std", "classes", "epoch", "pretrained")}
+    kept = {name: card.get(name) for name in ("size", "mean", "std", "normalize", "classes", "epoch", "pretrained")}
     options = {**card.get("options", {}), "model": card["encoder"], "dataset": card.get("dataset")}
-    model = {f"encoder.{name}": x for name, x in weights.items()}
+    of_vectors = card["encoder"] in vectors.NAMES  # with a head
+    model = weights if of_vectors else {f"encoder.{name}": x for name, x in weights.items()}
     return {"model": model, "format": checkpoint.FORMAT, "options": options, **kept}
 
 
