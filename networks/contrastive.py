@@ -30,7 +30,8 @@ class ContrastiveModel(nn.Module):
     encoder: [N, 3, H, W] -> [N, d]; head: [N, d] -> [N, D]. Their copies are the key encoder: its parameters follow
     the query's, theta_k = m theta_k + (1 - m) theta_q, without gradient; its BatchNorm, where there is one, runs in
     train mode with statistics of its own, and all else as in evaluation: without dropout and drop-path.
-    criterion: has `terms(query, key, labels, bank, bank_labels)`, as losses.RINCELoss, whose backward stands a push.
+    criterion: has `terms(query, key, labels, bank, bank_labels)`, as losses.RINCELoss; its backward must not read the
+        bank, in which `forward` has put new keys by then.
     gather: joins a tensor over all processes in rank order, without gradient, so that every bank gets the same keys.
     shuffle: (encode, images) -> the keys of these images, and of all processes' in rank order, encoded in other
         batches; None: each process encodes its own.
