@@ -84,10 +84,14 @@ def find_nearness(args, train: datasets.ImageData, outliers: datasets.ImageData)
     return detectors.compute_nearness(args.ranking, known, train.classes, outliers.classes)
 
 
-def evaluate(args, net: FrozenEncoder, data: list[datasets.ImageData], near: Tensor | None, device) -> None:
-    """Features, scores and result of an encoder, or a layer of it. data: training, validation, outliers."""
-    begin, (train, test, outliers) = time.perf_counter(), data
-    loading, cache = factory.loading(args, device), factory.features_cache(args)
+def evaluate(args, net: FrozenEncoder, data: list[datasets.ImageData], near: Tensor | None, begin: float, device):
+    """Features, scores and result of an encoder, or a layer of it. data: training, validation, outliers; begin: when
+    the seconds of the result began.
+    """
+    train, test, outliers = data
+    with distributed.main_first():
+        loading, cache = factory.loading(args, device), factory.features_cache(args)
+        outputs = trained_encoder.count_outputs(net, args.dataset, train.classes) if args.detector in ON_LOGITS else 0
     wanted = {"inliers": test, "outliers": outliers}
     if args.detector not in ON_LOGITS:
         wanted = {"train": train, **wanted}
@@ -96,7 +100,6 @@ def evaluate(args, net: FrozenEncoder, data: list[datasets.ImageData], near: Ten
         return
     parts, said = [found["inliers"], found["outliers"]], {}
     if args.detector in ON_LOGITS:
-        outputs = trained_encoder.count_outputs(net, args.dataset, train.classes)
         parts, said = trained_encoder.compute_logits(net, outputs, parts)
     scores = detectors.compute_scores(args.detector, args.knn_k, device, parts, found.get("train"), train.labels)
     try:
@@ -129,6 +132,7 @@ def evaluate(args, net: FrozenEncoder, data: list[datasets.ImageData], near: Ten
 
 def worker(args, device):
     """One process: data, encoder, and the result of each of its layers."""
+    begin = time.perf_counter()
     with distributed.main_first():
         util.check_folder(args.save_folder, "--save_folder")
         train, test, outliers = load_data(args)
@@ -139,7 +143,8 @@ def worker(args, device):
         near = find_nearness(args, train, outliers)
         trained_encoder.warn_of_seen(net, args.dataset_outliers, outliers.classes)
     for given, layer in factory.choose_layers(args, net):
-        evaluate(given, layer, [train, test, outliers], near, device)
+        evaluate(given, layer, [train, test, outliers], near, begin, device)
+        begin = time.perf_counter()
 
 
 def name_data(args) -> dict[str, str]:

@@ -123,10 +123,15 @@ def build_data(args) -> tuple[datasets.ImageData, datasets.ImageData]:
     return datasets.build_pair(args.dataset, factory.find_data(args), which)
 
 
-def evaluate(args, net: FrozenEncoder, task: RetrievalTask, data: list[datasets.ImageData], device) -> None:
-    """Features, metrics and result of an encoder, or a layer of it. data: gallery, and queries."""
-    begin, (train, test) = time.perf_counter(), data
-    loading, cache = factory.loading(args, device), factory.features_cache(args)
+def evaluate(
+    args, net: FrozenEncoder, task: RetrievalTask, data: list[datasets.ImageData], begin: float, device
+) -> None:
+    """Features, metrics and result of an encoder, or a layer of it. data: gallery, and queries; begin: when the seconds
+    of the result began.
+    """
+    train, test = data
+    with distributed.main_first():
+        loading, cache = factory.loading(args, device), factory.features_cache(args)
     gallery = None  # then the queries look for one another
     if test is not train and args.within == "train":
         gallery = trained_encoder.extract_features(net, train, "gallery", loading, cache)
@@ -148,6 +153,7 @@ def evaluate(args, net: FrozenEncoder, task: RetrievalTask, data: list[datasets.
 
 def worker(args, device):
     """One process: data, encoder, and the result of each of its layers."""
+    begin = time.perf_counter()
     with distributed.main_first():
         util.check_folder(args.save_folder, "--save_folder")
         if args.instance_ranks:
@@ -160,7 +166,8 @@ def worker(args, device):
             net = factory.load_encoder(args, train)
             task = choose_task(args, net, train)
     for given, layer in factory.choose_layers(args, net):
-        evaluate(given, layer, task, [train, test], device)
+        evaluate(given, layer, task, [train, test], begin, device)
+        begin = time.perf_counter()
 
 
 def main():
