@@ -4,6 +4,7 @@ python -m datasets.prepare imagenet100 --imagenet DIR --out data     # ImageNet-
 python -m datasets.prepare tiny_imagenet --source DIR --out data     # 180 inlier and 20 outlier classes
 python -m datasets.prepare awa2 --source DIR --out data              # Animals with Attributes 2
 python -m datasets.prepare cifar --out data                          # CIFAR-10 and CIFAR-100, downloaded
+python -m datasets.prepare clinc150 --out data                       # CLINC150, texts, downloaded, or --from DIR
 python -m datasets.prepare pack --data_folder data/imagenet100 --out data/imagenet100_256   # smaller and faster to read
 
 Links into the source, or copies with --copy. The source is never written to, and what is already there is left alone.
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import datasets
 import util
-from datasets import folders, packed, sources, text_files
+from datasets import clinc150, folders, packed, sources, text_files
 from datasets.decoding import find_damage, write_list
 from datasets.packing import pack
 from util import InputError
@@ -258,10 +259,14 @@ def get_parser():
     kinds = p.add_subparsers(dest="name", required=True)
     folder = dict(type=util.user_path, metavar="DIR")
     abouts = {name: plan.__doc__ for name, plan in PLANS.items()} | {"cifar": "CIFAR-10 and CIFAR-100."}
+    abouts["clinc150"] = "CLINC150: texts of 150 intents in 10 domains, and out-of-scope texts."
     for name, about in abouts.items():
         k = kinds.add_parser(name, help=about.split("\n")[0])
         k.add_argument("--out", **folder, default=Path("data"), help="folder of all data sets (default: data)")
-        if name == "cifar":
+        if name == "clinc150":
+            files = f"folder of {clinc150.DATA} and {clinc150.DOMAINS} (default: they are downloaded)"
+            k.add_argument("--from", dest="source", **folder, help=files)
+        if name in ("cifar", "clinc150"):
             continue
         flag = "--imagenet" if name == "imagenet100" else "--source"
         k.add_argument(flag, dest="source", **folder, required=True, help="the unpacked download")
@@ -288,6 +293,10 @@ def main():
         for name in ("cifar10", "cifar100"):
             train, test = datasets.build_pair(name, args.out)
             print(f"{name}: {len(train):,} training and {len(test):,} test images in {args.out}")
+        return
+    if args.name == "clinc150":
+        counts = ", ".join(f"{n:,} of {name}" for name, n in clinc150.prepare(args.source, args.out).items())
+        print(f"clinc150: {counts} in {args.out / 'clinc150'}; oos_train and oos_val are left out")
         return
     plan = PLANS[args.name](args.source)
     made = carry_out(plan, args.out, args.copy)

@@ -1,6 +1,7 @@
 """datasets.prepare makes the folders of the documented commands, twice without harm, and never touches the source."""
 
 import errno
+import json
 import os
 import shutil
 from functools import partial
@@ -13,7 +14,8 @@ from made_data import make_image_folders, make_tiny_imagenet
 from scipy.io import savemat
 
 import datasets
-from datasets import prepare
+from datasets import clinc150, prepare, rankings
+from datasets.text_tables import TextTable, read_texts
 
 SPLITS = ("imagenet100", "imagenet_outliers_split1", "imagenet_outliers_split2", "imagenet_outliers_split3")
 WNIDS = [w for s in SPLITS for w in datasets.class_list("ImageNet-100" if s == "imagenet100" else s)]
@@ -208,3 +210,76 @@ def test_a_class_that_imagenet_lacks_and_a_short_ground_truth_are_named(monkeypa
 def test_cifar_without_a_network_is_one_line(monkeypatch, capsys, tmp_path):
     line = error_of(monkeypatch, capsys, tmp_path, "cifar --out data")
     assert "holds no cifar-10-batches-py, and the download failed" in line
+
+
+INTENTS = {"money": ["pay", "no"], "travel": ["fly"]}
+CLINC = {
+    "train": [["pay, please", "pay"], ["#1 no", "no"], ['fly "me"', "fly"]], "val": [["pay it", "pay"]],
+    "test": [["no way", "no"]], "oos_train": [["left out", "oos"]], "oos_val": [], "oos_test": [["sing", "oos"]],
+}  # fmt: skip
+
+
+def write_clinc150(folder, data=CLINC, domains=INTENTS):
+    folder.mkdir(parents=True)
+    (folder / "data_full.json").write_text(json.dumps(data))
+    (folder / "domains.json").write_text(json.dumps(domains))
+
+
+def test_clinc150_becomes_tables_of_texts_with_domains_and_out_of_scope_texts(monkeypatch, capsys, tmp_path):
+    write_clinc150(tmp_path / "download")
+    for _ in range(2):
+        make(monkeypatch, tmp_path, "clinc150 --from download --out data")
+    assert "3 of train, 1 of val, 1 of test, 1 of out_of_scope in data/clinc150" in capsys.readouterr().out
+    tables = {f.stem: read_texts(f, "--texts") for f in (tmp_path / "data/clinc150").iterdir()}
+    assert tables.keys() == {"train", "val", "test", "out_of_scope"}
+    whole = TextTable(["pay, please", "#1 no", 'fly "me"'], ["pay", "no", "fly"], ["money", "money", "travel"])
+    assert tables["train"] == whole
+    assert tables["test"] == TextTable(["no way"], ["no"], ["money"])
+    assert tables["out_of_scope"] == TextTable(["sing"], ["out_of_scope"], None)
+    (tmp_path / "data/clinc150/val.csv").write_text("text,label\nmine,x\n")
+    line = error_of(monkeypatch, capsys, tmp_path, "clinc150 --from download --out data")
+    assert "val.csv exists and differs; remove it first" in line
+    assert (tmp_path / "data/clinc150/val.csv").read_text() == "text,label\nmine,x\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "domains", "reason"),
+    [
+        (CLINC, {"money": ["pay", "no"]}, "domains.json: names no domain of the intent fly"),
+        ({**CLINC, "val": [["pay"]]}, INTENTS, "must hold lists of [text, intent]"),
+        ({"train": []}, INTENTS, "KeyError: 'val'"),
+        ({**CLINC, "test": [[" ", "no"]]}, INTENTS, "1 texts of test are empty"),
+        ([], INTENTS, "must hold lists of [text, intent]"),
+    ],
+)
+def test_files_that_are_not_those_of_clinc150_are_one_line(monkeypatch, capsys, tmp_path, data, domains, reason):
+    write_clinc150(tmp_path / "download", data, domains)
+    assert reason in error_of(monkeypatch, capsys, tmp_path, "clinc150 --from download --out data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_clinc150_is_downloaded_from_its_authors_and_without_a_network_one_line_says_what_to_give(
+    monkeypatch, capsys, tmp_path
+):
+    write_clinc150(tmp_path / "server")
+    monkeypatch.setattr(clinc150, "URL", f"file://{tmp_path}/server/")
+    make(monkeypatch, tmp_path, "clinc150 --out data")
+    assert len(list((tmp_path / "data/clinc150").iterdir())) == 4
+    monkeypatch.setattr(clinc150, "URL", f"file://{tmp_path}/nowhere/")
+    line = error_of(monkeypatch, capsys, tmp_path, "clinc150 --out other")
+    assert "data_full.json: the download failed (" in line
+    assert line.endswith("/nowhere/ into a folder, and give --from FOLDER")
+    (tmp_path / "server" / "domains.json").write_text("<html>")
+    assert "not readable as JSON" in error_of(monkeypatch, capsys, tmp_path, "clinc150 --from server --out other")
+    assert "--from nowhere/data_full.json: no such file" in error_of(
+        monkeypatch, capsys, tmp_path, "clinc150 --from nowhere --out other"
+    )
+
+
+def test_the_domains_of_clinc150_ship_as_superclasses():
+    groups = rankings.read_shipped("clinc150")
+    assert [len(intents) for intents in groups.values()] == [15] * 10
+    assert {"yes", "no"} < {*groups["meta"]}  # which YAML takes for truth values
+    table, classes = rankings.load("clinc150", "--ranking")
+    assert len(classes) == 150
+    assert table[classes.index("yes"), classes.index("no")] == 0.75

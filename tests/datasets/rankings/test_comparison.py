@@ -120,10 +120,10 @@ def test_rankings_are_compared_over_their_common_classes_and_drawn(monkeypatch, 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("none.csv", "compare none.csv: no such file or folder, and none of cifar100, digits,"),
+        ("none.csv", "compare none.csv: no such file or folder, and none of cifar100, clinc150, digits,"),
         ("digits --tresholds 0.4", "did you mean --thresholds?"),
         ("r.csv r.csv", "compare r.csv: is there twice"),
-        ("superclass r.csv", "compare superclass: no such file or folder, and none of cifar100, digits,"),
+        ("superclass r.csv", "compare superclass: no such file or folder, and none of cifar100, clinc150, digits,"),
         ("r.csv other.csv", "compare: 0 classes are in all rankings (of r.csv 6, other.csv 6); at least 4 are needed"),
         ("r.csv --k 6", "--k 6: must be below the number of classes, 6"),
         ("r.csv --out c.txt", "--out c.txt: a picture's name ends in"),
