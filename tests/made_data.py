@@ -1,6 +1,7 @@
 """Small generated data sets in the formats of the real ones."""
 
 import argparse
+import json
 import pickle
 
 import numpy as np
@@ -147,3 +148,21 @@ def clouds(each=20, dim=8):
     centres[1] = centres[0] + 0.8 * centres[1]
     labels = torch.arange(3).repeat_interleave(each)
     return F.normalize(centres[labels] + 0.05 * torch.randn(3 * each, dim, generator=g), dim=1), labels
+
+
+def make_text_encoder(folder):
+    """A RoBERTa with random weights and a byte-level tokenizer, in a folder."""
+    import transformers
+
+    letters = [chr(c) for c in range(33, 127)] + ["Ġ"]
+    vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=80, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    transformers.RobertaModel(config).save_pretrained(folder)
+    return folder

@@ -19,6 +19,8 @@ from datasets.folders import check_folder
 from util import InputError, quiet, reason
 
 ENCODER = "sentence-transformers/all-distilroberta-v1"
+SETTINGS = "sentence_bert_config.json"  # of the transformer module of sentence-transformers, of whatever kind
+UNLIMITED = 2**30  # tokens: a tokenizer that knows no limit names one above
 # of pooling, as older files name them -> as newer ones
 MODES = {
     "cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
@@ -41,17 +43,21 @@ def pool(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A model of transformers, with its tokenizer; modes: of pooling, () of a text tower; about: these, in words."""
+    """A model of transformers, with its tokenizer; modes: of pooling, () of a text tower; about: these, in words; most:
+    tokens of a text that a sentence encoder reads, None: as many as its tokenizer says.
+    """
 
     model: Any
     tokenizer: Any
     modes: tuple[str, ...]
     about: str
+    most: int | None = None
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """[n, d] of texts, not normalized."""
+        """[n, d] of texts, not normalized, on the model's device."""
         if self.modes:
-            inputs = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+            inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=self.most, return_tensors="pt")
+            inputs = inputs.to(self.model.device)
             hidden = self.model(**inputs).last_hidden_state.double()
             return torch.cat([pool(hidden, inputs["attention_mask"], mode) for mode in self.modes], 1)
         config = self.model.config
@@ -59,6 +65,7 @@ class TextEncoder:
         how = dict(return_token_type_ids=False, return_attention_mask=not siglip, return_tensors="pt", truncation=True)
         most = getattr(config, "text_config", config).max_position_embeddings
         inputs = self.tokenizer(texts, padding="max_length" if siglip else True, max_length=most, **how)
+        inputs = inputs.to(self.model.device)
         found = getattr(self.model, "get_text_features", self.model)(**inputs)
         if isinstance(found, Tensor):  # before transformers 5
             return found
@@ -69,44 +76,72 @@ def embed_texts(texts: list[str], encoder: Callable[[list[str]], Tensor], batch:
     """[n, d] unit vectors of texts, in float64; equal texts are embedded once, for their place in a batch has a say."""
     number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     with torch.no_grad():
-        found = [encoder([*number][start : start + batch]).double() for start in range(0, len(number), batch)]
+        found = [encoder([*number][start : start + batch]).double().cpu() for start in range(0, len(number), batch)]
     return torch.nn.functional.normalize(torch.cat(found), dim=1)[[number[text] for text in texts]]
 
 
-def load_encoder(name: str) -> TextEncoder:
+def load_encoder(name: str, flag: str = "--model") -> TextEncoder:
     """The text encoder of a hub name or local folder: the text tower of a model of images and texts, or a sentence
     encoder with its own pooling, the mean of the tokens if it names none (Reimers and Gurevych 2019).
 
-    Raises InputError if it cannot be had, or pools in a way that is not known.
+    Raises InputError, naming `flag`, if it cannot be had, or pools in a way that is not known.
     """
     local = name.startswith((".", "/"))
     if local:  # no name of the hub: ask nobody
-        check_folder(name, "--model")
+        check_folder(name, flag)
     import transformers
 
     try:
         with quiet("huggingface_hub"):
-            modes, part = read_pooling(name)
+            modes, part = read_pooling(name, flag)
             config = transformers.AutoConfig.from_pretrained(name, subfolder=part)
             kind = (config.architectures or [""])[0]
             alone = kind.endswith(("TextModelWithProjection", "TextModel")) and hasattr(transformers, kind)
             model = getattr(transformers, kind if alone else "AutoModel").from_pretrained(name, subfolder=part).eval()
             tokenizer = transformers.AutoTokenizer.from_pretrained(name, subfolder=part)
+            settings = find_settings(name, part) if modes else None
     except InputError:
         raise
     except Exception as error:  # no such folder, no network, a damaged file: transformers has an exception for each
         raise InputError(
-            f"--model {name}: cannot be loaded ({reason(error)}); fetch it where there is a network, with "
-            f"`hf download {ENCODER if local else name} --local-dir FOLDER`, and give --model FOLDER"
+            f"{flag} {name}: cannot be loaded ({reason(error)}); fetch it where there is a network, with "
+            f"`hf download {ENCODER if local else name} --local-dir FOLDER`, and give {flag} FOLDER"
         ) from None
     revision = f"revision {getattr(model.config, '_commit_hash', None) or 'local folder'}"
     if hasattr(model, "get_text_features") or re.fullmatch(r"(clip|siglip2?)_text_model", model.config.model_type):
         return TextEncoder(model, tokenizer, (), f"{revision}, text tower of {type(model).__name__}")
     words = f"pooling {' and '.join(modes)}" if modes else "pooling mean, since the model names none"
-    return TextEncoder(model, tokenizer, modes or ("mean",), f"{revision}, {words}")
+    return TextEncoder(
+        model, tokenizer, modes or ("mean",), f"{revision}, {words}", find_length(model, tokenizer, settings)
+    )
 
 
-def read_pooling(name: str) -> tuple[tuple[str, ...], str]:
+def find_settings(name: str, part: str) -> Path | None:
+    """The SETTINGS of a model's transformer, which lies in the folder `part`; None where they cannot be had."""
+    import huggingface_hub as hub
+
+    try:
+        return find_file(name, f"{part}/{SETTINGS}" if part else SETTINGS)
+    except hub.errors.LocalEntryNotFoundError:  # no network, and a cache of before these settings were read
+        return None
+
+
+def find_length(model, tokenizer, settings: Path | None) -> int | None:
+    """How many tokens of a text a sentence encoder reads: as its SETTINGS say, and no more than its tokenizer and its
+    position embeddings take; None where nothing says it.
+    """
+    given = json.loads(settings.read_text()).get("max_seq_length") if settings else None
+    places, parts = getattr(model.config, "max_position_embeddings", None), dict(model.named_modules())
+    padding = [
+        x.padding_idx for name, x in parts.items() if name.endswith("position_embeddings") and hasattr(x, "padding_idx")
+    ]
+    if places and any(row is not None for row in padding):  # of RoBERTa, whose positions begin after that of padding
+        places -= padding[0] + 1
+    known = [length for length in (given, places, tokenizer.model_max_length) if length and length < UNLIMITED]
+    return min(known, default=None)
+
+
+def read_pooling(name: str, flag: str = "--model") -> tuple[tuple[str, ...], str]:
     """A model's pooling modes, () where its files name none, and the folder of its transformer in it ("": itself).
 
     Raises InputError for modes and modules that are not known here.
@@ -119,11 +154,11 @@ def read_pooling(name: str) -> tuple[tuple[str, ...], str]:
         if kinds == ["CLIPModel"]:  # pools by itself
             return (), part
         if kinds[:2] != ["Transformer", "Pooling"] or {*kinds[2:]} - {"Normalize"}:
-            raise InputError(f"--model {name}: {listed} must list Transformer, Pooling, Normalize, not {kinds}")
+            raise InputError(f"{flag} {name}: {listed} must list Transformer, Pooling, Normalize, not {kinds}")
         pooling = modules[1]["path"]
     place = find_file(name, f"{pooling}/config.json")
     if not place and listed:
-        raise InputError(f"--model {name}: has no {pooling}/config.json, which {listed} names")
+        raise InputError(f"{flag} {name}: has no {pooling}/config.json, which {listed} names")
     if not place:
         return (), part
     config = json.loads(place.read_text())
@@ -131,7 +166,7 @@ def read_pooling(name: str) -> tuple[tuple[str, ...], str]:
     found = config.get("pooling_mode", [MODES.get(mode, mode) for mode in older])
     found = [found] if isinstance(found, str) else found
     if not found or {*found} - {*MODES.values()}:
-        raise InputError(f"--model {name}: {place}: the pooling {found} is not known; {', '.join(MODES.values())} are")
+        raise InputError(f"{flag} {name}: {place}: the pooling {found} is not known; {', '.join(MODES.values())} are")
     return tuple(found), part
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from commands import run
-from made_data import make_image_folders
+from made_data import make_image_folders, make_text_encoder
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from datasets import rankings
@@ -34,19 +34,7 @@ error_of = partial(commands.error_of, script="rankings")
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     """A RoBERTa with random weights and a byte-level tokenizer, as a local folder."""
-    folder = tmp_path_factory.mktemp("roberta")
-    letters = [chr(c) for c in range(33, 127)] + ["Ġ"]
-    vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters])}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RobertaTokenizer"}))
-    torch.manual_seed(0)
-    config = transformers.RobertaConfig(
-        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=80, pad_token_id=1, bos_token_id=0, eos_token_id=2,
-    )  # fmt: skip
-    transformers.RobertaModel(config).save_pretrained(folder)
-    return folder
+    return make_text_encoder(tmp_path_factory.mktemp("roberta"))
 
 
 def pooled_by_hand(hidden, mode):
@@ -141,6 +129,26 @@ def test_a_pooling_file_without_a_list_of_modules_counts_and_a_transformer_may_h
         (whole / file.name).unlink()
     found = text_encoders.embed_texts(["robin"], text_encoders.load_encoder(str(whole)))[0]
     assert found.tolist() == pytest.approx(by_hand(encoder, "robin", ["max"]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit", "most"),
+    [({"max_seq_length": 7}, None, 7), ({"max_seq_length": 500}, 60, 60), (None, 60, 60), ({}, None, 78)],
+    ids=["its settings", "its tokenizer", "no settings", "its position embeddings"],
+)
+def test_a_text_is_cut_to_the_length_that_the_model_reads(tmp_path, encoder, settings, limit, most):
+    folder = configure(encoder, tmp_path / "model", older("mean_tokens"))
+    if settings is not None:
+        (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
+    if limit:
+        words = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**words, "model_max_length": limit}))
+    found = text_encoders.load_encoder(str(folder))
+    assert found.most == most
+    words, read = "a" * 200, "a" * (most - 2)  # a token a letter, and the two at the ends
+    one, other = text_encoders.embed_texts([words], found), text_encoders.embed_texts([read], found)
+    torch.testing.assert_close(one, other)
+    assert not torch.allclose(text_encoders.embed_texts([read[:-1]], found), other)
 
 
 DENSE = "sentence_transformers.models.Dense"
