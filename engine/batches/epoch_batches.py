@@ -189,19 +189,26 @@ def _tensors(batch) -> list[torch.Tensor]:
     return [batch] if isinstance(batch, torch.Tensor) else []
 
 
+def choose_colors(device):
+    """What flips, colors and normalizes views on a device: as `augmentation.finish`."""
+    return color_on_device.Finish(distributed.say) if device.type == "cuda" else finish
+
+
 class Prefetcher:
     """A loader's batches on the device and finished: (images, labels).
 
     On CUDA, where the host runs ahead, a batch is copied on a stream of its own while the device works on the step
     before; the device waits for the copy, the host does not. Nothing here keeps a batch once it is given away.
+
+    colors: as `augmentation.finish`, of several loaders in turn, which so compile it once; None: its own.
     """
 
-    def __init__(self, loader, device, memory_format):
+    def __init__(self, loader, device, memory_format, colors=None):
         self.loader, self.dataset, self.device, self.memory_format = loader, loader.dataset, device, memory_format
         self.marks = []  # of an epoch: when a batch was asked for, when it came, and so on
         # one for all epochs: CUDA's allocator keeps the blocks of each stream apart
         self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.colors = color_on_device.Finish(distributed.say) if device.type == "cuda" else finish
+        self.colors = colors or choose_colors(device)
 
     def __len__(self) -> int:
         return len(self.loader)

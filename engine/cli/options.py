@@ -110,11 +110,7 @@ def add_views(p) -> None:
     """How training images are augmented, and which of them meet in a batch."""
     usual = "augmentation and batches (None: as published, or as is usual for the data set)"
     g = p.add_argument_group(usual, means=Means.PIXELS)
-    g.add_argument("--crop_scale", type=crop_scale, metavar="LOW,HIGH", help="share of the area, as 0.2,1; or none")
-    flag(g, "--flip", default=None, help="mirror half of the views")
-    jitter = "strength of jitter and gray, 1: as published; or none"
-    g.add_argument("--color", "--colour", dest="colour", type=strength, metavar="X", help=jitter)
-    g.add_argument("--blur", type=share, default=0.0, metavar="P", help="share of the views to blur; or none")
+    add_augmentation(g)
     g = p.add_argument_group("views of features", means=Means.VECTORS)
     dropped = "share of the numbers to drop (default: 0.1; of several stored views, 0)"
     g.add_argument("--dropout", type=share, metavar="P", help=dropped)
@@ -123,6 +119,15 @@ def add_views(p) -> None:
     g.add_argument("--sampler", choices=["shuffled", "balanced"], default="shuffled", help="balanced: equal classes")
     own = "with balanced: images of each class in a batch (None: 4)"
     g.add_argument("--batch_per_class", type=positive_int, metavar="N", help=own)
+
+
+def add_augmentation(g) -> None:
+    """How images are augmented."""
+    g.add_argument("--crop_scale", type=crop_scale, metavar="LOW,HIGH", help="share of the area, as 0.2,1; or none")
+    flag(g, "--flip", default=None, help="mirror half of the views")
+    jitter = "strength of jitter and gray, 1: as published; or none"
+    g.add_argument("--color", "--colour", dest="colour", type=strength, metavar="X", help=jitter)
+    g.add_argument("--blur", type=share, default=0.0, metavar="P", help="share of the views to blur; or none")
 
 
 def add_encoder(g) -> None:

@@ -232,7 +232,7 @@ def extract_features(
     batches = _show_progress(share, f"features of {len(data)} images, {title}")
     x, _ = evaluation.extract(encoder, batches, loading.device) if len(share) else (torch.zeros(0, 1), None)
     if distributed.world_size() > 1:
-        x = _interleave(x, len(data), net.encoder.dim, loading.device)
+        x = interleave(x, len(data), net.encoder.dim, loading.device)
     if not x.isfinite().all():
         raise InputError(f"--ckpt {net.record['path']}: some features are NaN or infinite; its training went wrong")
     if path and distributed.is_main():
@@ -247,7 +247,7 @@ def extract_features(
     return x
 
 
-def _interleave(x: Tensor, total: int, dim: int, device) -> Tensor:
+def interleave(x: Tensor, total: int, dim: int, device) -> Tensor:
     """Process r holds rows r, r + world, ...: the rows of all, in order."""
     padded = torch.zeros(-(-total // distributed.world_size()), dim)
     padded[: len(x)] = x
