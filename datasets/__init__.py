@@ -336,7 +336,7 @@ def title(name: str, folder: str | Path) -> str:
     be any.
     """
     if isinstance(folder, FeatureFiles):
-        return Path(folder.train[0]).resolve().stem
+        return re.sub(r"[*?\[\]]+", "", Path(folder.train[0]).resolve().stem).strip("-_") or "features"
     return Path(folder).resolve().name if name == "path" else name
 
 
