@@ -4,7 +4,7 @@ DEVICE ?= cuda
 GPUS   ?= 1
 BENCH  ?= save/bench.json
 BIN    := $(VENV)/bin
-BENCHMARKS := peers loss "loss --growth" "evaluation --growth" "train_step --model resnet20 --rounds 3" data
+BENCHMARKS := peers loss "loss --growth" "evaluation --growth" "train_step --model resnet20 --rounds 3" data "features --threads 1" "features --threads 2"
 
 # what computes, and kinds of processors as torch, oneDNN and MKL name them, each with all that those before it have
 NUMERIC := tests/losses tests/evaluation tests/networks tests/datasets/test_augmentation.py tests/datasets/test_decoding.py \

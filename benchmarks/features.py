@@ -23,6 +23,7 @@ from benchmarks.loss import plain_infonce
 from benchmarks.train_step import Training
 
 ROWS, DIM, CLASSES, GROUPS = 15_000, 384, 150, 10
+PEERS = ("pytorch-metric-learning",)
 FORMS = {"SCL out": "--loss_type supcon --variant out", "RINCE in": "--variant in", "RINCE out_in": "--variant out_in"}
 
 
@@ -133,7 +134,13 @@ def main():
         torch.set_num_threads(args.threads)
     threads = torch.get_num_threads()
     title = f"a head on features, batch 256 of {DIM} dimensions, bank 4,096, {threads} threads"
-    report(title, measure(args.rounds, args.peers), args.json, name=f"features_{threads}")
+    report(
+        title,
+        measure(args.rounds, args.peers),
+        args.json,
+        name=f"features_{threads}",
+        libraries=PEERS if args.peers else (),
+    )
 
 
 if __name__ == "__main__":
