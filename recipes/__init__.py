@@ -148,6 +148,9 @@ def is_for(evaluation: dict, method: str) -> bool:
     return not evaluation.get("for") or method in evaluation["for"]
 
 
+RAW = Path("raw")  # as a method's checkpoint: the features themselves are evaluated
+
+
 def given(recipe: dict, name: str) -> Path | None:
     """The checkpoint of a method that is not trained; None of one that is."""
     file = recipe["methods"][name].get("checkpoint")
@@ -201,7 +204,11 @@ def commands(recipe: dict, name: str, seed: int, scope: Scope) -> dict[str, str]
 
 
 def put_file(command: str, file: Path) -> str:
-    """A command with a given checkpoint for what is a run's folder, or the last.pth in it, elsewhere."""
+    """A command with a given checkpoint for what is a run's folder, or the last.pth in it, elsewhere; of raw features
+    without a checkpoint, and without the layer of one.
+    """
+    if file == RAW:
+        return re.sub(r" --(ckpt|layer)[ =]\S+", "", command)
     name = shlex.quote(file.name)
     return re.sub(r"\$path2chkpt(/last\.pth|/)?(?![\w/.])", lambda _: f"$path2chkpt/{name}", command)
 
@@ -209,7 +216,8 @@ def put_file(command: str, file: Path) -> str:
 def run_folder(training: str) -> Path:
     """Where a training's checkpoints lie."""
     root = Path(option(training, "--save_folder", "./save"))
-    return root / "SupCon" / f"{option(training, '--dataset', 'digits')}_models" / option(training, "--exp_name", "")
+    dataset = "features" if option(training, "--features", "") else option(training, "--dataset", "digits")
+    return root / "SupCon" / f"{dataset}_models" / option(training, "--exp_name", "")
 
 
 def check_commands(recipe: dict, names, scope: Scope, source: str) -> None:

@@ -11,7 +11,7 @@ from engine.cli.config import protocol
 from engine.cli.parsing import Means
 from engine.encoder import official_checkpoints
 from engine.run import checkpoint, run_log
-from recipes import find_parser, parse
+from recipes import RAW, find_parser, parse
 from recipes.schema import option, words
 from util import InputError
 
@@ -117,6 +117,8 @@ def check_given(file: Path) -> dict[str, str]:
 
     Raises InputError, in one line, where there is none: published weights by name, hash and place.
     """
+    if file == RAW:
+        return {"sha256": str(RAW)}
     meant = official_checkpoints.find_by_place(file)
     weights = meant and f"the published weights {meant.name} ({meant.file}, SHA-256 {meant.sha256})"
     if not file.is_file():

@@ -99,6 +99,30 @@ def test_the_output_of_a_head_is_what_ten_lines_of_torch_make_of_it(folder):
     assert torch.allclose(found, x @ weights["head.0.weight"].T + weights["head.0.bias"], atol=1e-6)
 
 
+RECIPE = """title: heads
+methods:
+  raw features: {checkpoint: raw}
+  RINCE in: {command: python main_supcon.py OPTIONS --exp_name rince --variant in}
+evaluations:
+  retrieval:
+    command: python retrieval.py FILES --ckpt $path2chkpt --layer output
+    columns: {mAP: fine.mAP}
+"""
+
+
+def test_a_recipes_method_may_be_the_features_themselves(folder, monkeypatch, tmp_path):
+    for name in ("train.npz", "val.npz"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "heads.yaml").write_text(RECIPE.replace("OPTIONS", SHORT).replace("FILES", FILES))
+    for _ in range(2):  # the second time, all is done
+        run(monkeypatch, tmp_path, "heads.yaml --seeds 2", "reproduce")
+    table = json.loads((tmp_path / "save/tables/heads.json").read_text())
+    raw, heads = (table["results"][name] for name in ("raw features", "RINCE in"))
+    assert len(raw) == 1 and len(heads) == 2 and not table["failures"]
+    run(monkeypatch, tmp_path, FILES, "retrieval")
+    assert raw[0]["values"]["mAP"] == records(tmp_path, "retrieval_features_raw")[0]["metrics"]["fine"]["mAP"]
+
+
 @pytest.mark.parametrize("name", ["rince", "ce"])
 def test_an_exported_head_is_the_checkpoints_and_evaluates_as_it_does(folder, monkeypatch, tmp_path, name):
     from networks import exported
