@@ -178,6 +178,9 @@ def _read_part(patterns, label_patterns, flag: str, files: FeatureFiles, parts: 
         chosen = _rows_of_split(labeled, flag, parts)
         rows, columns = rows[chosen], [column[chosen] for column in columns]
     source = f"{label_flag} {labeled[0].path}"
+    if len(columns) > 2:
+        hint = "give labels and superclasses, and a taxonomy of more levels as --ranking FILE"
+        raise InputError(f"{source}: {len(columns)} columns of labels; {hint}")
     labels, classes = _number_labels(columns[0], files.class_names, labeled[0].classes, source)
     return rows, labels, classes, _find_superclasses(labels, classes, columns[1], source) if columns[1:] else None
 

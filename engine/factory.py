@@ -87,6 +87,7 @@ def build_encoder(args, start: TrainedWeights, views: datasets.ViewSettings):
         return start.build(datasets.spec(args.dataset).small, views.size)
     if args.model not in vectors.NAMES:
         raise InputError(f"--model {args.model}: is an encoder of images; of features: {', '.join(vectors.NAMES)}")
+    distributed.say(f"features: {views.size} dimensions, normalized: {views.normalize}; encoder {args.model}")
     if start.weights:
         return start.build(False, views.size)
     return vectors.vector_encoder(args.model, views.size, args.hidden_dim, args.batch_norm)

@@ -139,6 +139,28 @@ def test_an_exported_head_is_the_checkpoints_and_evaluates_as_it_does(folder, mo
     assert model(rows).shape == (40, card["dim"]) and model.hidden(rows).shape == (40, 16)
 
 
+def test_rows_of_a_list_are_left_out_and_a_list_of_none_of_them_is_refused(folder, monkeypatch, capsys, tmp_path):
+    for name in ("train.npz", "val.npz"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "skip.txt").write_text("train.npz:0\ntrain.npz:41\n./val.npz:3\n")
+    (tmp_path / "none.txt").write_text("train.npz:999\n")
+    run(monkeypatch, tmp_path, f"{FILES} --skip_images skip.txt", "retrieval")
+    assert result(tmp_path, "retrieval_features_raw*")["images"] == {"train": 158, "test": 39}
+    line = error_of(monkeypatch, capsys, tmp_path, f"{FILES} --skip_images none.txt", "retrieval")
+    assert "--skip_images none.txt: none of its lines is a file, as train.npz:999" in line
+
+
+def test_the_first_lines_of_a_run_say_how_rows_are_normalized(folder, monkeypatch, capsys, tmp_path):
+    (tmp_path / "train.npz").write_bytes((folder / "train.npz").read_bytes())
+    words = (
+        "--features train.npz --normalize standard --batch_size 32 --memorybank_size 32 --epochs 1 --sampler balanced"
+    )
+    run(monkeypatch, tmp_path, words)
+    assert "features: 16 dimensions, normalized: standard; encoder mlp" in capsys.readouterr().out
+    state = checkpoint.load(tmp_path / RUN / "rince_in_mlp_seed0")
+    assert len(state["mean"]) == 16 and state["normalize"] == "standard"
+
+
 @pytest.mark.parametrize("detector", ["knn --knn_k 5", "gaussian", "mahalanobis", "rmds"])
 def test_every_detector_tells_outliers_of_a_file_from_the_classes(folder, monkeypatch, detector):
     for ckpt in ("", f"--ckpt {RUN}/rince --layer output"):

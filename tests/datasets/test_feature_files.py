@@ -193,6 +193,7 @@ def test_a_file_that_cannot_serve_is_named_with_what_is_wrong(tmp_path, name, ma
             dict(train=["a.npz"], class_names="short.txt"),
             "--class_names short.txt: the labels are names already, as bee",
         ),
+        (dict(train=["three.csv"], label_columns=["a", "b", "c"]), "three.csv: 3 columns of labels; give labels and"),
         (dict(train=["short.txt"]), "--features short.txt: holds labels alone; give them as --labels"),
     ],
 )
@@ -202,6 +203,7 @@ def test_options_that_contradict_the_files_are_one_line(tmp_path, monkeypatch, o
     write(tmp_path / "a.npz")
     write(tmp_path / "wide.npz", np.tile(ROWS, 2))
     (tmp_path / "short.txt").write_text("a\nb\n")
+    (tmp_path / "three.csv").write_text("x,a,b,c\n1,u,v,w\n")
     with pytest.raises(InputError) as error:
         read_features(FeatureFiles(**options), "train")
     assert words in str(error.value)
