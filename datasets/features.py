@@ -64,11 +64,6 @@ class FeatureRows:
         """These of the rows."""
         return FeatureRows(self.parts, self.files, self.rows[torch.as_tensor(chosen, dtype=torch.long)], self.flag)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[n, d], or [n, v, d]."""
-        return (len(self), *self.parts[0].shape[1:])
-
     def names(self) -> list[str]:
         """Of each item, the real path of its file, a colon and its row, from 0."""
         real = [str(Path(file).resolve()) for file in self.files]

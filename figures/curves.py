@@ -29,7 +29,7 @@ def draw_ood(path: Path, inlier, outlier, metrics: dict, title: str, score_name:
             scores.clip(low, high), bins=np.linspace(low, high, 51), weights=np.full(len(scores), 100 / len(scores)),
             color=color, alpha=0.55, label=f"{name} ({len(scores):,})",
         )  # fmt: skip
-    left.set(xlabel=f"{score_name}; the outer bars hold all beyond", ylabel="share of the images in %", title=title)
+    left.set(xlabel=f"{score_name}\nthe outer bars hold all beyond", ylabel="share of the images in %", title=title)
     left.legend(frameon=False)
     truth = np.r_[np.ones(len(inlier)), np.zeros(len(outlier))]
     fpr, tpr, _ = roc_curve(truth, np.r_[inlier, outlier], drop_intermediate=False)
