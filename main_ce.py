@@ -30,16 +30,7 @@ RECIPES = {
         model="resnet20", epochs=15, batch_size=64, learning_rate=0.1, cosine=True, num_workers=0, save_freq=10
     ),
     "fashion_mnist": dict(model="resnet20", epochs=20, learning_rate=0.2, cosine=True, num_workers=2, save_freq=10),
-    "features": dict(
-        model="mlp",
-        epochs=10,
-        optimizer="adamw",
-        learning_rate=1e-3,
-        weight_decay=1e-4,
-        cosine=True,
-        num_workers=0,
-        save_freq=10,
-    ),
+    "features": options.HEAD,
 }
 
 

@@ -37,10 +37,7 @@ RECIPES = {
         model="resnet20", epochs=20, memorybank_size=4096, learning_rate=0.3, cosine=True, num_workers=2,
         ranking="superclass", save_freq=10,
     ),
-    "features": dict(
-        model="mlp", epochs=10, optimizer="adamw", learning_rate=1e-3, weight_decay=1e-4, cosine=True, num_workers=0,
-        save_freq=10,
-    ),
+    "features": options.HEAD,
 }  # fmt: skip
 
 
@@ -67,8 +64,10 @@ def get_parser():
 def build_model(args, encoder, criterion, device, memory_format):
     """Query and key encoder over one bank, the same on every process since the seed is."""
     bank = MemoryBank(args.memorybank_size, args.feat_dim)
-    head = nn.Sequential(nn.Linear(encoder.dim, args.feat_dim)) if args.features else None
-    head = head or projection_head(encoder.dim, args.feat_dim)
+    if args.features:  # whose encoder has the hidden layer
+        head = nn.Sequential(nn.Linear(encoder.dim, args.feat_dim))
+    else:
+        head = projection_head(encoder.dim, args.feat_dim)
     model = ContrastiveModel(encoder, head, bank, criterion, args.m)
     if distributed.world_size() > 1:
         model.gather = partial(distributed.gather, total=args.batch_size)

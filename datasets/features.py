@@ -66,10 +66,7 @@ class FeatureRows:
 
     def names(self) -> list[str]:
         """Of each item, the real path of its file, a colon and its row, from 0."""
-        real = [str(Path(file).resolve()) for file in self.files]
-        part = torch.searchsorted(self.starts, self.rows, right=True) - 1
-        places = zip(part.tolist(), (self.rows - self.starts[part]).tolist(), strict=True)
-        return [f"{real[p]}:{row}" for p, row in places]
+        return self._name_rows(self.rows, [str(Path(file).resolve()) for file in self.files])
 
     def check_width(self, other: "FeatureRows") -> None:
         """Raise InputError where the rows of another set have another number of dimensions."""
@@ -79,8 +76,12 @@ class FeatureRows:
 
     def name(self, index: int) -> str:
         """File and row of an item, as FILE:ROW; rows count from 0."""
-        part, row = self._place(self.rows[index])
-        return f"{self.files[part]}:{row}"
+        return self._name_rows(self.rows[index : index + 1], self.files)[0]
+
+    def _name_rows(self, rows: Tensor, files: list[str]) -> list[str]:
+        part = torch.searchsorted(self.starts, rows, right=True) - 1
+        places = zip(part.tolist(), (rows - self.starts[part]).tolist(), strict=True)
+        return [f"{files[p]}:{row}" for p, row in places]
 
     def take(self, indices: Tensor, view: Tensor | None = None) -> Tensor:
         """Rows [n, d] in float32; view: [n] which of the stored views, the first where None.
@@ -97,8 +98,7 @@ class FeatureRows:
                 if len(inside):
                     of_view = None if view is None else view[inside]
                     found[inside] = self._of_part(part, rows[inside] - self.starts[part], of_view)
-        norms = torch.linalg.vector_norm(found, dim=1)
-        if not bool(((norms > 0) & (norms < torch.inf)).all()):
+        if not bool(_has_direction(found).all()):
             raise InputError(self._describe_faults())
         return found
 
@@ -108,23 +108,24 @@ class FeatureRows:
             return x[rows].float()
         return x[rows, 0 if view is None else view].float()
 
-    def _place(self, row: Tensor) -> tuple[int, int]:
-        part = int(torch.searchsorted(self.starts, row, right=True)) - 1
-        return part, int(row - self.starts[part])
-
     def _describe_faults(self) -> str:
         """A line on the first file that holds rows without a direction: how many, and the first."""
         for part, file in zip(self.parts, self.files, strict=True):
             bad = []
             for begin in range(0, len(part), 2**14):
-                norms = torch.linalg.vector_norm(part[begin : begin + 2**14].float(), dim=-1).reshape(-1, self.views)
-                fault = ~((norms > 0) & (norms < torch.inf)).all(1)
+                fault = ~_has_direction(part[begin : begin + 2**14].float()).reshape(-1, self.views).all(1)
                 bad += (begin + fault.nonzero()[:, 0]).tolist()
             if bad:
                 what = "zero" if not part[bad[0]].any() else "NaN or infinite"
                 count = f"{len(bad)} of {len(part)} rows are NaN, infinite or zero"
                 return f"{self.flag} {file}: {count}; the first is row {bad[0]} ({what})"
         raise AssertionError("a row was refused, and none is at fault")
+
+
+def _has_direction(x: Tensor) -> Tensor:
+    """Which vectors [..., d] are neither zero nor NaN nor infinite."""
+    norms = torch.linalg.vector_norm(x, dim=-1)
+    return (norms > 0) & (norms < torch.inf)
 
 
 def expand_patterns(patterns: Sequence[str], flag: str) -> list[str]:

@@ -84,6 +84,18 @@ def test_both_layers_of_a_head_are_measured_and_a_record_says_which(folder, monk
     assert [r["options"]["layer"] for r in records(folder, "retrieval_features_ce")] == [None]
 
 
+def test_cached_features_of_one_layer_do_not_serve_the_other_of_the_same_width(folder, monkeypatch, tmp_path):
+    for name in ("train.npz", "val.npz"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    run(monkeypatch, tmp_path, f"{SHORT} --feat_dim 16 --exp_name wide")
+    evaluate = f"{FILES} --ckpt {RUN}/wide"
+    run(monkeypatch, tmp_path, f"{evaluate} --features_cache kept", "retrieval")
+    cached = {r["options"]["layer"]: r["metrics"] for r in records(tmp_path, "retrieval")}
+    run(monkeypatch, tmp_path, evaluate, "retrieval")
+    assert cached == {r["options"]["layer"]: r["metrics"] for r in records(tmp_path, "retrieval")}
+    assert cached["output"] != cached["hidden"]
+
+
 def test_the_output_of_a_head_is_what_ten_lines_of_torch_make_of_it(folder):
     from datasets import build_pair
     from datasets.features import FeatureFiles

@@ -39,7 +39,7 @@ class FrozenEncoder:
     a library's weights, and published: the name of the official weights that it is, else None; name: of its run;
     classifier: {weight [C, d], bias [C]} of a cross-entropy model, else {}; transform: evaluation's, from a PIL image;
     ranking: what it was trained on, as factory.build_loss has it, None where the file has none; head: the projection
-    head of an encoder of features; extracted: by title, the file that keeps features, if any, and whether they were
+    head of an encoder of features; layer: whether the encoder ends with it; extracted: by title, the file that keeps features, if any, and whether they were
     read from it.
     """
 
@@ -51,6 +51,7 @@ class FrozenEncoder:
     views: ViewSettings
     ranking: dict | None = None
     head: nn.Module | None = None
+    layer: str = "hidden"
     extracted: dict = field(default_factory=dict)
 
     @property
@@ -66,7 +67,7 @@ class FrozenEncoder:
             raise InputError(f"--layer {layer}: {self.record['path']} has no projection head; give --layer hidden")
         encoder = nn.Sequential(self.encoder, self.head)
         encoder.dim = self.head[-1].out_features
-        return replace(self, encoder=encoder, extracted={})
+        return replace(self, encoder=encoder, layer=layer, extracted={})
 
     def about(self) -> dict:
         """What a result's record says of views and features."""
@@ -265,7 +266,7 @@ def make_key(net: FrozenEncoder, data: ImageData) -> str:
     digest.update(repr(about).encode())
     digest.update(data.labels.numpy().tobytes())
     if data.are_features:
-        digest.update(f"{net.layers} {net.encoder.dim} {[(f, _state(f)) for f in data.images.files]}".encode())
+        digest.update(f"{net.layer} {net.encoder.dim} {[(f, _state(f)) for f in data.images.files]}".encode())
         digest.update(data.images.rows.numpy().tobytes())
         return digest.hexdigest()
     if data.in_memory:
