@@ -3,7 +3,7 @@
 torch.hub.load("FOLDER_OF_THIS_FILE", "rince_loss", class_similarity, source="local")
 
 The folder's modules (losses, networks, engine, util) are imported under these names: a program with a `losses` of
-its own had better take the file losses.py along under another name.
+its own had better take the folder losses along under another name.
 """
 
 import losses as _losses

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
 from benchmarks import growth_row, in_turn, must_equal, parser, peak_bytes, ratio, report
-from losses import RINCELoss
+from losses import RINCELoss, blocks
 
 N, D, C = 768, 128, 100  # anchors, dimensions, classes
 TAU = 0.1  # of the forms with one temperature
@@ -62,8 +62,8 @@ def plain_infonce(q: Tensor, k: Tensor, labels, bank: Tensor, bank_labels) -> Te
 def plain_rince(criterion: RINCELoss, q: Tensor, k: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor):
     """RINCE from its formula, by autograd: masks of all ranks over all entries."""
     similarity = torch.cat([(q * k).sum(1, keepdim=True), q @ bank.T], 1)
-    rank = F.pad(criterion.ranks(labels, bank_labels), (1, 0))  # the own key's is 0
-    terms = losses.rince_terms(similarity, rank, criterion.taus, min_probability=criterion.min_probability)
+    rank = F.pad(criterion.ranks.between(labels, bank_labels), (1, 0))  # the own key's is 0
+    terms = losses.rince_terms(similarity, rank, criterion.taus, min_probability=criterion.groups[0].min_probability)
     return terms._replace(occurs=criterion.occurring(labels)).loss()  # of a bank that is filling, too
 
 
@@ -83,7 +83,7 @@ def forward_and_backward(loss: Callable[[], Tensor], q: Tensor, device: str = "c
 
 def in_one_block(run: Callable[[], Tensor], device: str = "cpu") -> Tensor:
     """Run a step of the loss with all anchors in one block, as a GPU takes them."""
-    with mock.patch.dict(losses.BLOCK, {device: 2**40}):
+    with mock.patch.dict(blocks.BLOCK, {device: 2**40}):
         return run()
 
 

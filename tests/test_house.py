@@ -107,7 +107,7 @@ ADDED = {
             'NAMED = {"neighbours": neighbours, ',
         )
     },
-    "A loss variant": {"losses.py": ("VARIANTS = {", 'VARIANTS = {"in_out": ("in", "out"), ')},
+    "A loss variant": {"losses/equations.py": ("VARIANTS = {", 'VARIANTS = {"in_out": ("in", "out"), ')},
 }
 
 

@@ -27,7 +27,7 @@ IMPORTED_AS = {
     "scikit-learn": "sklearn",
     "umap-learn": "umap",
 }
-GROUND_FLOOR = [ROOT / "losses.py", *(f for room in ("networks", "evaluation") for f in (ROOT / room).glob("*.py"))]
+GROUND_FLOOR = [f for room in ("losses", "networks", "evaluation") for f in (ROOT / room).glob("*.py")]
 PACKAGES = [path.parent for path in ROOT.glob("*/__init__.py")]
 SCRIPTS = sorted({*ROOT.glob("*.py"), *(f for folder in PACKAGES for f in folder.rglob("*.py"))} - {*GROUND_FLOOR})
 TESTS = sorted((ROOT / "tests").rglob("*.py"))

@@ -14,7 +14,7 @@ from processes import together
 from torch.nn.parallel import DistributedDataParallel
 
 import losses
-from losses import InBatchLoss, NestedRINCELoss, RINCELoss, SupConLoss
+from losses import InBatchLoss, NestedRINCELoss, RINCELoss, SupConLoss, blocks
 
 TABLE = torch.tensor([[1, 0.75, 0.5, 0], [0.75, 1, 0, 0], [0.5, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float64)
 
@@ -95,9 +95,9 @@ def test_an_anchor_without_a_positive_adds_nothing_and_gets_no_gradient():
 def test_blocks_of_anchors_change_nothing(own_key, criterion, monkeypatch):
     query, key, labels = batch(seed=3)
     inputs, found = [x.requires_grad_() for x in ((query, key) if own_key else (query,))], []
-    monkeypatch.setattr(losses, "LEAST_ROWS", 1)
+    monkeypatch.setattr(blocks, "LEAST_ROWS", 1)
     for rows in (3, 100):
-        monkeypatch.setitem(losses.BLOCK, "cpu", rows * 11)  # an anchor has 10 candidates and its own key
+        monkeypatch.setitem(blocks.BLOCK, "cpu", rows * 11)  # an anchor has 10 candidates and its own key
         value = InBatchLoss(criterion)(query, key if own_key else None, labels)
         found.append((value.detach(), *torch.autograd.grad(value, inputs)))
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)

@@ -1,4 +1,4 @@
-"""losses.py as one file to take along, the examples of docs/loss.md, and torch.hub."""
+"""The folder losses to take along, the examples of docs/loss.md, and torch.hub."""
 
 import ast
 import re
@@ -20,12 +20,12 @@ from networks import resnet
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/loss.md").read_text(), flags=re.DOTALL)
 
 
-def test_the_loss_is_one_file_that_imports_torch_alone(tmp_path):
-    tree = ast.parse((ROOT / "losses.py").read_text())
-    imported = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    imported |= {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+def test_the_losses_are_one_folder_that_imports_torch_alone(tmp_path):
+    nodes = [node for file in (ROOT / "losses").glob("*.py") for node in ast.walk(ast.parse(file.read_text()))]
+    imported = {a.name.split(".")[0] for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    imported |= {n.module.split(".")[0] for n in nodes if isinstance(n, ast.ImportFrom) and not n.level}
     assert imported - set(sys.stdlib_module_names) == {"torch"}
-    shutil.copy(ROOT / "losses.py", tmp_path)
+    shutil.copytree(ROOT / "losses", tmp_path / "losses")
     code = "import losses, torch; print(losses.RINCELoss(torch.eye(3)).taus)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "(0.1,)\n"

@@ -9,7 +9,7 @@ from loss_cases import FORMS, HEADS, asymmetric_table, batch, generator, hard_ba
 
 import losses
 from benchmarks.loss import CountOperations
-from losses import RINCELoss, SupConLoss
+from losses import RINCELoss, SupConLoss, blocks
 
 
 def loss_and_all_grads(criterion, query, key, labels, bank, bank_labels):
@@ -46,13 +46,13 @@ def test_gradcheck_passes_on_ranks(variant):
 def test_both_ways_and_blocks_of_any_size_have_one_value_and_gradient(
     variant, reduction, cumulative, min_probability, monkeypatch
 ):
-    how = losses.FAST_MIN_TAU, 0.6, variant, cumulative, min_probability, reduction
+    how = blocks.FAST_MIN_TAU, 0.6, variant, cumulative, min_probability, reduction
     criterion = RINCELoss(asymmetric_table(4, generator(2)), *how)
     data, found = batch(seed=16, anchors=32, slots=64, filled=48), []
-    monkeypatch.setattr(losses, "LEAST_ROWS", 1)
-    for rows, least in ((100, losses.FAST_MIN_TAU), (7, losses.FAST_MIN_TAU), (1, losses.FAST_MIN_TAU), (3, math.inf)):
-        monkeypatch.setitem(losses.BLOCK, "cpu", rows * 65)  # an anchor has 64 entries and its own key
-        monkeypatch.setattr(losses, "FAST_MIN_TAU", least)
+    monkeypatch.setattr(blocks, "LEAST_ROWS", 1)
+    for rows, least in ((100, blocks.FAST_MIN_TAU), (7, blocks.FAST_MIN_TAU), (1, blocks.FAST_MIN_TAU), (3, math.inf)):
+        monkeypatch.setitem(blocks.BLOCK, "cpu", rows * 65)  # an anchor has 64 entries and its own key
+        monkeypatch.setattr(blocks, "FAST_MIN_TAU", least)
         found.append(loss_and_all_grads(criterion, *data))
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-9, atol=1e-12)
@@ -90,7 +90,7 @@ def test_differentiating_twice_raises(scale_needs_grad, min_tau):
 # Precision
 
 
-@pytest.mark.parametrize("min_tau", [0.01, losses.FAST_MIN_TAU, 0.1])
+@pytest.mark.parametrize("min_tau", [0.01, blocks.FAST_MIN_TAU, 0.1])
 @pytest.mark.parametrize("min_probability", [0, 1e-7])
 @pytest.mark.parametrize("variant", losses.VARIANTS)
 def test_float32_is_finite_and_close_to_float64(variant, min_probability, min_tau):
@@ -103,7 +103,7 @@ def test_float32_is_finite_and_close_to_float64(variant, min_probability, min_ta
     torch.testing.assert_close([x.double() for x in got], want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("min_tau", [0.01, losses.FAST_MIN_TAU])
+@pytest.mark.parametrize("min_tau", [0.01, blocks.FAST_MIN_TAU])
 @pytest.mark.parametrize("variant", ["in", "out"])
 def test_float32_survives_the_hardest_anchor(variant, min_tau):
     data = [x.float() if x.is_floating_point() else x for x in hard_batch()]

@@ -19,7 +19,7 @@ def test_nested_groups_are_the_ranks_of_the_reference(variant, reduction, levels
     data, how = batch(seed=levels, classes=9, filled=12), (0.1, 0.6, variant, cumulative, 1e-7, reduction)
     _, _, labels, _, bank_labels = data
     criterion = NestedRINCELoss(groups, *how)
-    assert criterion.ranks(labels, bank_labels).tolist() == [
+    assert criterion.ranks.between(labels, bank_labels).tolist() == [
         [reference.nested_rank(groups.tolist(), a, b) for b in bank_labels.tolist()] for a in labels.tolist()
     ]
     if len({r for row in rank for r in row if r < levels}) == levels:  # else the table has fewer ranks than levels
@@ -36,7 +36,7 @@ def test_nested_groups_equal_their_class_table_in_loss_gradient_and_counts():
 
 def test_a_level_at_which_a_label_is_alone_does_not_occur():
     criterion = NestedRINCELoss(torch.tensor([[0, 0], [1, 1], [2, 1]]))
-    assert criterion.has_rank.tolist() == [[True, False], [True, True], [True, True]]
+    assert criterion.ranks.has_rank.tolist() == [[True, False], [True, True], [True, True]]
     query = unit(1, 4, generator(0))
     terms = criterion.terms(query, query, torch.tensor([0]), unit(4, 4, generator(1)), torch.tensor([1, 2, -1, 0]))
     assert terms.occurs.tolist() == [True, False]

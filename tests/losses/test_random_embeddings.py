@@ -76,9 +76,9 @@ def test_the_numbers_of_entries_are_those_of_the_ranks():
     bank_labels, labels = bank_labels_of(40, 6, 5), torch.randint(6, (9,), generator=gen)
     groups = torch.tensor([[0, 0, 0], [1, 0, 0], [2, 1, 0], [3, 2, 1], [4, 2, 1], [5, 3, 2]])
     for criterion in (RINCELoss(asymmetric_table(3, gen)), NestedRINCELoss(groups)):
-        ranks = criterion.ranks(labels, bank_labels)
+        ranks = criterion.ranks.between(labels, bank_labels)
         want = torch.stack([(ranks == r).sum(1) for r in range(len(criterion.taus))], 1)
-        assert torch.equal(criterion.entries_per_rank(labels, bank_labels), want.double())
+        assert torch.equal(criterion.ranks.entries_per_rank(labels, bank_labels), want.double())
 
 
 def test_a_rank_without_a_positive_has_chance_zero_as_its_term():
