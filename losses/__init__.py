@@ -8,6 +8,7 @@ nothing waits for the device, but the first `forward` of a loss, which checks wh
 
 from .bank_loss import BankLoss, Candidates
 from .equations import REDUCTIONS, VARIANTS, RankTerms, rince, rince_terms
+from .graded import RankNContrastLoss, TripletLoss, XCLRLoss, YAwareLoss
 from .in_batch import InBatchLoss
 from .ranked import (
     POSITIVES,
@@ -22,6 +23,6 @@ from .ranks import ClassRanks, NestedRanks, Ranks, ValueRanks
 
 __all__ = [
     "POSITIVES", "REDUCTIONS", "VARIANTS", "BankLoss", "Candidates", "ClassRanks", "CoarseSupConLoss", "HiMulConLoss",
-    "InBatchLoss", "NestedRINCELoss", "NestedRanks", "RINCELoss", "RankTerms", "Ranks", "SupConLoss", "TwoHeadLoss",
-    "ValueRanks", "rince", "rince_terms",
+    "InBatchLoss", "NestedRINCELoss", "NestedRanks", "RINCELoss", "RankNContrastLoss", "RankTerms", "Ranks",
+    "SupConLoss", "TripletLoss", "TwoHeadLoss", "ValueRanks", "XCLRLoss", "YAwareLoss", "rince", "rince_terms",
 ]  # fmt: skip

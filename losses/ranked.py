@@ -13,7 +13,7 @@ from torch import Tensor
 from .bank_loss import BankLoss, Candidates
 from .blocks import BlockTerms, Group
 from .equations import VARIANTS, RankTerms, check_form
-from .ranks import ClassRanks, NestedRanks, Ranks
+from .ranks import NestedRanks, Ranks, as_ranks
 
 POSITIVES = ("separate", "cumulative", "nested")  # of RINCE's terms
 
@@ -42,16 +42,16 @@ class RankedLoss(BankLoss):
         self.ranks, self.groups = ranks, tuple(groups)
         has_term = torch.stack([ranks.has_rank[:, used.start : used.stop].any(1) for used in uses], 1)
         self.register_buffer("has_term", has_term, persistent=False)  # [labels, G]
-        given = None if weights is None else torch.tensor(weights)
+        given = None if weights is None else torch.tensor(weights, dtype=torch.float64)
         self.register_buffer("weights", given, persistent=False)
 
     def compare(self, candidates: Candidates) -> RankTerms:
         """The terms of anchors among candidates, float32 or better."""
         q, k, labels, entries, entry_labels, place, has_key = candidates
-        groups = self.groups if has_key else tuple(g._replace(key_is_positive=False) for g in self.groups)
-        sources = self.ranks.sources(labels, entry_labels)._replace(key_index=place)
-        total, count = BlockTerms.apply(q, (q * k).sum(1), entries, sources, groups)
-        return RankTerms(total, count, self.occurring(labels), self.weights)
+        sources = self.ranks.sources(labels, entry_labels)._replace(place=place, of_key=0 if has_key else -1)
+        total, count = BlockTerms.apply(q, (q * k).sum(1), entries, sources, self.groups)
+        weights = None if self.weights is None else self.weights.to(total)
+        return RankTerms(total, count, self.occurring(labels), weights)
 
     def occurring(self, labels: Tensor) -> Tensor:
         """[N] -> [G] bool: the terms that count in the mean, since some anchor's label has their rank."""
@@ -62,10 +62,6 @@ class RankedLoss(BankLoss):
         mean = self.ranks.entries_per_rank(labels.long(), bank_labels.long()).mean(0)
         mean[0] += 1
         return mean.float()
-
-
-def _as_ranks(ranks: Tensor | Ranks) -> Ranks:
-    return ranks if isinstance(ranks, Ranks) else ClassRanks(ranks)
 
 
 class RINCELoss(RankedLoss):
@@ -105,7 +101,7 @@ class RINCELoss(RankedLoss):
             raise ValueError(f"positives are {positives!r}; choose one of {', '.join(POSITIVES)}")
         if not 0 < min_tau <= max_tau:
             raise ValueError(f"temperatures need 0 < min_tau <= max_tau, not {min_tau} and {max_tau}")
-        ranks, forms = _as_ranks(class_similarity), VARIANTS[variant]
+        ranks, forms = as_ranks(class_similarity), VARIANTS[variant]
         taus = tuple(min_tau + (1 - s) * (max_tau - min_tau) for s in ranks.similarities)
         n = len(taus)
         uses = [range(r, r + 1) for r in range(n)]
@@ -170,7 +166,7 @@ class CoarseSupConLoss(RankedLoss):
         fine: bool = False,
     ):
         check_form(variant, min_probability, reduction)
-        ranks, form = _as_ranks(ranks), VARIANTS[variant][0]
+        ranks, form = as_ranks(ranks), VARIANTS[variant][0]
         n = _several(ranks)
         sets = [range(1), range(n)] if fine else [range(n)]
         groups = [Group(temperature, form, of, True, min_probability, reduction) for of in sets]
@@ -188,7 +184,7 @@ class HiMulConLoss(RankedLoss):
     """
 
     def __init__(self, ranks: Tensor | Ranks, temperature: float = 0.1, enforce: bool = False):
-        ranks = _as_ranks(ranks)
+        ranks = as_ranks(ranks)
         n = _several(ranks)
         sets = [range(r + 1) for r in range(n)]
         groups = [Group(temperature, "all", of, True, 0.0, "anchors") for of in sets]

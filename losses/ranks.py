@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 MOST_RANKS = 126  # ranks are int8
@@ -19,37 +20,61 @@ def as_integers(labels: Tensor, name: str) -> Tensor:
     return labels.long()
 
 
-class RankSources(NamedTuple):
-    """What the ranks of candidates for anchors are made from, a block of anchors at a time.
+class PairSources(NamedTuple):
+    """What a number for each pair, such as its rank, is made from, a block of anchors at a time.
 
-    By a table: anchors [N, 1 + C] int8 of every class for each anchor, the first column being the empty entry; entries
-    [K] its column for each candidate. By nested groups: the group at each level, anchors [N, L] and entries [K, L],
-    below 0 for an empty entry. By distance: values, anchors [N, 1] and entries [K], NaN for an empty entry, and the
-    thresholds [R - 1] that part the ranks.
-    key_index: [N] of the key among the candidates, which is then none for its anchor; None: it is not in there.
+    By a table: anchors [N, 1 + C] the number of every class for each anchor, the first column being the empty entry;
+    entries [K] its column for each candidate. By nested groups: the group at each level, anchors [N, L] and entries
+    [K, L], below 0 for an empty entry; the number is the rank.
+    place: [N] of the key among the entries, which is then none for its anchor; None: it is not in there.
+    of_key: the number of the key; -1: it is none.
     """
 
     anchors: Tensor
     entries: Tensor
-    key_index: Tensor | None = None
-    thresholds: Tensor | None = None
+    place: Tensor | None = None
+    of_key: int = 0
 
     def of_block(self, block: slice = slice(None)) -> Tensor:
-        """[1 + K, n] int8 rank of every candidate for a block of anchors; -1: none.
+        """[1 + K, n] the number of every candidate for a block of anchors; -1: it is none.
 
         The first row is the key. An entry's row is contiguous: to copy rows is ten times as fast as to gather columns.
         """
-        anchors = self.anchors[block]
-        rank = torch.zeros(1 + len(self.entries), len(anchors), dtype=torch.int8, device=anchors.device)
-        if self.thresholds is not None:
-            distance = (self.entries[:, None] - anchors.T).abs_()
-            rank[1:] = torch.bucketize(distance, self.thresholds, out_int32=True)  # NaN is beyond the last
-        elif self.entries.ndim == 1:
-            torch.index_select(anchors.T.contiguous(), 0, self.entries, out=rank[1:])
-        else:
+        anchors, nested = self.anchors[block], self.entries.ndim == 2
+        dtype = torch.int8 if nested else anchors.dtype
+        numbers = torch.full((1 + len(self.entries), len(anchors)), self.of_key, dtype=dtype, device=anchors.device)
+        if nested:
+            numbers[1:] = 0
             for anchor_group, entry_group in zip(anchors.T, self.entries.T, strict=True):
-                rank[1:] += entry_group[:, None] != anchor_group
-        return rank if self.key_index is None else rank.scatter_(0, self.key_index[None, block] + 1, -1)
+                numbers[1:] += entry_group[:, None] != anchor_group
+        else:
+            torch.index_select(anchors.T.contiguous(), 0, self.entries, out=numbers[1:])
+        return _leave_out(numbers, self.place, block)
+
+
+class ValueSources(NamedTuple):
+    """As PairSources, from real values: anchors [N] and entries [K], NaN for an empty entry.
+
+    The number is the distance of the values, or, with thresholds [R], rising, how many of these are below it: the rank.
+    """
+
+    anchors: Tensor
+    entries: Tensor
+    thresholds: Tensor | None = None
+    place: Tensor | None = None
+    of_key: int = 0
+
+    def of_block(self, block: slice = slice(None)) -> Tensor:
+        """[1 + K, n] of every candidate for a block of anchors, the key first; -1: it is none."""
+        numbers = (F.pad(self.entries, (1, 0))[:, None] - self.anchors[block]).abs_()
+        if self.thresholds is not None:
+            numbers = torch.bucketize(numbers, self.thresholds, out_int32=True).to(torch.int8)  # NaN: beyond the last
+        numbers[0] = self.of_key
+        return _leave_out(numbers, self.place, block)
+
+
+def _leave_out(numbers: Tensor, place: Tensor | None, block: slice) -> Tensor:
+    return numbers if place is None else numbers.scatter_(0, place[None, block] + 1, -1)
 
 
 class Ranks(nn.Module):
@@ -66,7 +91,7 @@ class Ranks(nn.Module):
             raise ValueError(f"there are {len(similarities)} ranks; at most {MOST_RANKS} are possible")
         self.similarities = tuple(similarities)
 
-    def sources(self, labels: Tensor, entry_labels: Tensor) -> RankSources:
+    def sources(self, labels: Tensor, entry_labels: Tensor) -> PairSources | ValueSources:
         """[N], [K] -> what the ranks of a block of anchors are made from."""
         raise NotImplementedError
 
@@ -105,9 +130,9 @@ class ClassRanks(Ranks):
         has_rank = torch.stack([(rank == r).any(1) for r in range(len(values))], 1)
         self.register_buffer("has_rank", has_rank, persistent=False)  # [C, R]
 
-    def sources(self, labels: Tensor, entry_labels: Tensor) -> RankSources:
+    def sources(self, labels: Tensor, entry_labels: Tensor) -> PairSources:
         """[N], [K] -> the table's rows and columns."""
-        return RankSources(self.rank[labels], entry_labels + 1)
+        return PairSources(self.rank[labels], entry_labels + 1)
 
     def entries_per_rank(self, labels: Tensor, entry_labels: Tensor) -> Tensor:
         """[N], [K] -> [N, R] float64: entries of each rank."""
@@ -147,10 +172,10 @@ class NestedRanks(Ranks):
         self.register_buffer("levels", levels, persistent=False)  # [G, L]
         self.register_buffer("has_rank", has_rank, persistent=False)  # [G, R], R = L
 
-    def sources(self, labels: Tensor, entry_labels: Tensor) -> RankSources:
+    def sources(self, labels: Tensor, entry_labels: Tensor) -> PairSources:
         """[N], [K] -> the groups at each level, -1 for an empty entry."""
         entries = self.levels[entry_labels.clamp(min=0)].masked_fill_((entry_labels < 0)[:, None], -1)
-        return RankSources(self.levels[labels], entries)
+        return PairSources(self.levels[labels], entries)
 
     def entries_per_rank(self, labels: Tensor, entry_labels: Tensor) -> Tensor:
         """[N], [K] -> [N, R] float64: entries of each rank."""
@@ -176,21 +201,19 @@ class ValueRanks(Ranks):
     thresholds: Tensor
 
     def __init__(self, values: Tensor, thresholds: Sequence[float]):
-        values, limits = torch.as_tensor(values), torch.as_tensor(thresholds, dtype=torch.float64)
-        if values.ndim != 1 or not len(values) or not values.double().isfinite().all():
-            raise ValueError(f"values {tuple(values.shape)} must be finite numbers [V]")
+        values, limits = as_values(values), torch.as_tensor(thresholds, dtype=torch.float64)
         if limits.ndim != 1 or not len(limits) or not (limits[0] >= 0 and (limits.diff() > 0).all()):
             raise ValueError(f"thresholds are {limits.tolist()}; they must rise from 0 or more")
         super().__init__([1 - i * min(0.25, 1 / len(limits)) for i in range(len(limits))])
-        self.register_buffer("values", values.double(), persistent=False)
+        self.register_buffer("values", values, persistent=False)
         self.register_buffer("thresholds", limits, persistent=False)
         everyone = torch.arange(len(values))
         self.register_buffer("has_rank", self.entries_per_rank(everyone, everyone) > 0, persistent=False)
 
-    def sources(self, labels: Tensor, entry_labels: Tensor) -> RankSources:
+    def sources(self, labels: Tensor, entry_labels: Tensor) -> ValueSources:
         """[N], [K] -> the values, NaN for an empty entry."""
         entries = self.values[entry_labels.clamp(min=0)].masked_fill_(entry_labels < 0, torch.nan)
-        return RankSources(self.values[labels, None], entries, thresholds=self.thresholds)
+        return ValueSources(self.values[labels], entries, self.thresholds)
 
     def entries_per_rank(self, labels: Tensor, entry_labels: Tensor) -> Tensor:
         """[N], [K] -> [N, R] float64: entries of each rank, by one sort."""
@@ -198,3 +221,16 @@ class ValueRanks(Ranks):
         upto = torch.searchsorted(rising, value + self.thresholds, right=True)
         within = (upto - torch.searchsorted(rising, value - self.thresholds)).double()
         return torch.cat([within[:, :1], within.diff(dim=1)], 1)
+
+
+def as_ranks(ranks: Tensor | Ranks) -> Ranks:
+    """Ranks as they are, or of a class-similarity table."""
+    return ranks if isinstance(ranks, Ranks) else ClassRanks(ranks)
+
+
+def as_values(values: Tensor) -> Tensor:
+    """[V] float64. Raises ValueError where they are no finite numbers."""
+    values = torch.as_tensor(values).double()
+    if values.ndim != 1 or not len(values) or not values.isfinite().all():
+        raise ValueError(f"values {tuple(values.shape)} must be finite numbers [V]")
+    return values

@@ -15,7 +15,7 @@ def log_sum_exp(logits):
 def _mean_term(anchors, tau, form, min_probability, reduction):
     """Mean InfoNCE term of one rank; 0 without one.
 
-    anchors: one pair (cosines of the positives, cosines of the negatives) an anchor; form: "in" or "out".
+    anchors: one pair (cosines of the positives, cosines of the negatives) an anchor; form: "in", "out" or "all".
     reduction "anchors": of the means of each anchor's terms, where any is left in.
     """
     per_anchor = []
@@ -23,6 +23,10 @@ def _mean_term(anchors, tau, form, min_probability, reduction):
         positive = [x / tau for x in positive]
         negative = [x / tau for x in negative]
         terms = []
+        if form == "all":
+            if positive:
+                per_anchor.append([math.fsum(log_sum_exp(positive + negative) - x for x in positive) / len(positive)])
+            continue
         if form == "in" and positive:
             terms.append(log_sum_exp(positive + negative) - log_sum_exp(positive))
         elif form == "out":
@@ -38,7 +42,8 @@ def _mean_term(anchors, tau, form, min_probability, reduction):
 
 
 def _form(rank, variant):
-    return {"in": "in", "out": "out", "out_in": "out" if rank == 0 else "in"}[variant]
+    first, farther = {"out_in": ("out", "in"), "all_in": ("all", "in")}.get(variant, (variant, variant))
+    return farther if rank else first
 
 
 def rince(  # noqa: PLR0913
@@ -54,6 +59,7 @@ def rince(  # noqa: PLR0913
     cumulative=False,
     min_probability=0.0,
     reduction="pairs",
+    positives="separate",
 ):
     """The loss from the equations of the paper; lists in, float out.
 
@@ -64,7 +70,8 @@ def rince(  # noqa: PLR0913
     entries = [[(_dot(q, m), b) for m, b in zip(bank, bank_labels, strict=True)] for q in query]
     own = [[_dot(q, k)] for q, k in zip(query, key, strict=True)]
     taus = min_tau, max_tau
-    return _over_ranks(labels, own, entries, class_similarity, taus, variant, cumulative, min_probability, reduction)
+    positives = "cumulative" if cumulative else positives
+    return _over_ranks(labels, own, entries, class_similarity, taus, variant, positives, min_probability, reduction)
 
 
 def _dot(a, b):
@@ -72,7 +79,7 @@ def _dot(a, b):
 
 
 def _over_ranks(  # noqa: PLR0913
-    labels, own, entries, class_similarity, taus, variant, cumulative, min_probability, reduction
+    labels, own, entries, class_similarity, taus, variant, positives, min_probability, reduction
 ):
     """The mean over the ranks that occur. own: of each anchor, the cosine of its key, or none; entries: of each, the
     cosine and label of everything else.
@@ -84,16 +91,16 @@ def _over_ranks(  # noqa: PLR0913
     levels = sorted({s for row in class_similarity for s in row if s > 0}, reverse=True)
     occurring = [s for s in levels if any(s in class_similarity[y] for y in labels)]
     losses = []
-    for i, level in enumerate(levels[:2] if cumulative else levels):
-        second = cumulative and i == 1
+    for i, level in enumerate(levels[:2] if positives == "cumulative" else levels):
+        second, nested = positives == "cumulative" and i == 1, positives == "nested"
         if not (any(s < 1 for s in occurring) if second else level in occurring):
             continue
         anchors = []
         for y, key, others in zip(labels, own, entries, strict=True):
-            positive, negative = [*key] if i == 0 else [], []
+            positive, negative = [*key] if i == 0 or nested else [], []
             for cosine, b in others:
                 s = similarity(y, b)
-                if s > 0 if second else s == level:
+                if s > 0 if second else s >= level if nested else s == level:
                     positive.append(cosine)
                 elif s == 0 if second else s < level:
                     negative.append(cosine)
@@ -129,7 +136,92 @@ def rince_in_batch(query, key, labels, table, variant, cumulative, min_probabili
     n, own = len(query), [[_dot(q, k)] for q, k in zip(query, key, strict=True)] if key else [[]] * len(query)
     key = key or query
     entries = [[(_dot(query[i], key[j]), labels[j]) for j in range(n) if j != i] for i in range(n)]
-    return _over_ranks(labels, own, entries, table, (0.1, 0.6), variant, cumulative, min_probability, reduction)
+    positives = "cumulative" if cumulative else "separate"
+    return _over_ranks(labels, own, entries, table, (0.1, 0.6), variant, positives, min_probability, reduction)
+
+
+def candidates(query, key, labels, bank, bank_labels):
+    """Of each anchor, cosine and label of everything it is compared with: its key, and the entries, -1 = empty."""
+    return [
+        [(_dot(q, k), y), *((_dot(q, m), b) for m, b in zip(bank, bank_labels, strict=True))]
+        for q, k, y in zip(query, key, labels, strict=True)
+    ]
+
+
+def candidates_in_batch(query, key, labels):
+    """The same of a batch that is its own bank; key None: the other queries alone."""
+    if key is None:
+        n = range(len(query))
+        return [[(_dot(query[i], query[j]), labels[j]) for j in n if j != i] for i in n]
+    return [[(_dot(q, k), b) for k, b in zip(key, labels, strict=True)] for q in query]
+
+
+def _mean(losses):
+    return math.fsum(losses) / len(losses) if losses else 0.0
+
+
+def supcon(labels, compared, relevant, tau):
+    """L_out of Khosla et al. (2020), eq. 2. relevant(y, b): whether label b is a positive of y."""
+    losses = []
+    for y, others in zip(labels, compared, strict=True):
+        positive = [s / tau for s, b in others if b >= 0 and relevant(y, b)]
+        if positive:
+            below = log_sum_exp([s / tau for s, _ in others])
+            losses.append(-math.fsum(x - below for x in positive) / len(positive))
+    return _mean(losses)
+
+
+def himulcon(labels, compared, table, tau, enforce):
+    """Zhang et al. (2022): levels are the distinct similarities, the finest first, with weights 2^(1 / l)."""
+    levels = sorted({s for row in table for s in row if s > 0}, reverse=True)
+    total, largest = 0.0, -math.inf
+    for number, level in enumerate(levels, 1):
+        term = supcon(labels, compared, lambda y, b, level=level: table[y][b] >= level, tau)
+        largest = max(largest, term)
+        total += 2 ** (1 / number) * (largest if enforce else term)
+    return total / len(levels)
+
+
+def cross_entropy_of_weights(labels, compared, weight, tau):
+    """lse over a of s_a / tau - (1 / tau) sum of w_a s_a / sum of w_a; empty entries have weight 0."""
+    losses = []
+    for y, others in zip(labels, compared, strict=True):
+        weights = [weight(y, b) if b >= 0 else 0.0 for _, b in others]
+        if math.fsum(weights) > 0:
+            near = math.fsum(w * s for w, (s, _) in zip(weights, others, strict=True)) / math.fsum(weights)
+            losses.append(log_sum_exp([s / tau for s, _ in others]) - near / tau)
+    return _mean(losses)
+
+
+def xclr(labels, compared, table, tau, target_tau):
+    """Sobal et al. (2024): targets are the softmax of similarities."""
+    return cross_entropy_of_weights(labels, compared, lambda y, b: math.exp(table[y][b] / target_tau), tau)
+
+
+def rank_n_contrast(labels, compared, distance, tau):
+    """Zha et al. (2023), eq. 1. distance(y, b) of labels; an empty entry is farther than all, and no positive."""
+    losses = []
+    for y, others in zip(labels, compared, strict=True):
+        far = [distance(y, b) if b >= 0 else math.inf for _, b in others]
+        f = [-math.sqrt(max(2 - 2 * s, 1e-6)) / tau for s, _ in others]
+        terms = []
+        for d, x in zip(far, f, strict=True):
+            if d < math.inf:
+                terms.append(log_sum_exp([z for e, z in zip(far, f, strict=True) if e >= d]) - x)
+        if terms:
+            losses.append(_mean(terms))
+    return _mean(losses)
+
+
+def triplet(labels, compared, table, margin):
+    """The hardest of each class, with the class's margin."""
+    losses = []
+    for y, others in zip(labels, compared, strict=True):
+        own = [s for s, b in others if b >= 0 and table[y][b] == 1]
+        other = [s + margin * (1 - table[y][b]) for s, b in others if b >= 0 and table[y][b] < 1]
+        if own and other:
+            losses.append(max(0.0, max(other) - min(own)))
+    return _mean(losses)
 
 
 def queue(size, pushes):

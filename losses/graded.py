@@ -1,0 +1,325 @@
+"""Losses over similarities as numbers, not ranks: X-CLR, y-aware, rank-n-contrast, and the triplet loss by a table.
+
+Shapes: N anchors, n of a block, K entries, C classes, V labels with a value. An equation takes cosines [1 + K, n] of a
+block, the key first, and a number for each pair, -1 where there is no candidate. It gives the sum of the losses of the
+anchors, and how many have one. Empty entries of the bank count in denominators alone.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .bank_loss import BankLoss, Candidates
+from .blocks import BlockTerms
+from .equations import RankTerms
+from .ranks import PairSources, Ranks, ValueSources, as_ranks, as_values
+
+LEAST_DISTANCE = 1e-3  # of unit vectors, in rank_n_contrast: a root of zero has no gradient
+DOUBLE_MAX_TAU = 0.04  # below it exponentials of distances leave float32's range
+LEAST_TAU = 0.004  # and below this float64's
+
+
+def cross_entropy_of_weights(cosines: Tensor, weights: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy between weights and the softmax of cosines: lse over a of s_a / tau - (1 / tau) sum of w_a s_a.
+
+    weights: [1 + K, n], at least 0, of any sum above 0, to which they are scaled.
+    """
+    there = weights >= 0
+    weights = weights.clamp(min=0)
+    norm = weights.sum(0)
+    near = (weights * cosines).sum(0) / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+    low = torch.finfo(cosines.dtype).min
+    nll = (cosines / tau).masked_fill(~there, low).logsumexp(0) - near / tau
+    kept = norm > 0
+    return torch.where(kept, nll, 0).sum(), kept.sum()
+
+
+def hardest_triplet(cosines: Tensor, distance: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """[largest over the others of (s_a + margin d_a) - smallest s of the own class]_+.
+
+    distance: [1 + K, n], 0 of the own class. A class's margin grows with it (Ge 2018, whose margins come from a tree).
+    """
+    own, limit = distance == 0, torch.finfo(cosines.dtype).max
+    other = distance > 0
+    nearest_other = (cosines + margin * distance).masked_fill(~other, -limit).amax(0)
+    farthest_own = cosines.masked_fill(~own, limit).amin(0)
+    kept = own.any(0) & other.any(0)
+    return torch.where(kept, nearest_other - farthest_own, 0).relu().sum(), kept.sum()
+
+
+def _logits_of_distance(cosines: Tensor, tau: float) -> Tensor:
+    """-|q - k| / tau of unit vectors, in float64 where the exponentials need it."""
+    if tau < DOUBLE_MAX_TAU:
+        cosines = cosines.double()
+    return -(2 - 2 * cosines).clamp(min=LEAST_DISTANCE**2).sqrt() / tau
+
+
+def rank_n_contrast(cosines: Tensor, rank: Tensor, filled: Tensor, tau: float, ranks: int) -> tuple[Tensor, Tensor]:
+    """Mean over candidates a of -log(exp(f_a) / sum over all at least as far of exp(f)), f = -|q - k| / tau.
+
+    rank: [1 + K, n] from 0 to `ranks`, the farthest; filled: [1 + K, 1] bool, a candidate and no empty entry.
+    """
+    f = _logits_of_distance(cosines, tau)
+    e, real = f.exp(), (rank >= 0) & filled
+    sums = torch.stack([e.masked_fill(rank != r, 0).sum(0) for r in range(ranks + 1)])
+    counts = torch.stack([(real & (rank == r)).sum(0) for r in range(ranks + 1)])
+    at_least_as_far = sums.flip(0).cumsum(0).flip(0)
+    logs = torch.where(counts > 0, at_least_as_far, 1).log()
+    n = counts.sum(0)
+    nll = ((counts * logs).sum(0) - f.masked_fill(~real, 0).sum(0)) / n.clamp(min=1)
+    return nll.sum().to(cosines.dtype), (n > 0).sum()
+
+
+class ValuesOfBlock(NamedTuple):
+    """values: [n] of the anchors; there: [1 + K, n] bool, what is a candidate."""
+
+    values: Tensor
+    there: Tensor
+
+
+class SortedValues(NamedTuple):
+    """The entries by value. values: [K], rising, infinite for empty entries; order: [K] the entries in this order."""
+
+    values: Tensor
+    order: Tensor
+
+
+def rank_n_contrast_of_values(
+    cosines: Tensor, anchors: ValuesOfBlock, entries: SortedValues, tau: float
+) -> tuple[Tensor, Tensor]:
+    """`rank_n_contrast` by the distance of real values, each a rank of its own.
+
+    Since the entries are sorted once, those at least as far as one on either side of an anchor are a beginning and an
+    end of them.
+    """
+    (value, there), (u, order) = anchors, entries
+    f = _logits_of_distance(cosines, tau)
+    e = f.exp().masked_fill(~there, 0)
+    key, e = e[0], e[1:][order]
+    below = F.pad(e.cumsum(0), (0, 0, 1, 0))  # [1 + K, n] sum of the first so many
+    above = F.pad(e.flip(0).cumsum(0).flip(0), (0, 0, 0, 1))  # of those from here on
+    first, last = torch.searchsorted(u, u)[:, None], torch.searchsorted(u, u, right=True)[:, None]
+    mirrored = 2 * value - u[:, None]  # as far on the other side
+    after = u[:, None] >= value
+    start = torch.where(after, first, torch.searchsorted(u, mirrored))
+    end = torch.where(after, torch.searchsorted(u, mirrored, right=True), last).minimum(start)
+    near_key = torch.where(u[:, None] == value, key, 0)
+    at_least_as_far = below.gather(0, end) + above.gather(0, start) + near_key
+    real = there[1:][order] & u[:, None].isfinite()
+    own = there[0]
+    logs = torch.where(real, at_least_as_far, 1).log().sum(0) + torch.where(own, key + e.sum(0), 1).log()
+    n = real.sum(0) + own
+    nll = (logs - f[1:][order].masked_fill(~real, 0).sum(0) - f[0].masked_fill(~own, 0)) / n.clamp(min=1)
+    return nll.sum().to(cosines.dtype), (n > 0).sum()
+
+
+class EquationTerm(NamedTuple):
+    """An equation as a term: what it differentiates, block by block."""
+
+    equation: Callable[[Tensor, Any], tuple[Tensor, Tensor]]
+
+    def matrices(self) -> int:
+        """How many [1 + K, n] of workspace it wants."""
+        return 0
+
+    def compute(self, cosines: Tensor, _: Any, grades: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a block, as Term says."""
+        grads, (total, count) = torch.func.grad_and_value(self.equation, has_aux=True)(cosines, grades)
+        return total, count, grads
+
+
+class KernelWeights(NamedTuple):
+    """Weights of candidates by a Gaussian kernel of the distance of values: exp(-d^2 / (2 sigma^2)), empty ones 0."""
+
+    distances: ValueSources
+    sigma: float
+    dtype: torch.dtype
+
+    def of_block(self, block: slice) -> Tensor:
+        """[1 + K, n]; -1: no candidate."""
+        d = self.distances.of_block(block).to(self.dtype)
+        return (d.square() / (-2 * self.sigma**2)).exp().nan_to_num_(0).masked_fill_(d < 0, -1)
+
+
+class PlacedValues(NamedTuple):
+    """The anchors' values themselves."""
+
+    distances: ValueSources
+
+    def of_block(self, block: slice) -> ValuesOfBlock:
+        """Of a block, as `rank_n_contrast_of_values` wants them."""
+        return ValuesOfBlock(self.distances.anchors[block], ~(self.distances.of_block(block) < 0))  # NaN is one
+
+
+class GradedLoss(BankLoss):
+    """A loss with one term, by similarity as a number. A subclass registers `own`: [labels] integers, labels that share
+    one count as positives in logs, and gives `equation_of`.
+    """
+
+    own: Tensor
+
+    def __init__(self, own: Tensor, tau: float):
+        if not tau > 0:
+            raise ValueError(f"temperature is {tau:g}; it must be above 0")
+        super().__init__(len(own), (tau,))
+        self.register_buffer("own", own, persistent=False)
+
+    def equation_of(self, candidates: Candidates) -> tuple[Any, Callable]:
+        """What blocks of pairs are graded by, and the equation that takes it."""
+        raise NotImplementedError
+
+    def compare(self, candidates: Candidates) -> RankTerms:
+        """The term of anchors among candidates, float32 or better."""
+        grades, equation = self.equation_of(candidates)
+        q, k = candidates.query, candidates.key
+        total, count = BlockTerms.apply(q, (q * k).sum(1), candidates.entries, grades, (EquationTerm(equation),))
+        return RankTerms(total, count, torch.ones_like(count, dtype=torch.bool))
+
+    def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
+        """[N], [K] -> [1] mean number of candidates of the anchor's own class or value, the key counted; for logs."""
+        bank = self.own[bank_labels[bank_labels >= 0].long()]
+        return torch.bincount(bank, minlength=int(self.own.max()) + 1)[self.own[labels.long()]].float().mean()[None] + 1
+
+
+def _pairs(table: Tensor, c: Candidates, of_key: int) -> PairSources:
+    """Numbers of pairs from a table [C, 1 + C], the first column of which is the empty entry."""
+    return PairSources(table[c.labels].to(c.query.dtype), c.entry_labels + 1, c.place, of_key if c.has_key else -1)
+
+
+def _distances(values: Tensor, c: Candidates) -> ValueSources:
+    entries = values[c.entry_labels.clamp(min=0)].masked_fill(c.entry_labels < 0, torch.nan)
+    return ValueSources(values[c.labels], entries, None, c.place, 0 if c.has_key else -1)
+
+
+def _as_table(class_similarity: Tensor) -> Tensor:
+    """[C, C] float64. Raises ValueError where it is no table of similarities."""
+    s = torch.as_tensor(class_similarity).double()
+    if s.ndim != 2 or len(s) == 0 or s.shape[0] != s.shape[1]:
+        raise ValueError(f"class_similarity has shape {tuple(s.shape)}; [C, C] is needed")
+    if not (bool((s.abs() <= 1).all()) and bool((s.diagonal() == 1).all())):
+        raise ValueError("class_similarity must lie in [-1, 1] and be 1 on the diagonal")
+    return s
+
+
+class XCLRLoss(GradedLoss):
+    """X-CLR (Sobal et al. 2024): cross-entropy to a softmax of class similarities over all candidates.
+
+    class_similarity: [C, C] in [-1, 1], 1 on the diagonal, of any real values. The target of candidate a is the softmax
+    over the candidates of class_similarity / target_temperature; an empty entry of the bank has target 0.
+    """
+
+    weights: Tensor
+
+    def __init__(self, class_similarity: Tensor, temperature: float = 0.1, target_temperature: float = 0.1):
+        s = _as_table(class_similarity)
+        super().__init__(torch.arange(len(s)), temperature)
+        if not target_temperature > 0:
+            raise ValueError(f"target_temperature is {target_temperature:g}; it must be above 0")
+        weights = ((s - 1) / target_temperature).exp()  # of the own class 1
+        self.register_buffer("weights", F.pad(weights, (1, 0)), persistent=False)
+
+    def equation_of(self, candidates: Candidates) -> tuple[Any, Callable]:
+        """Weights of pairs."""
+        return _pairs(self.weights, candidates, 1), partial(cross_entropy_of_weights, tau=self.taus[0])
+
+
+class YAwareLoss(GradedLoss):
+    """y-aware InfoNCE (Dufumier et al. 2021): cross-entropy to a kernel of the distance of classes, or of real values.
+
+    graded_by: a table [C, C] in [-1, 1], 1 on the diagonal, whose distance is 1 - similarity, or values [V], one for
+        each label. sigma: width of the Gaussian kernel exp(-d^2 / (2 sigma^2)), in the units of the distance; None: the
+        similarity itself, as far as it is above 0, which needs a table.
+    """
+
+    graded_by: Tensor
+
+    def __init__(self, graded_by: Tensor, temperature: float = 0.1, sigma: float | None = None):
+        given = torch.as_tensor(graded_by)
+        if sigma is not None and not sigma > 0:
+            raise ValueError(f"sigma is {sigma:g}; it must be above 0")
+        by_value = given.ndim == 1
+        if by_value and sigma is None:
+            raise ValueError("values need a sigma, the width of the kernel in their units")
+        if by_value:
+            super().__init__(as_values(given).unique(return_inverse=True)[1], temperature)
+            self.register_buffer("graded_by", as_values(given), persistent=False)
+        else:
+            s = _as_table(given)
+            super().__init__(torch.arange(len(s)), temperature)
+            weights = s.clamp(min=0) if sigma is None else ((1 - s).square() / (-2 * sigma**2)).exp()
+            self.register_buffer("graded_by", F.pad(weights, (1, 0)), persistent=False)
+        self.sigma = sigma
+
+    def equation_of(self, candidates: Candidates) -> tuple[Any, Callable]:
+        """Weights of pairs."""
+        equation = partial(cross_entropy_of_weights, tau=self.taus[0])
+        if self.graded_by.ndim == 2:
+            return _pairs(self.graded_by, candidates, 1), equation
+        distances = _distances(self.graded_by, candidates)
+        return KernelWeights(distances, self.sigma or 1, candidates.query.dtype), equation
+
+
+class RankNContrastLoss(GradedLoss):
+    """Rank-N-Contrast (Zha et al. 2023): each candidate against all that are at least as far from the anchor.
+
+    graded_by: ranks, as a table [C, C] in RINCELoss or Ranks, of which negatives are the farthest; or values [V], one
+        for each label, whose distances rank. temperature: of minus the distance of unit vectors; the published 2 is for
+        vectors that are not normalized.
+    Raises ValueError where there is one rank only, which orders nothing.
+    """
+
+    values: Tensor
+
+    def __init__(self, graded_by: Tensor | Ranks, temperature: float = 0.1):
+        if temperature < LEAST_TAU:
+            raise ValueError(f"temperature is {temperature:g}; {LEAST_TAU} is the least that numbers allow")
+        if not isinstance(graded_by, Ranks) and torch.as_tensor(graded_by).ndim == 1:
+            values = as_values(graded_by)
+            super().__init__(values.unique(return_inverse=True)[1], temperature)
+            self.register_buffer("values", values, persistent=False)
+            self.ranks = None
+        else:
+            ranks = as_ranks(graded_by)
+            if len(ranks.similarities) < 2:
+                raise ValueError("no class has a similar class, and this loss needs an order of classes, not one rank")
+            super().__init__(torch.arange(len(ranks.has_rank)), temperature)
+            self.ranks = ranks
+
+    def equation_of(self, candidates: Candidates) -> tuple[Any, Callable]:
+        """Ranks of pairs, or values."""
+        c = candidates
+        if self.ranks is None:
+            distances = _distances(self.values, c)
+            entries = SortedValues(*distances.entries.nan_to_num(torch.inf).sort())
+            return PlacedValues(distances), partial(rank_n_contrast_of_values, entries=entries, tau=self.taus[0])
+        filled = F.pad(c.entry_labels >= 0, (1, 0), value=True)[:, None]
+        sources = self.ranks.sources(c.labels, c.entry_labels)
+        sources = sources._replace(place=c.place, of_key=0 if c.has_key else -1)
+        count = len(self.ranks.similarities)
+        return sources, partial(rank_n_contrast, filled=filled, tau=self.taus[0], ranks=count)
+
+
+class TripletLoss(GradedLoss):
+    """The hardest triplet with a margin by class similarity (after Ge 2018): margin (1 - similarity) of each class.
+
+    class_similarity: [C, C] in [-1, 1], 1 on the diagonal; the identity gives the batch-hard triplet loss of Hermans et
+    al. (2017) on cosines. Classes of similarity 1 count as the own one; empty entries are left out.
+    """
+
+    distance: Tensor
+
+    def __init__(self, class_similarity: Tensor, margin: float = 0.2):
+        s = _as_table(class_similarity)
+        super().__init__(torch.arange(len(s)), 1.0)
+        if not margin >= 0:
+            raise ValueError(f"margin is {margin:g}; it must be at least 0")
+        self.register_buffer("distance", F.pad(1 - s, (1, 0), value=-1), persistent=False)
+        self.margin = margin
+
+    def equation_of(self, candidates: Candidates) -> tuple[Any, Callable]:
+        """Distances of pairs."""
+        return _pairs(self.distance, candidates, 0), partial(hardest_triplet, margin=self.margin)
