@@ -149,6 +149,12 @@ def add_encoder(g) -> None:
     g.add_argument("--init", type=user_text, metavar="FILE", means=Means.FREE | Means.FILE, help=start)
 
 
+def add_ranking(g) -> None:
+    """Which classes are similar, in a training."""
+    ranking = "identity, superclass, roberta_threshold, or a CSV, npz or YAML file"
+    g.add_argument("--ranking", type=user_text, means=Means.FILE | Means.CARD, help=ranking)
+
+
 def add_ranks(g) -> None:
     """How a ranking's values become ranks."""
     names = "--thresholds", "--roberta_float_threshold"
@@ -266,8 +272,7 @@ def add_objective(p) -> None:
     g.add_argument("--min_probability", type=float, default=1e-7, help="harder terms are left out (published); 0: none")
     g.add_argument("--reduction", choices=REDUCTIONS, default="pairs", help="out: mean over pairs, or anchor by anchor")
     g = p.add_argument_group("ranking of classes", means=Means.RESULT)
-    ranking = "identity, superclass, roberta_threshold, or a CSV, npz or YAML file"
-    g.add_argument("--ranking", type=user_text, means=Means.FILE | Means.CARD, help=ranking)
+    add_ranking(g)
     flag(g, "--use_supercategories", help="published spelling of --ranking superclass")
     published = "published spelling of --ranking for ImageNet-100"
     g.add_argument("--similarity_ranking_imagenet", type=user_text, means=Means.FILE, help=published)
