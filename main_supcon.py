@@ -14,7 +14,7 @@ import util  # first: where packages are missing it says what to do
 from torch import nn
 
 import datasets
-from engine import factory
+from engine import factory, objective
 from engine.batches import loading
 from engine.cli import config, options
 from engine.cli.parsing import Means
@@ -23,7 +23,7 @@ from engine.processes import distributed
 from engine.processes.launch import launch
 from engine.run import runs
 from engine.train import monitor, training
-from networks.contrastive import ContrastiveModel, projection_head
+from networks.contrastive import ContrastiveModel, Heads, projection_head
 from networks.memory_bank import MemoryBank
 from util import InputError
 
@@ -63,9 +63,12 @@ def get_parser():
 
 def build_model(args, encoder, criterion, device, memory_format):
     """Query and key encoder over one bank, the same on every process since the seed is."""
-    bank = MemoryBank(args.memorybank_size, args.feat_dim)
-    if args.features:  # whose encoder has the hidden layer
-        head = nn.Sequential(nn.Linear(encoder.dim, args.feat_dim))
+    heads = objective.count_heads(args)
+    bank = MemoryBank(args.memorybank_size, heads * args.feat_dim)
+    if args.features:  # whose encoder has the hidden layer; a row of weights is a head's alone
+        head = nn.Sequential(nn.Linear(encoder.dim, heads * args.feat_dim))
+    elif heads > 1:
+        head = Heads(*(projection_head(encoder.dim, args.feat_dim) for _ in range(heads)))
     else:
         head = projection_head(encoder.dim, args.feat_dim)
     model = ContrastiveModel(encoder, head, bank, criterion, args.m)
@@ -87,7 +90,7 @@ def worker(args, device):
         run = runs.Run(args, "SupCon", args.exp_name or default_name(args), data.images)
         start = pretrained.choose_start(args.model, args.init, args.pretrained, run.source)
         seen = datasets.complete_views(args.dataset, factory.chosen_views(args).fill_from(start.views), data)
-        criterion, summary, ranking = factory.build_loss(args, data, nested)
+        criterion, summary, ranking = objective.build_loss(args, data, nested)
         held_out = factory.held_out(args, factory.make_transform(args, seen), data, nested)
     skip, how = factory.skips_damage(args), factory.loading(args, device, args.channels_last)
     (data,) = loading.check_images(run, device, args.check_data, skip, {"training": data})
@@ -113,7 +116,8 @@ def worker(args, device):
     for epoch in run.epochs():
         loss, per_rank, images_per_second = training.train_epoch(run, loader, step, stepper, epoch)
         known = model.bank.labels[model.bank.labels >= 0], model.bank.labels  # of anchors as in the bank
-        positives, chance = criterion.positives_per_anchor(*known), criterion.chance(*known, args.feat_dim).tolist()
+        positives = criterion.positives_per_anchor(*known)
+        chance = criterion.chance(*known, model.bank.keys.shape[1]).tolist()
         scalars = {"loss": loss, "learning_rate": stepper.optimizer.param_groups[0]["lr"], **loader.scalars()}
         scalars |= {f"loss_rank_{r}": x for r, x in enumerate(per_rank)}
         scalars |= {f"chance_rank_{r}": x for r, x in enumerate(chance)}
@@ -134,7 +138,7 @@ def worker(args, device):
 def default_name(args) -> str:
     """A run's name where the user gave none."""
     images, model = options.images_in_name(args.images_per_class), util.plain_name(args.model)
-    return f"{args.loss_type or 'rince'}_{factory.variant(args)}_{model}{images}_seed{args.seed}"
+    return f"{objective.name_loss(args)}_{model}{images}_seed{args.seed}"
 
 
 def main():

@@ -1,16 +1,15 @@
-"""Objects made of options: images, views, loaders, optimizer, processes, and the loss over the ranking they name."""
+"""Objects made of options: images, views, loaders, optimizer, processes; the loss is `engine.objective`'s."""
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import datasets
 import util
-from datasets import augmentation, rankings
+from datasets import augmentation
 from datasets.augmentation import Augmentation
 from datasets.feature_views import FeatureViews, Normalization, Perturbation
 from datasets.features import FeatureFiles
@@ -25,7 +24,6 @@ from engine.processes.launch import Processes
 from engine.train import monitor
 from engine.train.optimization import adamw, advise_on_precision, allow_tf32, precision, sgd
 from engine.train.training import Schedule, Stepper, warm_up_epochs
-from losses import NestedRINCELoss, RINCELoss
 from networks import vectors
 from util import InputError, check_folder
 
@@ -200,12 +198,7 @@ def processes(args) -> Processes:
     )
 
 
-# ---- the objective of main_supcon.py ---------------------------------------------------------------------------------
-
-
-def variant(args) -> str:
-    """--variant, or the published flags' meaning."""
-    return args.variant or ("out_in" if args.mixed_out_in else "in" if args.do_sum_in_log else "out")
+# ---- the data of main_supcon.py --------------------------------------------------------------------------------------
 
 
 def load_data(args):
@@ -259,55 +252,3 @@ def held_out(args, transform, data, nested=None) -> monitor.ClassNeighbors | mon
         part.tolerate_damage()  # a picture of the run is not worth ending it
         part.transform = transform
     return held
-
-
-def build_loss(args, data, nested=None):
-    """The loss over the ranking that the options name, the lines that say what a run trains on, and that ranking as its
-    checkpoints keep it: tables of classes, names of levels and their groups, or None of SCL over classes.
-    """
-    max_tau = args.max_tau if args.use_dynamic_tau else args.min_tau
-    supcon = args.loss_type == "supcon" or (args.loss_type is None and args.n_sim_classes == 1)
-    cumulative = args.use_same_and_similar_class
-    how = args.min_tau, max_tau, variant(args), cumulative, args.min_probability, args.reduction
-    try:
-        if nested:
-            groups, levels = (nested[0][:, :1], nested[1][:1]) if supcon else nested
-            criterion = NestedRINCELoss(groups, *how)
-            lines = instances.summarize_groups(groups, levels, criterion.taus, data.labels)
-            kept = {"groups": nested[0], "levels": nested[1]}
-        else:
-            raw, table = class_ranking(args, data, supcon)
-            criterion = RINCELoss(table, *how)
-            images = torch.bincount(data.labels, minlength=len(data.classes))
-            lines = rankings.summarize_ranking(table, criterion.taus, raw, data.classes, images)
-            kept = None if supcon else {"similarity": table, "source": torch.as_tensor(raw)}
-            if not supcon and len(criterion.taus) == 1:
-                lines.append("warning: no class has a similar class in this ranking; one rank alone is SCL")
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"objective: {error}") from None
-    if args.memorybank_size > 2 * len(data):
-        lines.append(
-            f"warning: --memorybank_size {args.memorybank_size} holds the keys of "
-            f"{args.memorybank_size / len(data):.0f} epochs, most of them made by encoders long past; try "
-            f"{max(args.batch_size, 2 ** (len(data).bit_length() - 1))}, and a small --batch_size"
-        )
-    kind = "groups" if nested else "classes"
-    form = variant(args) + (", pairs averaged within anchors" if args.reduction == "anchors" else "")
-    title = f"{'SCL' if supcon else 'RINCE'} {form}: {len(data)} images, {len(data.classes)} {kind}"
-    return criterion, "\n".join([title, *lines]), kept
-
-
-def class_ranking(args, data: datasets.ImageData, supcon: bool):
-    """Similarities of the classes as their source has them, and as the loss takes them."""
-    own = args.use_supercategories or isinstance(data.superclasses, dict)
-    ranking = args.ranking or args.similarity_ranking_imagenet or ("superclass" if own else None)
-    if supcon:
-        return np.eye(len(data.classes)), torch.eye(len(data.classes))
-    if ranking is None:
-        raise InputError("RINCE needs a ranking of classes: give --ranking, or --loss_type supcon for none")
-    raw = rankings.find_similarities(ranking, data.classes, data.superclasses)
-    ranks = rankings.Ranks(args.thresholds, args.ranks, args.hierarchy_k, args.similarity_threshold, args.n_sim_classes)
-    table = rankings.assign_ranks(raw, ranks, f"--ranking {ranking}")
-    return raw, table if args.one_loss_per_rank else (table > 0).float()

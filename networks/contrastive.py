@@ -17,6 +17,17 @@ def projection_head(dim: int, out_dim: int = 128) -> nn.Module:
     return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, out_dim))
 
 
+class Heads(nn.Module):
+    """Several heads of one encoder, their outputs side by side: [N, d] -> [N, sum of their D]."""
+
+    def __init__(self, *heads: nn.Module):
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([head(x) for head in self.heads], dim=1)
+
+
 class Criterion(Protocol):
     """What the model asks of a loss; losses.RINCELoss has it."""
 

@@ -23,7 +23,7 @@ from engine.cli.parsing import (
     three_numbers,
     three_positive,
 )
-from losses import REDUCTIONS, VARIANTS
+from losses import POSITIVES, REDUCTIONS, VARIANTS
 from util import user_text
 
 # option -> its value where none is given, of optimisers that want others than SGD; the rate is Touvron et al.'s (2021)
@@ -65,6 +65,10 @@ def parser(description: str, defaults: str = "") -> argparse.ArgumentParser:
     return p
 
 
+LOSS_TYPES = (
+    "rince", "supcon", "supcon_coarse", "two_losses", "two_losses_two_heads", "himulcon", "himulcone", "xclr", "yaware",
+    "rnc", "triplet",
+)  # fmt: skip
 SYNC_BN = "BatchNorm of the (query) encoder over the batch of all processes, not of each: slower, CUDA only"
 
 
@@ -258,19 +262,26 @@ def add_watching(p) -> None:
 def add_objective(p) -> None:
     """The objective, and which classes are similar."""
     g = p.add_argument_group("objective", means=Means.RESULT)
-    which = "None: rince, or supcon if n_sim_classes is 1"
-    g.add_argument("--loss_type", choices=["rince", "supcon"], means=Means.CARD, help=which)
-    form = "form of the terms (None: as the two published flags below say)"
+    which = "loss, see docs/losses.md (default: rince, or supcon if n_sim_classes is 1)"
+    g.add_argument("--loss_type", choices=LOSS_TYPES, means=Means.CARD, help=which)
+    form = "form of the terms (default: as the two published flags below say)"
     g.add_argument("--variant", choices=VARIANTS, means=Means.CARD, help=form)
+    own = "of rince's ranks: each alone, two terms, or up to each (default: separate)"
+    g.add_argument("--positives", choices=POSITIVES, means=Means.CARD, help=own)
     flag(g, "--mixed_out_in", "--mixed_out_in_log", help="RINCE out-in: rank 0 out, farther ranks in")
     flag(g, "--do_sum_in_log", default=True, help="else: positives summed in the logarithm (in), or not (out)")
     flag(g, "--one_loss_per_rank", default=True, help="False: all similar classes count as the own class")
-    flag(g, "--use_same_and_similar_class", help="cumulative positives: the second rank includes the first")
+    flag(g, "--use_same_and_similar_class", help="published spelling of --positives cumulative")
     g.add_argument("--min_tau", type=positive, default=0.1, help="temperature of rank 0")
     g.add_argument("--max_tau", type=positive, default=0.6, help="temperature at similarity 0")
     flag(g, "--use_dynamic_tau", default=True, help="temperature grows with distance; False: min_tau for all")
     g.add_argument("--min_probability", type=float, default=1e-7, help="harder terms are left out (published); 0: none")
     g.add_argument("--reduction", choices=REDUCTIONS, default="pairs", help="out: mean over pairs, or anchor by anchor")
+    knob = {"type": positive, "means": Means.CARD}
+    g.add_argument("--target_tau", help="of xclr: temperature of the targets (default: 0.1)", **knob)
+    width = "of yaware: width of its Gaussian kernel (default: the similarity itself)"
+    g.add_argument("--sigma", help=width, **knob)
+    g.add_argument("--margin", help="of triplet: margin at similarity 0 (default: 0.2)", **knob)
     g = p.add_argument_group("ranking of classes", means=Means.RESULT)
     add_ranking(g)
     flag(g, "--use_supercategories", help="published spelling of --ranking superclass")

@@ -38,7 +38,7 @@ class FrozenEncoder:
     record: path, sha256, model, epoch, dataset and classes of the checkpoint, pretrained: whether it is, or began with,
     a library's weights, and published: the name of the official weights that it is, else None; name: of its run;
     classifier: {weight [C, d], bias [C]} of a cross-entropy model, else {}; transform: evaluation's, from a PIL image;
-    ranking: what it was trained on, as factory.build_loss has it, None where the file has none; head: the projection
+    ranking: what it was trained on, as objective.build_loss has it, None where the file has none; head: the projection
     head of an encoder of features; layer: "output" where the encoder ends with it; extracted: by title, the file that
     keeps features, if any, and whether they were read from it.
     """

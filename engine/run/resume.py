@@ -62,7 +62,7 @@ def check_images(before: dict | None, now: dict, flag: str, folder: str) -> None
 
 
 def is_other_ranking(saved, now) -> bool:
-    """Whether a checkpoint's ranking is another than the run's (factory.build_loss): other entries or numbers."""
+    """Whether a checkpoint's ranking is another than the run's (objective.build_loss): other entries or numbers."""
     if not isinstance(saved, dict) or now is None or saved.keys() != now.keys():
         return True
     return any(not _equal(saved[k], now[k]) if isinstance(now[k], Tensor) else saved[k] != now[k] for k in now)

@@ -78,7 +78,7 @@ def test_configs_and_cards_have_the_options_that_say_so():
     assert {name for name, of in means.items() if Means.IMAGES in of} == images | vectors
     assert {*export.list_card_options()} == {
         "loss_type", "variant", "ranking", "thresholds", "epochs", "batch_size", "optimizer", "learning_rate",
-        "weight_decay", "seed", "images_per_class", "hold_out",
+        "weight_decay", "seed", "images_per_class", "hold_out", "positives", "target_tau", "sigma", "margin",
     }  # fmt: skip
 
 

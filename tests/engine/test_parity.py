@@ -10,7 +10,19 @@ from processes import together
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.processes import distributed
-from losses import VARIANTS, NestedRINCELoss, RINCELoss, SupConLoss
+from losses import (
+    VARIANTS,
+    CoarseSupConLoss,
+    HiMulConLoss,
+    NestedRINCELoss,
+    RankNContrastLoss,
+    RINCELoss,
+    SupConLoss,
+    TripletLoss,
+    TwoHeadLoss,
+    XCLRLoss,
+    YAwareLoss,
+)
 from networks.contrastive import ContrastiveModel
 from networks.memory_bank import MemoryBank
 
@@ -35,6 +47,23 @@ def criteria():
     for variant in ("in", "out"):
         every[f"supcon {variant}"] = SupConLoss(4, variant=variant, min_probability=FILTER)
     return every
+
+
+def rivals():
+    """The losses that leave no term out."""
+    two = [SupConLoss(4), CoarseSupConLoss(TABLE)]
+    return {
+        "nested positives": RINCELoss(TABLE, positives="nested"),
+        "himulcon": HiMulConLoss(TABLE),
+        "himulcone": HiMulConLoss(TABLE, enforce=True),
+        "two losses": CoarseSupConLoss(TABLE, fine=True),
+        "two heads": TwoHeadLoss(*two),
+        "xclr": XCLRLoss(TABLE),
+        "yaware of values": YAwareLoss(torch.tensor([0.0, 1, 3, 2]), sigma=1.0),
+        "rnc": RankNContrastLoss(TABLE),
+        "rnc of values": RankNContrastLoss(torch.tensor([0.0, 1, 3, 2])),
+        "triplet": TripletLoss(TABLE),
+    }
 
 
 def batch(step):
@@ -76,7 +105,7 @@ def train(criterion, shuffle=False):
 def worker(rank, world, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world)
-    results = {name: train(criterion) for name, criterion in criteria().items()}
+    results = {name: train(criterion) for name, criterion in (criteria() | rivals()).items()}
     results["shuffled"] = train(criteria()["rince out_in"], shuffle=True)
     torch.save(results, f"{folder}/{world}_{rank}.pt")
     dist.destroy_process_group()
@@ -86,7 +115,7 @@ def worker(rank, world, folder):
 def results(tmp_path_factory):
     """By number of processes, each one's results; of one process, made here."""
     folder = tmp_path_factory.mktemp("parity")
-    done = {1: [{name: train(criterion) for name, criterion in criteria().items()}]}
+    done = {1: [{name: train(criterion) for name, criterion in (criteria() | rivals()).items()}]}
     done[1][0]["shuffled"] = done[1][0]["rince out_in"]
     for world in (2, 3):
         together(worker, (world, folder), world)
@@ -100,7 +129,7 @@ def assert_close(a, b, what):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("name", [*criteria(), "shuffled"])
+@pytest.mark.parametrize("name", [*criteria(), *rivals(), "shuffled"])
 def test_several_processes_compute_what_one_does(results, name, world):
     (want,) = (x[name] for x in results[1])
     for process in results[world]:

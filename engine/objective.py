@@ -1,0 +1,223 @@
+"""The loss that the options of main_supcon.py name, over the ranking that they name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import datasets
+from datasets import rankings
+from datasets.rankings import instances
+from losses import (
+    BankLoss,
+    ClassRanks,
+    CoarseSupConLoss,
+    HiMulConLoss,
+    NestedRanks,
+    RankNContrastLoss,
+    Ranks,
+    RINCELoss,
+    TripletLoss,
+    TwoHeadLoss,
+    XCLRLoss,
+    YAwareLoss,
+)
+from util import InputError
+
+
+class Graded(NamedTuple):
+    """By what candidates are graded: own, ranks of which the first is the own label and no other is; ranks; and of
+    classes, table [C, C], the similarities before they became ranks.
+    """
+
+    own: Ranks
+    ranks: Ranks
+    table: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class LossKind:
+    """A loss that --loss_type names. needs: "nothing", "ranks" or "table", of a ranking; options: that it reads."""
+
+    title: str
+    needs: str
+    make: Callable[..., BankLoss]
+    options: tuple[str, ...] = ()
+
+
+def _shape(args):
+    """Form, threshold and mean of the terms."""
+    return variant(args), args.min_probability, args.reduction
+
+
+def _rince(args, graded: Graded):
+    max_tau = args.max_tau if args.use_dynamic_tau else args.min_tau
+    form, least, reduction = _shape(args)
+    return RINCELoss(graded.ranks, args.min_tau, max_tau, form, False, least, reduction, positives(args))
+
+
+def _supcon(args, graded: Graded):
+    form, least, reduction = _shape(args)
+    return RINCELoss(graded.own, args.min_tau, args.min_tau, form, False, least, reduction)
+
+
+def _coarse(args, graded: Graded, fine: bool = False):
+    return CoarseSupConLoss(graded.ranks, args.min_tau, *_shape(args), fine=fine)
+
+
+LOSSES = {
+    "rince": LossKind("RINCE", "ranks", _rince, ("variant", "positives")),
+    "supcon": LossKind("SCL", "nothing", _supcon, ("variant",)),
+    "supcon_coarse": LossKind("SCL on the coarsest groups", "ranks", _coarse, ("variant",)),
+    "two_losses": LossKind(
+        "SCL on classes and on the coarsest groups", "ranks", lambda *x: _coarse(*x, fine=True), ("variant",)
+    ),
+    "two_losses_two_heads": LossKind(
+        "SCL on classes and on the coarsest groups, a head each", "ranks",
+        lambda *x: TwoHeadLoss(_supcon(*x), _coarse(*x)), ("variant",),
+    ),
+    "himulcon": LossKind("HiMulCon", "ranks", lambda args, graded: HiMulConLoss(graded.ranks, args.min_tau)),
+    "himulcone": LossKind("HiMulConE", "ranks", lambda args, graded: HiMulConLoss(graded.ranks, args.min_tau, True)),
+    "xclr": LossKind(
+        "X-CLR", "table", lambda args, graded: XCLRLoss(graded.table, args.min_tau, args.target_tau or 0.1),
+        ("target_tau",),
+    ),
+    "yaware": LossKind(
+        "y-aware", "table", lambda args, graded: YAwareLoss(graded.table, args.min_tau, args.sigma), ("sigma",)
+    ),
+    "rnc": LossKind("rank-n-contrast", "ranks", lambda args, graded: RankNContrastLoss(graded.ranks, args.min_tau)),
+    "triplet": LossKind(
+        "triplet", "table",
+        lambda args, graded: TripletLoss(graded.table, 0.2 if args.margin is None else args.margin), ("margin",),
+    ),
+}  # fmt: skip
+
+
+def loss_type(args) -> str:
+    """--loss_type, or the published flags' meaning."""
+    return args.loss_type or ("supcon" if args.n_sim_classes == 1 else "rince")
+
+
+def variant(args) -> str:
+    """--variant, or the published flags' meaning."""
+    return args.variant or ("out_in" if args.mixed_out_in else "in" if args.do_sum_in_log else "out")
+
+
+def positives(args) -> str:
+    """--positives, or the published flag's meaning."""
+    if args.positives not in (None, "cumulative") and args.use_same_and_similar_class:
+        raise InputError(f"--positives {args.positives}: --use_same_and_similar_class True is cumulative; give one")
+    return args.positives or ("cumulative" if args.use_same_and_similar_class else "separate")
+
+
+def count_heads(args) -> int:
+    """Projection heads that the loss wants."""
+    return 2 if loss_type(args) == "two_losses_two_heads" else 1
+
+
+def name_loss(args) -> str:
+    """What the name of a run says of its loss."""
+    kind = loss_type(args)
+    parts = [kind, *([positives(args)] if kind == "rince" and positives(args) != "separate" else [])]
+    return "_".join([*parts, *([variant(args)] if "variant" in LOSSES[kind].options else [])])
+
+
+def build_loss(args, data: datasets.ImageData, nested=None):
+    """The loss over the ranking that the options name, the lines that say what a run trains on, and that ranking as its
+    checkpoints keep it: tables of classes, names of levels and their groups, or None of a loss that has no ranking.
+    """
+    kind = LOSSES[loss_type(args)]
+    for name in ("variant", "positives", "target_tau", "sigma", "margin"):
+        if getattr(args, name) is not None and name not in kind.options:
+            raise InputError(f"--{name}: has no use with --loss_type {loss_type(args)}")
+    try:
+        if nested:
+            criterion, lines, kept = _over_groups(args, kind, data, *nested)
+        else:
+            criterion, lines, kept = _over_classes(args, kind, data)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"objective: {error}") from None
+    if args.memorybank_size > 2 * len(data):
+        lines.append(
+            f"warning: --memorybank_size {args.memorybank_size} holds the keys of "
+            f"{args.memorybank_size / len(data):.0f} epochs, most of them made by encoders long past; try "
+            f"{max(args.batch_size, 2 ** (len(data).bit_length() - 1))}, and a small --batch_size"
+        )
+    images = f"{len(data)} images, {len(data.classes)} {'groups' if nested else 'classes'}"
+    return criterion, "\n".join([f"{describe_loss(args)}: {images}", *lines]), kept
+
+
+def describe_loss(args) -> str:
+    """The loss in words, for the first line of a run."""
+    kind, form = LOSSES[loss_type(args)], variant(args)
+    if "variant" not in kind.options:
+        return kind.title
+    title = kind.title.replace("SCL", "SupCon") if form == "all" else f"{kind.title} {form}"
+    if "positives" in kind.options and positives(args) != "separate":
+        title += f", {positives(args)} positives"
+    averaged = args.reduction == "anchors" and "out" in form
+    return title + (", pairs averaged within anchors" if averaged else "")
+
+
+def _over_groups(args, kind: LossKind, data: datasets.ImageData, groups, levels):
+    """Loss, lines and what checkpoints keep, over the nested groups of --instance_ranks."""
+    if kind.needs == "table":
+        raise InputError(f"--loss_type {loss_type(args)}: needs similarities of classes, not --instance_ranks")
+    own = groups[:, :1]
+    criterion = kind.make(args, Graded(NestedRanks(own), NestedRanks(groups), None))
+    shown = (own, levels[:1]) if kind.needs == "nothing" else (groups, levels)
+    lines = instances.summarize_groups(*shown, criterion.taus, data.labels)
+    return criterion, lines, {"groups": groups, "levels": levels}
+
+
+def _over_classes(args, kind: LossKind, data: datasets.ImageData):
+    """The same over classes."""
+    own = torch.eye(len(data.classes))
+    if kind.needs == "nothing":
+        criterion, kept = kind.make(args, Graded(ClassRanks(own), ClassRanks(own), None)), None
+        return criterion, _describe_ranks(own, criterion, own.numpy(), data), kept
+    raw = read_ranking(args, data)
+    source = torch.as_tensor(raw)
+    if kind.needs == "table":
+        for name in ("thresholds", "ranks", "n_sim_classes", "similarity_threshold"):
+            if getattr(args, name):
+                raise InputError(f"{args.spelling[name]}: has no use with --loss_type {loss_type(args)}, without ranks")
+        table = source.double().clamp(-1, 1).fill_diagonal_(1)
+        others = table[~torch.eye(len(table), dtype=torch.bool)]
+        criterion = kind.make(args, Graded(ClassRanks(own), ClassRanks(own), table))
+        lines = [f"similarities of two classes from {others.min():.3g} to {others.max():.3g}"] if len(others) else []
+        return criterion, lines, {"similarity": table.clamp(min=0).float(), "source": source}
+    ranks = rankings.Ranks(args.thresholds, args.ranks, args.hierarchy_k, args.similarity_threshold, args.n_sim_classes)
+    table = rankings.assign_ranks(raw, ranks, f"--ranking {name_ranking(args, data)}")
+    table = table if args.one_loss_per_rank else (table > 0).float()
+    criterion = kind.make(args, Graded(ClassRanks(own), ClassRanks(table), None))
+    lines = _describe_ranks(table, criterion, raw, data)
+    if loss_type(args) == "rince" and len(criterion.taus) == 1:
+        lines.append("warning: no class has a similar class in this ranking; one rank alone is SCL")
+    return criterion, lines, {"similarity": table, "source": source}
+
+
+def _describe_ranks(table: torch.Tensor, criterion: BankLoss, raw: np.ndarray, data: datasets.ImageData) -> list[str]:
+    images = torch.bincount(data.labels, minlength=len(data.classes))
+    ranks = len(table[table > 0].unique())
+    taus = criterion.taus if len(criterion.taus) == ranks else criterion.taus * ranks
+    return rankings.summarize_ranking(table, taus, raw, data.classes, images)
+
+
+def name_ranking(args, data: datasets.ImageData) -> str:
+    """--ranking, or what the published flags or the data set's superclasses stand for."""
+    own = args.use_supercategories or isinstance(data.superclasses, dict)
+    ranking = args.ranking or args.similarity_ranking_imagenet or ("superclass" if own else None)
+    if ranking is None:
+        name = LOSSES[loss_type(args)].title
+        raise InputError(f"{name} needs a ranking of classes: give --ranking, or --loss_type supcon for none")
+    return ranking
+
+
+def read_ranking(args, data: datasets.ImageData) -> np.ndarray:
+    """Similarities [C, C] of the classes as their source has them."""
+    return rankings.find_similarities(name_ranking(args, data), data.classes, data.superclasses)
