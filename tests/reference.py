@@ -715,3 +715,32 @@ def dropped_views(x, words, dropout, views):
             view.append(0.0 if share < round(dropout * 2**16) else value / (1 - dropout))
         found.append(view)
     return found
+
+
+def soft_targets(similarity, beta):
+    """Rows of probabilities from a table of similarities; lists in, lists out."""
+    found = []
+    for row in similarity:
+        weights = [math.exp(-beta * (1 - s)) for s in row]
+        found.append([w / math.fsum(weights) for w in weights])
+    return found
+
+
+def smooth_targets(superclass, epsilon):
+    """Rows of probabilities: epsilon over the other classes of a superclass, where there are any."""
+    found = []
+    for y, group in enumerate(superclass):
+        siblings = [c for c, other in enumerate(superclass) if other == group and c != y]
+        row = [epsilon / len(siblings) if c in siblings else 0.0 for c in range(len(superclass))]
+        row[y] = 1 - epsilon if siblings else 1.0
+        found.append(row)
+    return found
+
+
+def cross_entropy(logits, targets):
+    """Mean over N rows of logits, each against its row of probabilities."""
+    terms = [
+        -math.fsum(p * (x - log_sum_exp(row)) for x, p in zip(row, target, strict=True))
+        for row, target in zip(logits, targets, strict=True)
+    ]
+    return math.fsum(terms) / len(terms)
