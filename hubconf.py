@@ -39,7 +39,7 @@ def encoder(ckpt, encoder_name: str | None = None):
 
 def classifier(ckpt, encoder_name: str | None = None):
     """The cross-entropy model of a checkpoint, in eval mode: [N, 3, H, W] -> logits [N, classes], with `encoder` and
-    its last layer `fc`. Raises ValueError for a contrastive model, and as `encoder`.
+    its last layer `fc`, that of classes where it has two. Raises ValueError for a contrastive model, and as `encoder`.
     """
     net, weights = _load(ckpt, encoder_name)
     if not weights:

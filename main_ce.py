@@ -10,10 +10,8 @@ from functools import partial
 import util  # first: where packages are missing it says what to do
 
 # isort: split
-import torch.nn.functional as F
-
 import datasets
-from engine import factory
+from engine import factory, objective
 from engine.batches import loading
 from engine.cli import config, options
 from engine.cli.parsing import Means
@@ -39,11 +37,10 @@ def get_parser():
     options.add_data(p, datasets.NAMES)
     g = p.add_argument_group("model and views", means=Means.RESULT)
     options.add_encoder(g)
-    as_published = "augment as the contrastive methods do; else crop and flip"
-    options.flag(g, "--use_ssl_augmentations", means=Means.PIXELS, help=as_published)
     options.flag(g, "--syncBN", help=options.SYNC_BN)
     of_more = "use ImageNet-100's classes only, of a folder that holds more"
     options.flag(g, "--imagenet100", means=Means.SUBSET | Means.PIXELS, help=of_more)
+    options.add_cross_entropy(p)
     options.add_views(p)
     options.add_training(p)
     options.add_distributed(p)
@@ -63,6 +60,7 @@ def worker(args, device):
         run = runs.Run(args, "SupCon", run_name(args), train.images)
         start = pretrained.choose_start(args.model, args.init, args.pretrained, run.source)
         seen = datasets.complete_views(args.dataset, factory.chosen_views(args).fill_from(start.views), train)
+        targets, title = objective.build_targets(args, train, device)
         encoder = factory.build_encoder(args, start, seen)
         encoder = training.sync_batchnorm(encoder, args.model, device) if args.syncBN else encoder
     skip, how = factory.skips_damage(args), factory.loading(args, device, args.channels_last)
@@ -74,19 +72,20 @@ def worker(args, device):
     loader, sampler = loading.training_loader(
         images, how, args.seed, factory.choose_balance(args, train.labels, train.classes)
     )
-    model = Classifier(encoder, len(train.classes))
+    model = Classifier(encoder, len(train.classes), targets.superclasses)
     model = training.place_model(model, device, how.memory_format, args.compile)
     wrapped = training.wrap_parallel(model)
     stepper = factory.stepper(args, model, device)
-    validation = partial(training.validate, model, loading.share_loader(test, how), stepper)
+    validation = partial(training.validate, model, loading.share_loader(test, how), stepper, targets.superclass)
     facts = {"classes": train.classes, **seen.to_dict(), "pretrained": start.pretrained}
     run.begin(model, stepper, sampler, facts, train)
-    run.say(f"cross-entropy: {len(train.classes)} classes, {len(train)} training and {len(test)} validation images")
+    run.say(f"{title}: {len(train.classes)} classes, {len(train)} training and {len(test)} validation images")
 
     def step(images, labels):
         logits = wrapped(images)
         share = training.compute_share(labels, args.batch_size)
-        return share * F.cross_entropy(logits.float(), labels), share * training.compute_accuracy(logits, labels)
+        right = training.compute_accuracy(logits, labels, targets.superclass)
+        return share * targets.loss(logits.float(), labels), share * right
 
     for epoch in run.epochs():
         training.classification_epoch(run, loader, step, validation, stepper, epoch)
@@ -96,7 +95,7 @@ def worker(args, device):
         record = {"path": str(run.last.resolve()), "sha256": util.sha256(run.last)}
         record |= {"model": args.model, "epoch": args.epochs}
         images, seconds = {"train": len(train), "validation": len(test)}, round(time.perf_counter() - begin, 2)
-        about = {"images": images, "seconds": seconds, **describe_precision(stepper.precision)}
+        about = {"images": images, "seconds": seconds, "objective": title, **describe_precision(stepper.precision)}
         given, folders = options.recorded(args), factory.name_data(args)
         path = records.write(given, "cross_entropy", run_name(args), "", metrics, record, folders, about)
         records.show("cross-entropy", metrics)
@@ -106,7 +105,8 @@ def worker(args, device):
 def run_name(args) -> str:
     """--exp_name, or a name made of the options."""
     images = options.images_in_name(args.images_per_class)
-    return args.exp_name or f"cross_entropy_{util.plain_name(args.model)}{images}_seed{args.seed}"
+    how = "".join([f"_{args.targets}" if args.targets != "hard" else "", "_two_heads" if args.heads == 2 else ""])
+    return args.exp_name or f"cross_entropy{how}_{util.plain_name(args.model)}{images}_seed{args.seed}"
 
 
 def main():

@@ -74,11 +74,14 @@ def describe(trained: pretrained.TrainedWeights, licence: str | None, results: P
 
 def list_card_options() -> list[str]:
     """The options of trainings that say what the features mean."""
-    p = Parser()
-    options.add_objective(p)
-    options.add_training(p)
-    options.add_data(p, datasets.NAMES)
-    return [name for name, means in p.meanings().items() if Means.CARD in means]
+    found = {}
+    for objective in (options.add_objective, options.add_cross_entropy):
+        p = Parser()
+        objective(p)
+        options.add_training(p)
+        options.add_data(p, datasets.NAMES)
+        found |= p.meanings()
+    return [name for name, means in found.items() if Means.CARD in means]
 
 
 def _plain(ranking: dict, classes: list[str]) -> dict:

@@ -1,4 +1,4 @@
-"""The loss that the options of main_supcon.py name, over the ranking that they name."""
+"""The losses that the options of main_supcon.py and main_ce.py name, over the ranking that they name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from losses import (
     XCLRLoss,
     YAwareLoss,
 )
+from networks.classifier import Targets, smooth_targets, soft_targets
 from util import InputError
 
 
@@ -210,14 +211,68 @@ def _describe_ranks(table: torch.Tensor, criterion: BankLoss, raw: np.ndarray, d
 
 def name_ranking(args, data: datasets.ImageData) -> str:
     """--ranking, or what the published flags or the data set's superclasses stand for."""
-    own = args.use_supercategories or isinstance(data.superclasses, dict)
-    ranking = args.ranking or args.similarity_ranking_imagenet or ("superclass" if own else None)
+    named = "superclass" if args.use_supercategories else None
+    ranking = choose_ranking(args.ranking or args.similarity_ranking_imagenet or named, data)
     if ranking is None:
         name = LOSSES[loss_type(args)].title
         raise InputError(f"{name} needs a ranking of classes: give --ranking, or --loss_type supcon for none")
     return ranking
 
 
+def choose_ranking(given: str | None, data: datasets.ImageData) -> str | None:
+    """The ranking that is given, else the superclasses that labels carry in a column of their own; None without."""
+    return given or ("superclass" if isinstance(data.superclasses, dict) else None)
+
+
 def read_ranking(args, data: datasets.ImageData) -> np.ndarray:
     """Similarities [C, C] of the classes as their source has them."""
     return rankings.find_similarities(name_ranking(args, data), data.classes, data.superclasses)
+
+
+# ---- the objective of main_ce.py -------------------------------------------------------------------------------------
+
+
+def build_targets(args, data: datasets.ImageData, device) -> tuple[Targets, str]:
+    """What a classifier of these images is to say of each class, and the objective in words.
+
+    Raises InputError where an option has no use, or soft targets have no ranking.
+    """
+    soft, smooth, second = args.targets == "soft", args.targets == "smooth", args.heads == 2
+    of_soft, of_smooth = (soft, "--targets soft"), (smooth, "--targets smooth")
+    of_groups = smooth or second, "--targets smooth or --heads 2"
+    uses = {"ranking": of_soft, "beta": of_soft, "epsilon": of_smooth, "superclasses": of_groups}
+    for name, (used, flags) in uses.items():
+        if getattr(args, name) is not None and not used:
+            raise InputError(f"{args.spelling[name]} {getattr(args, name)}: has no use without {flags}")
+    title, table = "cross-entropy", None
+    groups = find_superclasses(args, data) if smooth or second else None
+    if soft:
+        ranking, beta = choose_ranking(args.ranking, data), 10.0 if args.beta is None else args.beta
+        if ranking is None:
+            raise InputError("--targets soft: needs a ranking of classes; give --ranking")
+        raw = rankings.find_similarities(ranking, data.classes, data.superclasses)
+        table = soft_targets(torch.as_tensor(raw, dtype=torch.float64), beta)
+        title += f", soft targets of {ranking} (beta {beta:g})"
+    if smooth:
+        epsilon = 0.1 if args.epsilon is None else args.epsilon
+        table = smooth_targets(groups, epsilon)
+        title += f", targets smooth over siblings (epsilon {epsilon:g})"
+    if second:
+        title += f", a second head of {int(groups.max()) + 1} superclasses"
+    if args.use_ssl_augmentations:
+        title += ", contrastive augmentation"
+    table = None if table is None else table.float().to(device)
+    return Targets(table, groups.to(device) if second else None), title
+
+
+def find_superclasses(args, data: datasets.ImageData) -> torch.Tensor:
+    """[C] the number of each class's superclass, from 0 without gaps, of --superclasses or the data set's own."""
+    flags = "--targets smooth" if args.targets == "smooth" else "--heads 2"
+    found, source = rankings.choose_superclasses(args.superclasses, data.superclasses)
+    if found is None:
+        raise InputError(f"{flags}: {args.dataset} has no superclasses of its own; give --superclasses FILE.yaml")
+    groups = rankings.number_superclasses(found, data.classes, source).unique(return_inverse=True)[1]
+    if not 1 < int(groups.max()) + 1 < len(groups):
+        count = f"{int(groups.max()) + 1} superclasses of {len(groups)} classes"
+        raise InputError(f"{flags}: {source} has {count}; it needs several, and two classes in one of them")
+    return groups

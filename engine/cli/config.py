@@ -167,7 +167,7 @@ def _option(action, key: str, value, path: Path) -> list[str]:
         except (argparse.ArgumentTypeError, ValueError) as error:
             raise InputError(f"--config {path}: {key}: {error}") from None
         if action.choices is not None and read not in action.choices:
-            raise InputError(f"--config {path}: {key}: {text} is none of {', '.join(action.choices)}")
+            raise InputError(f"--config {path}: {key}: {text} is none of {', '.join(map(str, action.choices))}")
     name = action.option_strings[0]
     return [name, *values] if action.nargs == "+" else [f"{name}={values[0]}"]
 

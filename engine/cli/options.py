@@ -297,6 +297,24 @@ def add_objective(p) -> None:
     )  # fmt: skip
 
 
+def add_cross_entropy(p) -> None:
+    """The objective of a classifier, and the augmentation that it is compared by."""
+    g = p.add_argument_group("objective", means=Means.RESULT | Means.CARD)
+    as_published = "augment as the contrastive methods do; else crop and flip"
+    flag(g, "--use_ssl_augmentations", means=Means.PIXELS | Means.CARD, help=as_published)
+    spread = "target of an image: its class; soft, by --ranking; or smooth, over siblings too"
+    g.add_argument("--targets", choices=["hard", "soft", "smooth"], default="hard", help=spread)
+    add_ranking(g)
+    steep = "with soft: how steeply targets fall with distance (None: 10)"
+    g.add_argument("--beta", type=positive, metavar="X", help=steep)
+    g.add_argument("--epsilon", type=fraction, metavar="P", help="with smooth: share of the siblings (None: 0.1)")
+    second = "2: a second linear layer, of superclasses"
+    g.add_argument("--heads", type=int, choices=(1, 2), default=1, means=Means.FIXED | Means.CARD, help=second)
+    groups = "with smooth, or two heads: YAML of superclasses (None: the data set's own)"
+    means = Means.FILE | Means.CARD
+    g.add_argument("--superclasses", type=user_text, metavar="FILE", means=means, help=groups)
+
+
 def images_in_name(per_class: int | None) -> str:
     """What the name of a run or a result says of --images_per_class; "" without."""
     return f"_{per_class}_per_class" if per_class else ""

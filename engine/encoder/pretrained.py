@@ -25,6 +25,7 @@ from util import InputError
 WRAPPERS = ("module", "model", "backbone_q")
 KEY_ENCODER = ("backbone_k", "key_encoder", "key_head")
 BESIDE = ("head", "fc", "bank", "criterion", "memorybank_InfoNCE", "memorybank_labels", "queue_ptr")
+SECOND = "coarse_fc"  # a classifier's layer of superclasses, of this project's checkpoints alone
 # where a library's file has its weights, as timm looks for them
 PLACES = ("state_dict_ema", "model_ema", "state_dict", "model")
 WITHOUT_NETWORK = "without a network, give --init a file"
@@ -249,21 +250,22 @@ def split_weights(state: dict, source: str, library: bool = False) -> tuple[dict
     Of this project's checkpoints, `encoder.` and `fc.`; of a library's file all, with `fc.` as the classifier: what
     follows is unchanged. Of official checkpoints keys may carry `module.`, `model.`, `backbone_q.` and `encoder.`,
     and say `shortcut` for `downsample` and `layer_blocks.N` for `layerN`, N from 1 to 4, as the official probe reads.
-    Heads, bank and key encoder are left out; anything else stays, so that strict loading can name it. Raises InputError
-    naming `source` if two keys mean the same weight, or N is another.
+    Heads, the layer SECOND of this project's, bank and key encoder are left out; anything else stays, so that strict
+    loading can name it. Raises InputError naming `source` if two keys mean the same weight, or N is another.
     """
-    weights, classifier = {}, {}
+    weights, classifier, second = {}, {}, {}
     split_key = _split_library_key if library else _split_own_key if "format" in state else _split_official_key
     for key, value in state["model"].items():
         place, name = split_key(key)
         if name is None:
             raise InputError(f"{source}: {key} is unknown; layer_blocks are numbered from 1 to 4")
-        into = {"encoder": weights, "fc": classifier}.get(place, {})
+        into = {"encoder": weights, "fc": classifier, SECOND: second}.get(place, {})
         if name in into:
             raise InputError(f"{source}: holds {name} twice, once as {key}")
         into[name] = value
-    if classifier and set(classifier) != {"weight", "bias"}:
-        raise InputError(f"{source}: its classifier fc has {' and '.join(classifier)}; it needs weight and bias")
+    for name, layer in (("fc", classifier), (SECOND, second)):
+        if layer and set(layer) != {"weight", "bias"}:
+            raise InputError(f"{source}: its classifier {name} has {' and '.join(layer)}; it needs weight and bias")
     return weights, classifier
 
 
@@ -276,7 +278,7 @@ def _split_library_key(key: str) -> tuple[str, str]:
 
 def _split_own_key(key: str) -> tuple[str, str]:
     place, _, name = key.partition(".")
-    return (place, name) if place in ("encoder", *KEY_ENCODER, *BESIDE) else ("encoder", key)
+    return (place, name) if place in ("encoder", SECOND, *KEY_ENCODER, *BESIDE) else ("encoder", key)
 
 
 def _split_official_key(key: str) -> tuple[str, str | None]:

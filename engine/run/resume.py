@@ -18,7 +18,7 @@ def find_changed_options(before: dict, now: dict, about: Options, flag: str) -> 
     """By name, in words: the options of a resumed run that are not as before and leave the mathematics another.
     InputError, beginning with `flag`, where weights would mean something else.
     """
-    before = {"optimizer": "sgd", **before}  # older runs had no other
+    before = {"optimizer": "sgd", "targets": "hard", "heads": 1, **before}  # older runs had no other
     spelling = about.spelling
     changed = [n for n in now if n in before and before[n] != now[n]]
     for name in changed:

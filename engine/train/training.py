@@ -203,36 +203,48 @@ def wrap_parallel(model):
     return DistributedDataParallel(model, **{option: False})
 
 
+# of a classifier: the name in a log -> in a result; the third where it has a second layer, of superclasses
+ACCURACIES = {"top1": "top-1", "top5": "top-5", "coarse_top1": "coarse top-1"}
+
+
 @torch.no_grad()
-def compute_accuracy(logits, labels):
-    """[2] share of the images whose label is the first, and is among the first five, of logits [N, C]."""
-    return _hits(logits, labels) / len(labels)
+def compute_accuracy(logits, labels, superclass: Tensor | None = None):
+    """[2] share of the images whose label is the first, and is among the first five, of logits [N, C].
+
+    superclass: [C] the number of each class's, whose logits follow those of classes: then [3], the share of the images
+    whose superclass is the first of these besides.
+    """
+    return _hits(logits, labels, superclass) / len(labels)
 
 
-def _hits(logits, labels):
+def _hits(logits, labels, superclass):
+    coarse = []
+    if superclass is not None:
+        logits, of_superclasses = logits.tensor_split([len(superclass)], dim=1)
+        coarse.append((of_superclasses.argmax(1) == superclass[labels]).double().sum())
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    return torch.stack([best[:, 0].double().sum(), best.any(1).double().sum()])
+    return torch.stack([best[:, 0].double().sum(), best.any(1).double().sum(), *coarse])
 
 
 @torch.no_grad()
-def validate(model, loader, stepper: Stepper):
-    """top-1 and top-5 accuracy in percent over the shares of all processes; the model's mode is put back.
+def validate(model, loader, stepper: Stepper, superclass: Tensor | None = None) -> tuple[float, ...]:
+    """The accuracies of `compute_accuracy` in percent over the shares of all processes; the model's mode is put back.
 
     In the training's precision, and in its layout, which convolutions take from their weights.
     """
     was_training, device = model.training, stepper.device
     model.eval()
     distributed.broadcast_buffers(model)  # every process judges the model that is saved
-    right = torch.zeros(3, dtype=torch.float64, device=device)
+    right = torch.zeros(3 if superclass is None else 4, dtype=torch.float64, device=device)
     for images, labels in loader:
         with stepper.autocast():
             logits = model(images.to(device, non_blocking=True))
         labels = labels.to(device, non_blocking=True)
-        right[:2] += _hits(logits, labels)
-        right[2] += len(labels)
+        right[:-1] += _hits(logits, labels, superclass)
+        right[-1] += len(labels)
     model.train(was_training)
-    top1, top5, images = distributed.all_reduce(right, "sum").tolist()
-    return 100 * top1 / images, 100 * top5 / images
+    *right, images = distributed.all_reduce(right, "sum").tolist()
+    return tuple(100 * hits / images for hits in right)
 
 
 def describe_peak_memory(device: torch.device) -> str:
@@ -296,19 +308,19 @@ def train_epoch(run, loader, step: Callable, stepper: Stepper, epoch: int):
 
 
 def classification_epoch(run, loader, step: Callable, validation: Callable, stepper: Stepper, epoch: int) -> None:
-    """One epoch of a classifier with step(images, labels) -> loss, accuracy [2]; validated, logged, saved.
+    """One epoch of a classifier with step(images, labels) -> loss, accuracies; validated, logged, saved.
 
-    validation() -> top-1 and top-5 accuracy in percent.
+    validation() -> the same accuracies, those of ACCURACIES, in percent.
     """
-    loss, (top1, top5), images_per_second = train_epoch(run, loader, step, stepper, epoch)
+    loss, shares, images_per_second = train_epoch(run, loader, step, stepper, epoch)
     scalars = {"loss": loss, "learning_rate": stepper.optimizer.param_groups[0]["lr"], **loader.scalars()}
     if not isinstance(loader.dataset, TensorDataset):
         scalars |= loading.report_damage(run, loader.dataset.data, stepper.device)
-    scalars |= {"train_top1": 100 * top1, "train_top5": 100 * top5}
-    top1, top5 = validation()
-    run.latest = {"top-1": top1, "top-5": top5, "epoch": epoch}
-    if top1 > run.best.get("top-1", -1):
+    scalars |= {f"train_{name}": 100 * x for name, x in zip(ACCURACIES, shares, strict=False)}
+    found = validation()
+    run.latest = {**dict(zip(ACCURACIES.values(), found, strict=False)), "epoch": epoch}
+    if run.latest["top-1"] > run.best.get("top-1", -1):
         run.best = run.latest
-    scalars |= {"val_top1": top1, "val_top5": top5}
+    scalars |= {f"val_{name}": x for name, x in zip(ACCURACIES, found, strict=False)}
     run.log(epoch, scalars, images_per_second)
     run.save(epoch)

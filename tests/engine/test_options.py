@@ -22,7 +22,7 @@ ALL = [(s, a) for s in NEEDED for a in importlib.import_module(s).get_parser()._
 
 # what no resume may change, and what it may change without a word
 FIXED = {"dataset", "model", "optimizer", "feat_dim", "memorybank_size", "cache_features"}
-FIXED |= {"normalize", "hidden_dim", "batch_norm"}
+FIXED |= {"normalize", "hidden_dim", "batch_norm", "heads"}
 RUNNING = {
     "exp_name", "save_folder", "save_freq", "save_minutes", "print_freq", "num_workers", "nproc_per_node", "world_size",
     "rank", "dist_url", "dist_backend", "timeout_minutes", "keep_checkpoints", "max_hours", "detect_anomaly",
@@ -79,6 +79,7 @@ def test_configs_and_cards_have_the_options_that_say_so():
     assert {*export.list_card_options()} == {
         "loss_type", "variant", "ranking", "thresholds", "epochs", "batch_size", "optimizer", "learning_rate",
         "weight_decay", "seed", "images_per_class", "hold_out", "positives", "target_tau", "sigma", "margin",
+        "use_ssl_augmentations", "targets", "beta", "epsilon", "heads", "superclasses",
     }  # fmt: skip
 
 
