@@ -34,21 +34,26 @@ def options_read(trees):
     return {n.attr for n in loaded if "args" in (getattr(n.value, "id", None), getattr(n.value, "attr", None))}
 
 
+SHARED = ("factory", "objective")  # modules of the engine from which a script takes what it needs
+
+
 def reached(trees):
-    """What runs for a script, of its modules (name -> parsed file): of engine.factory, which all scripts share, only
-    the functions that another of them names, and what these call.
+    """What runs for a script, of its modules (name -> parsed file): of those that all scripts share, only what another
+    of them names, and what that names.
     """
-    others = [tree for name, tree in trees.items() if name != "engine.factory"]
-    if "engine.factory" not in trees:
-        return others
-    functions = {node.name: node for node in trees["engine.factory"].body if isinstance(node, ast.FunctionDef)}
+    shared = {f"engine.{name}" for name in SHARED}
+    others = [tree for name, tree in trees.items() if name not in shared]
+    defined = {}
+    for node in (node for name in shared & trees.keys() for node in trees[name].body):
+        names = [node.name] if isinstance(node, ast.FunctionDef) else [t.id for t in getattr(node, "targets", [])]
+        defined |= dict.fromkeys(names, node)
     attributes = [node for tree in others for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-    found, new = set(), {n.attr for n in attributes if getattr(n.value, "id", None) == "factory"} & functions.keys()
+    found, new = set(), {n.attr for n in attributes if getattr(n.value, "id", None) in SHARED} & defined.keys()
     while new:
         found |= new
-        called = {n.id for name in new for n in ast.walk(functions[name]) if isinstance(n, ast.Name)}
-        new = (called & functions.keys()) - found
-    return others + [functions[name] for name in sorted(found)]
+        called = {n.id for name in new for n in ast.walk(defined[name]) if isinstance(n, ast.Name)}
+        new = (called & defined.keys()) - found
+    return others + [defined[name] for name in sorted(found)]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
