@@ -1,9 +1,9 @@
 """The RINCE loss against plain forms, forward and backward, in the same run: time, operations, memory.
 
-python -m benchmarks.loss [--device cuda] [--keys 8192] [--growth] [--json FILE]
+python -m benchmarks.loss [--device cuda] [--keys 8192] [--growth | --rivals] [--json FILE]
 
 `in one block` is how a GPU computes it; a CPU takes the anchors a block at a time, for its caches. --growth measures
-banks of 1,024 keys up to --keys instead, with 128 anchors.
+banks of 1,024 keys up to --keys instead, with 128 anchors; --rivals every loss beside SupCon.
 """
 
 import statistics
@@ -18,7 +18,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
 from benchmarks import growth_row, in_turn, must_equal, parser, peak_bytes, ratio, report
-from losses import RINCELoss, blocks
+from losses import (
+    BankLoss,
+    CoarseSupConLoss,
+    HiMulConLoss,
+    RankNContrastLoss,
+    RINCELoss,
+    SupConLoss,
+    TripletLoss,
+    XCLRLoss,
+    YAwareLoss,
+    blocks,
+)
 
 N, D, C = 768, 128, 100  # anchors, dimensions, classes
 TAU = 0.1  # of the forms with one temperature
@@ -110,6 +121,37 @@ def measure(keys: int, device: str = "cpu", rounds: int = 15) -> list[dict]:
     return rows
 
 
+def measure_rivals(keys: int, device: str = "cpu", rounds: int = 15) -> list[dict]:
+    """Rows of every loss, SupCon first."""
+    given, table, values = make_inputs(keys, device), make_table(), torch.arange(C).double()
+    losses_ = {
+        "SupCon": SupConLoss(C, TAU, "all"),
+        "SCL in": SupConLoss(C, TAU, "in"),
+        "SCL out": SupConLoss(C, TAU, "out"),
+        "SupCon on coarse groups": CoarseSupConLoss(table, TAU, "all"),
+        "two losses": CoarseSupConLoss(table, TAU, "all", fine=True),
+        "RINCE in": RINCELoss(table, variant="in"),
+        "RINCE out-in": RINCELoss(table),
+        "HiMulCon": HiMulConLoss(table),
+        "X-CLR": XCLRLoss(table),
+        "y-aware": YAwareLoss(table),
+        "y-aware, values": YAwareLoss(values, sigma=5.0),
+        "rank-n-contrast": RankNContrastLoss(table),
+        "rank-n-contrast, values": RankNContrastLoss(values),
+        "triplet": TripletLoss(table),
+    }
+    forms = {name: partial(_mean_term, loss.to(device), given) for name, loss in losses_.items()}
+    times = in_turn({n: forward_and_backward(f, given[0], device) for n, f in forms.items()}, rounds, warm=3)
+    return [
+        {"loss": name, "median ms": 1000 * statistics.median(seconds), "times SupCon": ratio(seconds, times["SupCon"])}
+        for name, seconds in times.items()
+    ]
+
+
+def _mean_term(loss: BankLoss, given: tuple[Tensor, ...]) -> Tensor:
+    return loss.terms(*given).loss()
+
+
 def measure_growth(keys: int, anchors: int = 128) -> dict:
     """The row of a bank of this size."""
     given, ranked = make_inputs(keys, anchors=anchors), RINCELoss(make_table())
@@ -126,6 +168,7 @@ def main():
     p.add_argument("--rounds", type=int, default=15)
     p.add_argument("--keys", type=int, help="in the bank (default: 8192, with --growth 1048576)")
     p.add_argument("--growth", action="store_true", help="measure how time and memory grow with the bank")
+    p.add_argument("--rivals", action="store_true", help="measure every loss beside SupCon")
     args = p.parse_args()
     torch.manual_seed(0)
     if args.growth:
@@ -133,6 +176,10 @@ def main():
         report(f"the loss over a bank, 128 anchors, D {D}", rows, args.json, name="growth_bank")
         return
     keys = args.keys or 8192
+    if args.rivals:
+        rows = measure_rivals(keys, args.device, args.rounds)
+        report(f"N {N}, K {keys}, D {D}, {C} classes, 2 ranks, float32", rows, args.json, args.device, "rivals")
+        return
     title = f"N {N}, K {keys}, D {D}, {C} classes, 2 ranks, float32, forward + backward"
     report(title, measure(keys, args.device, args.rounds), args.json, args.device)
 
