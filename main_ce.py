@@ -77,7 +77,7 @@ def worker(args, device):
     wrapped = training.wrap_parallel(model)
     stepper = factory.stepper(args, model, device)
     validation = partial(training.validate, model, loading.share_loader(test, how), stepper, targets.superclass)
-    facts = {"classes": train.classes, **seen.to_dict(), "pretrained": start.pretrained}
+    facts = {"classes": train.classes, **seen.to_dict(), "pretrained": start.pretrained, "objective": title}
     run.begin(model, stepper, sampler, facts, train)
     run.say(f"{title}: {len(train.classes)} classes, {len(train)} training and {len(test)} validation images")
 

@@ -106,6 +106,7 @@ def worker(args, device):
     stepper = factory.stepper(args, model, device)
     watch = monitor.Watch(views, held_out, args.knn_freq, args.epochs, how, stepper.autocast)
     facts = {"classes": data.classes, **seen.to_dict(), "ranking": ranking, "pretrained": start.pretrained}
+    facts["objective"] = objective.describe_loss(args)
     run.begin(model, stepper, sampler, facts, data)
     run.say(summary)
 

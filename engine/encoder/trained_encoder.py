@@ -109,6 +109,7 @@ def load(
         "dataset": options.get("dataset"),
         "classes": util.spelt_as(state.get("classes") or (), train.classes) or None,
         "pretrained": trained.pretrained,
+        "objective": state.get("objective"),
         "instance_ranks": options.get("instance_ranks"),
         "published": official and official.name,
     }
@@ -144,7 +145,7 @@ def take_raw(train: ImageData, views: ViewSettings) -> FrozenEncoder:
     encoder.dim = views.size
     path = str(Path(train.images.files[0]).resolve())
     record = {"path": path, "sha256": "raw", "model": None, "epoch": None, "dataset": None, "classes": None}
-    record |= {"pretrained": False, "instance_ranks": None, "published": None}
+    record |= {"pretrained": False, "objective": None, "instance_ranks": None, "published": None}
     return FrozenEncoder(encoder, record, "raw", {}, Normalization(views), views)
 
 

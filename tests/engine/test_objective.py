@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from commands import error_of, run
+from commands import error_of, result, run
 
 import main_supcon
 from engine import objective
@@ -53,6 +53,12 @@ def test_a_run_is_called_what_it_trains(line, name, title):
     args = parse(line)
     assert objective.name_loss(args) == name
     assert objective.describe_loss(args) == title
+
+
+def test_the_record_of_an_evaluation_says_what_was_trained(monkeypatch, tmp_path):
+    run(monkeypatch, tmp_path, f"{SHORT} --epochs 1 --positives nested")
+    run(monkeypatch, tmp_path, "--ckpt save/SupCon/digits_models/a", "retrieval")
+    assert result(tmp_path, "retrieval*")["checkpoint"]["objective"] == "RINCE in, nested positives"
 
 
 @pytest.mark.parametrize(
