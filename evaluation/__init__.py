@@ -12,7 +12,16 @@ from .ood import (
     relative_mahalanobis_scores,
 )
 from .ranks import Levels, Order, class_correlation, rank_metrics
-from .retrieval import Curve, distinct, look_up, nearest, not_alone, retrieval_curve, retrieval_metrics
+from .retrieval import (
+    Curve,
+    distinct,
+    look_up,
+    nearest,
+    not_alone,
+    other_class_map,
+    retrieval_curve,
+    retrieval_metrics,
+)
 
 __all__ = [
     "Curve",
@@ -34,6 +43,7 @@ __all__ = [
     "neighbour_accuracy",
     "not_alone",
     "ood_metrics",
+    "other_class_map",
     "rank_metrics",
     "relative_mahalanobis_scores",
     "retrieval_curve",

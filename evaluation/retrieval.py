@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOW = 2**32 - 1  # of a key, the bits of the index
+BEYOND = 2**63 - 1  # the key of no entry
+OTHER_CLASSES = "mAP-other-classes"
 
 
 def retrieval_metrics(
@@ -51,13 +53,47 @@ def retrieval_curve(
     return curve.result()
 
 
+def other_class_map(
+    features: Tensor,
+    labels: Tensor,
+    gallery: Tensor | None,
+    gallery_labels: Tensor | None,
+    groups: Tensor,
+    chunk: int | None = None,
+) -> float:
+    """mAP in [0, 1] of the search for other classes of the query's group, with its own class left out of the gallery.
+
+    So a gain at the own class, which mAP over groups has too, does not count again. groups: [C] the group, a superclass
+    say, of each class; the others, ties too, as in retrieval_metrics. A query whose group has no other class in the
+    gallery is no query. By chance it is about the share of these entries among those of all other classes.
+    Raises ValueError as retrieval_metrics does, and where there is no query.
+    """
+    labels, groups = labels.long(), groups.to(labels.device)
+    known = labels if gallery_labels is None else gallery_labels.long()
+    within = None if gallery_labels is None else groups[known]
+    curve = Curve(groups[labels], within, classes=labels, gallery_classes=known)
+    look_up(features, gallery, [curve], chunk)
+    if OTHER_CLASSES not in (scores := curve.result()[0]):
+        raise ValueError("no query has another class of its group in the gallery")
+    return scores[OTHER_CLASSES]
+
+
 class Curve:
     """What retrieval_curve sums over chunks of queries, for `look_up`.
 
-    labels [Q], gallery_labels [G] and topk as there. Raises ValueError where a query's label is not in the gallery.
+    labels [Q], gallery_labels [G] and topk as there; classes [Q], gallery_classes [G]: finer labels, with which the
+    result also has other_class_map, where a query has another class to find. Raises ValueError where a query's label is
+    not in the gallery.
     """
 
-    def __init__(self, labels: Tensor, gallery_labels: Tensor | None, topk: Sequence[int] = (1, 5, 10, 20)):
+    def __init__(
+        self,
+        labels: Tensor,
+        gallery_labels: Tensor | None,
+        topk: Sequence[int] = (1, 5, 10, 20),
+        classes: Tensor | None = None,
+        gallery_classes: Tensor | None = None,
+    ):
         labels = labels.long().contiguous()  # searchsorted warns of other strides
         own, device = gallery_labels is None, labels.device
         self.labels, self.topk = labels, topk
@@ -77,6 +113,9 @@ class Curve:
         # of each query: whether it has a hit among the first k, its average precision, R-precision and MAP@R
         self.hits_at = torch.zeros(len(topk), len(labels), dtype=torch.bool, device=device)
         self.ap, self.r_precision, self.map_at_r = torch.zeros(3, len(labels), dtype=torch.float64, device=device)
+        self.classes, self.gallery_classes = classes, classes if gallery_classes is None else gallery_classes
+        # of each query: the number of entries of other classes, and its average precision among these
+        self.others, self.ap_others = torch.zeros_like(labels), torch.zeros_like(self.ap)
         # of each place: hits there, and the shares of their queries' hits; what is none counts beyond the last place
         self.hits = torch.zeros(self.size + 1, dtype=torch.long, device=device)
         self.shares = torch.zeros(self.size + 1, dtype=torch.float64, device=device)
@@ -86,7 +125,7 @@ class Curve:
         nth = torch.arange(self.most_relevant, device=self.first.device)
         there = self.first[rows, None] + nth
         real, relevant = there < self.last[rows, None], self.relevant[rows, None].clamp_min(1)
-        place, upto, hits = ranked.places(self.by_label[there.clamp_max(len(self.by_label) - 1)], real)
+        entry, place, upto, hits = ranked.places(self.by_label[there.clamp_max(len(self.by_label) - 1)], real)
         real = place < self.size
         for i, k in enumerate(self.topk):
             self.hits_at[i, rows] = place[:, 0] < k
@@ -98,6 +137,12 @@ class Curve:
         first = place < relevant
         self.r_precision[rows] = first.sum(1) / relevant[:, 0].double()
         self.map_at_r[rows] = ((nth + 1) / (place + 1).double() * first).sum(1) / relevant[:, 0]
+        if self.classes is not None and self.gallery_classes is not None:
+            own = real & (self.gallery_classes[entry] == self.classes[rows, None])
+            without = own.cumsum(1).gather(1, hits.clamp_min(1) - 1)  # own ones up to the end of the ties
+            precision = (hits - without) / (upto - without).clamp_min(1).double()
+            self.others[rows] = (real & ~own).sum(1)
+            self.ap_others[rows] = (precision * (real & ~own)).sum(1) / self.others[rows].clamp_min(1)
 
     def result(self) -> tuple[dict[str, float], Tensor, Tensor]:
         """As retrieval_curve."""
@@ -110,6 +155,8 @@ class Curve:
         scores = {f"R@{k}": h for k, h in zip(self.topk, hits, strict=True)}
         scores |= {"AP": float(area), "AP-published": float(published), "mAP": float(self.ap.sum() / n)}
         scores |= {"R-precision": float(self.r_precision.sum() / n), "MAP@R": float(self.map_at_r.sum() / n)}
+        if (asks := self.others > 0).any():
+            scores[OTHER_CLASSES] = float(self.ap_others[asks].mean())
         return scores, precision, recall
 
     def by_class(self, classes: Tensor, count: int) -> dict[str, Tensor]:
@@ -216,15 +263,17 @@ class Ranked:
         real = place < size
         return torch.where(real, before, place), torch.where(real, upto, place)
 
-    def places(self, entries: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def places(self, entries: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Where some entries [Q, n] stand, the nearest first; those that are not real [Q, n] come last, beyond the end.
 
-        Of each the place, from 0, the number of entries up to the end of its ties, and how many of these are given.
+        Of each its index, 0 of one that is not real, the place, from 0, the number of entries up to the end of its
+        ties, and how many of these are given.
         """
         keys = _keys(self.similarity.gather(1, entries), entries)
-        keys = _sort(torch.where(real, keys, torch.iinfo(keys.dtype).max))
+        keys = _sort(torch.where(real, keys, BEYOND))
         end = keys | LOW
         return (
+            torch.where(keys < BEYOND, keys & LOW, 0),
             torch.searchsorted(self.keys, keys),
             torch.searchsorted(self.keys, end, right=True),
             torch.searchsorted(keys, end, right=True),

@@ -300,6 +300,25 @@ def retrieval(features, labels, gallery, gallery_labels, topk):
     return {**result, "AP": area, "AP-published": rectangles, "mAP": mean_ap, **at_r}
 
 
+def other_class_map(features, labels, gallery, gallery_labels, groups, own=None):
+    """mAP among the classes of a query's group, as if its own class were not in the gallery; lists of vectors.
+
+    own: of each query the entry of the gallery that it is itself.
+    """
+    of_queries = []
+    for i, (q, y) in enumerate(zip(features, labels, strict=True)):
+        entries = [j for j, b in enumerate(gallery_labels) if b != y and (own is None or j != own[i])]
+        scores = {j: round(_cosine(q, gallery[j]), 6) for j in entries}
+        relevant = {j for j in entries if groups[gallery_labels[j]] == groups[y]}
+        precisions = []
+        for j in relevant:
+            upto = [k for k in entries if scores[k] >= scores[j]]
+            precisions.append(len([k for k in upto if k in relevant]) / len(upto))
+        if relevant:
+            of_queries.append(math.fsum(precisions) / len(relevant))
+    return math.fsum(of_queries) / len(of_queries)
+
+
 def confusion(counts):
     """Similarity from counts of true classes [row] taken for others [column]: of two classes, the wrong share."""
     n = len(counts)

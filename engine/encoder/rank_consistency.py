@@ -21,7 +21,8 @@ class RetrievalTask:
     """What is looked for: by name of a label set, [C] the label of each class or group; levels: the ranks whose order
     is measured, if any; similarity: [C, C] of classes, what class means are held against; vote: of how many neighbours
     a kNN accuracy is taken, None: of none; at_r: whether R-precision and MAP@R are wanted; classes: their names, for
-    figures of each, [] of groups without.
+    figures of each, [] of groups without; apart: the label set, of superclasses, that is also looked for without the
+    query's own class, if any.
     """
 
     sets: dict[str, Tensor]
@@ -30,6 +31,7 @@ class RetrievalTask:
     vote: int | None = None
     at_r: bool = False
     classes: list[str] = field(default_factory=list)
+    apart: str | None = None
 
 
 def add_levels(own: dict[str, Tensor], levels: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -108,7 +110,10 @@ def measure(
         what = "--gallery test: no two images share a class"
         what = what if task.classes else "--instance_ranks: no two images share a group at any level"
         raise InputError(f"{what}: there is nothing to find")
-    found = {name: evaluation.Curve(of[y], None if alone else of[b]) for name, of in asks.items()}
+    found = {}
+    for name, of in asks.items():
+        finer = {"classes": y, "gallery_classes": b} if name == task.apart else {}
+        found[name] = evaluation.Curve(of[y], None if alone else of[b], **finer)
     order = evaluation.Order(y, b, task.levels) if task.levels is not None else None
     evaluation.look_up(x, g, [*found.values(), *filter(None, [order])])
     others = len(y) - 1 if alone else len(b)
@@ -116,6 +121,7 @@ def measure(
         distributed.say(f"--knn_vote {task.vote}: there are {others} images to look among; all of them vote")
     metrics, curves, said = {}, {}, {"queries": counts} if alone else {}
     said |= {"by_class": {}} if task.classes else {}
+    said |= {"queries_other_classes": int((found[task.apart].others > 0).sum())} if task.apart in found else {}
     for name, curve in found.items():
         scores, precision, recall = curve.result()
         metrics[name] = {k: 100 * v for k, v in scores.items() if task.at_r or k not in AT_R}

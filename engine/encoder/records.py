@@ -68,14 +68,14 @@ def fit_file_name(text: str, most: int = 60) -> str:
 
 
 def show(title: str, rows: dict[str, dict[str, float]]) -> None:
-    """A table of percentages: one row a name, one column a metric."""
-    columns = list(next(iter(rows.values())))
+    """A table of percentages: one row a name, one column a metric, which not every row may have."""
+    columns = list(dict.fromkeys(c for of in rows.values() for c in of))
     width = max(map(len, (title, *rows))) + 2
     wide = {c: max(10, len(c) + 2) for c in columns}
     rows = {row: {c: f"{x:.2f}" if isinstance(x, float) else str(x) for c, x in of.items()} for row, of in rows.items()}
     print(f"{title:<{width}}" + "".join(f"{c:>{wide[c]}}" for c in columns))
     for row, metrics in rows.items():
-        print(f"{row:<{width}}" + "".join(f"{metrics[c]:>{wide[c]}}" for c in columns), flush=True)
+        print(f"{row:<{width}}" + "".join(f"{metrics.get(c, '-'):>{wide[c]}}" for c in columns), flush=True)
 
 
 def are_small(results: dict, column: str) -> bool:

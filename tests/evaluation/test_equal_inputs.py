@@ -47,6 +47,8 @@ def test_equal_entries_of_a_gallery_are_one_step_of_retrieval_and_of_the_rank_co
     want = reference.retrieval(*lists, topk=(1, 5, 10, 20))
     assert retrieval_metrics(*given, chunk=chunk) == pytest.approx(want, rel=1e-9)
     assert rank_metrics(*given, levels, chunk) == pytest.approx(reference.rank_metrics(*lists, TABLE), rel=1e-6)
+    among = evaluation.other_class_map(*given, torch.tensor([0, 0, 1]), chunk)
+    assert among == pytest.approx(reference.other_class_map(*lists, [0, 0, 1]), rel=1e-9)
 
 
 def test_equal_queries_retrieve_the_same_in_one_order_of_the_gallery():

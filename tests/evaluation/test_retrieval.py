@@ -5,7 +5,7 @@ import reference
 import torch
 from sklearn.metrics import average_precision_score
 
-from evaluation import Curve, look_up, retrieval_curve, retrieval_metrics
+from evaluation import Curve, look_up, other_class_map, retrieval_curve, retrieval_metrics
 from evaluation.retrieval import Ranked
 
 
@@ -99,6 +99,51 @@ def test_figures_of_a_class_are_those_of_its_queries_alone():
     assert all(x[4].isnan() for x in found.values())
 
 
+GROUPS = torch.tensor([0, 1, 0, 1, 0, 2])  # the last class is alone in its group
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_map_among_other_classes_equals_the_loop_reference(seed, ties):
+    q, y, g, b = made(seed, queries=11, gallery=40, classes=6, ties=ties)
+    b[b == 2] = 0  # a class of queries that the gallery lacks
+    lists, groups = [x.tolist() for x in (q, y, g, b)], GROUPS.tolist()
+    want = reference.other_class_map(*lists, groups)
+    for chunk in (None, 3):
+        assert other_class_map(q, y, g, b, GROUPS, chunk) == pytest.approx(want, rel=1e-5)
+    within = reference.other_class_map(*lists[2:], *lists[2:], groups, own=range(40))
+    assert other_class_map(g, b, None, None, GROUPS, 7) == pytest.approx(within, rel=1e-5)
+
+
+def test_the_map_among_other_classes_is_the_map_of_groups_in_a_gallery_without_the_own_class():
+    q, y, g, b = made(0, queries=40, gallery=90, classes=5)
+    apart = [retrieval_metrics(q[y == c], GROUPS[y[y == c]], g[b != c], GROUPS[b[b != c]])["mAP"] for c in range(5)]
+    want = sum(len(y[y == c]) * ap for c, ap in enumerate(apart)) / len(y)
+    order = torch.randperm(90, generator=torch.Generator().manual_seed(1))
+    names = torch.tensor([3, 0, 5, 1, 4, 2])  # other numbers for the same classes
+    renamed = names[y], g[order], names[b[order]], GROUPS[names.argsort()]
+    assert other_class_map(q, y, g, b, GROUPS) == pytest.approx(want)
+    assert other_class_map(q, *renamed) == pytest.approx(want)
+
+
+def test_a_perfect_own_class_gives_no_more_than_chance_among_other_classes_and_perfect_groups_give_all():
+    labels = torch.arange(20).repeat(30)
+    groups = torch.arange(20) // 4
+    own, noise = torch.nn.functional.one_hot(labels, 20), torch.randn(600, 64, generator=torch.manual_seed(0))
+    alone = torch.cat([own, 0.03 * noise], dim=1)
+    together = torch.nn.functional.one_hot(groups[labels], 5).float()
+    fine, coarse = (retrieval_metrics(alone, of, None, None)["mAP"] for of in (labels, groups[labels]))
+    assert fine == 1 and coarse > 0.3
+    assert other_class_map(alone, labels, None, None, groups) == pytest.approx(3 / 19, abs=0.02)
+    assert other_class_map(torch.ones(600, 2), labels, None, None, groups) == pytest.approx(3 / 19)  # all tie
+    assert other_class_map(together, labels, None, None, groups) == 1
+
+
+def test_without_another_class_of_a_group_there_is_no_query():
+    with pytest.raises(ValueError, match="no query has another class of its group in the gallery"):
+        other_class_map(Q, Y, G, B, torch.arange(3))
+
+
 def close_ones(rows=5, size=400):
     """Similarities with many equal ones, zeros of both signs, the smallest numbers, and the end of the range."""
     some = torch.tensor([0.0, -0.0, 1e-45, -1e-45, 1, -1, 0.5, 0.5000001, -0.5, -0.5000001, 1e-30, -1e-30])
@@ -122,12 +167,13 @@ def test_places_are_those_in_the_order_and_what_is_not_real_comes_last():
     ranked = Ranked(close_ones())
     entries = torch.randperm(400, generator=torch.Generator().manual_seed(1))[:90].repeat(5, 1)
     real = torch.arange(90) < torch.tensor([90, 1, 0, 45, 89])[:, None]
-    places, of_places, found = ranked.places(entries, real)
+    index, places, of_places, found = ranked.places(entries, real)
     _, upto = ranked.ties(torch.arange(400).repeat(5, 1))
     for i in range(5):
         want = sorted(ranked.order[i].tolist().index(j) for j in entries[i, real[i]].tolist())
         ends = [int(upto[i, p]) - 1 for p in want]
         assert places[i].tolist() == want + [400] * (90 - len(want))
+        assert index[i].tolist() == ranked.order[i, want].tolist() + [0] * (90 - len(want))
         assert of_places[i, : len(want)].tolist() == [end + 1 for end in ends]
         assert found[i, : len(want)].tolist() == [sum(p <= end for p in want) for end in ends]
 
