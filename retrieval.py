@@ -8,6 +8,7 @@ python retrieval.py --dataset path --data_folder my_images --instance_ranks my_g
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import util  # first: where packages are missing it says what to do
 
@@ -43,6 +44,8 @@ def get_parser():
     g.add_argument("--labelset", default="fine", choices=["fine", "coarse", "both", "levels"], help=labelsets)
     superclasses = "YAML file for coarse (None: the data set's own); for levels a taxonomy's file, or inaturalist"
     g.add_argument("--superclasses", type=util.user_text, means=Means.FILE, help=superclasses)
+    only = "queries and gallery of these only: a file of names, or excluded, those that were not trained on"
+    g.add_argument("--classes", type=util.user_text, metavar="FILE", means=Means.FILE, help=only)
     groups = "no classes: CSV of nested groups, as in training; each image looks for the others"
     g.add_argument("--instance_ranks", type=util.user_text, metavar="FILE", means=Means.FILE, help=groups)
     g = p.add_argument_group("order of the ranks (None: it is not measured)", means=Means.RESULT)
@@ -80,7 +83,8 @@ def choose_task(args, net, train) -> RetrievalTask:
     """Classes or superclasses, and with --ranking its order."""
     at_r = args.within == "test"
     classes, sets = train.classes, label_sets(args, train.classes, train.superclasses)
-    task = RetrievalTask(sets, vote=args.knn_k, at_r=at_r, classes=list(classes))
+    apart = "coarse" if args.labelset in ("coarse", "both") else None  # a level may be called so, too
+    task = RetrievalTask(sets, vote=args.knn_k, at_r=at_r, classes=list(classes), apart=apart)
     if not args.ranking:
         if args.thresholds or args.ranks:
             raise InputError("--thresholds and --ranks: have no use without --ranking")
@@ -97,8 +101,9 @@ def choose_group_task(args, groups, names) -> RetrievalTask:
     """Every level of nested groups, and their order."""
     if args.within != "train" or args.knn_k:
         raise InputError("--gallery and --knn_vote: have no use with --instance_ranks: its images look for one another")
-    if args.labelset != "fine" or args.superclasses:
-        raise InputError("--instance_ranks: has no classes for --labelset or --superclasses; every level is measured")
+    if args.labelset != "fine" or args.superclasses or args.classes:
+        others = "--labelset, --superclasses or --classes"
+        raise InputError(f"--instance_ranks: has no classes for {others}; every level is measured")
     sets = rank_consistency.add_levels({}, dict(zip(names, groups.T, strict=True)))
     return RetrievalTask(sets, evaluation.Levels.of_groups(groups))
 
@@ -116,7 +121,7 @@ def show(args, task: RetrievalTask, metrics: dict) -> None:
 
 def build_data(args) -> tuple[datasets.ImageData, datasets.ImageData]:
     """Gallery and queries; of features that look for one another the queries twice, of any classes."""
-    which = factory.select_images(args)
+    which = factory.choose_classes(args)
     if args.features and args.within == "test":
         test = datasets.build(args.dataset, factory.find_data(args), "test", which)
         return test, test
@@ -143,8 +148,11 @@ def evaluate(
     about = {"images": {"train": len(train), "test": len(test)}, "seconds": seconds} | said
     if task.levels is not None:
         about["similarity_of_ranks"] = task.levels.values.tolist()
+    detail = args.labelset
+    if args.classes:
+        about["classes"], detail = train.classes, f"{detail}_{Path(args.classes).stem}"
     given, about, folders = options.recorded(args), about | net.about(), factory.name_data(args)
-    path = records.write(given, "retrieval", net.name, args.labelset, metrics, net.record, folders, about)
+    path = records.write(given, "retrieval", net.name, detail, metrics, net.record, folders, about)
     title = datasets.title(args.dataset, factory.find_data(args))
     show(args, task, metrics)
     picture, values = path.with_suffix(".png"), (curves, f"retrieval on {title}, {net.name}")

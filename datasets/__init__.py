@@ -31,13 +31,15 @@ class Selection:
     """Which images of a data set.
 
     exclude: names of classes to leave out; only: names of the classes to keep, if any; skip: file that lists images to
-    leave out, one path per line; per_class: how many training images per class, if not all.
+    leave out, one path per line; per_class: how many training images per class, if not all; flag: what names `only`,
+    for errors.
     """
 
     exclude: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     skip: str | Path | None = None
     per_class: int | None = None
+    flag: str = "--imagenet100"
 
 
 ALL = Selection()
@@ -172,7 +174,7 @@ def build(name: str, folder: str | Path = "./data", split: str = "train", which:
     data = _read(sources.SOURCES[name].read, folder, split, "--data_folder")
     data.superclasses = data.superclasses or sources.SOURCES[name].superclasses
     exclude = _find_classes(which.exclude, data.classes, "--exclude_classes", title(name, folder))
-    only = _find_classes(which.only, data.classes, "--imagenet100: class", f"--data_folder {folder}")
+    only = _find_classes(which.only, data.classes, f"{which.flag}: class", title(name, folder))
     kept = [c for c in data.classes if c not in exclude and (not only or c in only)]
     if not kept:
         raise InputError(f"--exclude_classes: leaves no class of {name}")

@@ -11,6 +11,7 @@ import datasets
 import util
 from datasets import augmentation
 from datasets.augmentation import Augmentation
+from datasets.feature_files import read_lines
 from datasets.feature_views import FeatureViews, Normalization, Perturbation
 from datasets.features import FeatureFiles
 from datasets.rankings import instances
@@ -31,6 +32,23 @@ from util import InputError, check_folder
 def select_images(args, only: tuple[str, ...] = ()) -> datasets.Selection:
     """Which images of --dataset; only: the classes to keep, if any."""
     return datasets.Selection(tuple(args.hold_out), only, args.skip_images, args.images_per_class)
+
+
+def choose_classes(args) -> datasets.Selection:
+    """The images of --classes alone, in the place of --exclude_classes; without it, as select_images."""
+    which, flag = select_images(args), f"--classes {args.classes}"
+    if not args.classes:
+        return which
+    if args.classes != "excluded":
+        names = read_lines(Path(args.classes), flag)
+    elif args.ckpt:
+        names = trained_encoder.read_excluded(args.ckpt, flag)
+    else:
+        why = "raw features have no checkpoint that says which these are"
+        raise InputError(f"{flag}: {why}; give --ckpt, or a file of class names")
+    if not names:
+        raise InputError(f"{flag}: holds no class name; write one per line")
+    return replace(which, exclude=(), only=tuple(names), flag=flag)
 
 
 def training_images(args) -> datasets.ImageData:

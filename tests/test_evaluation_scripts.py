@@ -276,7 +276,7 @@ def test_test_images_look_for_one_another_within_test(monkeypatch, capsys, digit
     fine = record["metrics"]["fine"]
     assert 0 < fine["MAP@R"] <= fine["R-precision"] < 100
     assert fine["kNN"] > 90
-    assert record["metrics"]["coarse"].keys() == fine.keys()
+    assert record["metrics"]["coarse"].keys() == {*fine, "mAP-other-classes"}
     assert record["queries"] == {"fine": 355, "coarse": 355}
     by_class = record["by_class"]["fine"]
     assert list(by_class) == [str(c) for c in range(10)]
@@ -284,3 +284,22 @@ def test_test_images_look_for_one_another_within_test(monkeypatch, capsys, digit
     counts = torch.bincount(test.labels).tolist()
     mean = sum(n * by_class[str(c)]["mAP"] for c, n in enumerate(counts)) / len(test)
     assert mean == pytest.approx(fine["mAP"])
+
+
+def test_images_of_classes_that_were_never_trained_on_are_asked_for_among_themselves(monkeypatch, capsys, tmp_path):
+    run(monkeypatch, tmp_path, "--hold_out 4 6 8 --model resnet8 --epochs 1 --batch_size 512 --exp_name a", "main_ce")
+    labels = datasets.build("digits", split="test").labels
+    capsys.readouterr()
+    for gallery in ("train", "test"):
+        words = f"--ckpt save/SupCon/digits_models/a --labelset both --ranking superclass --gallery {gallery}"
+        for only in ("classes excluded", "hold_out 0 1 2 3 5 7 9"):
+            run(monkeypatch, tmp_path, f"{words} --{only} --save_folder {gallery}/{only.split()[0]}/save", "retrieval")
+        unseen, others = (result(tmp_path / gallery / name, "retrieval*") for name in ("classes", "hold_out"))
+        assert unseen["metrics"] == others["metrics"] and unseen["images"] == others["images"]
+        assert unseen["classes"] == ["4", "6", "8"] and unseen["options"]["classes"] == "excluded"
+        # 6 and 8 share a superclass; 4 is alone in its own, and no query there
+        assert unseen["queries_other_classes"] == int((labels == 6).sum() + (labels == 8).sum())
+    assert "warning" not in capsys.readouterr().err
+    run(monkeypatch, tmp_path, "--ckpt save/SupCon/digits_models/a --hold_out 4 --labelset both", "retrieval")
+    head, fine, coarse = capsys.readouterr().out.splitlines()[-4:-1]
+    assert head.endswith("mAP  mAP-other-classes") and fine.split()[-1] == "-" and float(coarse.split()[-1]) > 0

@@ -73,6 +73,9 @@ def test_raw_features_retrieve_as_scikit_learn_finds_neighbors(folder, monkeypat
         assert metrics[name]["R@1"] == pytest.approx(100 * right[:, 0].mean())
         precision = [average_precision_score(r, -d) for r, d in zip(right, distance, strict=True)]
         assert metrics[name]["mAP"] == pytest.approx(100 * np.mean(precision), rel=1e-6)
+    others = train["labels"][index] != val["labels"][:, None]  # `right` is of the superclasses here
+    apart = [average_precision_score(r[o], -d[o]) for r, d, o in zip(right, distance, others, strict=True)]
+    assert metrics["coarse"]["mAP-other-classes"] == pytest.approx(100 * np.mean(apart), rel=1e-6)
 
 
 def test_both_layers_of_a_head_are_measured_and_a_record_says_which(folder, monkeypatch, capsys):
@@ -217,6 +220,39 @@ def test_classes_that_are_left_out_are_evaluated_among_themselves_by_a_file_of_t
     assert result(tmp_path, "retrieval_features_half*")["images"]["test"] == 40
 
 
+def test_classes_that_a_head_never_saw_are_asked_for_among_themselves(folder, monkeypatch, capsys, tmp_path):
+    for name in ("train.npz", "val.npz"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "unseen.txt").write_text("class 0\n\nclass 2\nclass 4\n")
+    excluded, seen = (" ".join(f"'class {c}'" for c in of) for of in ((0, 2, 4), (1, 3, 5, 6, 7)))
+    run(monkeypatch, tmp_path, f"{SHORT} --exp_name part --exclude_classes {excluded}")
+    capsys.readouterr()
+    ways = {
+        "excluded": "--classes excluded",
+        "excluded of a config": f"--classes excluded --config {RUN}/part/config.yaml",
+        "a file": "--classes unseen.txt",
+        "all others left out": f"--exclude_classes {seen}",
+    }
+    for gallery, size in (("train", 60), ("test", 15)):
+        found = {}
+        for name, words in ways.items():
+            where = f"--ckpt {RUN}/part --layer output --labelset both --ranking superclass --gallery {gallery}"
+            folder_of = f"{gallery}_{name.replace(' ', '_')}"
+            run(monkeypatch, tmp_path, f"{FILES} {where} {words} --save_folder {folder_of}/save", "retrieval")
+            found[name] = result(tmp_path / folder_of, "retrieval*")
+        for name in [*ways][:3]:
+            assert found[name]["metrics"] == found["all others left out"]["metrics"]
+            assert found[name]["classes"] == ["class 0", "class 2", "class 4"]
+        assert found["excluded"]["images"] == {"train": size, "test": 15}
+    assert "warning" not in capsys.readouterr().err
+    run(monkeypatch, tmp_path, f"{FILES} --classes unseen.txt", "retrieval")
+    assert result(tmp_path, "retrieval_features_raw_fine_unseen_*")["images"] == {"train": 60, "test": 15}
+    outliers = f"--features_outliers val.npz --outlier_classes {excluded} --exclude_classes {excluded} --knn_k 5"
+    where = f"{FILES} {outliers} --detector knn --ckpt {RUN}/part --layer output"
+    run(monkeypatch, tmp_path, where, "out_of_dist_detection")
+    assert result(tmp_path, "ood_features_*")["images"] == {"train": 100, "inliers": 25, "outliers": 15}
+
+
 @pytest.mark.parametrize(
     ("script", "words", "line"),
     [
@@ -241,6 +277,11 @@ def test_classes_that_are_left_out_are_evaluated_among_themselves_by_a_file_of_t
         ("retrieval", f"--features wide.npz --features_val wide.npz --ckpt {RUN}/rince", "the encoder takes 16"),
         ("retrieval", f"{FILES} --ckpt {RUN}/ce --layer output", "--layer output"),
         ("retrieval", f"--ckpt {RUN}/rince", "is an encoder of features; give features"),
+        ("retrieval", f"{FILES} --classes excluded", "--classes excluded: raw features have no checkpoint that says"),
+        ("retrieval", f"{FILES} --classes excluded --ckpt {RUN}/rince", "last.pth names no class that it was trained"),
+        ("retrieval", f"{FILES} --classes none.txt", "--classes none.txt: no such file"),
+        ("retrieval", f"{FILES} --classes empty.txt", "--classes empty.txt: holds no class name; write one per line"),
+        ("retrieval", f"{FILES} --classes other.txt", "--classes other.txt: class cat: train has no such class; it"),
         (
             "out_of_dist_detection",
             f"{FILES} --dataset_outliers digits",
@@ -258,6 +299,8 @@ def test_what_does_not_go_together_is_one_line(folder, monkeypatch, capsys, scri
         make(folder / "wide.npz", 5, 2, features=np.ones((40, 32), np.float32))
         half = {key: value[:80] for key, value in dict(np.load(folder / "train.npz")).items()}
         np.savez(folder / "half.npz", **half)
+        (folder / "empty.txt").write_text("\n")
+        (folder / "other.txt").write_text("cat\n")
         np.savez(folder / "flat.npz", **{key: half[key] for key in ("features", "labels")})
     extra = "--batch_size 32 --memorybank_size 64" if script == "main_supcon" else ""
     assert line in error_of(monkeypatch, capsys, folder, f"{words} {extra}", script)

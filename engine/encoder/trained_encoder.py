@@ -116,7 +116,8 @@ def load(
     if official:
         distributed.say(f"{trained.source}: these are the published weights {official.name}")
     own, counts = record["classes"], not record["instance_ranks"]
-    if distributed.is_main() and own and counts and record["dataset"] == dataset and set(own) != set(train.classes):
+    differs = own and set(own) != set(train.classes) and not set(own).isdisjoint(train.classes)
+    if distributed.is_main() and differs and counts and record["dataset"] == dataset:
         numbers = f"{len(own)} classes of {dataset}, this evaluates {len(train.classes)}"
         print(f"warning: {path.resolve()} was trained on {numbers}; see --exclude_classes", file=sys.stderr)
     name = path.resolve().parent.name + ("" if path.stem == "last" else f"_{path.stem}")
@@ -126,6 +127,16 @@ def load(
         return FrozenEncoder(encoder, record, name, classifier, Normalization(views), views, ranking, head)
     transform = augmentation.evaluation(views.size, views.mean, views.std, datasets.spec(dataset).small)
     return FrozenEncoder(encoder, record, name, classifier, transform, views, ranking)
+
+
+def read_excluded(ckpt: str, flag: str) -> list[str]:
+    """The classes that a checkpoint was trained without. Raises InputError, with `flag`, where it names none."""
+    trained = pretrained.read_file(ckpt, "--ckpt")
+    excluded = checkpoint.trained_options(trained.content).get("hold_out")
+    if not excluded:
+        without = "names no class that it was trained without, as --exclude_classes does"
+        raise InputError(f"{flag}: {trained.path} {without}; give a file of class names")
+    return list(excluded)
 
 
 def _load_head(weights: dict[str, Tensor], source: str) -> nn.Module | None:

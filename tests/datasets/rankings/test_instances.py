@@ -104,6 +104,7 @@ def test_images_of_nested_groups_look_for_one_another_at_every_level(monkeypatch
     for words, reason in (
         (evaluate.replace("groups", "alone"), "no two images share a group at any level"),
         (f"{evaluate} --labelset coarse", "--instance_ranks: has no classes for --labelset"),
+        (f"{evaluate} --classes excluded", "--instance_ranks: has no classes for --labelset, --superclasses or --cl"),
         (f"{evaluate} --ranking superclass", "--ranking has no use with --instance_ranks"),
     ):
         assert reason in error_of(monkeypatch, capsys, tmp_path, words, script="retrieval")
