@@ -23,8 +23,10 @@ import util  # first: where packages are missing it says what to do
 
 # isort: split
 import recipes
+from engine.cli import config
 from recipes import completed, grid, table
 from recipes.running import Finder, Runner, say
+from recipes.schema import words
 from util import InputError
 
 
@@ -51,7 +53,8 @@ def run_method(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner:
     """One method with one seed: {"seed", "values" by column, "records": file by evaluation}, and its checkpoint."""
     title, file = recipes.title(recipe, name, seed), recipes.given(recipe, name)
     wanted = recipes.commands(recipe, name, seed, scope)
-    values, records, seconds = {}, {}, None
+    scripts = {words(command)[1] for command in wanted.values()}
+    values, records, seconds, about = {}, {}, None, {}
     if file:
         source = {"folder": str(file.parent), **completed.check_given(file)}
         if "warning" in source:
@@ -69,6 +72,7 @@ def run_method(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner:
         if found is None:
             continue
         records[step], measured = found["file"], completed.figures(found["metrics"])
+        about |= {"machine": f"{found['machine']}, torch {found['versions']['torch']}"}
         for column, path in recipe["evaluations"][step]["columns"].items():
             if path in measured:
                 values[column] = measured[path]
@@ -77,7 +81,8 @@ def run_method(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner:
                 why = f"no figure {path} for column {column}{near}; there are {there}, in {found['file']}"
                 runner.fail(f"{title}: {step}", command, why)
     values = recipes.add_means(recipe, values) | ({} if seconds is None else {"seconds": seconds})
-    return {"seed": seed, "values": values, "records": records, **source}
+    about["protocols"] = {script: config.protocol(script) for script in scripts}
+    return {"seed": seed, "values": values, "records": records, **source, **about}
 
 
 def attempt(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Runner) -> dict:
@@ -95,15 +100,19 @@ def attempt(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Ru
         return {"seed": seed, "values": {}, "records": {}}
 
 
-def run_methods(recipe: dict, names, scope: recipes.Scope, runner: Runner, save: Callable) -> dict[str, list[dict]]:
-    """The results of every method, by seed: `names` are run, of the others what is done is taken.
+def run_methods(
+    recipe: dict, names, scope: recipes.Scope, runner: Runner, save: Callable, earlier: dict | None = None
+) -> dict[str, list[dict]]:
+    """The results of every method, by seed: `names` are run, of the others what is done is taken, and of all what is
+    among the `earlier` ones (completed.take_up).
 
     save(results, number of runs still to come) is called after each of them.
     """
-    seeds = {name: recipes.seeds(recipe, name, scope) for name in recipe["methods"]}
-    finder = Finder(runner.logs, runner.jobs)
-    found = {name: [attempt(recipe, name, seed, scope, finder) for seed in own] for name, own in seeds.items()}
-    to_come, lock = {(name, seed) for name in names for seed in seeds[name]}, threading.Lock()
+    seeds, earlier = {name: recipes.seeds(recipe, name, scope) for name in recipe["methods"]}, earlier or {}
+    finder, found = Finder(runner.logs, runner.jobs), {}
+    for name, own in seeds.items():
+        found[name] = [earlier.get((name, seed)) or attempt(recipe, name, seed, scope, finder) for seed in own]
+    to_come, lock = {(name, seed) for name in names for seed in seeds[name]} - earlier.keys(), threading.Lock()
 
     def run(name, seed):
         result = attempt(recipe, name, seed, scope, runner)
@@ -116,7 +125,8 @@ def run_methods(recipe: dict, names, scope: recipes.Scope, runner: Runner, save:
 
     with ThreadPoolExecutor(runner.jobs) as pool:
         # seed by seed: a table that is broken off has pairs to compare
-        tasks = [pool.submit(run, name, seed) for seed in range(scope.seeds) for name in names if seed in seeds[name]]
+        order = [(name, seed) for seed in range(scope.seeds) for name in names]
+        tasks = [pool.submit(run, *both) for both in order if both in to_come]
         try:
             for task in tasks:
                 task.result()
@@ -150,10 +160,14 @@ def run_recipe(recipe: dict, names, scope: recipes.Scope, args) -> list[dict]:
         line = recipes.in_one_line(entry["command"]).replace("$table", shlex.quote(f"{place}.json"))
         runner.call(f"{when}: {' '.join(line.split()[1:4])}", line, show=True)
 
-    for entry in recipe["before"]:
+    earlier = completed.take_up(recipe, scope)
+    for name, seed in earlier:
+        say(f"== {recipes.title(recipe, name, seed)}: is done, {recipe['results']}")
+    to_run = any((name, seed) not in earlier for name in names for seed in recipes.seeds(recipe, name, scope))
+    for entry in recipe["before"] if to_run else ():
         if "makes" not in entry or not Path(entry["makes"]).exists():
             call("before", entry)
-    results = run_methods(recipe, names, scope, runner, save_meanwhile)
+    results = run_methods(recipe, names, scope, runner, save_meanwhile, earlier)
     text = save(results)
     for entry in recipe["after"] if not args.only and args.scale == 1 else ():
         if not runner.failures:

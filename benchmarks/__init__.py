@@ -97,13 +97,7 @@ def machine(device: str = "cpu") -> str:
     if cpu_capabilities().get("amx_bf16"):
         instructions += ", AMX"
     threads, cores = torch.get_num_threads(), os.cpu_count()
-    return f"{_processor()} ({instructions}), {threads} of {cores} cores"
-
-
-def _processor() -> str:
-    with open("/proc/cpuinfo") if Path("/proc/cpuinfo").exists() else open(os.devnull) as file:
-        named = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    return f"{config.processor()} ({instructions}), {threads} of {cores} cores"
 
 
 def report(

@@ -14,14 +14,15 @@ from util import InputError
 
 
 def draw_panel(ax, column: str, methods: list[dict], unit: str) -> None:
-    """One column, a row a method: seeds as rings, the interval in blue above 0, orange below, gray where 0 is in it."""
+    """One column, a row a method: seeds as rings, the interval in blue above 0, orange below, gray if it may be 0."""
     ax.axvline(0, color="black", lw=1)
     for place, found in enumerate(method["columns"][column] for method in methods):
         seeds = list(found["seeds"].values())
         ax.plot(seeds, [place + 0.22] * len(seeds), "o", ms=4, mfc="none", mec=GRAY, mew=0.9)
         if "mean" in found:
             mean, half = found["mean"], found["half"]
-            color = INLIER if mean - half > 0 else OUTLIER if mean + half < 0 else GRAY
+            holds = found.get("p_holm", 0) < 0.05 and abs(mean) > half
+            color = GRAY if not holds else INLIER if mean > 0 else OUTLIER
             ax.errorbar(mean, place, xerr=half, color=color, marker="D", ms=5, lw=2, elinewidth=2, capsize=4)
     ax.set(title=column, xlabel=unit, ylim=(len(methods) - 0.5, -0.6))
     ax.set_yticks(range(len(methods)), [method["title"] for method in methods])
@@ -40,7 +41,8 @@ def draw_differences(path: Path, content: dict, columns: list[str]) -> None:
         draw_panel(ax, column, methods, "" if are_small(content["results"], column) else "points")
     counts = {len(method["columns"][column]["seeds"]) for method in methods for column in columns} - {0}
     what = f"difference to {content['differences']['to']}, paired by seed"
-    how = f"rings: {count_seeds(counts)}; bar: 95 % interval of the mean, in color where it excludes 0"
+    corrected = ", after Holm's correction" if content["recipe"].get("correction") else ""
+    how = f"rings: {count_seeds(counts)}; bar: 95 % interval of the mean, in color where it excludes 0{corrected}"
     figures.save(figure, path, f"{content['recipe']['title']}: {what}\n{how}{tell_scale(content)}")
 
 

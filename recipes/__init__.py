@@ -30,7 +30,7 @@ def read(path: Path) -> dict:
     recipe = check_entry(config.read_yaml(path, str(path), as_written=True), "recipe", str(path))
     recipe = {
         "about": "", "before": [], "after": [], "jobs": "1", "published": None, "baseline": None, "grid": {},
-        "means": {}, **recipe,
+        "means": {}, "correction": None, "results": None, **recipe,
     }  # fmt: skip
     recipe["jobs"] = int(recipe["jobs"])
     for kind, key in (("method", "methods"), ("evaluation", "evaluations")):
@@ -125,7 +125,11 @@ def read_published(recipe: dict, path: Path) -> dict | None:
 
 
 def check_baseline(recipe: dict, path: Path) -> None:
-    """Raise InputError unless the baseline, where there is one, is a method that is trained, and so has seeds."""
+    """Raise InputError unless the baseline, where there is one, is a method that is trained, and so has seeds; and for
+    a correction that is not known, or has no differences to correct.
+    """
+    if recipe["correction"] and (recipe["correction"] != "Holm" or not recipe["baseline"]):
+        raise InputError(f"{path}: correction {recipe['correction']}: must be Holm, of a recipe with a baseline")
     for name in grid.find_methods(recipe, recipe["baseline"], f"{path}: baseline") if recipe["baseline"] else ():
         if given(recipe, name):
             raise InputError(f"{path}: baseline: {name} is a given checkpoint, which has no seeds to pair")

@@ -10,8 +10,9 @@ from engine.cli import config
 from engine.cli.config import protocol
 from engine.cli.parsing import Means
 from engine.encoder import official_checkpoints
+from engine.encoder.records import read_table
 from engine.run import checkpoint, run_log
-from recipes import RAW, find_parser, parse
+from recipes import RAW, Scope, add_means, commands, find_parser, parse, seeds
 from recipes.schema import option, words
 from util import InputError
 
@@ -153,6 +154,43 @@ def find_record(command: str, sha256: str) -> dict | None:
         if wanted and not find_changed_file(command, [record.get("files", {})]):
             return {**record, "file": str(path)}
     return None
+
+
+def take_up(recipe: dict, scope: Scope) -> dict[tuple[str, int], dict]:
+    """By method and seed, the runs of the table that the recipe has under `results`, where there is such a file."""
+    file = util.user_path(recipe.get("results") or "")
+    if not file.is_file():
+        return {}
+    table = read_table(file)
+    wanted = [(name, seed) for name in recipe["methods"] for seed in seeds(recipe, name, scope)]
+    found = {(name, seed): _take_up_run(table, recipe, name, seed, scope) for name, seed in wanted}
+    return {key: run for key, run in found.items() if run is not None}
+
+
+def _take_up_run(table: dict, recipe: dict, name: str, seed: int, scope: Scope) -> dict | None:
+    """A run of an earlier table under the recipe's columns; None unless its commands, and what their figures mean, are
+    as today, and it has them all.
+    """
+    then, runs = table["recipe"], table["results"].get(name, [])
+    run = next((run for run in runs if run["seed"] == seed), None)
+    if run is None:
+        return None
+    before = commands(then, name, seed, Scope(table["seeds"], table["scale"], table.get("options", "")))
+    values = {"seconds": run["values"]["seconds"]} if "seconds" in run["values"] else {}
+    for step, command in commands(recipe, name, seed, scope).items():
+        script = words(command)[1]
+        if step not in before or not same(words(before[step])[1:], command):
+            return None
+        if run.get("protocols", {}).get(script, protocol(script)) != protocol(script):
+            return None
+        if step == "training":
+            continue
+        titles = {path: column for column, path in then["evaluations"][step]["columns"].items()}
+        for column, path in recipe["evaluations"][step]["columns"].items():
+            if titles.get(path) not in run["values"]:
+                return None
+            values[column] = run["values"][titles[path]]
+    return {**run, "values": add_means(recipe, values)}
 
 
 def figures(metrics: dict, before: str = "") -> dict[str, float]:

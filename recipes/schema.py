@@ -12,7 +12,7 @@ FORMS = {
     "recipe": {
         "title*": "text", "methods*": "a mapping", "evaluations*": "a mapping", "about": "text",
         "jobs": "a whole number", "before": "a list", "after": "a list", "published": "a mapping", "baseline": "text",
-        "grid": "a mapping", "means": "a mapping",
+        "grid": "a mapping", "means": "a mapping", "correction": "text", "results": "text",
     },
     "method": {
         "command": "a command", "checkpoint": "text", "title": "text", "scaled": "a mapping", "with": "a mapping",

@@ -53,19 +53,39 @@ def spreads(n: int) -> float:
 
 
 def difference(a: dict[int, float], b: dict[int, float]) -> dict:
-    """What a has over b by the "seeds" of both, of two or more its "mean" and "half" the width of its 95 % interval."""
+    """What a has over b by the "seeds" of both, of two or more its "mean", "half" the width of its 95 % interval, and
+    "p" of the paired t-test: below 0.05 where the interval excludes 0; 1 where all seeds agree, as coarse figures may.
+    """
+    from scipy.stats import ttest_1samp
+
     # what is less than a billionth of a point is rounding
     of_seeds = {str(seed): round(a[seed] - b[seed], 9) for seed in sorted(a.keys() & b.keys())}
     values = list(of_seeds.values())
     if len(values) < 2:
         return {"seeds": of_seeds}
     half = spreads(len(values)) * float(np.std(values, ddof=1))
-    return {"seeds": of_seeds, "mean": float(np.mean(values)), "half": half}
+    p = float(ttest_1samp(values, 0).pvalue) if half else 1.0
+    return {"seeds": of_seeds, "mean": float(np.mean(values)), "half": half, "p": p}
+
+
+def holm(p: dict[str, float]) -> dict[str, float]:
+    """p-values by name, adjusted by Holm (1979): that any of those below 0.05 is by chance has probability 0.05."""
+    adjusted, least = {}, 0.0
+    for left, name in zip(range(len(p), 0, -1), sorted(p, key=p.__getitem__), strict=True):
+        adjusted[name] = least = max(least, min(1.0, left * p[name]))
+    return adjusted
+
+
+def pair(runs: list[dict], others: list[dict], column: str) -> dict:
+    """The difference of two methods in a column, by the seeds that both ran on machines of one kind."""
+    machines = {run["seed"]: run.get("machine") for run in others}
+    alike = [run for run in runs if run.get("machine") == machines.get(run["seed"])]
+    return difference(by_seed(alike, column), by_seed(others, column))
 
 
 def find_differences(recipe: dict, results: dict) -> dict:
     """What methods have over the baseline: {"to": its title, "methods": {method: {"title", "columns": {column: its
-    difference}}}}; {} without a baseline.
+    difference}}}}; {} without a baseline. With Holm's correction over a method's columns, "p_holm" of each.
     """
     if not recipe.get("baseline"):
         return {}
@@ -73,7 +93,10 @@ def find_differences(recipe: dict, results: dict) -> dict:
     for name in results:
         other = grid.find_baseline(recipe, name)
         if other is not None:
-            of_columns = {c: difference(by_seed(results[name], c), by_seed(results[other], c)) for c in columns(recipe)}
+            of_columns = {c: pair(results[name], results[other], c) for c in columns(recipe)}
+            if recipe.get("correction"):
+                for c, p in holm({c: of["p"] for c, of in of_columns.items() if "p" in of}).items():
+                    of_columns[c]["p_holm"] = p
             found["methods"][name] = {"title": grid.find_title(recipe, name), "columns": of_columns}
     return found
 
@@ -131,7 +154,7 @@ def draw_figures(recipe: dict, results: dict, scope: Scope, names: list[str]) ->
 
 
 def difference_cell(difference: dict, wanted: int) -> str:
-    """A difference with its 95 % interval, bold where that excludes 0, unless all seeds agree, as coarse figures may.
+    """A difference with its 95 % interval, bold where p, corrected if the recipe says so, is below 0.05.
 
     An interval has as many digits as it takes to see on which side of 0 its ends lie.
     """
@@ -141,7 +164,7 @@ def difference_cell(difference: dict, wanted: int) -> str:
     ends = (mean - half, mean + half)
     digits = next((d for d in range(1, 12) if all(end == 0 or float(f"{end:.{d}f}") for end in ends)), 12)
     text = f"{mean:+.{digits}f} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
-    text = f"**{text}**" if half and (ends[0] > 0 or ends[1] < 0) else text
+    text = f"**{text}**" if difference.get("p_holm", difference["p"]) < 0.05 else text
     return text + count_missing(len(difference["seeds"]), wanted)
 
 
@@ -157,9 +180,14 @@ def differences(recipe: dict, results: dict, scope: Scope, names: list[str]) -> 
     head = f"Difference to {found['to']}, paired by seed, with 95 % interval:"
     how = (
         f"Interval: the mean ± t(0.975, n - 1) / √n standard deviations of the paired difference, Student's; with "
-        f"{scope.seeds} seeds {spreads(scope.seeds):.2f} of them. Bold: it excludes 0, as one in twenty does by chance "
-        "where differences are normal."
+        f"{scope.seeds} seeds {spreads(scope.seeds):.2f} of them. Bold: "
     )
+    if recipe.get("correction"):
+        how += "p < 0.05 after Holm's correction over the columns of a row; the intervals are not corrected."
+    else:
+        how += "it excludes 0, as one in twenty does by chance where differences are normal."
+    if len({run.get("machine") for runs in results.values() for run in runs if run["values"]}) > 1:
+        how += " Runs come from several kinds of machines; those of one kind are paired."
     return [head, rows(["method", *names], body), how]
 
 

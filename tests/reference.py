@@ -643,6 +643,31 @@ def paired_difference(a, b):
     return mean, T_975[n] * math.sqrt(variance) / math.sqrt(n)
 
 
+def paired_p(a, b, steps=20000):
+    """p of the two-sided paired t-test: 1 less the integral of Student's density from -t to t, by Simpson's rule."""
+    n = len(a)
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    mean = math.fsum(differences) / n
+    t = abs(mean) / math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1) / n)
+    df = n - 1
+    scale = math.gamma((df + 1) / 2) / math.gamma(df / 2) / math.sqrt(df * math.pi)
+    density = [scale * (1 + (t * i / steps) ** 2 / df) ** (-(df + 1) / 2) for i in range(steps + 1)]
+    weights = [1 if i in (0, steps) else 4 if i % 2 else 2 for i in range(steps + 1)]
+    return 1 - 2 * t / steps / 3 * math.fsum(w * x for w, x in zip(weights, density, strict=True))
+
+
+def holm_rejects(p, level):
+    """Places of the p-values that Holm's procedure rejects: from the smallest on, until one is too large."""
+    rejected, left = [], list(range(len(p)))
+    while left:
+        smallest = min(left, key=lambda i: p[i])
+        if p[smallest] > level / len(left):
+            break
+        rejected.append(smallest)
+        left.remove(smallest)
+    return sorted(rejected)
+
+
 def _cosine(a, b):
     dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
     return dot / math.sqrt(math.fsum(x * x for x in a) * math.fsum(x * x for x in b))

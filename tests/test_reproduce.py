@@ -1,7 +1,9 @@
 """reproduce.py: the documented commands from a recipe, what is done left alone, failures survived, one table."""
 
 import contextlib
+import copy
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -26,6 +28,7 @@ from engine.cli import config
 from engine.encoder import official_checkpoints
 from engine.run import checkpoint, run_log
 from networks import resnet
+from recipes import completed, table
 from recipes.completed import find_record, find_run, same, seconds
 from recipes.running import Finder, Runner
 
@@ -155,6 +158,81 @@ def test_another_checkpoint_or_command_or_protocol_asks_for_another_evaluation(m
     assert find_record(command, sha256) is None
     monkeypatch.setitem(config.PROTOCOL, "main_ce", 2)
     assert find_run([PLACE], GOOD) is None
+
+
+def test_finished_runs_of_an_earlier_table_are_taken_up_where_save_is_gone(done):
+    shutil.move("save/tables/small.json", "small.json")
+    shutil.rmtree("save")
+    earlier = json.loads(Path("small.json").read_text())
+    recipe = SMALL_RECIPE | {"results": "small.json"}
+    recipe["evaluations"] = copy.deepcopy(SMALL_RECIPE["evaluations"])
+    recipe["evaluations"]["retrieval"]["columns"] = {"mAP, renamed": "fine.mAP"}
+    recipe["published"] = None
+    Path("small.yaml").write_text(yaml.safe_dump(recipe))
+    out = reproduced(Path.cwd())
+    assert "== a good one" not in out and "== good, seed 0: is done, small.json\n" in out
+    assert "== bad, seed 0: training: FAILED" in out and not Path("save/SupCon").exists()
+    now = json.loads(Path("save/tables/small.json").read_text())
+    (run_then,), (run_now,) = (content["results"]["good"] for content in (earlier, now))
+    then, now = run_then.pop("values"), run_now.pop("values")
+    assert now == {"mAP, renamed": then["fine mAP"], "seconds": then["seconds"]} and run_now == run_then
+    assert run_now["machine"].startswith(config.processor()) and ", torch " in run_now["machine"]
+
+
+def test_a_run_of_an_earlier_table_counts_for_the_same_commands_and_columns_of_today_alone(monkeypatch, tmp_path):
+    def recipe_of(**change):
+        content = copy.deepcopy(SMALL_RECIPE) | {"results": "t.json", "published": None}
+        for place, value in change.items():
+            *path, last = place.split("__")
+            functools.reduce(lambda at, key: at[key], path, content)[last] = value
+        (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
+        return recipes.read(tmp_path / "r.yaml")
+
+    monkeypatch.chdir(tmp_path)
+    runs = [{"seed": s, "values": {"R@1": 1.0, "fine mAP": 2.0}, "protocols": {"retrieval.py": 4}} for s in (0, 1)]
+    runs.append({"seed": 2, "values": {"R@1": 1.0}})  # an evaluation failed
+    about = {"command": [], "failures": []}
+    table.write(tmp_path / "t", recipe_of(), {"good": runs, "bad": []}, recipes.Scope(3), about)
+
+    def taken(scope=None, **change):
+        return list(completed.take_up(recipe_of(**change), scope or recipes.Scope(4)))
+
+    assert taken() == [("good", 0), ("good", 1)]
+    assert taken(methods__good__title="other", methods__bad__command=f"{GOOD} --exp_name bad") == taken()
+    assert taken(methods__good__command=GOOD.replace("--exp_name", "--overwrite --exp_name")) == taken()
+    assert taken(recipes.Scope(1)) == [("good", 0)]
+    columns = {"x": "fine.R@1"}
+    assert taken(evaluations__retrieval__columns=columns) == [("good", 0), ("good", 1), ("good", 2)]
+    (found,) = completed.take_up(recipe_of(evaluations__retrieval__columns=columns), recipes.Scope()).values()
+    assert found["values"] == {"x": 1}
+    more = {"command": "python retrieval.py --ckpt $path2chkpt --labelset coarse", "columns": {"y": "coarse.mAP"}}
+    nothing = [
+        {"methods__good__command": GOOD.replace("256", "128")},
+        {"evaluations__retrieval__command": "python retrieval.py --ckpt $path2chkpt --knn_vote 3"},
+        {"evaluations__retrieval__columns": {"AP": "fine.AP"}},
+        {"evaluations__more": more},
+        {"results": "none.json"},
+        {"results": None},
+    ]
+    assert [taken(**change) for change in nothing] == [[]] * len(nothing)
+    assert taken(recipes.Scope(4, 0.5)) == taken(recipes.Scope(4, 1.0, "--size 8")) == []
+    monkeypatch.setitem(config.PROTOCOL, "retrieval", 5)
+    assert taken() == []
+
+
+def test_what_comes_before_the_methods_is_left_out_where_none_is_to_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    called = []
+    monkeypatch.setattr(Runner, "call", lambda self, title, command, show=False: called.append(title))
+    recipe = {"title": "T", "methods": {"a": {"command": GOOD}}, "before": [{"command": "python -m x", "makes": "y"}]}
+    recipe |= {"evaluations": SMALL_RECIPE["evaluations"], "after": [], "jobs": 1, "published": None, "baseline": None}
+    recipe |= {"about": "", "results": "t.json", "means": {}}
+    run_of_a = {"seed": 0, "values": {"R@1": 1.0, "fine mAP": 2.0}}
+    for results, want in (({"a": []}, ["before: -m x", "a, seed 0: training"]), ({"a": [run_of_a]}, [])):
+        table.write(tmp_path / "t", recipe, results, recipes.Scope(), {"command": [], "failures": []})
+        called.clear()
+        reproduce.run_recipe(recipe, ["a"], recipes.Scope(), reproduce.get_parser().parse_args(["r.yaml"]))
+        assert called == want
 
 
 def test_a_training_that_was_cut_off_goes_on_and_another_command_does_not_count(monkeypatch, done, tmp_path):

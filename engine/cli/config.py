@@ -181,6 +181,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in libraries}}
 
 
+def processor() -> str:
+    """What the CPU is called."""
+    with open("/proc/cpuinfo") if Path("/proc/cpuinfo").exists() else open(os.devnull) as file:
+        named = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
 def commit() -> str | None:
     """The git commit of this code, with "+ changes" where files differ from it; None where there is no git."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):

@@ -43,6 +43,8 @@ def write(
     key = hashlib.sha256(json.dumps(recorded.hashed | made_of, sort_keys=True).encode()).hexdigest()[:8]
     parts = [script, dataset, fit_file_name(name), fit_file_name(detail), key]
     path = folder / ("_".join(part for part in parts if part) + ".json")
+    device = f"{config.processor()} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else device
     record = {
         "metrics": metrics,
         "unit": "percent",
@@ -53,7 +55,7 @@ def write(
         "protocol": config.protocol(Path(sys.argv[0]).name),
         "data_folders": {split: str(Path(where).resolve()) for split, where in data_folders.items()},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
+        "machine": device,
         "commit": config.commit(),
         "versions": config.versions(),
         **about,

@@ -112,6 +112,14 @@ def test_a_panel_has_each_seeds_difference_and_the_interval_in_color_where_it_ex
         assert len(ax.containers) == sum(row[1] is not None for row in rows)
 
 
+@pytest.mark.parametrize(("correction", "color"), [(None, INLIER), ("Holm", GRAY)])
+def test_a_bar_is_in_color_where_holms_correction_leaves_it_certain(monkeypatch, kept, tmp_path, correction, color):
+    made = {"scl": ({"R@1": 50, "mAP": 50},) * 2, "rince": ({"R@1": 57, "mAP": 57}, {"R@1": 58, "mAP": 58})}  # p 0.04
+    write(tmp_path, made=made, recipe=RECIPE | {"correction": correction})
+    run(monkeypatch, tmp_path, "t.json", "figures.differences")
+    assert {bar.lines[0].get_color() for ax in kept[0].axes for bar in ax.containers} == {color}
+
+
 @pytest.mark.parametrize(
     ("command", "reason"),
     [

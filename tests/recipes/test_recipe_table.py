@@ -24,6 +24,17 @@ def test_a_paired_difference_is_the_references_and_nothing_that_a_seed_adds_to_b
     for x, y, want in ((a, b, mean), (b, a, -mean), (a + of_seed, b + of_seed, mean)):
         found = table.difference(dict(enumerate(x)), dict(enumerate(y)))
         assert (found["mean"], found["half"]) == pytest.approx((want, half), rel=2e-4)
+        assert found["p"] == pytest.approx(reference.paired_p(a.tolist(), b.tolist()), abs=1e-6)
+        assert (found["p"] < 0.05) == (abs(found["mean"]) > found["half"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holms_adjusted_p_is_below_a_level_where_his_procedure_rejects_at_it(seed):
+    p = (np.random.default_rng(seed).random(6) ** 3).round(2)
+    found = table.holm({str(i): x for i, x in enumerate(p)})
+    for level in (0.013, 0.051, 0.207, 0.493):
+        assert sorted(int(i) for i, x in found.items() if x <= level) == reference.holm_rejects(p.tolist(), level)
+    assert all(p[int(i)] <= x <= 1 for i, x in found.items())
 
 
 @pytest.mark.parametrize(
@@ -104,6 +115,37 @@ Given checkpoints are evaluated once: seeds are those of trainings.
 """.replace("\\\n", "")
     )
     assert "with 5 seeds 1.24 of them" in table.markdown(content(seeds=5))
+
+
+def test_with_holms_correction_a_row_is_bold_where_it_holds_over_all_columns_of_the_recipe():
+    made = {"scl": [(50.0, 40.0), (51.0, 40.0), (52.0, 40.0)], "rince": [(52.0, 41.0), (53.1, 40.9), (54.0, 41.6)]}
+    runs = {name: results(*({"R@1": a, "mAP": b} for a, b in of)) for name, of in made.items()}
+    bold = "| rince | **+2.0 [1.9, 2.2]** | **+1.2 [0.2, 2.1]** |"
+    assert bold in table.markdown(content(results=runs, seeds=3))
+    recipe = RECIPE | {"correction": "Holm"}
+    found = table.find_differences(recipe, runs)["methods"]["rince"]["columns"]
+    assert found["R@1"]["p_holm"] == 2 * found["R@1"]["p"] < found["mAP"]["p_holm"] == found["mAP"]["p"]
+    corrected = table.markdown(content(recipe, results=runs, seeds=3))
+    assert bold in corrected and "Bold: p < 0.05 after Holm's correction over the columns of a row; " in corrected
+    recipe["evaluations"] = {"e": {"columns": {"R@1": "x", "mAP": "y", "again": "z"}}}
+    for of in runs.values():
+        for of_seed in of:
+            of_seed["values"]["again"] = of_seed["values"]["mAP"]
+    assert "| rince | **+2.0 [1.9, 2.2]** | +1.2 [0.2, 2.1] |" in table.markdown(
+        content(recipe, results=runs, seeds=3), ["R@1", "mAP"]
+    )
+
+
+def test_runs_are_paired_on_machines_of_one_kind_and_the_table_says_so():
+    def on(machines, runs):
+        return [run | {"machine": machine} for machine, run in zip(machines, runs, strict=True)]
+
+    runs = {name: results(*({"R@1": x + i} for i in range(3))) for name, x in (("scl", 50.0), ("rince", 52.0))}
+    runs = {"scl": on("aab", runs["scl"]), "rince": on("aaa", runs["rince"])}
+    runs["rince"][0]["values"]["R@1"] += 0.5
+    text = table.markdown(content(results=runs, seeds=3))
+    assert "| rince | +2.2 [-0.9, 5.4] (2 of 3) |" in text
+    assert text.count("Runs come from several kinds of machines; those of one kind are paired.") == 1
 
 
 def test_correlations_have_two_decimals_and_a_title_with_a_bar_or_a_line_break_stays_one_cell():

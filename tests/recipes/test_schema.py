@@ -72,6 +72,8 @@ def changed(key, value):
         ("published", {"source": "s", "a": {"R@2": 1}}, "published a: no column R@2; did you mean R@1?"),
         ("baseline", "aa", "r.yaml: baseline: there is no method aa; did you mean a?"),
         ("baseline", "given", "r.yaml: baseline: given is a given checkpoint, which has no seeds to pair"),
+        ("correction", "Holm", "r.yaml: correction Holm: must be Holm, of a recipe with a baseline"),
+        ("", RECIPE | {"baseline": "a", "correction": "BH"}, "r.yaml: correction BH: must be Holm, of a recipe with a"),
         ("means", {"both": ["R@1", "map"]}, "means: both: no column map"),
         ("means", {"mAP": ["R@1"]}, "means: column mAP is there already"),
         # a grid
