@@ -17,6 +17,7 @@ from torch import Tensor
 import datasets
 import evaluation
 import figures
+from datasets import rankings
 from datasets.features import FeatureFiles
 from engine import factory
 from engine.cli import config, options
@@ -78,9 +79,9 @@ def find_nearness(args, train: datasets.ImageData, outliers: datasets.ImageData)
     """[O] with --ranking, the largest similarity of each outlier class to a training class; else None."""
     if not args.ranking:
         return None
-    known = train.superclasses
-    if isinstance(known, dict):
-        known = (outliers.superclasses or {}) | known
+    known, others = train.superclasses, outliers.superclasses
+    if isinstance(known, rankings.Taxonomy) and others and len(others.levels) == len(known.levels):
+        known = rankings.Taxonomy(known.levels, others.groups | known.groups)
     return detectors.compute_nearness(args.ranking, known, train.classes, outliers.classes)
 
 

@@ -42,7 +42,7 @@ def get_parser():
     g.add_argument("--knn_vote", "--knn_k", dest="knn_k", type=options.positive_int, metavar="K", help=vote)
     labelsets = "classes, superclasses, or every level of a taxonomy"
     g.add_argument("--labelset", default="fine", choices=["fine", "coarse", "both", "levels"], help=labelsets)
-    superclasses = "YAML file for coarse (None: the data set's own); for levels a taxonomy's file, or inaturalist"
+    superclasses = "YAML of superclasses; for levels a taxonomy's file, or inaturalist (None: the data set's own)"
     g.add_argument("--superclasses", type=util.user_text, means=Means.FILE, help=superclasses)
     only = "queries and gallery of these only: a file of names, or excluded, those that were not trained on"
     g.add_argument("--classes", type=util.user_text, metavar="FILE", means=Means.FILE, help=only)
@@ -69,7 +69,7 @@ def label_sets(args, classes, known) -> dict[str, torch.Tensor]:
             raise InputError(f"--labelset {args.labelset}: {args.dataset} {hint}")
         sets["coarse"] = rankings.number_superclasses(groups, classes, source)
     elif args.labelset == "levels":
-        levels = rank_consistency.read_levels(args.superclasses, classes)
+        levels = rank_consistency.read_levels(args.superclasses, classes, known)
         sets = rank_consistency.add_levels({"class": torch.arange(len(classes))}, levels)
     elif args.superclasses:
         raise InputError(f"--superclasses {args.superclasses}: has no use with --labelset fine")

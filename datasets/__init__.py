@@ -19,6 +19,7 @@ from datasets import feature_views, sources, text_files
 from datasets.decoding import WAY_ROUND, read_pixels, read_rgb
 from datasets.features import FeatureFiles, FeatureRows
 from datasets.folders import LeftOut, find_real_paths
+from datasets.lists import Taxonomy
 from datasets.packed import Pack, PackedImage, PackInputError
 from datasets.sources import ViewSettings
 from util import InputError
@@ -50,7 +51,7 @@ class ImageData(Dataset):
     """Images with class labels; item i is (transform(PIL image in RGB), label).
 
     images: paths, PackedImages, uint8 arrays [H, W] or [H, W, 3], or rows of features; labels: [n] long; classes: the
-    name of each label; superclasses: the name of those that ship with it, or of each class its own; None: none.
+    name of each label; superclasses: the name of those that ship with it, or its own taxonomy; None: none.
     bad: [n] bool, shared with DataLoader workers: an image that cannot be read is marked in it, and the next readable
     one, with its label, takes its place; None (as built): it is an InputError.
     left_out: what of the folder is no image of the set; groups: the classes are groups without names, which may lose
@@ -64,7 +65,7 @@ class ImageData(Dataset):
     bad: torch.Tensor | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
     groups: bool = False
-    superclasses: str | dict[str, str] | None = None
+    superclasses: str | Taxonomy | None = None
 
     def tolerate_damage(self) -> None:
         """From now on, let other images take the place of those that cannot be read; not so rows of features."""

@@ -54,7 +54,8 @@ def read_table(path: str, flag: str, label_columns: Sequence[str] = ()) -> Table
     if missing:
         raise InputError(f"{source}: has no column {missing[0]}; it has {keys}")
     features = _first(content, FEATURES)
-    names = list(label_columns) or [name for options in (LABELS, COARSE) for name in options if name in content]
+    fine, coarse = ([name for name in options if name in content] for options in (LABELS, COARSE))
+    names = list(label_columns) or fine[:1] + coarse
     if suffix in (".csv", ".tsv", ".txt"):
         content |= {name: _integers(content[name]) for name in names}
         features = _numeric_columns(content, {*LABELS, *COARSE, *label_columns, SPLIT})
@@ -171,20 +172,15 @@ def _read_torch(path: Path, source: str):
 
 
 def _read_safetensors(path: Path, source: str) -> dict:
+    """The tensors, and the lists that the metadata holds as JSON: names cannot be tensors."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            return {
-                **{key: json.loads(text) for key, text in (file.metadata() or {}).items() if key in TEXTS},
-                **content,
-            }
+            return {key: json.loads(text) for key, text in (file.metadata() or {}).items() if text[:1] == "["} | content
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{source}: not readable as a safetensors file ({util.reason(error)})") from None
-
-
-TEXTS = (*LABELS, *COARSE, *CLASSES, SPLIT)  # entries that a safetensors file keeps as JSON in its metadata
 
 
 def _read_parquet(path: Path, source: str) -> dict:

@@ -1,6 +1,7 @@
 """Data sets of features: rows of files, in memory or mapped into it, with labels, class names and superclasses."""
 
 import glob
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 import util
 from datasets.feature_files import Table, read_lines, read_table
 from datasets.folders import SPLITS
-from datasets.lists import number_labels
+from datasets.lists import Taxonomy, number_labels
 from util import InputError
 
 
@@ -140,10 +141,10 @@ def expand_patterns(patterns: Sequence[str], flag: str) -> list[str]:
 
 
 def read_features(files: FeatureFiles, split: str, whole: bool = False):
-    """Rows, labels [n], classes in sorted order, and the superclass of each class, of a split: "train", "test", "all".
+    """Rows, labels [n], classes in sorted order, and their taxonomy, of a split: "train", "test", "all".
 
-    The superclasses are None without a second column of labels. Without files of validation, a column `split` decides.
-    whole: all rows of `train`, whatever the split.
+    Columns of labels after the first are its levels; it is None without. Without files of validation, a column `split`
+    decides. whole: all rows of `train`, whatever the split.
     Raises InputError where a file cannot be read, or the files contradict one another.
     """
     if split == "test" and files.val and not whole:
@@ -174,11 +175,11 @@ def _read_part(patterns, label_patterns, flag: str, files: FeatureFiles, parts: 
         chosen = _rows_of_split(labeled, flag, parts)
         rows, columns = rows[chosen], [column[chosen] for column in columns]
     source = f"{label_flag} {labeled[0].path}"
-    if len(columns) > 2:
-        hint = "give labels and superclasses, and a taxonomy of more levels as --ranking FILE"
-        raise InputError(f"{source}: {len(columns)} columns of labels; {hint}")
     labels, classes = _number_labels(columns[0], files.class_names, labeled[0].classes, source)
-    return rows, labels, classes, _find_superclasses(labels, classes, columns[1], source) if columns[1:] else None
+    if len(columns) == 1:
+        return rows, labels, classes, None
+    levels = [(classes, labels), *map(_factorize, columns[1:])]
+    return rows, labels, classes, _nest(dict(zip(labeled[0].labels, levels, strict=True)), source)
 
 
 def _stack_rows(tables: list[Table], flag: str) -> FeatureRows:
@@ -263,12 +264,19 @@ def _factorize(column: np.ndarray) -> tuple[list, np.ndarray]:
     return [*places], numbers
 
 
-def _find_superclasses(labels: np.ndarray, classes: list[str], coarse: np.ndarray, source: str) -> dict[str, str]:
-    """class -> superclass. Raises InputError where a class has two."""
-    groups, numbers = _factorize(coarse)
-    found: dict[str, str] = {}
-    for pair in np.unique(labels * len(groups) + numbers).tolist():
-        name, group = classes[pair // len(groups)], str(groups[pair % len(groups)])
-        if found.setdefault(name, group) != group:
-            raise InputError(f"{source}: the class {name} has two superclasses, {found[name]} and {group}")
-    return found
+def _nest(columns: dict[str, tuple[list, np.ndarray]], source: str) -> Taxonomy:
+    """The taxonomy of the classes. columns: of labels by name, the finest first, each as `_factorize` gives it.
+
+    Raises InputError where a group lies in two of the next column.
+    """
+    paths = {name: (name,) for name in next(iter(columns.values()))[0]}
+    for (fine, (names, numbers)), (coarse, (groups, of)) in itertools.pairwise(columns.items()):
+        parents: dict[str, str] = {}
+        for pair in np.unique(numbers * len(groups) + of).tolist():
+            name, group = str(names[pair // len(groups)]), str(groups[pair % len(groups)])
+            if parents.setdefault(name, group) != group:
+                where = f"{fine} {name} lies in {coarse} {parents[name]} and in {coarse} {group}"
+                raise InputError(f"{source}: {where}; columns of labels must be nested, the finest first")
+        paths = {name: (*path, parents[path[-1]]) for name, path in paths.items()}
+    groups_of = {name: tuple(path[at:] for at in range(1, len(path))) for name, path in paths.items()}
+    return Taxonomy(tuple(columns)[1:], groups_of)

@@ -5,6 +5,7 @@ of `path label` in a .txt, whose images lie in a folder next to theirs.
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import util
@@ -13,6 +14,17 @@ from datasets.folders import SPLITS, find_real_paths
 from util import InputError
 
 OPENOOD = ("images_classic", "images_largescale")  # next to OpenOOD's benchmark_imglist
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """levels: names, the finest first; groups: class -> its group at each level, one lying in one of the next.
+
+    A group is named by its whole path, so that two of one name under different groups are two.
+    """
+
+    levels: tuple[str, ...]
+    groups: dict[str, tuple[tuple[str, ...], ...]]
 
 
 def is_list(path: Path) -> bool:

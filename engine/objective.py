@@ -221,7 +221,7 @@ def name_ranking(args, data: datasets.ImageData) -> str:
 
 def choose_ranking(given: str | None, data: datasets.ImageData) -> str | None:
     """The ranking that is given, else the superclasses that labels carry in a column of their own; None without."""
-    return given or ("superclass" if isinstance(data.superclasses, dict) else None)
+    return given or ("superclass" if isinstance(data.superclasses, rankings.Taxonomy) else None)
 
 
 def read_ranking(args, data: datasets.ImageData) -> np.ndarray:

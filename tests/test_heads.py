@@ -78,6 +78,38 @@ def test_raw_features_retrieve_as_scikit_learn_finds_neighbors(folder, monkeypat
     assert metrics["coarse"]["mAP-other-classes"] == pytest.approx(100 * np.mean(apart), rel=1e-6)
 
 
+def test_columns_of_labels_are_the_ranking_of_a_training_and_the_levels_of_its_evaluation(folder, monkeypatch, capsys):
+    labels = np.arange(8)
+    for name, each, seed in (("t", 20, 1), ("v", 5, 2)):
+        columns = {"pair": labels.repeat(each) // 2, "half": np.array(["a", "b"])[labels.repeat(each) // 4]}
+        make(folder / f"{name}.npz", each, seed, **columns)
+    files = "--features t.npz --features_val v.npz --label_columns labels pair half"
+    run(monkeypatch, folder, f"{SHORT} {files} --exp_name deep --epochs 1")
+    table = torch.load(folder / RUN / "deep/last.pth", weights_only=True)["ranking"]["similarity"]
+    assert table[0].tolist() == [1.0, 0.75, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0]
+    run(monkeypatch, folder, f"{files} --labelset levels", "retrieval")
+    (found,) = [r["metrics"] for r in records(folder, "retrieval") if r["options"]["labelset"] == "levels"]
+    assert list(found) == ["class", "pair", "half"]
+    for superclasses, name in (("", "pair"), ("--superclasses halves.yaml", "half")):
+        (folder / "halves.yaml").write_text(f"a: [{', '.join(NAMES[:4])}]\nb: [{', '.join(NAMES[4:])}]\n")
+        run(monkeypatch, folder, f"{files} --labelset coarse {superclasses}", "retrieval")
+        coarse = [r["metrics"]["coarse"] for r in records(folder, "retrieval") if r["options"]["labelset"] == "coarse"]
+        assert found[name] in coarse
+
+
+def test_outliers_of_a_file_are_near_by_their_own_columns_of_labels(folder, monkeypatch, capsys, tmp_path):
+    for name in ("train.npz", "val.npz"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    make(tmp_path / "others.npz", 5, 3, labels=["x", "y"] * 20, coarse=["group 0", "group 9"] * 20)
+    words = f"{FILES} --features_outliers others.npz --detector knn --ranking superclass"
+    run(monkeypatch, tmp_path, words, "out_of_dist_detection")
+    near = result(tmp_path, "ood*")["nearness"]["classes"]
+    assert {name: of["similarity"] for name, of in near.items()} == {"x": 0.75, "y": 0.0}
+    others = dict(np.load(tmp_path / "others.npz"))
+    np.savez(tmp_path / "others.npz", **others, superclass=["all"] * 40)
+    assert "lacks the class x" in error_of(monkeypatch, capsys, tmp_path, words, "out_of_dist_detection")
+
+
 def test_both_layers_of_a_head_are_measured_and_a_record_says_which(folder, monkeypatch, capsys):
     run(monkeypatch, folder, f"{FILES} --ckpt {RUN}/rince", "retrieval")
     printed = capsys.readouterr().out

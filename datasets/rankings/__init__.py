@@ -10,9 +10,9 @@ from datasets.rankings.table import (
     load,
     summarize_ranking,
 )
-from datasets.rankings.taxonomy import choose_superclasses, list_shipped, number_superclasses, read_shipped
+from datasets.rankings.taxonomy import Taxonomy, choose_superclasses, list_shipped, number_superclasses, read_shipped
 
 __all__ = [
-    "ALL", "Ranks", "assign_ranks", "choose_superclasses", "class_similarity", "find_rows", "find_similarities",
-    "list_shipped", "load", "number_superclasses", "read_shipped", "summarize_ranking",
+    "ALL", "Ranks", "Taxonomy", "assign_ranks", "choose_superclasses", "class_similarity", "find_rows",
+    "find_similarities", "list_shipped", "load", "number_superclasses", "read_shipped", "summarize_ranking",
 ]  # fmt: skip

@@ -39,15 +39,14 @@ def find_rows(names: list[str], classes: list[str], source: str) -> list[int]:
     return match_classes(classes, {name: i for i, name in enumerate(names)}, source)
 
 
-# of a data set: the name of those that ship, or class -> superclass
-Superclasses = str | dict[str, str] | None
+Superclasses = str | taxonomy.Taxonomy | None  # of a data set: the name of those that ship, or its own
 
 
 def find_similarities(ranking: str, classes: list[str], superclasses: Superclasses = None) -> np.ndarray:
     """[C, C] similarities of `classes`, as their source has them.
 
     ranking: what `load` takes, of these classes and maybe more; or "identity" (no two classes are similar),
-    "superclass" (0.75 inside a superclass of the data set's own), or "inaturalist" (what its
+    "superclass" (0.75 inside a superclass of the data set's own, less by coarser levels), or "inaturalist" (what its
     folders' names say). Raises InputError on anything that does not fit.
     """
     if ranking in NAMED:
@@ -63,12 +62,11 @@ def identity(classes: list[str], superclasses: Superclasses) -> np.ndarray:
 
 
 def superclass(classes: list[str], superclasses: Superclasses) -> np.ndarray:
-    """0.75 inside a superclass of the data set's own."""
+    """0.75 inside a superclass of the data set's own, less by each coarser level that it knows."""
     if superclasses is None:
         raise InputError("--ranking superclass: this data set has none; give a YAML file of superclasses")
-    if isinstance(superclasses, dict):
-        source = "--ranking superclass (the second column of labels)"
-        return taxonomy.compute_similarity(taxonomy.group_classes(superclasses), classes, source)
+    if isinstance(superclasses, taxonomy.Taxonomy):
+        return taxonomy.compute_similarity(superclasses, classes, "--ranking superclass (the columns of labels)")
     found = taxonomy.read_taxonomy(f"{SHIPPED}/{superclasses}.yaml", "--ranking superclass")
     return taxonomy.compute_similarity(found, classes, f"--ranking superclass ({superclasses})")
 

@@ -7,7 +7,6 @@ superclass/class/, as CIFAR-100's own files, or as the names of iNaturalist's fo
 import itertools
 import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 import util
 from datasets import lists, text_files
 from datasets.folders import LeftOut, list_subfolders
+from datasets.lists import Taxonomy
 from util import InputError, closest
 
 SHIPPED = Path(__file__).parent / "superclasses"  # a YAML file for each data set that has them
@@ -26,17 +26,6 @@ SUPERCLASSES = ("level 1",)  # the levels of lines `superclass: [class, class]`,
 # of iNaturalist 2021's folders, 00000_Animalia_Annelida_Clitellata_Haplotaxida_Lumbricidae_Lumbricus_terrestris, the
 # finest first; the species is the class itself
 INATURALIST = ("genus", "family", "order", "class", "phylum", "kingdom")
-
-
-@dataclass(frozen=True)
-class Taxonomy:
-    """levels: names, the finest first; groups: class -> its group at each level, one lying in one of the next.
-
-    A group is named by its whole path, so that two of one name under different groups are two.
-    """
-
-    levels: tuple[str, ...]
-    groups: dict[str, tuple[tuple[str, ...], ...]]
 
 
 def match_classes(classes: list[str], found: dict[str, Any], source: str) -> list:
@@ -64,9 +53,12 @@ def number_groups(taxonomy: Taxonomy, classes: list[str], source: str) -> dict[s
     return found
 
 
-def group_classes(superclasses: dict[str, str]) -> Taxonomy:
-    """The taxonomy of one level that class -> superclass says."""
-    return Taxonomy(SUPERCLASSES, {name: ((group,),) for name, group in superclasses.items()})
+def list_members(taxonomy: Taxonomy) -> dict[str, list[str]]:
+    """superclass -> classes of the finest level."""
+    found: dict[str, list[str]] = {}
+    for name, (path, *_) in taxonomy.groups.items():
+        found.setdefault(path[0], []).append(name)
+    return found
 
 
 def compute_similarity(taxonomy: Taxonomy, classes: list[str], source: str) -> np.ndarray:
@@ -102,23 +94,17 @@ def read_superclasses(source: str, flag: str = "--ranking") -> dict[str, list[st
     found = read_taxonomy(source, flag)
     if found is None or len(found.levels) > 1:
         raise InputError(f"{flag} {source}: superclasses are a YAML file of lines `superclass: [class, class, ...]`")
-    groups: dict[str, list[str]] = {}
-    for name, ((group,),) in found.groups.items():
-        groups.setdefault(group, []).append(name)
-    return groups
+    return list_members(found)
 
 
-def choose_superclasses(
-    file: str | None, known: str | dict[str, str] | None
-) -> tuple[dict[str, list[str]] | None, str]:
+def choose_superclasses(file: str | None, known: str | Taxonomy | None) -> tuple[dict[str, list[str]] | None, str]:
     """superclass -> classes of --superclasses FILE, else of what a data set knows: the name of those that ship, or its
-    own class -> superclass; else None; and what errors call them.
+    own taxonomy; else None; and what errors call them.
     """
     if file:
         return read_superclasses(file, "--superclasses"), f"--superclasses {file}"
-    if isinstance(known, dict):
-        groups = dict.fromkeys(known.values())
-        return {group: [c for c in known if known[c] == group] for group in groups}, "the second column of labels"
+    if isinstance(known, Taxonomy):
+        return list_members(known), "the second column of labels"
     return (read_shipped(known), known) if known else (None, "")
 
 

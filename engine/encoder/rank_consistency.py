@@ -44,13 +44,14 @@ def add_levels(own: dict[str, Tensor], levels: dict[str, Tensor]) -> dict[str, T
     return found
 
 
-def read_levels(file: str | None, classes: list[str]) -> dict[str, Tensor]:
-    """By level of a taxonomy: [C] the number of each class's group."""
-    flag = f"--superclasses {file}"
+def read_levels(file: str | None, classes: list[str], known: str | taxonomy.Taxonomy | None) -> dict[str, Tensor]:
+    """By level of a taxonomy: [C] the number of each class's group. known: what the data set has, for no `file`."""
+    flag = f"--superclasses {file}" if file else "the columns of labels"
+    levels = known if isinstance(known, taxonomy.Taxonomy) else None
     if file == "inaturalist":
         levels = taxonomy.parse_inaturalist(classes, flag)
-    else:
-        levels = taxonomy.read_taxonomy(file, "--superclasses") if file else None
+    elif file:
+        levels = taxonomy.read_taxonomy(file, "--superclasses")
     if levels is None:
         raise InputError("--labelset levels: give --superclasses a taxonomy: nested YAML, class,genus,family as CSV")
     return taxonomy.number_groups(levels, classes, flag)

@@ -45,10 +45,10 @@ FORMS = [".npz", ".pt", ".safetensors", ".parquet", ".csv"]
 @pytest.mark.parametrize("ending", FORMS)
 def test_every_form_gives_the_same_rows_labels_classes_and_superclasses(tmp_path, ending):
     file = write(tmp_path / f"a{ending}", coarse=GROUPS)
-    rows, labels, classes, superclasses = read_features(FeatureFiles([file]), "train")
+    rows, labels, classes, taxonomy = read_features(FeatureFiles([file]), "train")
     assert torch.equal(rows.take(torch.arange(6)), torch.from_numpy(ROWS))
     assert classes == ["ant", "bee", "cow", "dog"] and labels.tolist() == [1, 0, 2, 1, 0, 3]
-    assert superclasses == {"bee": "insect", "ant": "insect", "cow": "mammal", "dog": "mammal"}
+    assert taxonomy.groups == {name: ((group,),) for name, group in zip(NAMES, GROUPS, strict=True)}
     assert rows.name(2) == f"{file}:2"
 
 
@@ -63,7 +63,7 @@ def test_an_array_alone_has_its_labels_in_another_file(tmp_path):
     ]
     for _, labels, classes, _ in found:
         assert classes == ["ant", "bee", "cow", "dog"] and labels.tolist() == [1, 0, 2, 1, 0, 3]
-    assert found[2][3]["cow"] == "mammal"
+    assert found[2][3].groups["cow"] == (("mammal",),)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -119,8 +119,26 @@ def test_a_column_split_decides_where_no_file_of_validation_is_given(tmp_path):
 
 def test_columns_of_labels_may_have_names_of_their_own(tmp_path):
     file = write(tmp_path / "a.csv", labels=None, intent=NAMES, domain=GROUPS)
-    _, _, classes, superclasses = read_features(FeatureFiles([file], label_columns=["intent", "domain"]), "train")
-    assert classes == ["ant", "bee", "cow", "dog"] and superclasses["dog"] == "mammal"
+    _, _, classes, taxonomy = read_features(FeatureFiles([file], label_columns=["intent", "domain"]), "train")
+    assert classes == ["ant", "bee", "cow", "dog"] and taxonomy.groups["dog"] == (("mammal",),)
+
+
+@pytest.mark.parametrize("ending", FORMS)
+def test_several_columns_of_labels_are_a_taxonomy(tmp_path, ending):
+    more = {"name": NAMES, "kind": [7, 7, 8, 7, 7, 9], "kingdom": ["animal"] * 6}
+    file = write(tmp_path / f"a{ending}", labels=None, **more)
+    columns = ["name", "kind", "kingdom"]
+    _, labels, classes, taxonomy = read_features(FeatureFiles([file], label_columns=columns), "train")
+    assert classes == ["ant", "bee", "cow", "dog"] and labels.tolist() == [1, 0, 2, 1, 0, 3]
+    assert taxonomy.levels == ("kind", "kingdom")
+    of = {"ant": "7", "bee": "7", "cow": "8", "dog": "9"}
+    assert taxonomy.groups == {name: ((kind, "animal"), ("animal",)) for name, kind in of.items()}
+
+
+def test_of_two_keys_of_labels_the_first_counts_and_the_other_is_no_superclass(tmp_path):
+    file = write(tmp_path / "a.npz", y=[1, 0, 2, 1, 0, 3])
+    _, _, classes, taxonomy = read_features(FeatureFiles([file]), "train")
+    assert classes == ["ant", "bee", "cow", "dog"] and taxonomy is None
 
 
 def test_class_names_of_the_hubs_parquet_are_read_from_its_schema(tmp_path):
@@ -163,7 +181,7 @@ BAD = {
     "l.csv": (lambda p: p.write_text("x0,label\n1,a\n2\n"), "line 3: must have 2 entries"),
     "m.h5": (lambda p: p.write_bytes(b"no"), "has another ending than those that are read"),
     "n.npz": (lambda p: write(p, ROWS[0]), "have the shape [4]; it must be [n, d]"),
-    "o.npz": (lambda p: write(p, coarse=[*"abcdef"]), "has two superclasses, b and e"),
+    "o.npz": (lambda p: write(p, coarse=[*"abcdef"]), "labels ant lies in coarse b and in coarse e;"),
     "p.npz": (lambda p: write(p, labels=[0, 1, 2, 3, 4, 5], classes=["a", "b"]), "has 2 class names, and a label is 2"),
     "q.npz": (lambda p: write(p, split=["x"] * 6), "split x is none of train, val and test"),
 }
@@ -193,7 +211,10 @@ def test_a_file_that_cannot_serve_is_named_with_what_is_wrong(tmp_path, name, ma
             dict(train=["a.npz"], class_names="short.txt"),
             "--class_names short.txt: the labels are names already, as bee",
         ),
-        (dict(train=["three.csv"], label_columns=["a", "b", "c"]), "three.csv: 3 columns of labels; give labels and"),
+        (
+            dict(train=["three.csv"], label_columns=["a", "b", "c"]),
+            "--features three.csv: b v lies in c w and in c y; columns of labels must be nested, the finest first",
+        ),
         (dict(train=["short.txt"]), "--features short.txt: holds labels alone; give them as --labels"),
     ],
 )
@@ -203,7 +224,7 @@ def test_options_that_contradict_the_files_are_one_line(tmp_path, monkeypatch, o
     write(tmp_path / "a.npz")
     write(tmp_path / "wide.npz", np.tile(ROWS, 2))
     (tmp_path / "short.txt").write_text("a\nb\n")
-    (tmp_path / "three.csv").write_text("x,a,b,c\n1,u,v,w\n")
+    (tmp_path / "three.csv").write_text("x,a,b,c\n1,u,v,w\n1,t,v,y\n")
     with pytest.raises(InputError) as error:
         read_features(FeatureFiles(**options), "train")
     assert words in str(error.value)

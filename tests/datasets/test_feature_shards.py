@@ -36,11 +36,11 @@ def write(of, out, megabytes=64e-6, rows=ROWS):
 def test_shards_are_read_back_equal_by_the_reader_of_features(tmp_path, dtype, views):
     rows = ROWS if views == 1 else torch.stack([ROWS, -ROWS, 2 * ROWS], 1)
     assert len(write(made(dtype, rows=rows), tmp_path, rows=rows)) > 1
-    found, labels, classes, superclasses = read_features(FeatureFiles([str(tmp_path / "train*")]), "train")
+    found, labels, classes, taxonomy = read_features(FeatureFiles([str(tmp_path / "train*")]), "train")
     assert found.views == views
     assert torch.equal(found.take(torch.arange(10), torch.full((10,), views - 1)), rows[:, -1] if views > 1 else rows)
     assert [classes[y] for y in labels] == NAMES
-    assert superclasses == {"a": "x", "b": "yé", "c": "yé"}
+    assert taxonomy.groups == {"a": (("x",),), "b": (("yé",),), "c": (("yé",),)}
 
 
 def test_a_shard_has_at_most_the_given_size_and_one_file_has_the_same_form_of_name(tmp_path):

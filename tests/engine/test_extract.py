@@ -27,7 +27,8 @@ FEW = "--images_per_class 3 --num_workers 0"
 
 def read(folder, name="train", views=1):
     """Rows [n, d] of a set of files, or [v, n, d] of stored views; each row's class; superclasses of classes."""
-    rows, labels, classes, superclasses = read_features(FeatureFiles([f"{folder}/{name}*"], labeled=False), "train")
+    rows, labels, classes, taxonomy = read_features(FeatureFiles([f"{folder}/{name}*"], labeled=False), "train")
+    superclasses = taxonomy and {name: path[0] for name, (path,) in taxonomy.groups.items()}
     every = torch.arange(len(rows))
     x = torch.stack([rows.take(every, torch.full((len(rows),), view)) for view in range(views)])
     return (x[0] if views == 1 else x), [classes[y] for y in labels], superclasses
