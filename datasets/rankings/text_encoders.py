@@ -20,6 +20,7 @@ from util import InputError, quiet, reason
 
 ENCODER = "sentence-transformers/all-distilroberta-v1"
 SETTINGS = "sentence_bert_config.json"  # of the transformer module of sentence-transformers, of whatever kind
+PROMPTS = "config_sentence_transformers.json"  # of the model: its prompts by name, and which is the default
 UNLIMITED = 2**30  # tokens: a tokenizer that knows no limit names one above
 # of pooling, as older files name them -> as newer ones
 MODES = {
@@ -44,7 +45,7 @@ def pool(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
 @dataclass(frozen=True)
 class TextEncoder:
     """A model of transformers, with its tokenizer; modes: of pooling, () of a text tower; about: these, in words; most:
-    tokens of a text that a sentence encoder reads, None: as many as its tokenizer says.
+    tokens of a text that a sentence encoder reads, None: as many as its tokenizer says; prompt: before each text.
     """
 
     model: Any
@@ -52,9 +53,11 @@ class TextEncoder:
     modes: tuple[str, ...]
     about: str
     most: int | None = None
+    prompt: str = ""
 
     def __call__(self, texts: list[str]) -> Tensor:
         """[n, d] of texts, not normalized, on the model's device."""
+        texts = [self.prompt + text for text in texts]
         if self.modes:
             inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=self.most, return_tensors="pt")
             inputs = inputs.to(self.model.device)
@@ -99,7 +102,8 @@ def load_encoder(name: str, flag: str = "--model") -> TextEncoder:
             alone = kind.endswith(("TextModelWithProjection", "TextModel")) and hasattr(transformers, kind)
             model = getattr(transformers, kind if alone else "AutoModel").from_pretrained(name, subfolder=part).eval()
             tokenizer = transformers.AutoTokenizer.from_pretrained(name, subfolder=part)
-            settings = find_settings(name, part) if modes else None
+            settings = find_optional(name, f"{part}/{SETTINGS}" if part else SETTINGS) if modes else None
+            prompt = read_prompt(name)
     except InputError:
         raise
     except Exception as error:  # no such folder, no network, a damaged file: transformers has an exception for each
@@ -108,22 +112,30 @@ def load_encoder(name: str, flag: str = "--model") -> TextEncoder:
             f"`hf download {ENCODER if local else name} --local-dir FOLDER`, and give {flag} FOLDER"
         ) from None
     revision = f"revision {getattr(model.config, '_commit_hash', None) or 'local folder'}"
+    revision += f", prompt {prompt!r}" if prompt else ""
     if hasattr(model, "get_text_features") or re.fullmatch(r"(clip|siglip2?)_text_model", model.config.model_type):
-        return TextEncoder(model, tokenizer, (), f"{revision}, text tower of {type(model).__name__}")
+        return TextEncoder(model, tokenizer, (), f"{revision}, text tower of {type(model).__name__}", prompt=prompt)
     words = f"pooling {' and '.join(modes)}" if modes else "pooling mean, since the model names none"
-    return TextEncoder(
-        model, tokenizer, modes or ("mean",), f"{revision}, {words}", find_length(model, tokenizer, settings)
-    )
+    most = find_length(model, tokenizer, settings)
+    return TextEncoder(model, tokenizer, modes or ("mean",), f"{revision}, {words}", most, prompt)
 
 
-def find_settings(name: str, part: str) -> Path | None:
-    """The SETTINGS of a model's transformer, which lies in the folder `part`; None where they cannot be had."""
+def find_optional(name: str, file: str) -> Path | None:
+    """As `find_file`; None also where the file cannot be had."""
     import huggingface_hub as hub
 
     try:
-        return find_file(name, f"{part}/{SETTINGS}" if part else SETTINGS)
-    except hub.errors.LocalEntryNotFoundError:  # no network, and a cache of before these settings were read
+        return find_file(name, file)
+    except hub.errors.LocalEntryNotFoundError:  # no network, and a cache of before this file was read
         return None
+
+
+def read_prompt(name: str) -> str:
+    """The default prompt of a model, as its PROMPTS say; "" without."""
+    file = find_optional(name, PROMPTS)
+    config = json.loads(file.read_text()) if file else {}
+    default = config.get("default_prompt_name")
+    return config["prompts"][default] if default else ""
 
 
 def find_length(model, tokenizer, settings: Path | None) -> int | None:
@@ -167,6 +179,8 @@ def read_pooling(name: str, flag: str = "--model") -> tuple[tuple[str, ...], str
     found = [found] if isinstance(found, str) else found
     if not found or {*found} - {*MODES.values()}:
         raise InputError(f"{flag} {name}: {place}: the pooling {found} is not known; {', '.join(MODES.values())} are")
+    if not config.get("include_prompt", True) and read_prompt(name):
+        raise InputError(f"{flag} {name}: {place}: pools a text without its prompt, which is not known here")
     return tuple(found), part
 
 

@@ -151,6 +151,27 @@ def test_a_text_is_cut_to_the_length_that_the_model_reads(tmp_path, encoder, set
     assert not torch.allclose(text_encoders.embed_texts([read[:-1]], found), other)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "prompt"),
+    [
+        ({"prompts": {"query": "find: ", "passage": "of: "}, "default_prompt_name": "query"}, "find: "),
+        ({"prompts": {"query": "find: "}, "default_prompt_name": None}, ""),
+        ({"__version__": {}}, ""),
+    ],
+)
+def test_the_default_prompt_of_a_model_goes_before_each_text(tmp_path, encoder, prompts, prompt):
+    folder = configure(encoder, tmp_path / "model", older("cls_token"))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    found = text_encoders.load_encoder(str(folder))
+    assert ("prompt 'find: '" in found.about) == bool(prompt)
+    for name, row in zip(NAMES, text_encoders.embed_texts(NAMES, found).tolist(), strict=True):
+        assert row == pytest.approx(by_hand(folder, prompt + name, ["cls"]), abs=1e-5)
+    if prompt:
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(older("cls_token") | {"include_prompt": False}))
+        with pytest.raises(InputError, match=r"1_Pooling/config.json: pools a text without its prompt"):
+            text_encoders.load_encoder(str(folder))
+
+
 DENSE = "sentence_transformers.models.Dense"
 
 
