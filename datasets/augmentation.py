@@ -9,6 +9,7 @@ it is asked for RandomApply(GaussianBlur, p), as in SimCLR (Chen et al. 2020, ap
 import itertools
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -227,11 +228,15 @@ def _run(chosen: Tensor) -> slice | None:
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 
 
-def evaluation(size: int, mean, std, small: bool):
-    """No randomness: small images at `size` whole; others resized to 256 / 224 of `size`, then the centre crop."""
-    from torchvision.transforms import v2
+def evaluation(size: int, mean, std, small: bool, interpolation: str = "bilinear"):
+    """No randomness: small images at `size` whole; others resized to 256 / 224 of `size`, then the centre crop.
 
-    steps = [v2.Resize((size, size))] if small else [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
+    interpolation: of the resizing, as torchvision's InterpolationMode calls it.
+    """
+    from torchvision.transforms import InterpolationMode, v2
+
+    resize = partial(v2.Resize, interpolation=InterpolationMode(interpolation))
+    steps = [resize((size, size))] if small else [resize(round(size * 256 / 224)), v2.CenterCrop(size)]
     made = v2.Compose([*steps, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
     # of images of this height and width nothing is resized: a batch of their pixels becomes what each of them does
     made.whole = (size, size) if small else None

@@ -127,6 +127,7 @@ def describe_images(args, encoding: ImageEncoding) -> dict:
         "dataset": args.dataset,
         "images_sha256": extraction.hash_images(encoding.data),
         "views": net.views.to_dict(),
+        "interpolation": net.record.get("interpolation"),
         "layer": args.layer,
         "augmented": augmented and asdict(augmented) | {"seed": encoding.seed},
         "versions": config.versions() | {name: importlib.metadata.version(name) for name in libraries},

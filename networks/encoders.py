@@ -44,6 +44,11 @@ def known_views(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
     return views.crop_size[0], tuple(views.mean), tuple(views.std)
 
 
+def known_interpolation(name: str) -> str:
+    """How images are resized for timm's weights of an encoder: bicubic, say."""
+    return _configuration(name)["interpolation"]
+
+
 def made_for_a_size(name: str) -> bool:
     """Whether timm makes an encoder for images of one size, as it does ViT."""
     return bool(_configuration(name).get("fixed_input_size"))

@@ -18,19 +18,24 @@ def load(
 ) -> FrozenEncoder:
     """The encoder `model` with the weights of the file `init`, or where that is None with its library's own.
 
-    views: of the images; what is None is as the weights want it, or as known of the data set. Raises InputError.
+    views: of the images; what is None is as the weights want it, or as known of the data set. timm's weights get images
+    resized as they want it, too. Raises InputError.
     """
+    from networks import encoders  # and with it torchvision's models: not before a network is built
+
     allow_tf32(False)  # as trained_encoder.load
     trained = pretrained.choose_start(model, init, pretrained=init is None)
     views = datasets.complete_views(dataset, views.fill_from(trained.views), train)
     encoder = trained.build(False, views.size).eval().requires_grad_(False)
+    interpolation = encoders.known_interpolation(model) if trained.for_timm else "bilinear"
     record = {
         "path": trained.path and str(trained.path.resolve()),
         "sha256": util.sha256(trained.path) if trained.path else hash_weights(encoder),
         "model": trained.model,
         "pretrained": trained.pretrained,
+        "interpolation": interpolation,
     }
-    transform = augmentation.evaluation(views.size, views.mean, views.std, datasets.spec(dataset).small)
+    transform = augmentation.evaluation(views.size, views.mean, views.std, datasets.spec(dataset).small, interpolation)
     return FrozenEncoder(encoder, record, util.plain_name(model), {}, transform, views)
 
 

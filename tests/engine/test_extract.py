@@ -145,6 +145,7 @@ def test_a_librarys_weights_come_from_a_file(monkeypatch, tmp_path):
         about = json.loads(file.metadata()["about"])
         assert file.get_tensor("features").dtype == torch.float16
     assert about["encoder"] == "timm:test_vit" and about["views"]["size"] == 48 and "timm" in about["versions"]
+    assert about["interpolation"] == "bicubic"  # as timm says of these weights
     data = datasets.build("path", tmp_path / "images")
     crop = extraction_crop(data)
     with torch.no_grad():
@@ -152,9 +153,9 @@ def test_a_librarys_weights_come_from_a_file(monkeypatch, tmp_path):
 
 
 def extraction_crop(data):
-    """Evaluation's views of images of 48 x 48: resized to 55, of which the middle is taken."""
+    """A library's views of images of 48 x 48: resized to 55 by bicubic interpolation, of which the middle is taken."""
     images = torch.stack([data.pixels(i) for i in range(len(data))]).permute(0, 3, 1, 2)
-    images = torch.nn.functional.interpolate(images, size=(55, 55), mode="bilinear", antialias=True)
+    images = torch.nn.functional.interpolate(images, size=(55, 55), mode="bicubic", antialias=True).clamp(0, 255)
     return (images[:, :, 4:52, 4:52] / 255 - 0.5) / 0.25
 
 
