@@ -160,3 +160,21 @@ def test_what_cannot_be_drawn_is_one_line(monkeypatch, capsys, tmp_path, command
     script, words = command.split(maxsplit=1)
     assert reason in error_of(monkeypatch, capsys, tmp_path, words, f"figures.{script}")
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_method_lies_at_the_means_of_two_columns_with_student_intervals(monkeypatch, capsys, kept, tmp_path):
+    seeds = {"a": [(10.0, 3.0), (20.0, 5.0)], "b": [(30.0, 1.0)], "c": []}
+    made = content({}, dict.fromkeys(seeds, ()), {"b": {"title": "B"}})
+    made["results"] = {
+        name: [{"seed": s, "values": {"x": x, "y": y}} for s, (x, y) in enumerate(of)] for name, of in seeds.items()
+    }
+    (tmp_path / "t.json").write_text(json.dumps(made))
+    run(monkeypatch, tmp_path, "t.json --columns x y --highlight B", "figures.trade_off")
+    (ax,) = kept.pop().axes
+    assert [(text.get_text(), text.xy) for text in ax.texts] == [("1", (15.0, 4.0)), ("2", (30.0, 1.0))]
+    discs = [line for line in ax.lines if line.get_markersize() == 13]
+    assert [disc.get_markerfacecolor() for disc in discs] == ["white", INLIER]
+    across = ax.containers[0].lines[2][0].get_segments()[0]
+    assert across[1][0] - across[0][0] == pytest.approx(2 * 12.706 * np.std([10, 20], ddof=1) / 2**0.5, rel=1e-4)
+    line = error_of(monkeypatch, capsys, tmp_path, "t.json --columns x", "figures.trade_off")
+    assert "--columns: give two of x, y" in line
