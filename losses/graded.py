@@ -16,7 +16,7 @@ from torch import Tensor
 from .bank_loss import BankLoss, Candidates
 from .blocks import BlockTerms
 from .equations import RankTerms
-from .ranks import PairSources, Ranks, ValueSources, as_ranks, as_values
+from .ranks import PairSources, Ranks, ValueSources, as_ranks, as_values, rounding_of
 
 LEAST_DISTANCE = 1e-3  # of unit vectors, in rank_n_contrast: a root of zero has no gradient
 DOUBLE_MAX_TAU = 0.04  # below it exponentials of distances leave float32's range
@@ -89,12 +89,12 @@ class SortedValues(NamedTuple):
 
 
 def rank_n_contrast_of_values(
-    cosines: Tensor, anchors: ValuesOfBlock, entries: SortedValues, tau: float
+    cosines: Tensor, anchors: ValuesOfBlock, entries: SortedValues, tau: float, rounding: float
 ) -> tuple[Tensor, Tensor]:
     """`rank_n_contrast` by the distance of real values, each a rank of its own.
 
     Since the entries are sorted once, those at least as far as one on either side of an anchor are a beginning and an
-    end of them.
+    end of them. rounding: distances on the two sides that differ by no more are equal.
     """
     (value, there), (u, order) = anchors, entries
     f = _logits_of_distance(cosines, tau)
@@ -105,8 +105,8 @@ def rank_n_contrast_of_values(
     first, last = torch.searchsorted(u, u)[:, None], torch.searchsorted(u, u, right=True)[:, None]
     mirrored = 2 * value - u[:, None]  # as far on the other side
     after = u[:, None] >= value
-    start = torch.where(after, first, torch.searchsorted(u, mirrored))
-    end = torch.where(after, torch.searchsorted(u, mirrored, right=True), last).minimum(start)
+    start = torch.where(after, first, torch.searchsorted(u, mirrored - rounding))
+    end = torch.where(after, torch.searchsorted(u, mirrored + rounding, right=True), last).minimum(start)
     near_key = torch.where(u[:, None] == value, key, 0)
     at_least_as_far = below.gather(0, end) + above.gather(0, start) + near_key
     real = there[1:][order] & u[:, None].isfinite()
@@ -281,7 +281,7 @@ class RankNContrastLoss(GradedLoss):
             values = as_values(graded_by)
             super().__init__(values.unique(return_inverse=True)[1], temperature)
             self.register_buffer("values", values, persistent=False)
-            self.ranks = None
+            self.ranks, self.rounding = None, rounding_of(torch.as_tensor(graded_by))
         else:
             ranks = as_ranks(graded_by)
             if len(ranks.similarities) < 2:
@@ -295,7 +295,8 @@ class RankNContrastLoss(GradedLoss):
         if self.ranks is None:
             distances = _distances(self.values, c)
             entries = SortedValues(*distances.entries.nan_to_num(torch.inf).sort())
-            return PlacedValues(distances), partial(rank_n_contrast_of_values, entries=entries, tau=self.taus[0])
+            equation = partial(rank_n_contrast_of_values, entries=entries, tau=self.taus[0], rounding=self.rounding)
+            return PlacedValues(distances), equation
         filled = F.pad(c.entry_labels >= 0, (1, 0), value=True)[:, None]
         sources = self.ranks.sources(c.labels, c.entry_labels)
         sources = sources._replace(place=c.place, of_key=0 if c.has_key else -1)

@@ -192,7 +192,8 @@ class ValueRanks(Ranks):
     """Ranks from a real value of each label, such as an age, a pose or a dose.
 
     values: [V] of label 0, 1, ...; thresholds: [R], rising, at least 0: a pair whose values differ by at most
-        thresholds[0] has rank 0, by at most the next rank 1, and so on; by more than the last it is a negative.
+        thresholds[0] has rank 0, by at most the next rank 1, and so on; by more than the last it is a negative. What
+        decimals lose in floating point counts as no difference.
     Rank i has similarity 1 - i min(0.25, 1 / R). Raises ValueError for values that are no finite numbers, or
     thresholds that do not rise.
     """
@@ -201,12 +202,13 @@ class ValueRanks(Ranks):
     thresholds: Tensor
 
     def __init__(self, values: Tensor, thresholds: Sequence[float]):
-        values, limits = as_values(values), torch.as_tensor(thresholds, dtype=torch.float64)
+        given, limits = torch.as_tensor(values), torch.as_tensor(thresholds, dtype=torch.float64)
+        values = as_values(given)
         if limits.ndim != 1 or not len(limits) or not (limits[0] >= 0 and (limits.diff() > 0).all()):
             raise ValueError(f"thresholds are {limits.tolist()}; they must rise from 0 or more")
         super().__init__([1 - i * min(0.25, 1 / len(limits)) for i in range(len(limits))])
         self.register_buffer("values", values, persistent=False)
-        self.register_buffer("thresholds", limits, persistent=False)
+        self.register_buffer("thresholds", limits + rounding_of(given), persistent=False)
         everyone = torch.arange(len(values))
         self.register_buffer("has_rank", self.entries_per_rank(everyone, everyone) > 0, persistent=False)
 
@@ -234,3 +236,9 @@ def as_values(values: Tensor) -> Tensor:
     if values.ndim != 1 or not len(values) or not values.isfinite().all():
         raise ValueError(f"values {tuple(values.shape)} must be finite numbers [V]")
     return values
+
+
+def rounding_of(values: Tensor) -> float:
+    """How far a difference of these values may be off: decimals such as 0.9 and 0.2 are not, to the bit, 0.7 apart."""
+    dtype = values.dtype if values.is_floating_point() else torch.float64
+    return 4 * torch.finfo(dtype).eps * float(values.double().abs().max())

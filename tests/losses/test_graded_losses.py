@@ -233,6 +233,27 @@ def test_values_with_thresholds_give_what_their_table_gives():
     torch.testing.assert_close(same, RINCELoss(table, 0.1, 0.1)(*data))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_in_tenths_rank_as_whole_numbers_do(dtype):
+    """0.9 - 0.2 is less than 0.7 in floating point, and 5.9 - 5.7 more than 0.2."""
+    data, whole = batch(23, anchors=30, slots=60, classes=50), torch.arange(50)
+    tenths = (whole.double() / 10).to(dtype)
+    ranks = ValueRanks(whole, [0, 2, 7]), ValueRanks(tenths, [0, 0.2, 0.7])
+    first, second = (r.between(data[2], data[4]) for r in ranks)
+    assert torch.equal(first, second)
+    first, second = (r.entries_per_rank(data[2], data[4]) for r in ranks)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(RankNContrastLoss(tenths)(*data), RankNContrastLoss(whole)(*data))
+
+
+@pytest.mark.parametrize("name", ["rnc", "rnc, values"])
+def test_the_distance_of_a_query_from_its_own_copy_is_bounded(name):
+    query, _, *rest = batch(24)
+    make, slow = LOSSES[name]
+    want = slow(rest[0].tolist(), reference.candidates(*lists(query, query, *rest)), 0.01)
+    assert float(make(0.01)(query, query, *rest)) == pytest.approx(want, rel=1e-11)
+
+
 def test_two_heads_are_two_losses_of_half_a_vector_each():
     fine, coarse = SupConLoss(6, 0.1, "all"), CoarseSupConLoss(LEVELS, 0.1, "all")
     first, second = batch(19), batch(20)
