@@ -217,6 +217,7 @@ def test_features_lie_on_the_device_where_they_take_half_of_it_at_most():
 
 
 TABLE = torch.tensor([[1, 0.75, 0, 0], [0.75, 1, 0, 0], [0, 0, 1, 0.5], [0, 0, 0.5, 1]])
+VALUES = torch.tensor([0.0, 1, 1, 3])
 LOSSES = {
     **{variant: (lambda v=variant: losses.RINCELoss(TABLE, variant=v)) for variant in losses.VARIANTS},
     "anchors": lambda: losses.RINCELoss(TABLE, variant="out", reduction="anchors"),
@@ -224,6 +225,15 @@ LOSSES = {
     "log space": lambda: losses.RINCELoss(TABLE, min_tau=0.02),
     "supcon": lambda: losses.SupConLoss(4),
     "nested": lambda: losses.NestedRINCELoss(torch.tensor([[0, 0], [1, 0], [2, 1], [3, 1]])),
+    "nested positives": lambda: losses.RINCELoss(TABLE, positives="nested"),
+    "of values": lambda: losses.RINCELoss(losses.ValueRanks(VALUES, [0, 1])),
+    "himulcone": lambda: losses.HiMulConLoss(TABLE, enforce=True),
+    "two heads": lambda: losses.TwoHeadLoss(losses.SupConLoss(4), losses.CoarseSupConLoss(TABLE)),
+    "xclr": lambda: losses.XCLRLoss(TABLE),
+    "yaware of values": lambda: losses.YAwareLoss(VALUES, sigma=1.0),
+    "rnc": lambda: losses.RankNContrastLoss(TABLE),
+    "rnc of values": lambda: losses.RankNContrastLoss(VALUES, 0.02),
+    "triplet": lambda: losses.TripletLoss(TABLE),
 }
 
 
