@@ -15,6 +15,7 @@ from losses import (
     InBatchLoss,
     NestedRanks,
     RankNContrastLoss,
+    RankTerms,
     RINCELoss,
     SupConLoss,
     TripletLoss,
@@ -264,6 +265,18 @@ def test_two_heads_are_two_losses_of_half_a_vector_each():
         [float(fine(*first)), float(coarse(*second[:2], labels[0], second[3], labels[1]))]
     )
     assert float(both.loss()) == pytest.approx(float(both.per_rank().sum()))
+
+
+def test_the_level_that_stands_in_is_that_of_all_processes():
+    """Of each half alone, or by its own counts, it would be another."""
+    total, count = torch.tensor([[2.0, 9], [3, 0]]), torch.tensor([[1, 3], [1, 1]])
+    occurs, weights = torch.ones(2, dtype=torch.bool), torch.tensor([2.0, 1])
+    for half in range(2):
+        sums = iter([torch.stack([count.sum(0), 2 * occurs.long()]), total.sum(0)])
+        own = RankTerms(total[half], count[half], occurs, weights).rising()
+        terms = own.over_processes(lambda x, _, sums=sums: next(sums), 2)
+        assert terms.stand_in.tolist() == [0, 0]  # means of 2.5 and 2.25
+        assert float(terms.loss()) == 3 * float(total[half, 0])  # 2 / 2 of it, with a weight of 2 + 1
 
 
 @each_loss
