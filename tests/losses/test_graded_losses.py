@@ -163,6 +163,15 @@ def test_an_empty_batch_has_loss_zero(name):
     assert all(x.shape == (0, 4) for x in gradients)
 
 
+@each_loss
+def test_an_anchor_that_meets_its_own_class_alone_equals_its_reference(name):
+    query, key, _, bank, _ = batch(25)
+    labels, bank_labels = torch.tensor([0] * 3 + [5] * 4), torch.zeros(len(bank), dtype=torch.long)
+    make, slow = LOSSES[name]
+    want = slow(labels.tolist(), reference.candidates(*lists(query, key, labels, bank, bank_labels)), 0.1)
+    assert float(make(0.1)(query, key, labels, bank, bank_labels)) == pytest.approx(want, rel=1e-11)
+
+
 # What they are of one another
 
 
