@@ -28,6 +28,8 @@ from engine.train.training import Schedule, Stepper, warm_up_epochs
 from networks import vectors
 from util import InputError, check_folder
 
+RAW = "raw"  # in the place of a checkpoint: the features themselves
+
 
 def select_images(args, only: tuple[str, ...] = ()) -> datasets.Selection:
     """Which images of --dataset; only: the classes to keep, if any."""
@@ -142,9 +144,11 @@ def choose_balance(args, labels: Tensor, names: list[str]) -> Balance | None:
 
 
 def load_encoder(args, train: datasets.ImageData, ckpt: str | None = None) -> FrozenEncoder:
-    """The encoder of --ckpt, or of one of several, for the images of --dataset; without, the features themselves."""
+    """The encoder of --ckpt, or of one of several, for the images of --dataset; without, or of `raw`, the features
+    themselves.
+    """
     views, ckpt = chosen_views(args), ckpt or args.ckpt
-    if ckpt is None:
+    if ckpt is None or (args.features and ckpt == RAW):
         return trained_encoder.take_raw(train, views)
     return trained_encoder.load(ckpt, train, args.dataset, views, args.model, args.model_type)
 

@@ -171,7 +171,7 @@ def _over_groups(args, kind: LossKind, data: datasets.ImageData, groups, levels)
     own = groups[:, :1]
     criterion = kind.make(args, Graded(NestedRanks(own), NestedRanks(groups), None))
     shown = (own, levels[:1]) if kind.needs == "nothing" else (groups, levels)
-    lines = instances.summarize_groups(*shown, criterion.taus, data.labels)
+    lines = instances.summarize_groups(*shown, _tau_of_ranks(criterion, len(shown[1])), data.labels)
     return criterion, lines, {"groups": groups, "levels": levels}
 
 
@@ -187,7 +187,7 @@ def _over_classes(args, kind: LossKind, data: datasets.ImageData):
         for name in ("thresholds", "ranks", "n_sim_classes", "similarity_threshold"):
             if getattr(args, name):
                 raise InputError(f"{args.spelling[name]}: has no use with --loss_type {loss_type(args)}, without ranks")
-        table = source.double().clamp(-1, 1).fill_diagonal_(1)
+        table = _as_similarities(source)
         others = table[~torch.eye(len(table), dtype=torch.bool)]
         criterion = kind.make(args, Graded(ClassRanks(own), ClassRanks(own), table))
         lines = [f"similarities of two classes from {others.min():.3g} to {others.max():.3g}"] if len(others) else []
@@ -197,16 +197,25 @@ def _over_classes(args, kind: LossKind, data: datasets.ImageData):
     table = table if args.one_loss_per_rank else (table > 0).float()
     criterion = kind.make(args, Graded(ClassRanks(own), ClassRanks(table), None))
     lines = _describe_ranks(table, criterion, raw, data)
-    if loss_type(args) == "rince" and len(criterion.taus) == 1:
+    if loss_type(args) == "rince" and len(table[table > 0].unique()) == 1:
         lines.append("warning: no class has a similar class in this ranking; one rank alone is SCL")
     return criterion, lines, {"similarity": table, "source": source}
 
 
+def _as_similarities(source: torch.Tensor) -> torch.Tensor:
+    """[C, C] float64 in [-1, 1], 1 on the diagonal, as rounded cosines may not be."""
+    return source.double().clamp(-1, 1).fill_diagonal_(1)
+
+
 def _describe_ranks(table: torch.Tensor, criterion: BankLoss, raw: np.ndarray, data: datasets.ImageData) -> list[str]:
     images = torch.bincount(data.labels, minlength=len(data.classes))
-    ranks = len(table[table > 0].unique())
-    taus = criterion.taus if len(criterion.taus) == ranks else criterion.taus * ranks
+    taus = _tau_of_ranks(criterion, len(table[table > 0].unique()))
     return rankings.summarize_ranking(table, taus, raw, data.classes, images)
+
+
+def _tau_of_ranks(criterion: BankLoss, ranks: int) -> tuple[float, ...]:
+    """The temperature of each rank: of the terms, of which there may be fewer, the last one having the other ranks."""
+    return (criterion.taus + criterion.taus[-1:] * ranks)[:ranks]
 
 
 def name_ranking(args, data: datasets.ImageData) -> str:
@@ -251,7 +260,7 @@ def build_targets(args, data: datasets.ImageData, device) -> tuple[Targets, str]
         if ranking is None:
             raise InputError("--targets soft: needs a ranking of classes; give --ranking")
         raw = rankings.find_similarities(ranking, data.classes, data.superclasses)
-        table = soft_targets(torch.as_tensor(raw, dtype=torch.float64), beta)
+        table = soft_targets(_as_similarities(torch.as_tensor(raw)), beta)
         title += f", soft targets of {ranking} (beta {beta:g})"
     if smooth:
         epsilon = 0.1 if args.epsilon is None else args.epsilon

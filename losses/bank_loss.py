@@ -30,7 +30,7 @@ class Candidates(NamedTuple):
 class BankLoss(nn.Module):
     """A loss of queries and keys over a bank of labelled keys. A subclass gives `compare` and `positives_per_anchor`.
 
-    num_labels: labels count from 0 to one less; taus: the temperature of each rank, for logs.
+    num_labels: labels count from 0 to one less; taus: the temperature of each term, for logs.
     """
 
     def __init__(self, num_labels: int, taus: tuple[float, ...]):
@@ -43,7 +43,7 @@ class BankLoss(nn.Module):
         raise NotImplementedError
 
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """[N], [K] -> [R] mean number of positives an anchor has at each rank, the key counted; for logs."""
+        """[N], [K] -> [G] mean number of positives an anchor has in each term; for logs."""
         raise NotImplementedError
 
     def terms(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> RankTerms:

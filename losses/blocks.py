@@ -56,7 +56,10 @@ class BlockTerms(torch.autograd.Function):
         ctx: Any, query: Tensor, key_cosine: Tensor, entries: Tensor, grades: Grades, terms: tuple[Term, ...]
     ) -> tuple[Tensor, Tensor]:
         n, k = len(query), len(entries)
-        rows = max(LEAST_ROWS, BLOCK.get(query.device.type, BLOCK["cuda"]) // max(k, 1))
+        pairs = BLOCK.get(query.device.type, BLOCK["cuda"])
+        if query.device.type != "cpu" and not terms[0].matrices():  # autograd's own numbers, four times as many
+            pairs //= 4
+        rows = max(LEAST_ROWS, pairs // max(k, 1))
         rows -= rows % 32 if rows > 32 else 0  # odd lengths of rows are slow
         # matrices that all blocks work in: to be given new memory takes a CPU longer than to fill it
         wanted = [terms[0].matrices() - 1, *(t.matrices() for t in terms[1:]), 0]  # the first may take the cosines'

@@ -35,7 +35,7 @@ def cross_entropy_of_weights(cosines: Tensor, weights: Tensor, tau: float) -> tu
     low = torch.finfo(cosines.dtype).min
     nll = (cosines / tau).masked_fill(~there, low).logsumexp(0) - near / tau
     kept = norm > 0
-    return torch.where(kept, nll, 0).sum(), kept.sum()
+    return torch.where(kept, nll, 0).sum().to(cosines.dtype), kept.sum()
 
 
 def hardest_triplet(cosines: Tensor, distance: Tensor, margin: float) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ def hardest_triplet(cosines: Tensor, distance: Tensor, margin: float) -> tuple[T
     nearest_other = (cosines + margin * distance).masked_fill(~other, -limit).amax(0)
     farthest_own = cosines.masked_fill(~own, limit).amin(0)
     kept = own.any(0) & other.any(0)
-    return torch.where(kept, nearest_other - farthest_own, 0).relu().sum(), kept.sum()
+    return torch.where(kept, nearest_other - farthest_own, 0).relu().sum().to(cosines.dtype), kept.sum()
 
 
 def _logits_of_distance(cosines: Tensor, tau: float) -> Tensor:
@@ -187,7 +187,14 @@ class GradedLoss(BankLoss):
 
 def _pairs(table: Tensor, c: Candidates, of_key: int) -> PairSources:
     """Numbers of pairs from a table [C, 1 + C], the first column of which is the empty entry."""
-    return PairSources(table[c.labels].to(c.query.dtype), c.entry_labels + 1, c.place, of_key if c.has_key else -1)
+    return PairSources(
+        table[c.labels].to(_type_of_weights(c)), c.entry_labels + 1, c.place, of_key if c.has_key else -1
+    )
+
+
+def _type_of_weights(c: Candidates) -> torch.dtype:
+    """Without the key, whose weight is 1, all weights of an anchor may be too small for float32."""
+    return c.query.dtype if c.has_key else torch.float64
 
 
 def _distances(values: Tensor, c: Candidates) -> ValueSources:
@@ -260,7 +267,7 @@ class YAwareLoss(GradedLoss):
         if self.graded_by.ndim == 2:
             return _pairs(self.graded_by, candidates, 1), equation
         distances = _distances(self.graded_by, candidates)
-        return KernelWeights(distances, self.sigma or 1, candidates.query.dtype), equation
+        return KernelWeights(distances, self.sigma or 1, _type_of_weights(candidates)), equation
 
 
 class RankNContrastLoss(GradedLoss):

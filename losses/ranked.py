@@ -31,14 +31,13 @@ class RankedLoss(BankLoss):
     def __init__(
         self,
         ranks: Ranks,
-        taus: Sequence[float],
         groups: Sequence[Group],
         uses: Sequence[range],
         weights: Sequence[float] | None = None,
     ):
-        if min(taus) <= 0:
-            raise ValueError(f"temperatures are {', '.join(f'{t:g}' for t in taus)}; they must be above 0")
-        super().__init__(len(ranks.has_rank), tuple(taus))
+        if min(group.tau for group in groups) <= 0:
+            raise ValueError(f"temperatures are {', '.join(f'{g.tau:g}' for g in groups)}; they must be above 0")
+        super().__init__(len(ranks.has_rank), tuple(group.tau for group in groups))
         self.ranks, self.groups = ranks, tuple(groups)
         has_term = torch.stack([ranks.has_rank[:, used.start : used.stop].any(1) for used in uses], 1)
         self.register_buffer("has_term", has_term, persistent=False)  # [labels, G]
@@ -58,10 +57,10 @@ class RankedLoss(BankLoss):
         return self.has_term[labels].any(0)
 
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """[N], [K] -> [R] mean number of positives an anchor has at each rank, the key counted; for logs."""
-        mean = self.ranks.entries_per_rank(labels.long(), bank_labels.long()).mean(0)
-        mean[0] += 1
-        return mean.float()
+        """[N], [K] -> [G] mean number of positives an anchor has in each term; for logs."""
+        of_rank = self.ranks.entries_per_rank(labels.long(), bank_labels.long()).mean(0)
+        sums = [of_rank[g.positive.start : g.positive.stop].sum() + g.key_is_positive for g in self.groups]
+        return torch.stack(sums).float()
 
 
 class RINCELoss(RankedLoss):
@@ -114,7 +113,7 @@ class RINCELoss(RankedLoss):
             Group(taus[i], forms[min(i, 1)], of, i == 0 or positives == "nested", min_probability, reduction)
             for i, of in enumerate(sets)
         ]
-        super().__init__(ranks, taus, groups, uses)
+        super().__init__(ranks, groups, uses)
 
 
 class SupConLoss(RINCELoss):
@@ -170,7 +169,7 @@ class CoarseSupConLoss(RankedLoss):
         n = _several(ranks)
         sets = [range(1), range(n)] if fine else [range(n)]
         groups = [Group(temperature, form, of, True, min_probability, reduction) for of in sets]
-        super().__init__(ranks, (temperature,) * n, groups, sets, (1.0,) * len(sets))
+        super().__init__(ranks, groups, sets, (1.0,) * len(sets))
 
 
 class HiMulConLoss(RankedLoss):
@@ -188,7 +187,7 @@ class HiMulConLoss(RankedLoss):
         n = _several(ranks)
         sets = [range(r + 1) for r in range(n)]
         groups = [Group(temperature, "all", of, True, 0.0, "anchors") for of in sets]
-        super().__init__(ranks, (temperature,) * n, groups, sets, [2 ** (1 / level) / n for level in range(1, n + 1)])
+        super().__init__(ranks, groups, sets, [2 ** (1 / level) / n for level in range(1, n + 1)])
         self.enforce = enforce
 
     def compare(self, candidates: Candidates) -> RankTerms:
@@ -212,7 +211,7 @@ class TwoHeadLoss(BankLoss):
     """
 
     def __init__(self, fine: BankLoss, coarse: BankLoss):
-        super().__init__(fine.num_labels, coarse.taus)
+        super().__init__(fine.num_labels, fine.taus + coarse.taus)
         self.fine, self.coarse = fine, coarse
 
     def compare(self, candidates: Candidates) -> RankTerms:
@@ -226,5 +225,5 @@ class TwoHeadLoss(BankLoss):
         return RankTerms(total, count, occurs, torch.ones_like(total))
 
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """[N], [K] -> [R] mean number of positives an anchor has at each rank, the key counted; for logs."""
-        return self.coarse.positives_per_anchor(labels, bank_labels)
+        """[N], [K] -> [G] mean number of positives an anchor has in each term; for logs."""
+        return torch.cat([loss.positives_per_anchor(labels, bank_labels) for loss in (self.fine, self.coarse)])

@@ -26,7 +26,10 @@ OBJECTIVES = {
         "SCL out: 200 images, 100 classes",
         "positives of a class 1 classes, 2 images\nwarning: --memorybank_size",
     ],
-    "test_RINCE_out_in": ["RINCE out_in, cumulative positives: 100 images", "similarity 0.75, tau 0.225; positives of a class 4 classes, 4"],
+    "test_RINCE_out_in": [
+        "RINCE out_in, cumulative positives: 100 images",
+        "similarity 0.75, tau 0.225; positives of a class 4 classes, 4",
+    ],
     "test_RINCE_in": ["RINCE in, cumulative positives: 100 images", "tau 0.225"],
     "test_RINCE_out": ["RINCE out, cumulative positives: 100 images", "tau 0.225"],
     "test_SCL_in": [

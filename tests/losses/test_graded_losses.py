@@ -146,6 +146,16 @@ def test_float32_and_bfloat16_stay_finite_and_close_to_float64(name, tau):
         assert abs(float(found[0]) - float(want[0])) < close * abs(float(want[0])) + close
 
 
+def test_weights_too_small_for_float32_are_taken_as_they_are():
+    """Anchors without a key, alone in their class: the largest of their weights is far below 1."""
+    query, labels = batch(9)[0][:5], torch.arange(5)
+    for loss in (XCLRLoss(torch.eye(5) * 0.9 + 0.1, 0.1, 0.005), YAwareLoss(torch.arange(5.0), 0.1, 0.07)):
+        wide, narrow = (InBatchLoss(loss)(query.to(t), None, labels) for t in (torch.float64, torch.float32))
+        assert narrow.dtype == torch.float32
+        torch.testing.assert_close(narrow.double(), wide, rtol=1e-5, atol=0)
+        assert float(wide) > 1
+
+
 @each_loss
 def test_queries_on_top_of_their_keys_have_finite_gradients(name):
     query, _, labels, bank, bank_labels = batch(10)
@@ -292,9 +302,10 @@ def test_the_level_that_stands_in_is_that_of_all_processes():
 def test_positives_for_the_log_and_the_loss_of_random_embeddings_are_given(name):
     loss, (_, _, labels, _, bank_labels) = LOSSES[name][0](0.1), batch(21, filled=12)
     positives = loss.positives_per_anchor(labels, bank_labels)
-    group = VALUES.tolist() if "values" in name else list(range(6))
+    group = VALUES.tolist() if "values" in name else [0, 0, 0, 0, 1, 1] if "coarse" in name else list(range(6))
     own = [sum(group[b] == group[y] for b in bank_labels.tolist() if b >= 0) for y in labels.tolist()]
     assert float(positives[0]) == pytest.approx(1 + sum(own) / len(own))
+    assert len(positives) == len(loss.taus) == len(loss.terms(*batch(21)).total)
     assert loss.chance(labels, bank_labels, 8).isfinite().all()
 
 
