@@ -3,6 +3,7 @@
 python retrieval.py --dataset cifar100 --data_folder ./data --labelset coarse --ckpt save/SupCon/cifar100_models/NAME
 python retrieval.py --dataset cifar100 --data_folder ./data --ranking superclass --ckpt ...   # was its order learnt?
 python retrieval.py --dataset path --data_folder my_images --instance_ranks my_groups.csv --ckpt ...   # no classes
+python retrieval.py --dataset path --data_folder my_list.csv --values age --ckpt ...   # numbers instead of classes
 """
 
 import time
@@ -38,7 +39,7 @@ def get_parser():
     g = p.add_argument_group("labels", means=Means.RESULT)
     gallery = "where queries, the test images, look: among the training images, or for one another"
     g.add_argument("--gallery", "--within", dest="within", choices=["train", "test"], default="train", help=gallery)
-    vote = "column kNN: accuracy of a vote of so many (None: none)"
+    vote = "column kNN: accuracy of a vote of so many (None: none); with --values neighbors of the regression (10)"
     g.add_argument("--knn_vote", "--knn_k", dest="knn_k", type=options.positive_int, metavar="K", help=vote)
     labelsets = "classes, superclasses, or every level of a taxonomy"
     g.add_argument("--labelset", default="fine", choices=["fine", "coarse", "both", "levels"], help=labelsets)
@@ -48,6 +49,7 @@ def get_parser():
     g.add_argument("--classes", type=util.user_text, metavar="FILE", means=Means.FILE, help=only)
     groups = "no classes: CSV of nested groups, as in training; each image looks for the others"
     g.add_argument("--instance_ranks", type=util.user_text, metavar="FILE", means=Means.FILE, help=groups)
+    options.add_values(g)
     g = p.add_argument_group("order of the ranks (None: it is not measured)", means=Means.RESULT)
     ranking = "checkpoint, as it was trained on, or what --ranking is in training"
     g.add_argument("--ranking", type=util.user_text, means=Means.FILE, help=ranking)
@@ -108,6 +110,12 @@ def choose_group_task(args, groups, names) -> RetrievalTask:
     return RetrievalTask(sets, evaluation.Levels.of_groups(groups))
 
 
+def choose_value_task(args, train: datasets.ImageData, test: datasets.ImageData) -> RetrievalTask:
+    """The numbers of --values."""
+    factory.check_values(args, "thresholds", "within", "labelset", "superclasses", "classes")
+    return RetrievalTask({}, vote=args.knn_k, query_values=test.values, gallery_values=train.values)
+
+
 def show(args, task: RetrievalTask, metrics: dict) -> None:
     """The tables of label sets and of the order of the ranks."""
     records.show("labels", {name: of for name, of in metrics.items() if name != rank_consistency.RANKS})
@@ -148,7 +156,7 @@ def evaluate(
     about = {"images": {"train": len(train), "test": len(test)}, "seconds": seconds} | said
     if task.levels is not None:
         about["similarity_of_ranks"] = task.levels.values.tolist()
-    detail = args.labelset
+    detail = "values" if args.values else args.labelset
     if args.classes:
         about["classes"], detail = train.classes, f"{detail}_{Path(args.classes).stem}"
     given, about, folders = options.recorded(args), about | net.about(), factory.name_data(args)
@@ -156,7 +164,8 @@ def evaluate(
     title = datasets.title(args.dataset, factory.find_data(args))
     show(args, task, metrics)
     picture, values = path.with_suffix(".png"), (curves, f"retrieval on {title}, {net.name}")
-    print(f"saved {path}{figures.try_to_draw(draw_precision_recall, picture, values)}", flush=True)
+    drawn = figures.try_to_draw(draw_precision_recall, picture, values) if curves else ""
+    print(f"saved {path}{drawn}", flush=True)
 
 
 def worker(args, device):
@@ -172,7 +181,7 @@ def worker(args, device):
             train, test = build_data(args)
             distributed.say((train.left_out + test.left_out).describe())
             net = factory.load_encoder(args, train)
-            task = choose_task(args, net, train)
+            task = choose_value_task(args, train, test) if args.values else choose_task(args, net, train)
     for given, layer in factory.choose_layers(args, net):
         evaluate(given, layer, task, [train, test], begin, device)
         begin = time.perf_counter()

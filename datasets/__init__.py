@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import util  # first: where packages are missing it says what to do
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from datasets import feature_views, sources, text_files
+from datasets import feature_views, lists, sources, text_files
 from datasets.decoding import WAY_ROUND, read_pixels, read_rgb
 from datasets.features import FeatureFiles, FeatureRows
 from datasets.folders import LeftOut, find_real_paths
@@ -29,11 +30,12 @@ NAMES = tuple(sources.SOURCES)
 
 @dataclass(frozen=True)
 class Selection:
-    """Which images of a data set.
+    """Which images of a data set, and whether their labels are classes.
 
     exclude: names of classes to leave out; only: names of the classes to keep, if any; skip: file that lists images to
     leave out, one path per line; per_class: how many training images per class, if not all; flag: what names `only`,
-    for errors.
+    for errors; values: the column of a list or of features that holds a number for each image, "label" for its label:
+    labels count the distinct numbers.
     """
 
     exclude: tuple[str, ...] = ()
@@ -41,6 +43,7 @@ class Selection:
     skip: str | Path | None = None
     per_class: int | None = None
     flag: str = "--imagenet100"
+    values: str | None = None
 
 
 ALL = Selection()
@@ -54,8 +57,8 @@ class ImageData(Dataset):
     name of each label; superclasses: the name of those that ship with it, or its own taxonomy; None: none.
     bad: [n] bool, shared with DataLoader workers: an image that cannot be read is marked in it, and the next readable
     one, with its label, takes its place; None (as built): it is an InputError.
-    left_out: what of the folder is no image of the set; groups: the classes are groups without names, which may lose
-    all their images.
+    left_out: what of the folder is no image of the set; groups: the classes are groups without names, or numbers,
+    which may lose all their images.
     """
 
     images: list | np.ndarray | FeatureRows
@@ -129,6 +132,11 @@ class ImageData(Dataset):
         """Whether the items are rows of features, and no images."""
         return isinstance(self.images, FeatureRows)
 
+    @property
+    def values(self) -> torch.Tensor:
+        """[C] float64: the numbers that the classes' names are."""
+        return torch.tensor([float(name) for name in self.classes], dtype=torch.float64)
+
     def names(self) -> list[str]:
         """The real path of each image file; of features, that of the file, a colon and the row; else []."""
         if self.are_features:
@@ -172,6 +180,10 @@ def build(name: str, folder: str | Path = "./data", split: str = "train", which:
     """
     if name not in sources.SOURCES:
         raise InputError(f"--dataset {name} is unknown; choose one of {', '.join(NAMES)}")
+    part = "training" if split == "train" else "validation"
+    if which.values is not None:
+        data = _read_values(name, folder, split, which.values, part)
+        return leave_out_images(which.skip, {part: data})[0]
     data = _read(sources.SOURCES[name].read, folder, split, "--data_folder")
     data.superclasses = data.superclasses or sources.SOURCES[name].superclasses
     exclude = _find_classes(which.exclude, data.classes, "--exclude_classes", title(name, folder))
@@ -179,17 +191,26 @@ def build(name: str, folder: str | Path = "./data", split: str = "train", which:
     kept = [c for c in data.classes if c not in exclude and (not only or c in only)]
     if not kept:
         raise InputError(f"--exclude_classes: leaves no class of {name}")
-    part = "training" if split == "train" else "validation"
     (data,) = leave_out_images(which.skip, {part: data.select_classes(kept)})
     return select_per_class(data, which.per_class) if split == "train" else data
 
 
 def build_pair(name, folder="./data", which: Selection = ALL) -> tuple[ImageData, ImageData]:
-    """Training and validation set with the same numbers for the same classes; validation may lack some of them."""
+    """Training and validation set with the same numbers for the same classes; validation may lack some of them. With
+    `which.values` each has its own.
+    """
     whole = replace(which, skip=None, per_class=None)
-    train, test = build(name, folder, "train", whole), build(name, folder, "test")
+    train, test = build(name, folder, "train", whole), build(name, folder, "test", Selection(values=which.values))
     if train.are_features:
         train.images.check_width(test.images)
+    if which.values is None:
+        test = _number_as(train, test, which, folder)
+    train, test = leave_out_images(which.skip, {"training": train, "validation": test})
+    return select_per_class(train, which.per_class), test
+
+
+def _number_as(train: ImageData, test: ImageData, which: Selection, folder) -> ImageData:
+    """The validation set with the training set's numbers of the classes."""
     known = (*train.classes, *which.exclude)
     test.classes = util.spelt_as(test.classes, known)
     flag = f"{test.images.flag} {test.images.files[0]}" if test.are_features else f"--data_folder {folder}"
@@ -200,9 +221,7 @@ def build_pair(name, folder="./data", which: Selection = ALL) -> tuple[ImageData
     if not len(test):
         raise InputError(f"{flag}: no validation image is of the classes that --exclude_classes leaves")
     number = torch.tensor([train.classes.index(c) for c in test.classes], dtype=torch.long)
-    test = replace(test, labels=number[test.labels], classes=train.classes)
-    train, test = leave_out_images(which.skip, {"training": train, "validation": test})
-    return select_per_class(train, which.per_class), test
+    return replace(test, labels=number[test.labels], classes=train.classes)
 
 
 def check_several_classes(data: ImageData, folder) -> None:
@@ -311,6 +330,37 @@ def _read(read, folder, split, flag) -> ImageData:
         raise InputError(f"{flag} {folder}: two classes are called {again}, in two Unicode forms (NFC, NFD); join them")
     labels = torch.as_tensor(np.asarray(labels), dtype=torch.long)
     return ImageData(images, labels, list(classes), left_out=rest[0] if rest else LeftOut())
+
+
+def _read_values(name: str, folder, split: str, column: str, part: str) -> ImageData:
+    """A split whose labels are numbers, of a column: `classes` are the distinct ones, rising.
+
+    part: what its images are called. Raises InputError where there is no such column, or a label is no finite number.
+    """
+    read = sources.SOURCES[name].read
+    if isinstance(folder, FeatureFiles):
+        own = () if column == "label" else (column,)
+        folder = replace(folder, label_columns=(*own, *folder.label_columns), numeric=True)
+    elif read is sources.read_image_folder and lists.is_list(Path(folder)):
+        read = partial(lists.read_list, values=column)
+    elif column != "label":
+        hint = "give --values label where the classes' names are numbers, or an image list"
+        raise InputError(f"--values {column}: {title(name, folder)} has no columns; {hint}")
+    data = _read(read, folder, split, "--data_folder")
+    numbers = []
+    for label in data.classes:
+        try:
+            numbers.append(text_files.parse_number(label))
+        except ValueError:
+            numbers.append(np.nan)
+        if not np.isfinite(numbers[-1]):
+            raise InputError(f"--values {column}: the {part} data have {label}, which is no finite number")
+    values, place = np.unique(np.array(numbers), return_inverse=True)
+    if len(values) < 2:
+        raise InputError(f"--values {column}: the {part} data have a single value, {data.classes[0]}")
+    names = [repr(value).removesuffix(".0") for value in values.tolist()]
+    labels = torch.as_tensor(place)[data.labels]
+    return replace(data, labels=labels, classes=names, groups=True, superclasses=None)
 
 
 def _find_classes(names, classes, flag, source) -> list[str]:

@@ -39,8 +39,10 @@ class Table:
     split: list[str] | None = None
 
 
-def read_table(path: str, flag: str, label_columns: Sequence[str] = ()) -> Table:
-    """A file of features, of labels, or of both, read by its ending. Raises InputError, naming flag and file."""
+def read_table(path: str, flag: str, label_columns: Sequence[str] = (), numeric: bool = False) -> Table:
+    """A file of features, of labels, or of both, read by its ending. numeric: the labels are the first column alone,
+    numbers as names. Raises InputError, naming flag and file.
+    """
     source, suffix = f"{flag} {path}", Path(path).suffix.lower()
     if suffix not in READERS:
         raise InputError(f"{source}: has another ending than those that are read: {', '.join(READERS)}")
@@ -57,14 +59,14 @@ def read_table(path: str, flag: str, label_columns: Sequence[str] = ()) -> Table
     fine, coarse = ([name for name in options if name in content] for options in (LABELS, COARSE))
     names = list(label_columns) or fine[:1] + coarse
     if suffix in (".csv", ".tsv", ".txt"):
-        content |= {name: _integers(content[name]) for name in names}
+        content |= {name: content[name] if numeric else _integers(content[name]) for name in names}
         features = _numeric_columns(content, {*LABELS, *COARSE, *label_columns, SPLIT})
     if features is None and not names:
         known = f"neither features ({', '.join(FEATURES)}) nor labels ({', '.join(LABELS)})"
         raise InputError(f"{source}: has {known}; it has {keys}")
     classes, split = _first(content, CLASSES), content.get(SPLIT)
     table = Table(path, None if features is None else _checked(features, source))
-    table.labels = {name: _as_labels(content[name], source, name) for name in names}
+    table.labels = {name: _as_labels(content[name], source, name, numeric) for name in names[: 1 if numeric else None]}
     table.classes = None if classes is None else _plain(classes)
     table.split = None if split is None else [VALIDATION.get(word, word) for word in _plain(split)]
     _check_counts(table, source)
@@ -108,10 +110,12 @@ def _checked(features, source: str) -> Tensor:
     return x
 
 
-def _as_labels(values, source: str, name: str) -> np.ndarray:
-    """A column of labels [n]: int64, or names as objects of type str."""
+def _as_labels(values, source: str, name: str, numeric: bool = False) -> np.ndarray:
+    """A column of labels [n]: int64, or names as objects of type str, which they are if numeric."""
     values = np.array(values.to_pylist()) if hasattr(values, "to_pylist") else values  # of pyarrow
     values = values.numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if numeric and values.ndim == 1:
+        return np.array([str(value) for value in values.tolist()], dtype=object)
     if values.ndim != 1 or values.dtype.kind not in "iuUSO":
         shape = " x ".join(map(str, values.shape))
         raise InputError(f"{source}: {name} must be [n] integers or names, not {shape} of type {values.dtype}")

@@ -23,7 +23,8 @@ class FeatureFiles:
 
     train, val: paths or glob patterns; labels, val_labels: files of labels, for features without; class_names: a file
     of names, one per line, of integer labels; label_columns: columns of labels, the finest first, where they have
-    names of their own; flag: of `train`, for errors; labeled: False where labels may be missing, as of outliers.
+    names of their own; flag: of `train`, for errors; labeled: False where labels may be missing, as of outliers;
+    numeric: the labels are the first column alone, of numbers.
     """
 
     train: Sequence[str]
@@ -34,6 +35,7 @@ class FeatureFiles:
     label_columns: Sequence[str] = ()
     flag: str = "--features"
     labeled: bool = True
+    numeric: bool = False
 
 
 class FeatureRows:
@@ -156,13 +158,13 @@ def read_features(files: FeatureFiles, split: str, whole: bool = False):
 def _read_part(patterns, label_patterns, flag: str, files: FeatureFiles, parts: tuple[str, ...]):
     """`read_features` of these files; parts: the values of the column `split` that count, () for all rows."""
     columns_here = () if label_patterns else files.label_columns
-    tables = [read_table(path, flag, columns_here) for path in expand_patterns(patterns, flag)]
+    tables = [read_table(path, flag, columns_here, files.numeric) for path in expand_patterns(patterns, flag)]
     rows = _stack_rows(tables, flag)
     labeled, label_flag = tables, flag
     if label_patterns:
         label_flag = _labels_flag(flag)
         paths = expand_patterns(label_patterns, label_flag)
-        labeled = [read_table(path, label_flag, files.label_columns) for path in paths]
+        labeled = [read_table(path, label_flag, files.label_columns, files.numeric) for path in paths]
     if not all(table.labels for table in labeled):
         if files.labeled:
             hint = f"give {_labels_flag(flag)}, or --label_columns for columns with names of their own"

@@ -37,9 +37,12 @@ def is_header(head: list[str]) -> bool:
     return head[:2] == ["path", "label"]
 
 
-def read_list(path: Path, split: str, outliers: bool = False) -> tuple[list[str], list[int], list[str]]:
+def read_list(
+    path: Path, split: str, outliers: bool = False, values: str | None = None
+) -> tuple[list[str], list[int], list[str]]:
     """Images, labels and sorted classes of a split of a list: "train", "test" (rows of val or test), or "all". Of
-    outliers, a list without splits is taken whole, as a folder without them is.
+    outliers, a list without splits is taken whole, as a folder without them is. values: the column of numbers that are
+    the labels, of which validation may have others.
 
     Paths are relative to the list's own folder. The whole list is looked at, whichever split is asked for. Raises
     InputError, naming file and line, for a file that is missing or there twice, an unknown split, or a label of test
@@ -51,17 +54,20 @@ def read_list(path: Path, split: str, outliers: bool = False) -> tuple[list[str]
         return _read_openood(path)
     rows, head = _read_rows(path)
     column = head.index("split") if "split" in head else None
+    if values and values not in head:
+        raise InputError(f"{path}: has no column {values}; it has {', '.join(head)}")
+    label_column = head.index(values or "label")
     if outliers and column is None:
         split = "all"
     files = find_images([(line, row[0]) for line, row in rows], path.parent, str(path))
     spelling: dict[str, str] = {}
-    labels = [spelling.setdefault(util.one_form(row[1]), row[1]) for _, row in rows]
+    labels = [spelling.setdefault(util.one_form(row[label_column]), row[label_column]) for _, row in rows]
     parts = ["train" if column is None else row[column] for _, row in rows]
     trained = {label for label, part in zip(labels, parts, strict=True) if part == "train"}
     for (line, _), label, part in zip(rows, labels, parts, strict=True):
         if part not in SPLITS["all"]:
             raise InputError(f"{path}, line {line}: split {part} is none of train, val and test")
-        if trained and label not in trained:
+        if trained and label not in trained and not values:
             raise InputError(f"{path}, line {line}: no training image has the label {label}")
     chosen = [i for i, part in enumerate(parts) if part in SPLITS[split]]
     if not chosen:

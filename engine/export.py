@@ -85,9 +85,13 @@ def list_card_options() -> list[str]:
 
 
 def _plain(ranking: dict, classes: list[str]) -> dict:
-    """Of each class the similar ones with their similarity; of groups without classes, the levels' names."""
+    """Of each class the similar ones with their similarity; of groups without classes, the levels' names; of values,
+    how far they reach.
+    """
     if "groups" in ranking:
         return {"levels": list(ranking["levels"])}
+    if "values" in ranking:
+        return {"values": [float(ranking["values"].min()), float(ranking["values"].max())]}
     rows = zip(classes, ranking["similarity"].tolist(), strict=True)
     others = {
         name: {c: round(x, 6) for c, x in zip(classes, row, strict=True) if x and c != name} for name, row in rows

@@ -33,7 +33,8 @@ RAW = "raw"  # in the place of a checkpoint: the features themselves
 
 def select_images(args, only: tuple[str, ...] = ()) -> datasets.Selection:
     """Which images of --dataset; only: the classes to keep, if any."""
-    return datasets.Selection(tuple(args.hold_out), only, args.skip_images, args.images_per_class)
+    values = getattr(args, "values", None)
+    return datasets.Selection(tuple(args.hold_out), only, args.skip_images, args.images_per_class, values=values)
 
 
 def choose_classes(args) -> datasets.Selection:
@@ -222,20 +223,34 @@ def processes(args) -> Processes:
 
 # ---- the data of main_supcon.py --------------------------------------------------------------------------------------
 
+OF_CLASSES = ("hold_out", "images_per_class", "ranking", "similarity_ranking_imagenet", "use_supercategories", "ranks")
+
+
+def refuse(args, names: tuple[str, ...], flag: str, why: str) -> None:
+    """Raise InputError where one of these options is given that has no use with a flag; a script may lack some."""
+    for name in names:
+        value = getattr(args, name, None)
+        if value and value != args.defaults[name]:
+            raise InputError(f"{args.spelling[name]} has no use with {flag}, {why}")
+
+
+def check_values(args, *others: str) -> None:
+    """Raise InputError where an option has no use with --values; others: further ones that a script has."""
+    names = (*OF_CLASSES, "n_sim_classes", "similarity_threshold", "instance_ranks", *others)
+    refuse(args, names, "--values", "whose numbers make the order; they are no classes")
+
 
 def load_data(args):
     """The training images, and with --instance_ranks the groups that their labels lie in, and the levels' names."""
+    if args.values:
+        check_values(args)
     if not args.instance_ranks:
         data = training_images(args)
         distributed.say(data.left_out.describe())
         return data, None
     if args.dataset != "path":
         raise InputError(f"--instance_ranks {args.instance_ranks}: needs --dataset path")
-    of_classes = "hold_out", "images_per_class", "ranking", "similarity_ranking_imagenet", "use_supercategories"
-    for name in (*of_classes, "thresholds", "ranks"):
-        if getattr(args, name, None):  # an evaluation has some of them only
-            why = "which makes the ranks, and has no classes"
-            raise InputError(f"{args.spelling[name]} has no use with --instance_ranks, {why}")
+    refuse(args, (*OF_CLASSES, "thresholds"), "--instance_ranks", "which makes the ranks, and has no classes")
     data, groups, levels = instances.build(args.data_folder, args.instance_ranks)
     unlisted, left_out = instances.count_unlisted(data, args.data_folder)
     distributed.say(left_out.describe())
@@ -250,7 +265,7 @@ def finest(data, nested=None) -> tuple[torch.Tensor, list[str]]:
     return (nested[0][data.labels, 0], []) if nested else (data.labels, data.classes)
 
 
-def held_out(args, transform, data, nested=None) -> monitor.ClassNeighbors | monitor.GroupNeighbors | None:
+def held_out(args, transform, data, nested=None) -> monitor.Neighbors | monitor.GroupNeighbors | None:
     """The images whose neighbours --knn_freq looks at, as evaluation sees them; None without. Raises InputError.
 
     data, nested: what load_data has.
@@ -266,10 +281,10 @@ def held_out(args, transform, data, nested=None) -> monitor.ClassNeighbors | mon
         except InputError as error:
             raise InputError(f"--knn_freq needs validation images: {error}") from None
         distributed.say(parts[1].left_out.describe())
-        if len(parts[0]) < monitor.VOTES:
+        if len(parts[0]) < monitor.VOTES and not args.values:
             few = f"there are {len(parts[0])} training images, fewer than its {monitor.VOTES} neighbors"
             distributed.say(f"--knn_freq: {few}; all of them vote")
-        held = monitor.ClassNeighbors(*parts)
+        held = (monitor.ValueNeighbors if args.values else monitor.ClassNeighbors)(*parts)
     for part in parts:
         part.tolerate_damage()  # a picture of the run is not worth ending it
         part.transform = transform

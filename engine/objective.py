@@ -21,6 +21,7 @@ from losses import (
     RINCELoss,
     TripletLoss,
     TwoHeadLoss,
+    ValueRanks,
     XCLRLoss,
     YAwareLoss,
 )
@@ -30,22 +31,26 @@ from util import InputError
 
 class Graded(NamedTuple):
     """By what candidates are graded: own, ranks of which the first is the own label and no other is; ranks; and of
-    classes, table [C, C], the similarities before they became ranks.
+    classes, table [C, C], the similarities before they became ranks; or of numbers, values [V].
     """
 
     own: Ranks
     ranks: Ranks
-    table: torch.Tensor | None
+    table: torch.Tensor | None = None
+    values: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class LossKind:
-    """A loss that --loss_type names. needs: "nothing", "ranks" or "table", of a ranking; options: that it reads."""
+    """A loss that --loss_type names. needs: "nothing", "ranks" or "table", of a ranking; options: that it reads;
+    of_values: whether it takes numbers themselves as well, instead of ranks or a table.
+    """
 
     title: str
     needs: str
     make: Callable[..., BankLoss]
     options: tuple[str, ...] = ()
+    of_values: bool = False
 
 
 def _shape(args):
@@ -68,6 +73,10 @@ def _coarse(args, graded: Graded, fine: bool = False):
     return CoarseSupConLoss(graded.ranks, args.min_tau, *_shape(args), fine=fine)
 
 
+def _values_or(graded: Graded, other: str):
+    return getattr(graded, other) if graded.values is None else graded.values
+
+
 LOSSES = {
     "rince": LossKind("RINCE", "ranks", _rince, ("variant", "positives")),
     "supcon": LossKind("SCL", "nothing", _supcon, ("variant",)),
@@ -86,9 +95,13 @@ LOSSES = {
         ("target_tau",),
     ),
     "yaware": LossKind(
-        "y-aware", "table", lambda args, graded: YAwareLoss(graded.table, args.min_tau, args.sigma), ("sigma",)
+        "y-aware", "table", lambda args, graded: YAwareLoss(_values_or(graded, "table"), args.min_tau, args.sigma),
+        ("sigma",), of_values=True,
     ),
-    "rnc": LossKind("rank-n-contrast", "ranks", lambda args, graded: RankNContrastLoss(graded.ranks, args.min_tau)),
+    "rnc": LossKind(
+        "rank-n-contrast", "ranks", lambda args, graded: RankNContrastLoss(_values_or(graded, "ranks"), args.min_tau),
+        of_values=True,
+    ),
     "triplet": LossKind(
         "triplet", "table",
         lambda args, graded: TripletLoss(graded.table, 0.2 if args.margin is None else args.margin), ("margin",),
@@ -127,7 +140,8 @@ def name_loss(args) -> str:
 
 def build_loss(args, data: datasets.ImageData, nested=None):
     """The loss over the ranking that the options name, the lines that say what a run trains on, and that ranking as its
-    checkpoints keep it: tables of classes, names of levels and their groups, or None of a loss that has no ranking.
+    checkpoints keep it: tables of classes, names of levels and their groups, the values of labels, or None of a loss
+    that has no ranking.
     """
     kind = LOSSES[loss_type(args)]
     for name in ("variant", "positives", "target_tau", "sigma", "margin"):
@@ -136,6 +150,8 @@ def build_loss(args, data: datasets.ImageData, nested=None):
     try:
         if nested:
             criterion, lines, kept = _over_groups(args, kind, data, *nested)
+        elif args.values:
+            criterion, lines, kept = _over_values(args, kind, data)
         else:
             criterion, lines, kept = _over_classes(args, kind, data)
     except InputError:
@@ -148,7 +164,7 @@ def build_loss(args, data: datasets.ImageData, nested=None):
             f"{args.memorybank_size / len(data):.0f} epochs, most of them made by encoders long past; try "
             f"{max(args.batch_size, 2 ** (len(data).bit_length() - 1))}, and a small --batch_size"
         )
-    images = f"{len(data)} images, {len(data.classes)} {'groups' if nested else 'classes'}"
+    images = f"{len(data)} images, {len(data.classes)} {'groups' if nested else 'values' if args.values else 'classes'}"
     return criterion, "\n".join([f"{describe_loss(args)}: {images}", *lines]), kept
 
 
@@ -173,6 +189,31 @@ def _over_groups(args, kind: LossKind, data: datasets.ImageData, groups, levels)
     shown = (own, levels[:1]) if kind.needs == "nothing" else (groups, levels)
     lines = instances.summarize_groups(*shown, _tau_of_ranks(criterion, len(shown[1])), data.labels)
     return criterion, lines, {"groups": groups, "levels": levels}
+
+
+def _over_values(args, kind: LossKind, data: datasets.ImageData):
+    """The same over the numbers of --values: of rank 0 are equal ones, or those within the first of --thresholds."""
+    values, limits, flag = data.values, args.thresholds or [], f"--loss_type {loss_type(args)}"
+    by_rank = kind.needs == "ranks" and not kind.of_values
+    if kind.needs == "table" and not kind.of_values:
+        raise InputError(f"{flag}: needs similarities of classes, not --values; give yaware, rnc or rince")
+    if kind.of_values and "sigma" in kind.options and args.sigma is None:
+        raise InputError(f"{flag}: needs --sigma with --values, the width of its kernel in their units")
+    if bool(limits) != by_rank:
+        raise InputError(f"{flag}: {'needs' if by_rank else 'has no use for'} --thresholds with --values")
+    if limits != sorted({*limits}) or min(limits, default=0) < 0:
+        shown = " ".join(f"{x:g}" for x in limits)
+        raise InputError(f"--thresholds {shown}: must rise from 0 or more with --values, of which they are distances")
+    own = ValueRanks(values, limits[:1] or [0.0])
+    graded = Graded(own, ValueRanks(values, limits) if by_rank else own, values=values)
+    criterion = kind.make(args, graded)
+    lines = [f"values from {data.classes[0]} to {data.classes[-1]}"]
+    if not kind.of_values:
+        counts = graded.ranks.entries_per_rank(data.labels, data.labels).T
+        per_rank = zip(limits or [0.0], _tau_of_ranks(criterion, len(counts)), counts, strict=True)
+        for rank, (limit, tau, of_image) in enumerate(per_rank):
+            lines.append(instances.describe_rank(rank, f"values within {limit:g}", tau, of_image))
+    return criterion, lines, {"values": values}
 
 
 def _over_classes(args, kind: LossKind, data: datasets.ImageData):

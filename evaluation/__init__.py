@@ -12,6 +12,14 @@ from .ood import (
     relative_mahalanobis_scores,
 )
 from .ranks import Levels, Order, class_correlation, rank_metrics
+from .regression import (
+    NEIGHBORS,
+    knn_regression,
+    regression_metrics,
+    regression_scores,
+    ridge_regression,
+    value_consistency,
+)
 from .retrieval import (
     Curve,
     distinct,
@@ -24,6 +32,7 @@ from .retrieval import (
 )
 
 __all__ = [
+    "NEIGHBORS",
     "Curve",
     "Levels",
     "Order",
@@ -35,6 +44,7 @@ __all__ = [
     "extract",
     "gaussian_scores",
     "knn_accuracy",
+    "knn_regression",
     "knn_scores",
     "look_up",
     "mahalanobis_scores",
@@ -45,8 +55,12 @@ __all__ = [
     "ood_metrics",
     "other_class_map",
     "rank_metrics",
+    "regression_metrics",
+    "regression_scores",
     "relative_mahalanobis_scores",
     "retrieval_curve",
     "retrieval_metrics",
+    "ridge_regression",
     "uniformity",
+    "value_consistency",
 ]

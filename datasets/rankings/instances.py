@@ -73,11 +73,14 @@ def summarize_groups(groups: torch.Tensor, levels: list[str], taus, labels: torc
     for rank, (level, tau) in enumerate(zip(levels, taus, strict=True)):
         of_image = groups[labels, rank]
         shared = torch.bincount(of_image)[of_image]  # images of the same group, itself included
-        now = shared - closer
-        few, middle, many = int(now.min()), float(now.double().quantile(0.5)), int(now.max())
-        lines.append(
-            f"rank {rank}: same {level}, {len(of_image.unique())} of them, tau {tau:.3g}; an image has "
-            f"{few}/{middle:g}/{many} images (min/median/max)" + (", itself counted" if rank == 0 else "")
-        )
+        lines.append(describe_rank(rank, f"same {level}, {len(of_image.unique())} of them", tau, shared - closer))
         closer = shared
     return lines
+
+
+def describe_rank(rank: int, what: str, tau: float, counts: torch.Tensor) -> str:
+    """The line of a rank. counts: [n] how many images each training image has at it."""
+    counts = counts.double().sort().values
+    few, middle, many = counts[0], (counts[(len(counts) - 1) // 2] + counts[len(counts) // 2]) / 2, counts[-1]
+    line = f"rank {rank}: {what}, tau {tau:.3g}; an image has {few:g}/{middle:g}/{many:g} images (min/median/max)"
+    return line + (", itself counted" if rank == 0 else "")

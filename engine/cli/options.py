@@ -162,7 +162,8 @@ def add_ranking(g) -> None:
 def add_ranks(g) -> None:
     """How a ranking's values become ranks."""
     names = "--thresholds", "--roberta_float_threshold"
-    g.add_argument(*names, type=float, nargs="+", means=Means.CARD, help="falling, one a rank")
+    limits = "falling, one a rank; with --values rising distances"
+    g.add_argument(*names, type=float, nargs="+", means=Means.CARD, help=limits)
     every = "a rank for every distinct value of the ranking, instead of --thresholds"
     flag(g, "--ranks", means=Means.RESULT, help=every)
 
@@ -279,7 +280,7 @@ def add_objective(p) -> None:
     g.add_argument("--reduction", choices=REDUCTIONS, default="pairs", help="out: mean over pairs, or anchor by anchor")
     knob = {"type": positive, "means": Means.CARD}
     g.add_argument("--target_tau", help="of xclr: temperature of the targets (default: 0.1)", **knob)
-    width = "of yaware: width of its Gaussian kernel (default: the similarity itself)"
+    width = "of yaware: width of its kernel, of --values in their units (default: the similarity itself)"
     g.add_argument("--sigma", help=width, **knob)
     g.add_argument("--margin", help="of triplet: margin at similarity 0 (default: 0.2)", **knob)
     g = p.add_argument_group("ranking of classes", means=Means.RESULT)
@@ -295,6 +296,13 @@ def add_objective(p) -> None:
         "--instance_ranks", type=user_text, metavar="FILE", means=Means.FILE | Means.SUBSET | Means.PIXELS,
         help="no classes: CSV image,<finest group>,...,<coarsest>; --dataset path",
     )  # fmt: skip
+    add_values(g)
+
+
+def add_values(g) -> None:
+    """Numbers instead of classes."""
+    column = "no classes: column of numbers in an image list or features; label: the label or folder is the number"
+    g.add_argument("--values", metavar="COLUMN", means=Means.IMAGES | Means.SUBSET | Means.CARD, help=column)
 
 
 def add_cross_entropy(p) -> None:

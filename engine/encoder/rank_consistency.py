@@ -22,7 +22,8 @@ class RetrievalTask:
     is measured, if any; similarity: [C, C] of classes, what class means are held against; vote: of how many neighbours
     a kNN accuracy is taken, None: of none; at_r: whether R-precision and MAP@R are wanted; classes: their names, for
     figures of each, [] of groups without; apart: the label set, of superclasses, that is also looked for without the
-    query's own class, if any.
+    query's own class, if any. Of numbers there is no set, but query_values and gallery_values: [C] the number of each
+    label of the queries, and of the gallery.
     """
 
     sets: dict[str, Tensor]
@@ -32,6 +33,8 @@ class RetrievalTask:
     at_r: bool = False
     classes: list[str] = field(default_factory=list)
     apart: str | None = None
+    query_values: Tensor | None = None
+    gallery_values: Tensor | None = None
 
 
 def add_levels(own: dict[str, Tensor], levels: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -86,6 +89,8 @@ def _read_table(net: FrozenEncoder, flag: str, entry: str) -> tuple[Tensor, list
         )
     if "groups" in kept:
         raise InputError(f"{flag}: {path} was trained on groups without classes; give --instance_ranks")
+    if "values" in kept:
+        raise InputError(f"{flag}: {path} was trained on numbers, not on classes; give --values")
     table = kept.get(entry) if isinstance(kept, dict) else None
     if not isinstance(table, Tensor) or table.shape != (len(names or ()),) * 2 or not torch.isfinite(table).all():
         raise InputError(f"{flag}: {path} holds no table of its {len(names or ())} classes: it was changed")
@@ -96,11 +101,15 @@ def measure(
     task: RetrievalTask, queries: Tensor, labels: Tensor, gallery: Tensor | None, gallery_labels: Tensor, device
 ) -> tuple[dict, dict, dict]:
     """Metrics and precision-recall curve by label set, the order of the ranks under "ranks"; and what a record says
-    besides: how many queries have something to find, and figures of each class.
+    besides: how many queries have something to find, and figures of each class. Of numbers the metrics of "values".
 
     queries, gallery: features [n, d] and [m, d], and their labels; gallery None: the queries look for one another.
     Raises InputError where no query has anything to find.
     """
+    if task.query_values is not None:
+        sides = queries.to(device), task.query_values[labels], gallery.to(device), task.gallery_values[gallery_labels]
+        scores = evaluation.regression_metrics(*sides, k=task.vote or evaluation.NEIGHBORS)
+        return {"values": {k: v if k.endswith("MAE") else 100 * v for k, v in scores.items()}}, {}, {}
     alone = gallery is None
     x, y = queries.to(device), labels.to(device)
     g, b = (None, None) if alone else (gallery.to(device), gallery_labels.to(device))

@@ -115,7 +115,7 @@ def load(
     }
     if official:
         distributed.say(f"{trained.source}: these are the published weights {official.name}")
-    own, counts = record["classes"], not record["instance_ranks"]
+    own, counts = record["classes"], not (record["instance_ranks"] or train.groups)
     differs = own and set(own) != set(train.classes) and not set(own).isdisjoint(train.classes)
     if distributed.is_main() and differs and counts and record["dataset"] == dataset:
         numbers = f"{len(own)} classes of {dataset}, this evaluates {len(train.classes)}"

@@ -67,16 +67,34 @@ def spread_indices(count: int, most: int) -> list[int]:
 
 
 @dataclass
-class ClassNeighbors:
-    """Training and validation images as evaluation sees them: kNN accuracy in percent, by the classes."""
+class Neighbors:
+    """Training and validation images as evaluation sees them, some of which are compared."""
 
     train: ImageData
     images: ImageData
 
+    def features(self, features: Callable) -> list[Tensor]:
+        """features(data, indices) -> features and labels of these images; here those of validation, then training."""
+        parts = self.images, self.train
+        return [x for data in parts for x in features(data, spread_indices(len(data), NEIGHBOURS))]
+
+
+class ClassNeighbors(Neighbors):
+    """kNN accuracy in percent, by the classes."""
+
     def scalars(self, features: Callable) -> dict[str, float]:
-        """features(data, indices) -> features and labels of these images."""
-        parts = [features(data, spread_indices(len(data), NEIGHBOURS)) for data in (self.images, self.train)]
-        return {"val_knn": 100 * evaluation.knn_accuracy(*parts[0], *parts[1], k=VOTES)}
+        """features: as of `Neighbors.features`."""
+        return {"val_knn": 100 * evaluation.knn_accuracy(*self.features(features), k=VOTES)}
+
+
+class ValueNeighbors(Neighbors):
+    """R2 of the kNN regression in percent, of real values."""
+
+    def scalars(self, features: Callable) -> dict[str, float]:
+        """features: as of `Neighbors.features`."""
+        x, y, g, b = self.features(features)
+        found = evaluation.knn_regression(x, g, self.train.values[b])
+        return {"val_r2": 100 * evaluation.regression_scores(found, self.images.values[y])["R2"]}
 
 
 @dataclass
@@ -111,7 +129,7 @@ class Watch:
     def __init__(
         self,
         views: Views | FeatureViews,
-        held_out: ClassNeighbors | GroupNeighbors | None,
+        held_out: Neighbors | GroupNeighbors | None,
         knn_freq: int,
         epochs: int,
         loading: Loading,
