@@ -199,7 +199,7 @@ class HiMulConLoss(RankedLoss):
 def _several(ranks: Ranks) -> int:
     if len(ranks.similarities) < 2:
         raise ValueError(
-            "no class has a similar class, and this loss needs groups of classes; one rank alone is SupCon"
+            "there is one rank, and this loss needs groups of classes, or several distances; one rank alone is SupCon"
         )
     return len(ranks.similarities)
 

@@ -788,3 +788,67 @@ def cross_entropy(logits, targets):
         for row, target in zip(logits, targets, strict=True)
     ]
     return math.fsum(terms) / len(terms)
+
+
+# ---- real values -----------------------------------------------------------------------------------------------------
+
+
+def regression_scores(predicted, values):
+    """Mean absolute error, and 1 minus the share of the squared deviations from the mean that is left."""
+    n, mean = len(values), math.fsum(values) / len(values)
+    left = math.fsum((p - y) ** 2 for p, y in zip(predicted, values, strict=True))
+    mae = math.fsum(abs(p - y) for p, y in zip(predicted, values, strict=True)) / n
+    return {"MAE": mae, "R2": 1 - left / math.fsum((y - mean) ** 2 for y in values)}
+
+
+def knn_regression(features, gallery, gallery_values, k):
+    """Mean value of the k nearest of the gallery."""
+    found = [nearest([x], gallery, k)[0] for x in features]
+    return [math.fsum(gallery_values[j] for j in places) / len(places) for places in found]
+
+
+def _ridge(rows, values, penalty):
+    """Weights and intercept of least squares with a penalty on the weights; columns need have no mean 0."""
+    n, d = len(rows), len(rows[0])
+    means = [math.fsum(row[i] for row in rows) / n for i in range(d)]
+    mean = math.fsum(values) / n
+    x = [[row[i] - means[i] for i in range(d)] for row in rows]
+    gram = [[math.fsum(row[i] * row[j] for row in x) + penalty * (i == j) for j in range(d)] for i in range(d)]
+    right = [math.fsum(row[i] * (y - mean) for row, y in zip(x, values, strict=True)) for i in range(d)]
+    weights, _ = solve_and_log_det(gram, right)
+    return weights, mean - math.fsum(w * m for w, m in zip(weights, means, strict=True))
+
+
+def ridge_regression(features, gallery, gallery_values, penalties):
+    """What ridge regression says, fitted to the gallery in standard deviations of each dimension, with the penalty of
+    the least squared error of each entry by a fit to all others.
+    """
+    n, d = len(gallery), len(gallery[0])
+    means = [math.fsum(row[i] for row in gallery) / n for i in range(d)]
+    stds = [math.sqrt(math.fsum((row[i] - means[i]) ** 2 for row in gallery) / n) for i in range(d)]
+
+    def scaled(rows):
+        return [[(row[i] - means[i]) / stds[i] for i in range(d)] for row in rows]
+
+    def predicted(row, weights, intercept):
+        return intercept + math.fsum(w * x for w, x in zip(weights, row, strict=True))
+
+    def error(penalty):
+        rows, total = scaled(gallery), 0.0
+        for i in range(n):
+            others = rows[:i] + rows[i + 1 :], gallery_values[:i] + gallery_values[i + 1 :]
+            total += (predicted(rows[i], *_ridge(*others, penalty)) - gallery_values[i]) ** 2
+        return total
+
+    fitted = _ridge(scaled(gallery), gallery_values, min(penalties, key=error))
+    return [predicted(row, *fitted) for row in scaled(features)]
+
+
+def value_consistency(features, values, gallery, gallery_values):
+    """Mean of Spearman's rho of cosines and minus the distances; 0 of a query where either are all equal."""
+    found = []
+    for x, y in zip(features, values, strict=True):
+        cosines, near = [_cosine(x, g) for g in gallery], [-abs(y - b) for b in gallery_values]
+        constant = len({round(c, 12) for c in cosines}) == 1 or len({*near}) == 1
+        found.append(0.0 if constant else spearman([round(c, 12) for c in cosines], near))
+    return math.fsum(found) / len(found)

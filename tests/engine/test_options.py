@@ -75,11 +75,12 @@ def test_configs_and_cards_have_the_options_that_say_so():
     assert {name for name, of in means.items() if Means.START in of} == {"resume", "overwrite"}
     images = {"dataset", "data_folder", "size", "mean", "std", "hold_out", "skip_images", "images_per_class"}
     vectors = {"features", "features_val", "labels", "labels_val", "class_names", "label_columns", "normalize"}
+    vectors |= {"values"}  # of images as well
     assert {name for name, of in means.items() if Means.IMAGES in of} == images | vectors
     assert {*export.list_card_options()} == {
         "loss_type", "variant", "ranking", "thresholds", "epochs", "batch_size", "optimizer", "learning_rate",
         "weight_decay", "seed", "images_per_class", "hold_out", "positives", "target_tau", "sigma", "margin",
-        "use_ssl_augmentations", "targets", "beta", "epsilon", "heads", "superclasses",
+        "values", "use_ssl_augmentations", "targets", "beta", "epsilon", "heads", "superclasses",
     }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from losses import (
     SupConLoss,
     TripletLoss,
     TwoHeadLoss,
+    ValueRanks,
     XCLRLoss,
     YAwareLoss,
 )
@@ -54,6 +55,7 @@ def rivals():
     two = [SupConLoss(4), CoarseSupConLoss(TABLE)]
     return {
         "nested positives": RINCELoss(TABLE, positives="nested"),
+        "rince of values": RINCELoss(ValueRanks(torch.tensor([0.0, 1, 3, 2]), [0, 1.5])),
         "himulcon": HiMulConLoss(TABLE),
         "himulcone": HiMulConLoss(TABLE, enforce=True),
         "two losses": CoarseSupConLoss(TABLE, fine=True),
