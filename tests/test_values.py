@@ -15,6 +15,9 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+import datasets
+import main_supcon
+from engine import objective
 from engine.run import checkpoint
 
 DIGITS = "--values label --model resnet8 --batch_size 256 --memorybank_size 512 --feat_dim 16"
@@ -59,6 +62,16 @@ def test_each_loss_trains_is_watched_keeps_its_values_and_resumes_to_the_same_we
     run(monkeypatch, folder, f"{SHORT} {again} --resume {RUNS}/{name}/ckpt_epoch_1.pth")
     again = checkpoint.load(folder / RUNS / f"{name}_again")["model"]
     assert all(torch.equal(x, again[key]) for key, x in whole["model"].items())
+
+
+def test_a_head_each_has_equal_values_or_those_within_the_first_threshold_and_those_within_the_last():
+    data = datasets.ImageData([""] * 3, torch.tensor([0, 1, 2]), ["0", "5", "30"], groups=True)
+    line = "--values label --loss_type two_losses_two_heads --thresholds 10 40"
+    criterion, _, kept = objective.build_loss(main_supcon.get_parser().parse_args(line.split()), data)
+    everyone = torch.arange(3)
+    assert criterion.fine.ranks.between(everyone, everyone).tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
+    assert criterion.coarse.ranks.between(everyone, everyone).tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
+    assert kept["values"].tolist() == [0, 5, 30]
 
 
 def test_the_lines_of_a_run_say_values_ranks_and_how_many_images_each_has(monkeypatch, capsys, tmp_path):

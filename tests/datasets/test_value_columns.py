@@ -52,7 +52,7 @@ def test_a_list_has_a_column_of_numbers_and_validation_may_have_others(listed):
 @pytest.mark.parametrize("form", ["npz", "csv", "parquet", "labels"])
 def test_features_have_a_column_of_numbers(tmp_path, form):
     rows = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
-    given = {"labels": ["a", "b"] * 3, "coarse": ["c"] * 6, "age": AGES}
+    given = {"labels": ["a", "b"] * 3, "coarse": [*"cdefgh"], "age": AGES}  # of which no number is a class
     file, more = tmp_path / f"a.{form}", {}
     if form == "npz":
         np.savez(file, features=rows, **given)
@@ -66,7 +66,9 @@ def test_features_have_a_column_of_numbers(tmp_path, form):
         file, more = tmp_path / "a.npy", {"labels": [str(tmp_path / "ages.txt")]}
         np.save(file, rows)
         (tmp_path / "ages.txt").write_text("\n".join(map(str, AGES)))
-    data = build("features", FeatureFiles([str(file)], **more), "label" if form == "labels" else "age")
+    column = "label" if form == "labels" else "age"
+    more |= {"label_columns": ["coarse"]} if form == "npz" else {}
+    data = build("features", FeatureFiles([str(file)], **more), column)
     assert numbers(data) == AGES
     assert torch.allclose(data.images.take(torch.arange(6)), torch.from_numpy(rows))  # the age is no feature
 
