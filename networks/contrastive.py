@@ -80,8 +80,10 @@ class ContrastiveModel(nn.Module):
     @torch.no_grad()
     def update_key_encoder(self) -> None:
         """theta_k = m theta_k + (1 - m) theta_q."""
-        for key_net, query_net in ((self.key_encoder, self.encoder), (self.key_head, self.head)):
-            torch._foreach_lerp_(list(key_net.parameters()), list(query_net.parameters()), 1 - self.momentum)
+        # together, since an encoder of features may have none
+        keys: list[Tensor] = [*self.key_encoder.parameters(), *self.key_head.parameters()]
+        queries: list[Tensor] = [*self.encoder.parameters(), *self.head.parameters()]
+        torch._foreach_lerp_(keys, queries, 1 - self.momentum)
 
     def encode_keys(self, views: Tensor) -> Tensor:
         """[n, 3, H, W] -> unit vectors [n, D]."""

@@ -110,6 +110,16 @@ def test_outliers_of_a_file_are_near_by_their_own_columns_of_labels(folder, monk
     assert "lacks the class x" in error_of(monkeypatch, capsys, tmp_path, words, "out_of_dist_detection")
 
 
+def test_a_head_may_be_the_projection_alone(folder, monkeypatch, tmp_path):
+    for name in ("train.npz", "val.npz"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    run(monkeypatch, tmp_path, f"{SHORT} --model linear --exp_name linear")
+    state = torch.load(tmp_path / RUN / "linear/last.pth", weights_only=True)["model"]
+    assert not torch.equal(state["head.0.weight"], state["key_head.0.weight"])
+    run(monkeypatch, tmp_path, f"{FILES} --ckpt {RUN}/linear --layer output", "retrieval")
+    assert records(tmp_path, "retrieval")[0]["metrics"]["fine"]["mAP"] > 30
+
+
 def test_both_layers_of_a_head_are_measured_and_a_record_says_which(folder, monkeypatch, capsys):
     run(monkeypatch, folder, f"{FILES} --ckpt {RUN}/rince", "retrieval")
     printed = capsys.readouterr().out
