@@ -27,6 +27,7 @@ from figures.ranking import Classes, draw_matrix
 from util import InputError
 
 FEW = 30  # classes that are drawn large, and that a matrix names one by one; of more, it names the superclasses
+MANY = 120  # from here on no name of a class could be read: small panels, without these
 
 CAPTION = """Above: the mean feature of each class, scaled to length 1; lines lead to the middle of its superclass.
 MDS keeps distances as well as two dimensions can; the maps have one scale, and the others are turned onto the first."""
@@ -86,7 +87,7 @@ def choose_style(group: int) -> dict:
 
 
 def draw_means(ax, points: np.ndarray, classes: Classes, limits: np.ndarray, inches: float) -> None:
-    """A point a class with its name below it, and a line from there to the middle of its superclass.
+    """A point a class, its name below it unless there are many, and a line from there to the middle of its superclass.
 
     limits: low and high corner of the axes; inches: how wide they are.
     """
@@ -97,8 +98,9 @@ def draw_means(ax, points: np.ndarray, classes: Classes, limits: np.ndarray, inc
         for point in members:
             ax.plot(*np.stack([members.mean(0), point]).T, color=style["color"], lw=0.8, alpha=0.5, zorder=1)
         ax.scatter(*members.T, s=area, linewidths=0, zorder=2, **style)
-    em = font / 72 / inches * (limits[1] - limits[0])[0]
-    encoders.write_names(ax, points - [0, 1.1 * em], classes.names, colors, em, font)
+    if len(points) < MANY:
+        em = font / 72 / inches * (limits[1] - limits[0])[0]
+        encoders.write_names(ax, points - [0, 1.1 * em], classes.names, colors, em, font)
     ax.set(xlabel="MDS 1", ylabel="MDS 2", xlim=limits[:, 0], ylim=limits[:, 1], aspect="equal")
 
 
@@ -114,7 +116,7 @@ def draw_classes(path: Path, title: str, features: dict, labels, classes: list[s
     means = [F.normalize(encoders.class_means(x, labels, len(classes)), dim=1).numpy() for x in features.values()]
     tables = [encoders.class_cosines(x, labels, len(classes)) for x in features.values()]
     points = make_maps(means)
-    limits, side = find_limits(points), 5.5 if few else 8.5
+    limits, side = find_limits(points), 5.5 if few else 8.5 if len(classes) < MANY else 4.2
     width, height = limits[1] - limits[0]
     inches_wide = side * len(features) + 1.5
     title = "\n".join(textwrap.fill(line, int(10 * inches_wide)) for line in title.splitlines())
@@ -129,7 +131,8 @@ def draw_classes(path: Path, title: str, features: dict, labels, classes: list[s
         near, possible = nearest_in_group(z, group_of)
         draw_means(ax, at, drawn, limits, side)
         found = f"{name}: nearest class in the superclass for {near} of {possible}"
-        ax.set_title(f"{found}\ndistances on the map are off by {100 * distance_error(z, at):.0f} %")
+        off = f"distances on the map are off by {100 * distance_error(z, at):.0f} %"
+        ax.set_title(f"{found}\n{off}", fontsize=None if side > 5 else 10)
     marks = [plt.Line2D([], [], ls="", ms=7, label=word, **choose_style(g)) for g, word in enumerate(words)]
     above.legend(handles=marks, loc="outside lower center", ncols=ncols, frameon=False, title="superclass")
     for ax, name, table in zip(matrices, features, tables, strict=True):
@@ -158,7 +161,8 @@ def main():
     if lacking:
         raise InputError(f"--data_folder {args.data_folder}: class {lacking[0]} has no validation image")
     features = comparison.features(test, "the maps")
-    title = f"{len(classes)} classes of {comparison.data}, {len(test):,} test images\n{CAPTION}"
+    items = "rows" if test.are_features else "images"
+    title = f"{len(classes)} classes of {comparison.data}, {len(test):,} test {items}\n{CAPTION}"
     draw_classes(args.out, title, features, test.labels, classes, comparison.superclasses)
     print(f"drew {args.out}")
 
