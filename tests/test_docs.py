@@ -131,11 +131,14 @@ def test_links_lead_to_files_and_headings_that_exist(page):
 def draw_rows(name, columns=None):
     """The lines of a table kept in figures/, and the same without the seconds, which some pages leave out."""
     lines = table.markdown(read_table(ROOT / f"figures/{name}.json"), columns).splitlines()
-    return {*lines, *(re.sub(r" \d+ \|$", "", line) for line in lines)}
+    return {*lines, *(re.sub(r" (\d+|-) \|$", "", line) for line in lines)}
 
 
 FOUR = ["fine R@1", "fine mAP", "coarse R@1", "coarse mAP"]
 RESULTS = PAGES["docs/results.md"]
+CLINC150 = RESULTS.partition("## CLINC150")[2].partition("### What it says")[0]
+OF_CLINC150 = draw_rows("clinc150", ["R@1", "fine mAP", "coarse mAP, other classes", "AUROC 1>2", "out-of-scope AUROC"])
+LOSSES = "(raw|SupCon|SCL|two|RINCE|HiMulCon|X-CLR|y-aware|rank-n|cross)"
 OF_CIFAR = draw_rows("cifar100_small", [*FOUR, "probe", "CIFAR-10 AUROC"])
 OF_CIFAR |= draw_rows("cifar100_small", ["AUROC 0>1", "AUROC 1>2", "H-AP"])
 
@@ -143,6 +146,8 @@ OF_CIFAR |= draw_rows("cifar100_small", ["AUROC 0>1", "AUROC 1>2", "H-AP"])
 @pytest.mark.parametrize(
     ("text", "begins", "count", "drawn"),
     [
+        (README, LOSSES, 10, OF_CLINC150),
+        (CLINC150, LOSSES, 48, OF_CLINC150),
         (RESULTS.partition("## CIFAR-100 from scratch")[2].partition("### Held-out classes")[0],
          "(RINCE|SCL|cross)", 14, OF_CIFAR),
         (RESULTS.partition("### Held-out classes")[2].partition("\n## ")[0], "(RINCE|SCL)", 5,
@@ -150,12 +155,23 @@ OF_CIFAR |= draw_rows("cifar100_small", ["AUROC 0>1", "AUROC 1>2", "H-AP"])
         (PAGES["docs/choosing.md"], "(SCL|RINCE|cosines|other) ", 15,
          draw_rows("cifar100_choices", [*FOUR, "kind mAP", "AUROC 1>2", "AUROC 2>3"])),
     ],
-    ids=["CIFAR-100", "held-out classes", "choices"],
+    ids=["README", "CLINC150", "CIFAR-100", "held-out classes", "choices"],
 )  # fmt: skip
 def test_the_rows_of_a_table_are_drawn_from_its_json(text, begins, count, drawn):
     rows = [line for line in text.splitlines() if re.match(rf"\| ?{begins}", line)]
     rows = rows[:count] if begins else rows  # of some pages, other tables follow
     assert len(rows) == count and [row for row in rows if row not in drawn] == []
+
+
+def test_a_difference_that_is_claimed_is_one_of_the_table_and_holds():
+    """In text an interval stands for a cell of the differences; bold there: it holds after Holm's correction."""
+    cells = {cell.strip(" *"): "**" in cell for row in OF_CLINC150 for cell in row.split("|")}
+    claimed = re.findall(r"[+-]\d+\.\d+ \[[^\]]+\]", README.split("## Start")[0])
+    claimed += re.findall(
+        r"\(([+-]\d+\.\d+ \[[^\]]+\])\)", RESULTS.partition("### What it says")[2].partition("###")[0]
+    )
+    assert len(claimed) >= 7
+    assert [claim for claim in claimed if not cells.get(claim)] == []
 
 
 def test_the_first_command_trains_with_own_superclasses_and_the_columns_of_its_log_are_explained(own):
