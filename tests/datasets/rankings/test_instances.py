@@ -63,6 +63,14 @@ def test_a_run_prints_its_levels_and_what_the_table_leaves_out(monkeypatch, caps
     assert {"nn_frame", "nn_shot", "nn_video"} <= json.loads(log[-1]).keys()
 
 
+@pytest.mark.parametrize("name", ["himulcon", "two_losses_two_heads", "supcon", "rnc"])
+def test_losses_over_ranks_take_nested_groups(name, monkeypatch, capsys, tmp_path):
+    made(tmp_path)
+    run(monkeypatch, tmp_path, f"{TINY} --instance_ranks groups.csv --loss_type {name} --exp_name a")
+    levels = "rank 0: same frame" if name == "supcon" else "rank 2: same video"
+    assert levels in capsys.readouterr().out
+
+
 def test_an_image_list_stands_for_the_folder_of_the_table(monkeypatch, capsys, tmp_path):
     made(tmp_path / "deep")
     names = ("a/a_0", "a/a_1", "a/a_2", "b/b_0", "b/b_1", "b/b_2")
@@ -169,6 +177,7 @@ def test_a_table_that_cannot_serve_is_one_line_with_its_row(monkeypatch, capsys,
         ("--hold_out f1", "--exclude_classes has no use with --instance_ranks"),
         ("--ranking identity", "--ranking has no use with --instance_ranks"),
         ("--thresholds 0.4", "--thresholds has no use with --instance_ranks"),
+        ("--loss_type xclr", "--loss_type xclr: needs similarities of classes, not --instance_ranks"),
         ("--dataset digits", "--instance_ranks groups.csv: needs --dataset path"),
         ("--instance_ranks none.csv", "--instance_ranks none.csv: no such file"),
     ],
