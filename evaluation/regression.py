@@ -32,7 +32,7 @@ def regression_scores(predicted: Tensor, values: Tensor) -> dict[str, float]:
 
     Raises ValueError where the values are all equal, of which R2 is not defined.
     """
-    predicted, values = predicted.double(), values.to(predicted.device).double()
+    predicted, values = predicted.detach().double(), values.detach().to(predicted.device).double()
     error, spread = predicted - values, values - values.mean()
     if not spread.any():
         raise ValueError("the values are all equal: R2 is not defined")

@@ -75,6 +75,7 @@ def with_means(means, images):
     return OpenOODNet.of_means(encoder, means)(images)
 
 
+VALUED = TEST, TEST_LABELS.float(), TRAIN, TRAIN_LABELS.float()
 PAIR, TO_BANK = (TEST, TEST.roll(1, 0)), (TEST, TEST.roll(1, 0), TEST_LABELS, *TRAIN_SET)
 LOOK_UP, OOD = (*TEST_SET, *TRAIN_SET), (*TRAIN_SET, TEST)
 # name -> function and its arguments
@@ -97,6 +98,12 @@ CALLS = {
     "nearest": (lambda x, y: evaluation.nearest(x, y, 3), TEST, TRAIN),
     "neighbour_accuracy": (evaluation.neighbour_accuracy, TRAIN, GROUPS[TRAIN_LABELS]),
     "not_alone": (evaluation.not_alone, TEST_LABELS),
+    "other_class_map": (evaluation.other_class_map, *LOOK_UP, torch.arange(4) // 2),
+    "knn_regression": (lambda x, _, *gallery: evaluation.knn_regression(x, *gallery), *VALUED),
+    "regression_metrics": (evaluation.regression_metrics, *VALUED),
+    "regression_scores": (evaluation.regression_scores, SCORES, OTHERS[: len(SCORES)]),
+    "ridge_regression": (lambda x, _, *gallery: evaluation.ridge_regression(x, *gallery), *VALUED),
+    "value_consistency": (evaluation.value_consistency, *VALUED),
     "ood_metrics": (evaluation.ood_metrics, SCORES, OTHERS),
     "rank_metrics": (lambda *x: evaluation.rank_metrics(*x[:4], Levels.of_table(x[4])), *LOOK_UP, TABLE),
     "rank_metrics, groups": (lambda *x: evaluation.rank_metrics(*x[:4], Levels.of_groups(x[4])), *LOOK_UP, GROUPS),
@@ -111,6 +118,11 @@ CALLS = {
         lambda table, *x: loss(losses.RINCELoss(table, cumulative_positives=True), *x), TABLE, *TO_BANK,
     ),
     "SupConLoss": (lambda *x: loss(losses.SupConLoss(4), *x), *TO_BANK),
+    "HiMulConLoss": (lambda table, *x: loss(losses.HiMulConLoss(table), *x), TABLE, *TO_BANK),
+    "XCLRLoss": (lambda table, *x: loss(losses.XCLRLoss(table), *x), TABLE, *TO_BANK),
+    "YAwareLoss": (lambda table, *x: loss(losses.YAwareLoss(table), *x), TABLE, *TO_BANK),
+    "RankNContrastLoss": (lambda table, *x: loss(losses.RankNContrastLoss(table), *x), TABLE, *TO_BANK),
+    "TripletLoss": (lambda table, *x: loss(losses.TripletLoss(table), *x), TABLE, *TO_BANK),
     "NestedRINCELoss": (lambda groups, *x: loss(losses.NestedRINCELoss(groups), *x), GROUPS, *TO_BANK),
     "InBatchLoss": (lambda *x: losses.InBatchLoss(losses.RINCELoss(TABLE))(*x), *PAIR, TEST_LABELS),
     "chance": (lambda *x: losses.RINCELoss(TABLE).chance(*x, 6), TEST_LABELS, TRAIN_LABELS),
@@ -148,4 +160,4 @@ def test_public_functions_take_tensors_of_any_layout_and_precision_without_a_war
 
 
 def test_every_public_function_of_the_evaluation_is_among_them():
-    assert set(evaluation.__all__) <= set(CALLS)
+    assert {name for name in evaluation.__all__ if not name.isupper()} <= set(CALLS)

@@ -56,7 +56,10 @@ def test_a_dry_run_prints_exactly_the_documented_commands(monkeypatch, capsys, t
     assert not (tmp_path / "save").exists()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if "\nmethods:" in path.read_text())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_reads_and_gives_each_method_a_run_of_its_own(path):
     recipe, folders, files = recipes.read(path), set(), set()
     for name in recipe["methods"]:
