@@ -1,6 +1,7 @@
 """Objects made of options: images, views, loaders, optimizer, processes; the loss is `engine.objective`'s."""
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,16 +161,15 @@ def load_layer(args, train: datasets.ImageData, ckpt: str | None = None) -> Froz
     return net.take_layer(args.layer or net.layers[0])
 
 
-def choose_layers(args, net: FrozenEncoder) -> list[tuple[argparse.Namespace, FrozenEncoder]]:
-    """Options and encoder of each layer to evaluate: of a head on features --layer, or each, which a line names."""
+def choose_layers(args, net: FrozenEncoder) -> Iterator[tuple[argparse.Namespace, FrozenEncoder]]:
+    """Options and encoder of each layer to evaluate: of a head on features --layer, or each, named by a line before."""
     if net.head is None:
-        return [(args, net.take_layer(args.layer or "hidden"))]
-    found = []
+        yield args, net.take_layer(args.layer or "hidden")
+        return
     for layer in [args.layer] if args.layer else net.layers:
         taken = net.take_layer(layer)
         distributed.say(f"layer {layer}: {taken.encoder.dim} dimensions")
-        found.append((options.with_layer(args, layer), taken))
-    return found
+        yield options.with_layer(args, layer), taken
 
 
 def features_cache(args) -> Path | None:

@@ -173,7 +173,8 @@ def describe_loss(args) -> str:
     kind, form = LOSSES[loss_type(args)], variant(args)
     if "variant" not in kind.options:
         return kind.title
-    title = kind.title.replace("SCL", "SupCon") if form == "all" else f"{kind.title} {form}"
+    name, _, of = kind.title.partition(" ")
+    title = " ".join(filter(None, ["SupCon" if name == "SCL" and form == "all" else f"{name} {form}", of]))
     if "positives" in kind.options and positives(args) != "separate":
         title += f", {positives(args)} positives"
     averaged = args.reduction == "anchors" and "out" in form

@@ -44,6 +44,8 @@ def test_a_loss_trains_and_resumes_to_the_same_weights(name, monkeypatch, tmp_pa
         ("--n_sim_classes 1", "supcon_in", "SCL in"),
         ("--loss_type supcon --variant all --reduction anchors", "supcon_all", "SupCon"),
         ("--loss_type two_losses --variant all", "two_losses_all", "SupCon on classes and on the coarsest groups"),
+        ("--loss_type two_losses_two_heads", "two_losses_two_heads_in",
+         "SCL in on classes and on the coarsest groups, a head each"),
         ("--loss_type supcon --variant out --reduction anchors", "supcon_out",
          "SCL out, pairs averaged within anchors"),
         ("--loss_type xclr", "xclr", "X-CLR"),
