@@ -59,6 +59,13 @@ def test_a_dry_run_prints_exactly_the_documented_commands(monkeypatch, capsys, t
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if "\nmethods:" in path.read_text())
 
 
+def test_the_intents_that_clinc150_holds_out_are_those_it_calls_unseen():
+    recipe = recipes.read(ROOT / "recipes/clinc150_held_out.yaml")
+    held_out = recipe["methods"]["supcon"]["with"]["held_out"].split()
+    assert (ROOT / "recipes/clinc150_held_out.txt").read_text().split() == held_out
+    assert len(held_out) == 50
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_reads_and_gives_each_method_a_run_of_its_own(path):
     recipe, folders, files = recipes.read(path), set(), set()
