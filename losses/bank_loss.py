@@ -1,13 +1,16 @@
 """What all losses over a memory bank share: their arguments, checks, and the loss of random embeddings."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .blocks import BlockTerms, Grades, Term
 from .equations import RankTerms, widen
-from .ranks import as_integers
+from .ranks import PairSources, ValueSources, as_integers
+
+Sources = TypeVar("Sources", bound=PairSources | ValueSources)
 
 
 class Candidates(NamedTuple):
@@ -25,6 +28,14 @@ class Candidates(NamedTuple):
     entry_labels: Tensor
     place: Tensor | None = None
     has_key: bool = True
+
+    def place_key(self, sources: Sources, of_key: int = 0) -> Sources:
+        """The sources with the place of the key here, and its number, if it is a candidate."""
+        return sources._replace(place=self.place, of_key=of_key if self.has_key else -1)  # type: ignore[return-value]
+
+    def compute(self, grades: Grades, terms: tuple[Term, ...]) -> tuple[Tensor, Tensor]:
+        """Total and count of each term, [G]."""
+        return BlockTerms.apply(self.query, (self.query * self.key).sum(1), self.entries, grades, terms)
 
 
 class BankLoss(nn.Module):

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bank_loss import BankLoss, Candidates
-from .blocks import BlockTerms
 from .equations import RankTerms
-from .ranks import PairSources, Ranks, ValueSources, as_ranks, as_values, rounding_of
+from .ranks import PairSources, Ranks, ValueSources, as_ranks, as_square, as_values, rounding_of
 
 LEAST_DISTANCE = 1e-3  # of unit vectors, in rank_n_contrast: a root of zero has no gradient
 DOUBLE_MAX_TAU = 0.04  # below it exponentials of distances leave float32's range
@@ -148,11 +147,11 @@ class KernelWeights(NamedTuple):
 class PlacedValues(NamedTuple):
     """The anchors' values themselves."""
 
-    distances: ValueSources
+    values: ValueSources
 
     def of_block(self, block: slice) -> ValuesOfBlock:
         """Of a block, as `rank_n_contrast_of_values` wants them."""
-        return ValuesOfBlock(self.distances.anchors[block], ~(self.distances.of_block(block) < 0))  # NaN is one
+        return ValuesOfBlock(self.values.anchors[block], self.values.there(block))
 
 
 class GradedLoss(BankLoss):
@@ -175,8 +174,7 @@ class GradedLoss(BankLoss):
     def compare(self, candidates: Candidates) -> RankTerms:
         """The term of anchors among candidates, float32 or better."""
         grades, equation = self.equation_of(candidates)
-        q, k = candidates.query, candidates.key
-        total, count = BlockTerms.apply(q, (q * k).sum(1), candidates.entries, grades, (EquationTerm(equation),))
+        total, count = candidates.compute(grades, (EquationTerm(equation),))
         return RankTerms(total, count, torch.ones_like(count, dtype=torch.bool))
 
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
@@ -187,9 +185,7 @@ class GradedLoss(BankLoss):
 
 def _pairs(table: Tensor, c: Candidates, of_key: int) -> PairSources:
     """Numbers of pairs from a table [C, 1 + C], the first column of which is the empty entry."""
-    return PairSources(
-        table[c.labels].to(_type_of_weights(c)), c.entry_labels + 1, c.place, of_key if c.has_key else -1
-    )
+    return c.place_key(PairSources(table[c.labels].to(_type_of_weights(c)), c.entry_labels + 1), of_key)
 
 
 def _type_of_weights(c: Candidates) -> torch.dtype:
@@ -198,15 +194,12 @@ def _type_of_weights(c: Candidates) -> torch.dtype:
 
 
 def _distances(values: Tensor, c: Candidates) -> ValueSources:
-    entries = values[c.entry_labels.clamp(min=0)].masked_fill(c.entry_labels < 0, torch.nan)
-    return ValueSources(values[c.labels], entries, None, c.place, 0 if c.has_key else -1)
+    return c.place_key(ValueSources.of_labels(values, c.labels, c.entry_labels))
 
 
 def _as_table(class_similarity: Tensor) -> Tensor:
     """[C, C] float64. Raises ValueError where it is no table of similarities."""
-    s = torch.as_tensor(class_similarity).double()
-    if s.ndim != 2 or len(s) == 0 or s.shape[0] != s.shape[1]:
-        raise ValueError(f"class_similarity has shape {tuple(s.shape)}; [C, C] is needed")
+    s = as_square(class_similarity).double()
     if not (bool((s.abs() <= 1).all()) and bool((s.diagonal() == 1).all())):
         raise ValueError("class_similarity must lie in [-1, 1] and be 1 on the diagonal")
     return s
@@ -248,12 +241,12 @@ class YAwareLoss(GradedLoss):
         given = torch.as_tensor(graded_by)
         if sigma is not None and not sigma > 0:
             raise ValueError(f"sigma is {sigma:g}; it must be above 0")
-        by_value = given.ndim == 1
-        if by_value and sigma is None:
-            raise ValueError("values need a sigma, the width of the kernel in their units")
-        if by_value:
-            super().__init__(as_values(given).unique(return_inverse=True)[1], temperature)
-            self.register_buffer("graded_by", as_values(given), persistent=False)
+        if given.ndim == 1:
+            if sigma is None:
+                raise ValueError("values need a sigma, the width of the kernel in their units")
+            values = as_values(given)
+            super().__init__(values.unique(return_inverse=True)[1], temperature)
+            self.register_buffer("graded_by", values, persistent=False)
         else:
             s = _as_table(given)
             super().__init__(torch.arange(len(s)), temperature)
@@ -305,8 +298,7 @@ class RankNContrastLoss(GradedLoss):
             equation = partial(rank_n_contrast_of_values, entries=entries, tau=self.taus[0], rounding=self.rounding)
             return PlacedValues(distances), equation
         filled = F.pad(c.entry_labels >= 0, (1, 0), value=True)[:, None]
-        sources = self.ranks.sources(c.labels, c.entry_labels)
-        sources = sources._replace(place=c.place, of_key=0 if c.has_key else -1)
+        sources = c.place_key(self.ranks.sources(c.labels, c.entry_labels))
         count = len(self.ranks.similarities)
         return sources, partial(rank_n_contrast, filled=filled, tau=self.taus[0], ranks=count)
 

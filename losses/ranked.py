@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bank_loss import BankLoss, Candidates
-from .blocks import BlockTerms, Group
+from .blocks import Group
 from .equations import VARIANTS, RankTerms, check_form
 from .ranks import NestedRanks, Ranks, as_ranks
 
@@ -46,11 +46,10 @@ class RankedLoss(BankLoss):
 
     def compare(self, candidates: Candidates) -> RankTerms:
         """The terms of anchors among candidates, float32 or better."""
-        q, k, labels, entries, entry_labels, place, has_key = candidates
-        sources = self.ranks.sources(labels, entry_labels)._replace(place=place, of_key=0 if has_key else -1)
-        total, count = BlockTerms.apply(q, (q * k).sum(1), entries, sources, self.groups)
+        sources = candidates.place_key(self.ranks.sources(candidates.labels, candidates.entry_labels))
+        total, count = candidates.compute(sources, self.groups)
         weights = None if self.weights is None else self.weights.to(total)
-        return RankTerms(total, count, self.occurring(labels), weights)
+        return RankTerms(total, count, self.occurring(candidates.labels), weights)
 
     def occurring(self, labels: Tensor) -> Tensor:
         """[N] -> [G] bool: the terms that count in the mean, since some anchor's label has their rank."""

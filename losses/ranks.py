@@ -64,6 +64,18 @@ class ValueSources(NamedTuple):
     place: Tensor | None = None
     of_key: int = 0
 
+    @classmethod
+    def of_labels(cls, values: Tensor, labels: Tensor, entry_labels: Tensor) -> "ValueSources":
+        """values: [V] of the labels; [N], [K] -> the values of anchors and entries."""
+        return cls(values[labels], values[entry_labels.clamp(min=0)].masked_fill_(entry_labels < 0, torch.nan))
+
+    def there(self, block: slice) -> Tensor:
+        """[1 + K, n] bool, what is a candidate for a block of anchors, the key first."""
+        shape = 1 + len(self.entries), len(self.anchors[block])
+        numbers = torch.zeros(shape, dtype=torch.int8, device=self.entries.device)
+        numbers[0] = self.of_key
+        return _leave_out(numbers, self.place, block) >= 0
+
     def of_block(self, block: slice = slice(None)) -> Tensor:
         """[1 + K, n] of every candidate for a block of anchors, the key first; -1: it is none."""
         numbers = (F.pad(self.entries, (1, 0))[:, None] - self.anchors[block]).abs_()
@@ -112,9 +124,7 @@ class ClassRanks(Ranks):
     rank: Tensor
 
     def __init__(self, class_similarity: Tensor):
-        s = torch.as_tensor(class_similarity)
-        if s.ndim != 2 or len(s) == 0 or s.shape[0] != s.shape[1]:
-            raise ValueError(f"class_similarity has shape {tuple(s.shape)}; [C, C] is needed")
+        s = as_square(class_similarity)
         if not (bool(((s >= 0) & (s <= 1)).all()) and bool((s.diagonal() == 1).all())):
             raise ValueError("class_similarity must lie in [0, 1] and be 1 on the diagonal")
         values = sorted(s[s > 0].unique().tolist(), reverse=True)
@@ -214,8 +224,7 @@ class ValueRanks(Ranks):
 
     def sources(self, labels: Tensor, entry_labels: Tensor) -> ValueSources:
         """[N], [K] -> the values, NaN for an empty entry."""
-        entries = self.values[entry_labels.clamp(min=0)].masked_fill_(entry_labels < 0, torch.nan)
-        return ValueSources(self.values[labels], entries, self.thresholds)
+        return ValueSources.of_labels(self.values, labels, entry_labels)._replace(thresholds=self.thresholds)
 
     def entries_per_rank(self, labels: Tensor, entry_labels: Tensor) -> Tensor:
         """[N], [K] -> [N, R] float64: entries of each rank, by one sort."""
@@ -228,6 +237,14 @@ class ValueRanks(Ranks):
 def as_ranks(ranks: Tensor | Ranks) -> Ranks:
     """Ranks as they are, or of a class-similarity table."""
     return ranks if isinstance(ranks, Ranks) else ClassRanks(ranks)
+
+
+def as_square(class_similarity: Tensor) -> Tensor:
+    """[C, C] as it is. Raises ValueError where it has another shape."""
+    s = torch.as_tensor(class_similarity)
+    if s.ndim != 2 or len(s) == 0 or s.shape[0] != s.shape[1]:
+        raise ValueError(f"class_similarity has shape {tuple(s.shape)}; [C, C] is needed")
+    return s
 
 
 def as_values(values: Tensor) -> Tensor:
