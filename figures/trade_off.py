@@ -9,7 +9,7 @@ from pathlib import Path
 
 import figures
 import util
-from engine.encoder.records import are_small, read_table
+from engine.encoder.records import are_small, read_table, spreads
 from figures.curves import GRAY, INLIER
 from figures.grid import check_columns, count_seeds, table_parser, tell_scale
 from util import InputError
@@ -17,11 +17,7 @@ from util import InputError
 
 def interval(values: list[float]) -> float:
     """Half of the two-sided 95 % interval of the mean by Student's t; 0 of a single value."""
-    from scipy import stats
-
-    if len(values) < 2:
-        return 0.0
-    return float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return spreads(len(values)) * statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 @dataclass(frozen=True)

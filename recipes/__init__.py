@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import util
-from engine.cli import config
+from engine.cli import config, options
 from engine.cli.parsing import Options, Parser
 from recipes import grid
 from recipes.schema import NUMBERS, check, check_entry, in_one_line, option, words
@@ -152,7 +152,7 @@ def is_for(evaluation: dict, method: str) -> bool:
     return not evaluation.get("for") or method in evaluation["for"]
 
 
-RAW = Path("raw")  # as a method's checkpoint: the features themselves are evaluated
+RAW = Path(options.RAW)  # as a method's checkpoint
 
 
 def given(recipe: dict, name: str) -> Path | None:

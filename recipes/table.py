@@ -13,7 +13,7 @@ import util  # first: where packages are missing it says what to do
 # isort: split
 import numpy as np
 
-from engine.encoder.records import are_small, read_table
+from engine.encoder.records import are_small, read_table, spreads
 from engine.run import run_log
 from recipes import ROOT, Scope, columns, given, grid, seeds
 from util import InputError
@@ -43,13 +43,6 @@ def write(place: Path, recipe: dict, results: dict, scope: Scope, about: dict) -
     text = markdown(content)
     util.write_file(Path(f"{place}.md"), text.encode())
     return text
-
-
-def spreads(n: int) -> float:
-    """Half the width of the two-sided 95 % interval of a mean of n >= 2 figures, in standard deviations (n - 1)."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, n - 1) / np.sqrt(n))
 
 
 def difference(a: dict[int, float], b: dict[int, float]) -> dict:

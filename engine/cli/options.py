@@ -45,6 +45,7 @@ HEAD = dict(
 )  # fmt: skip
 
 LAYERS = ("output", "hidden")  # of a head on features
+RAW = "raw"  # in the place of a checkpoint: the features themselves
 
 
 def parser(description: str, defaults: str = "") -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -78,6 +79,13 @@ def show(title: str, rows: dict[str, dict[str, float]]) -> None:
     print(f"{title:<{width}}" + "".join(f"{c:>{wide[c]}}" for c in columns))
     for row, metrics in rows.items():
         print(f"{row:<{width}}" + "".join(f"{metrics.get(c, '-'):>{wide[c]}}" for c in columns), flush=True)
+
+
+def spreads(n: int) -> float:
+    """Half the width of the two-sided 95 % interval of a mean of n >= 2 figures, in standard deviations (n - 1)."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, n - 1) / math.sqrt(n))
 
 
 def are_small(results: dict, column: str) -> bool:
