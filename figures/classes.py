@@ -132,7 +132,7 @@ def draw_classes(path: Path, title: str, features: dict, labels, classes: list[s
         draw_means(ax, at, drawn, limits, side)
         found = f"{name}: nearest class in the superclass for {near} of {possible}"
         off = f"distances on the map are off by {100 * distance_error(z, at):.0f} %"
-        ax.set_title(f"{found}\n{off}", fontsize=None if side > 5 else 10)
+        ax.set_title(f"{found}\n{off}", **({} if len(classes) < MANY else {"fontsize": 10}))
     marks = [plt.Line2D([], [], ls="", ms=7, label=word, **choose_style(g)) for g, word in enumerate(words)]
     above.legend(handles=marks, loc="outside lower center", ncols=ncols, frameon=False, title="superclass")
     for ax, name, table in zip(matrices, features, tables, strict=True):
