@@ -65,10 +65,7 @@ def label_sets(args, classes, known) -> dict[str, torch.Tensor]:
     if args.labelset in ("fine", "both"):
         sets["fine"] = torch.arange(len(classes))
     if args.labelset in ("coarse", "both"):
-        groups, source = rankings.choose_superclasses(args.superclasses, known)
-        if groups is None:
-            hint = "has no superclasses of its own; give --superclasses FILE.yaml"
-            raise InputError(f"--labelset {args.labelset}: {args.dataset} {hint}")
+        groups, source = factory.choose_superclasses(args, known, f"--labelset {args.labelset}")
         sets["coarse"] = rankings.number_superclasses(groups, classes, source)
     elif args.labelset == "levels":
         levels = rank_consistency.read_levels(args.superclasses, classes, known)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import datasets
 import util
-from datasets import augmentation
+from datasets import augmentation, rankings
 from datasets.augmentation import Augmentation
 from datasets.feature_files import read_lines
 from datasets.feature_views import FeatureViews, Normalization, Perturbation
@@ -28,8 +28,6 @@ from engine.train.optimization import adamw, advise_on_precision, allow_tf32, pr
 from engine.train.training import Schedule, Stepper, warm_up_epochs
 from networks import vectors
 from util import InputError, check_folder
-
-RAW = "raw"  # in the place of a checkpoint: the features themselves
 
 
 def select_images(args, only: tuple[str, ...] = ()) -> datasets.Selection:
@@ -53,6 +51,16 @@ def choose_classes(args) -> datasets.Selection:
     if not names:
         raise InputError(f"{flag}: holds no class name; write one per line")
     return replace(which, exclude=(), only=tuple(names), flag=flag)
+
+
+def choose_superclasses(args, known, flag: str) -> tuple[dict[str, list[str]], str]:
+    """superclass -> classes, of --superclasses or the data set's own, `known`; and what errors call them. flag: what
+    needs them. Raises InputError where there are none.
+    """
+    groups, source = rankings.choose_superclasses(args.superclasses, known)
+    if groups is None:
+        raise InputError(f"{flag}: {args.dataset} has no superclasses of its own; give --superclasses FILE.yaml")
+    return groups, source
 
 
 def training_images(args) -> datasets.ImageData:
@@ -150,7 +158,7 @@ def load_encoder(args, train: datasets.ImageData, ckpt: str | None = None) -> Fr
     themselves.
     """
     views, ckpt = chosen_views(args), ckpt or args.ckpt
-    if ckpt is None or (args.features and ckpt == RAW):
+    if ckpt is None or (args.features and ckpt == options.RAW):
         return trained_encoder.take_raw(train, views)
     return trained_encoder.load(ckpt, train, args.dataset, views, args.model, args.model_type)
 

@@ -10,6 +10,7 @@ import torch
 import datasets
 from datasets import rankings
 from datasets.rankings import instances
+from engine import factory
 from losses import (
     BankLoss,
     ClassRanks,
@@ -186,7 +187,7 @@ def _over_groups(args, kind: LossKind, data: datasets.ImageData, groups, levels)
     if kind.needs == "table":
         raise InputError(f"--loss_type {loss_type(args)}: needs similarities of classes, not --instance_ranks")
     own = groups[:, :1]
-    criterion = kind.make(args, Graded(NestedRanks(own), NestedRanks(groups), None))
+    criterion = kind.make(args, Graded(NestedRanks(own), NestedRanks(groups)))
     shown = (own, levels[:1]) if kind.needs == "nothing" else (groups, levels)
     lines = instances.summarize_groups(*shown, _tau_of_ranks(criterion, len(shown[1])), data.labels)
     return criterion, lines, {"groups": groups, "levels": levels}
@@ -219,10 +220,11 @@ def _over_values(args, kind: LossKind, data: datasets.ImageData):
 
 def _over_classes(args, kind: LossKind, data: datasets.ImageData):
     """The same over classes."""
-    own = torch.eye(len(data.classes))
+    unrelated = torch.eye(len(data.classes))
+    own = ClassRanks(unrelated)
     if kind.needs == "nothing":
-        criterion, kept = kind.make(args, Graded(ClassRanks(own), ClassRanks(own), None)), None
-        return criterion, _describe_ranks(own, criterion, own.numpy(), data), kept
+        criterion = kind.make(args, Graded(own, own))
+        return criterion, _describe_ranks(unrelated, criterion, unrelated.numpy(), data), None
     raw = read_ranking(args, data)
     source = torch.as_tensor(raw)
     if kind.needs == "table":
@@ -231,13 +233,13 @@ def _over_classes(args, kind: LossKind, data: datasets.ImageData):
                 raise InputError(f"{args.spelling[name]}: has no use with --loss_type {loss_type(args)}, without ranks")
         table = _as_similarities(source)
         others = table[~torch.eye(len(table), dtype=torch.bool)]
-        criterion = kind.make(args, Graded(ClassRanks(own), ClassRanks(own), table))
+        criterion = kind.make(args, Graded(own, own, table))
         lines = [f"similarities of two classes from {others.min():.3g} to {others.max():.3g}"] if len(others) else []
         return criterion, lines, {"similarity": table.clamp(min=0).float(), "source": source}
     ranks = rankings.Ranks(args.thresholds, args.ranks, args.hierarchy_k, args.similarity_threshold, args.n_sim_classes)
     table = rankings.assign_ranks(raw, ranks, f"--ranking {name_ranking(args, data)}")
     table = table if args.one_loss_per_rank else (table > 0).float()
-    criterion = kind.make(args, Graded(ClassRanks(own), ClassRanks(table), None))
+    criterion = kind.make(args, Graded(own, ClassRanks(table)))
     lines = _describe_ranks(table, criterion, raw, data)
     if loss_type(args) == "rince" and len(table[table > 0].unique()) == 1:
         lines.append("warning: no class has a similar class in this ranking; one rank alone is SCL")
@@ -319,9 +321,7 @@ def build_targets(args, data: datasets.ImageData, device) -> tuple[Targets, str]
 def find_superclasses(args, data: datasets.ImageData) -> torch.Tensor:
     """[C] the number of each class's superclass, from 0 without gaps, of --superclasses or the data set's own."""
     flags = "--targets smooth" if args.targets == "smooth" else "--heads 2"
-    found, source = rankings.choose_superclasses(args.superclasses, data.superclasses)
-    if found is None:
-        raise InputError(f"{flags}: {args.dataset} has no superclasses of its own; give --superclasses FILE.yaml")
+    found, source = factory.choose_superclasses(args, data.superclasses, flags)
     groups = rankings.number_superclasses(found, data.classes, source).unique(return_inverse=True)[1]
     if not 1 < int(groups.max()) + 1 < len(groups):
         count = f"{int(groups.max()) + 1} superclasses of {len(groups)} classes"

@@ -47,12 +47,17 @@ def reached(trees):
     for node in (node for name in shared & trees.keys() for node in trees[name].body):
         names = [node.name] if isinstance(node, ast.FunctionDef) else [t.id for t in getattr(node, "targets", [])]
         defined |= dict.fromkeys(names, node)
-    attributes = [node for tree in others for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-    found, new = set(), {n.attr for n in attributes if getattr(n.value, "id", None) in SHARED} & defined.keys()
+
+    def taken(tree):
+        attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        return {node.attr for node in attributes if getattr(node.value, "id", None) in SHARED}
+
+    found, new = set(), set().union(*map(taken, others)) & defined.keys()
     while new:
         found |= new
-        called = {n.id for name in new for n in ast.walk(defined[name]) if isinstance(n, ast.Name)}
-        new = (called & defined.keys()) - found
+        nodes = [defined[name] for name in new]
+        called = {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
+        new = (called.union(*map(taken, nodes)) & defined.keys()) - found
     return others + [defined[name] for name in sorted(found)]
 
 
