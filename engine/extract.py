@@ -85,16 +85,16 @@ def check_options(args) -> None:
 
 
 def read_parts(args) -> tuple[datasets.ImageData, dict[str, datasets.ImageData]]:
-    """The training images, by which views are normalized, and by name the parts to write."""
-    which = factory.select_images(args)
-    if args.split == "train":
-        train = datasets.build(args.dataset, factory.find_data(args), which=which)
-        return train, {"train": train}
+    """The images by which views are normalized, of training if both splits are taken; by name the parts to write."""
+    which, folder = factory.select_images(args), factory.find_data(args)
+    if args.split != "both":
+        data = datasets.build(args.dataset, folder, args.split, which)
+        return data, {"train" if args.split == "train" else "val": data}
     try:
-        train, test = datasets.build_pair(args.dataset, factory.find_data(args), which)
+        train, test = datasets.build_pair(args.dataset, folder, which)
     except InputError as error:
-        raise InputError(f"{error}; --split train takes training images alone") from None
-    return train, {"val": test} if args.split == "test" else {"train": train, "val": test}
+        raise InputError(f"{error}; --split train or test takes one of them alone") from None
+    return train, {"train": train, "val": test}
 
 
 def load_encoder(args, train: datasets.ImageData) -> trained_encoder.FrozenEncoder:

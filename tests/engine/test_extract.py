@@ -159,6 +159,15 @@ def extraction_crop(data):
     return (images[:, :, 4:52, 4:52] / 255 - 0.5) / 0.25
 
 
+def test_validation_images_are_written_where_there_are_none_to_train_on(monkeypatch, capsys, tmp_path, digits):
+    make_image_folders(tmp_path / "outliers" / "val", ["ant", "bee"], each=2)
+    words = f"--ckpt {digits / CE} --dataset path --data_folder outliers --size 16 --num_workers 0 --out out"
+    assert "--split train or test takes one of them alone" in error_of(monkeypatch, capsys, tmp_path, words)
+    extract(monkeypatch, tmp_path, f"{words} --split test")
+    assert [f.name for f in (tmp_path / "out").glob("*.safetensors")] == ["val-00000-of-00001.safetensors"]
+    assert read(tmp_path / "out", "val")[1] == ["ant", "ant", "bee", "bee"]
+
+
 def test_superclasses_of_a_file_are_stored_and_a_class_without_one_is_one_line(monkeypatch, capsys, tmp_path, digits):
     (tmp_path / "own.yaml").write_text("low: [0, 1, 2, 3, 4]\nhigh: [5, 6, 7, 8, 9]\n")
     extract(monkeypatch, digits, f"--ckpt {CE} --superclasses {tmp_path}/own.yaml --split test --out {tmp_path} {FEW}")
@@ -246,7 +255,7 @@ def test_two_processes_embed_the_texts_that_one_does(monkeypatch, texts):
         ("--model resnet8 --init nowhere", "--init nowhere: no such file"),
         ("--ckpt nowhere", "--ckpt nowhere: no such file"),
         (f"--ckpt {CE} --text_encoder x", "--text_encoder x: has no use without --texts"),
-        (f"--ckpt {CE} --dataset path --data_folder images", "--split train takes training images alone"),
+        (f"--ckpt {CE} --dataset path --data_folder images", "--split train or test takes one of them alone"),
         ("--texts nowhere.csv", "--texts nowhere.csv: no such file"),
         (f"--texts a.csv --ckpt {CE}", "--ckpt: has no use with --texts"),
         ("--texts a.csv --views 2", "--views: has no use with --texts"),
