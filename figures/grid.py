@@ -39,6 +39,16 @@ def group_lines(content: dict, axis: str) -> dict[str, dict[str | None, list[dic
     return found
 
 
+def take_methods(content: dict, only: list[str], source: str) -> dict:
+    """The table with these methods alone, a name standing for a method's cells. InputError where one is not there."""
+    own = {name: content["recipe"]["methods"][name].get("cell", {}).get("method", name) for name in content["results"]}
+    for name in only:
+        if name not in own and name not in own.values():
+            raise InputError(f"--only {name}: no method of {source}{util.nearest(name, [*own, *own.values()])}")
+    taken = {name: runs for name, runs in content["results"].items() if name in only or own[name] in only}
+    return {**content, "results": taken}
+
+
 def place_labels(labels: list[str]) -> tuple[dict[str, float], bool]:
     """Where labels lie on the axis, numbers at their value, others side by side; and whether it is logarithmic."""
     try:
@@ -128,6 +138,7 @@ def check_columns(columns: list[str], there: list[str], source: str) -> None:
 def get_parser():
     p = table_parser(__doc__, "grid.png")
     p.add_argument("--axis", required=True, help="option that the recipe's grid varies")
+    p.add_argument("--only", nargs="+", metavar="METHOD", help="draw these methods (default: all)")
     return p
 
 
@@ -140,6 +151,8 @@ def main():
     if args.axis not in axes:
         there = f"its grid has {', '.join(axes)}" if axes else "its recipe has no grid"
         raise InputError(f"--axis {args.axis}: no axis of {args.table}{util.nearest(args.axis, axes)}; {there}")
+    if args.only:
+        content = take_methods(content, args.only, str(args.table))
     filled = list(dict.fromkeys(c for runs in content["results"].values() for run in runs for c in run["values"]))
     chosen = args.columns or [column for column in filled if column != "seconds"]
     if not chosen:

@@ -59,6 +59,15 @@ def test_a_point_is_the_mean_over_seeds_its_bar_their_standard_deviation(monkeyp
         assert (level.get_ydata()[0], level.get_label()) == (5.5, "A")
 
 
+@pytest.mark.parametrize(("only", "lines"), [("m", 2), ("alone", 0), ("m alone", 2), ("a b", 1)])
+def test_methods_or_cells_can_be_drawn_alone(monkeypatch, kept, tmp_path, only, lines):
+    (tmp_path / "t.json").write_text(json.dumps(content(made={**MADE, "c": (7.0,)})))
+    run(monkeypatch, tmp_path, f"t.json --axis size --only {only}", "figures.grid")
+    (ax,) = kept.pop().axes
+    assert len(ax.containers) == lines
+    assert sum(line.get_linestyle() == "--" for line in ax.lines) == ("alone" in only)
+
+
 def test_many_columns_long_labels_and_many_methods_are_drawn_whole(monkeypatch, tmp_path):
     names = [f"a label of some length, {n}" for n in range(3)]
     axes = {f"{m}{n}": {"size": label, "tau": str(m)} for m in range(9) for n, label in enumerate(names)}
@@ -130,6 +139,7 @@ def test_a_bar_is_in_color_where_holms_correction_leaves_it_certain(monkeypatch,
             "grid g.json --axis size --columns 'fine map'",
             "--columns fine map: g.json has no figure of it; did you mean",
         ),
+        ("grid g.json --axis size --only alon", "--only alon: no method of g.json; did you mean alone?"),
         ("grid empty.json --axis size", "empty.json: has no figures yet"),
         ("grid g.json --axis size --out g.json/g.png", "--out "),
         ("grid g.json --axis a --out x.xyz", "--out x.xyz: a picture's name ends in .png, .pdf, .svg, .jpg"),
