@@ -11,7 +11,7 @@ import pytest
 import util
 
 ROOT = Path(__file__).resolve().parent.parent
-PAPER = (ROOT / "README.md").read_text().partition("## The paper's commands")[2].partition("\n## ")[0]
+PAPER = (ROOT / "docs/paper.md").read_text().partition("## Train on ImageNet-100 and CIFAR-100")[2]
 PAPER = [line for line in PAPER.splitlines() if line.startswith("python ")]
 CE = "save/SupCon/digits_models/ce"  # where the fixture `digits` has its model
 

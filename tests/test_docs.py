@@ -80,8 +80,8 @@ def anchors_of(text):
 
 
 def test_the_readme_is_short_and_leads_to_every_page():
-    assert len(README.splitlines()) <= 250
-    linked = set(re.findall(r"\]\(([\w./]+\.md)\)", section(README, "Where to read on")))
+    assert len(README.splitlines()) <= 170
+    linked = set(re.findall(r"\]\(([\w./]+\.md)\)", section(README, "Documentation")))
     assert linked == {*PAGES, "CHANGELOG.md"} - {"README.md"}
 
 
@@ -150,7 +150,7 @@ OF_CIFAR |= draw_rows("cifar100_small", ["AUROC 0>1", "AUROC 1>2", "H-AP"])
 @pytest.mark.parametrize(
     ("text", "begins", "count", "drawn"),
     [
-        (README, LOSSES, 10, OF_CLINC150),
+        (section(README, "Results"), LOSSES, 8, OF_CLINC150),
         (CLINC150, LOSSES, 96, OF_CLINC150 | OF_HELD_OUT),
         (RESULTS.partition("## CIFAR-100 from scratch")[2].partition("### Held-out classes")[0],
          "(RINCE|SCL|cross)", 14, OF_CIFAR),
@@ -170,7 +170,7 @@ def test_the_rows_of_a_table_are_drawn_from_its_json(text, begins, count, drawn)
 def test_a_difference_that_is_claimed_is_one_of_the_table_and_holds():
     """In text an interval stands for a cell of the differences; bold there: it holds after Holm's correction."""
     cells = {cell.strip(" *"): "**" in cell for row in OF_HELD_OUT | OF_CLINC150 for cell in row.split("|")}
-    claimed = re.findall(r"[+-]\d+\.\d+ \[[^\]]+\]", README.split("## Start")[0])
+    claimed = re.findall(r"[+-]\d+\.\d+ \[[^\]]+\]", section(README, "Results"))
     claimed += re.findall(
         r"\(([+-]\d+\.\d+ \[[^\]]+\])\)", RESULTS.partition("### What it says")[2].partition("###")[0]
     )
@@ -213,13 +213,13 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(monkeypatch, tmp_path, wheel
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """Images as the README says to lay them out, its superclass file, and the training of its first command."""
+    """Images as docs/own_images.md says to lay them out, its superclass file, and the training of its first command."""
     root = tmp_path_factory.mktemp("own")
     classes = ["cat", "dog", "car", "lorry", "bus"]
     for part, each in (("train", 8), ("val", 3)):
         make_image_folders(root / "my_images" / part, classes, each)
     make_image_folders(root / "my_other_images", ["anything"], each=6)
-    text = section(README, "Your own images in five minutes")
+    text = PAGES["docs/own_images.md"]
     (root / "my_superclasses.yaml").write_text(blocks(text, "yaml")[0])
     commands = commands_of(text)
     with pytest.MonkeyPatch.context() as patch:
