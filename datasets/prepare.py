@@ -6,6 +6,7 @@ python -m datasets.prepare awa2 --source DIR --out data              # Animals w
 python -m datasets.prepare cifar --out data                          # CIFAR-10 and CIFAR-100, downloaded
 python -m datasets.prepare clinc150 --out data                       # CLINC150, texts, downloaded, or --from DIR
 python -m datasets.prepare pack --data_folder data/imagenet100 --out data/imagenet100_256   # smaller and faster to read
+python -m datasets.prepare video DIR --fps 2 --shots                 # frames of video files, for --instance_ranks
 
 Links into the source, or copies with --copy. The source is never written to, and what is already there is left alone.
 --check then looks at every class, count and image.
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import datasets
 import util
-from datasets import clinc150, folders, packed, sources, text_files
+from datasets import clinc150, folders, packed, sources, text_files, videos
 from datasets.decoding import find_damage, write_list
 from datasets.packing import pack
 from util import InputError
@@ -281,6 +282,17 @@ def get_parser():
     listed = "list of images to leave out, one path a line"
     k.add_argument("--skip_images", type=util.user_text, metavar="FILE", help=listed)
     k.add_argument("--check", action="store_true", help="verify every image of the packs")
+    k = kinds.add_parser("video", help="frames of video files, and the groups they lie in: frame, shot, video")
+    k.add_argument("source", type=util.user_path, metavar="FOLDER", help="folder of video files, at any depth")
+    frames = "folder of frames and groups: the new --data_folder (default: data/video)"
+    k.add_argument("--out", **folder, default=Path("data/video"), help=frames)
+    k.add_argument("--fps", type=float, metavar="N", default=2.0, help="frames to keep per second (default: 2)")
+    cut = (
+        f"tell shots apart: one ends where the colors of more than this share change (default: {videos.SHOT_THRESHOLD})"
+    )
+    k.add_argument("--shots", type=float, nargs="?", const=videos.SHOT_THRESHOLD, metavar="P", help=cut)
+    held = "share of the videos that are not trained on (default: 0.2)"
+    k.add_argument("--val_share", type=float, metavar="P", default=0.2, help=held)
     return p
 
 
@@ -289,6 +301,8 @@ def main():
     util.check_folder(args.out, "--out")
     if args.name == "pack":
         return pack(args.data_folder, args.out, args.side, args.format, args.skip_images, args.check)
+    if args.name == "video":
+        return videos.prepare(args.source, args.out, args.fps, args.shots, args.val_share)
     if args.name == "cifar":
         for name in ("cifar10", "cifar100"):
             train, test = datasets.build_pair(name, args.out)

@@ -166,3 +166,21 @@ def make_text_encoder(folder):
     )  # fmt: skip
     transformers.RobertaModel(config).save_pretrained(folder)
     return folder
+
+
+def make_video(path, scenes, rate=10, format=None, rotation=0):
+    """A video of scenes (color, frames): a plain color, on which a white square moves from left to right."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(path, "w", format=format) as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for color, count in scenes:
+            for i in range(count):
+                pixels = np.full((64, 96, 3), color, np.uint8)
+                pixels[8:24, 4 * i : 4 * i + 16] = 255
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())

@@ -852,3 +852,16 @@ def value_consistency(features, values, gallery, gallery_values):
         constant = len({round(c, 12) for c in cosines}) == 1 or len({*near}) == 1
         found.append(0.0 if constant else spearman([round(c, 12) for c in cosines], near))
     return math.fsum(found) / len(found)
+
+
+def color_change(before, after, width=32):
+    """Share of the pixels (lists of three levels) that change color: of bins of `width` levels a channel, and of bins
+    that begin half a bin earlier, the smaller share.
+    """
+    shares = []
+    for shift in (0, width // 2):
+        colors = [[tuple((level + shift) // width for level in pixel) for pixel in image] for image in (before, after)]
+        kinds = {*colors[0], *colors[1]}
+        moved = math.fsum(abs(colors[0].count(k) / len(before) - colors[1].count(k) / len(after)) for k in kinds)
+        shares.append(moved / 2)
+    return min(shares)
