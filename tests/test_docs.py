@@ -136,7 +136,7 @@ def draw_rows(name, columns=None):
 
 FOUR = ["fine R@1", "fine mAP", "coarse R@1", "coarse mAP"]
 RESULTS = PAGES["docs/results.md"]
-CLINC150 = RESULTS.partition("## CLINC150")[2].partition("### What it says")[0]
+CLINC150 = RESULTS.partition("## CLINC150")[2].partition("### Findings on CLINC150")[0]
 OF_CLINC150 = draw_rows("clinc150", ["R@1", "fine mAP", "coarse mAP, other classes", "AUROC 1>2", "out-of-scope AUROC"])
 OF_HELD_OUT = draw_rows(
     "clinc150_held_out",
@@ -172,7 +172,7 @@ def test_a_difference_that_is_claimed_is_one_of_the_table_and_holds():
     cells = {cell.strip(" *"): "**" in cell for row in OF_HELD_OUT | OF_CLINC150 for cell in row.split("|")}
     claimed = re.findall(r"[+-]\d+\.\d+ \[[^\]]+\]", section(README, "Results"))
     claimed += re.findall(
-        r"\(([+-]\d+\.\d+ \[[^\]]+\])\)", RESULTS.partition("### What it says")[2].partition("###")[0]
+        r"\(([+-]\d+\.\d+ \[[^\]]+\])\)", RESULTS.partition("### Findings on CLINC150")[2].partition("###")[0]
     )
     assert len(claimed) >= 9
     assert [claim for claim in claimed if not cells.get(claim)] == []
