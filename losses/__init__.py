@@ -1,9 +1,12 @@
-"""Objectives of contrastive learning with graded similarity: RINCE (Hoffmann et al., "Ranking Info Noise Contrastive
-Estimation", AAAI 2022) and its rivals. Needs nothing but torch.
+"""Losses of contrastive learning with graded similarity: RINCE and its rivals.
 
-Shapes: N anchors, K bank entries, D dimensions, C classes, R ranks. All is computed in float32 or better, whatever
-autocast says, and in log space where exponentials would not do. Nothing depends on the data's values for its shape, and
-nothing waits for the device, but the first `forward` of a loss, which checks what it is given; training calls `terms`.
+RINCE is the loss of Hoffmann et al., "Ranking Info Noise Contrastive Estimation", AAAI 2022. The package needs nothing
+but torch.
+
+Shapes: N anchors, K bank entries, D dimensions, C classes, R ranks. All losses compute in float32 or better, also under
+autocast, and in log space where exponentials would overflow. No shape depends on the values of the data. No call waits
+for the device, except the first ``forward`` of a loss, which checks its input. Training calls ``terms``, which does not
+check.
 """
 
 from .bank_loss import BankLoss, Candidates

@@ -1,4 +1,4 @@
-"""What all losses over a memory bank share: their arguments, checks, and the loss of random embeddings."""
+"""What all losses over a bank share: arguments, checks, the loss of random embeddings."""
 
 from typing import NamedTuple, TypeVar
 
@@ -14,11 +14,23 @@ Sources = TypeVar("Sources", bound=PairSources | ValueSources)
 
 
 class Candidates(NamedTuple):
-    """Anchors, and what each is compared with: the entries, and its own key.
+    """Hold anchors and what each is compared with: the entries and its key.
 
-    query, key: [N, D] and entries: [K, D] unit vectors; labels: [N]; entry_labels: [K], -1 for an empty entry.
-    place: [N] where the own key, or the query itself, stands among the entries, and is none; None: it does not.
-    has_key: whether the own key is a candidate.
+    Attributes:
+        query: L2-normalized embeddings of the anchors, (N, D).
+        key: L2-normalized embeddings of their keys, (N, D).
+        labels: Labels of the anchors, (N,).
+        entries: L2-normalized embeddings to compare with, (K, D).
+        entry_labels: Labels of the entries, (K,); -1 for an empty entry.
+        place: Index among the entries of each anchor's key, or of the anchor itself, (N,). This entry is left out.
+            None if the entries hold neither.
+        has_key: Whether the anchor's key is a candidate.
+
+    Example:
+        >>> x = torch.eye(2)
+        >>> candidates = Candidates(x, x, labels=torch.tensor([0, 1]), entries=x, entry_labels=torch.tensor([0, -1]))
+        >>> candidates.has_key
+        True
     """
 
     query: Tensor
@@ -30,18 +42,51 @@ class Candidates(NamedTuple):
     has_key: bool = True
 
     def place_key(self, sources: Sources, of_key: int = 0) -> Sources:
-        """The sources with the place of the key here, and its number, if it is a candidate."""
+        """Return the sources with the place and the number of the anchor's key.
+
+        Args:
+            sources: What the number of each pair is made from.
+            of_key: Number of the anchor's key where it is a candidate.
+
+        Returns:
+            A copy of the sources; the number is -1 where the key is not a candidate.
+        """
         return sources._replace(place=self.place, of_key=of_key if self.has_key else -1)  # type: ignore[return-value]
 
     def compute(self, grades: Grades, terms: tuple[Term, ...]) -> tuple[Tensor, Tensor]:
-        """Total and count of each term, [G]."""
+        """Sum each term over all anchors.
+
+        Args:
+            grades: What the terms need to know of the candidates, apart from their cosines.
+            terms: The G terms of the objective.
+
+        Returns:
+            Total and count of each term, (G,) each.
+        """
         return BlockTerms.apply(self.query, (self.query * self.key).sum(1), self.entries, grades, terms)
 
 
 class BankLoss(nn.Module):
-    """A loss of queries and keys over a bank of labelled keys. A subclass gives `compare` and `positives_per_anchor`.
+    """Compare queries and keys with a bank of labeled keys: the base of all losses.
 
-    num_labels: labels count from 0 to one less; taus: the temperature of each term, for logs.
+    A subclass defines ``compare``, and ``positives_per_anchor`` for logs.
+
+    Args:
+        num_labels: Number of labels, which count from 0.
+        taus: Temperature of each term, for logs.
+
+    Shape:
+        - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
+        - output: scalar.
+
+    Example:
+        >>> class PullLoss(BankLoss):
+        ...     def compare(self, candidates):
+        ...         total = (1 - (candidates.query * candidates.key).sum(1)).sum()
+        ...         return RankTerms(total[None], torch.tensor([len(candidates.query)]), torch.tensor([True]))
+        >>> x, labels = torch.eye(4), torch.arange(4)
+        >>> PullLoss(num_labels=4, taus=(1.0,))(x, -x, labels, x, labels)
+        tensor(2.)
     """
 
     def __init__(self, num_labels: int, taus: tuple[float, ...]):
@@ -50,34 +95,83 @@ class BankLoss(nn.Module):
         self.checked = False  # whether `check` has looked at values on a device
 
     def compare(self, candidates: Candidates) -> RankTerms:
-        """The terms of anchors among candidates, float32 or better."""
+        """Compute the terms of anchors among candidates.
+
+        Args:
+            candidates: Anchors and entries, in float32 or better.
+
+        Returns:
+            The terms, G of them.
+        """
         raise NotImplementedError
 
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """[N], [K] -> [G] mean number of positives an anchor has in each term; for logs."""
+        """Count the positives that an anchor has in each term, for logs.
+
+        Args:
+            labels: Labels of the anchors, (N,).
+            bank_labels: Labels of the bank, (K,); -1 for an empty entry.
+
+        Returns:
+            Mean number of positives, (G,).
+        """
         raise NotImplementedError
 
     def terms(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> RankTerms:
-        """The terms of each rank; the arguments of `forward`, whose values it does not check."""
+        """Compute the terms of the loss before their mean, without a check of values.
+
+        Args:
+            query: L2-normalized embeddings of the anchors, (N, D).
+            key: L2-normalized embeddings of their keys, (N, D).
+            labels: Labels of the anchors, (N,), of any integer type.
+            bank: L2-normalized embeddings, (K, D).
+            bank_labels: Labels of the bank, (K,); -1 for an empty entry.
+
+        Returns:
+            The terms; their method ``loss`` gives the scalar.
+
+        Raises:
+            ValueError: If labels are not integers.
+        """
         labels, bank_labels = as_integers(labels, "labels"), as_integers(bank_labels, "bank_labels")
         with torch.autocast(query.device.type, enabled=False):
             q, k, m = widen([query, key, bank])
             return self.compare(Candidates(q, k, labels, m, bank_labels))
 
     def forward(self, query: Tensor, key: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
-        """query, key: [N, D] unit vectors; labels: [N] from 0; bank: [K, D]; bank_labels: [K], -1 = empty -> scalar.
+        """Compute the loss of queries and keys over a bank.
 
-        Labels are of any integer type. The bank may be overwritten between this and backward. Raises ValueError for
-        labels that the table has not, and for vectors of another length, whose sums of exponentials would leave
-        float32's range; on CUDA the values are looked at once.
+        The bank may be overwritten before ``backward``. On CUDA, values are checked in the first call alone.
+
+        Args:
+            query: L2-normalized embeddings of the anchors, (N, D).
+            key: L2-normalized embeddings of their keys, (N, D).
+            labels: Labels of the anchors, (N,), of any integer type, from 0.
+            bank: L2-normalized embeddings, (K, D).
+            bank_labels: Labels of the bank, (K,); -1 for an empty entry.
+
+        Returns:
+            The loss, a scalar.
+
+        Raises:
+            ValueError: If a label is out of range, or an embedding is not L2-normalized: then sums of exponentials
+                would leave the range of float32.
         """
         self.check({"labels": labels, "bank_labels": bank_labels}, {"query": query, "key": key, "bank": bank})
         return self.terms(query, key, labels, bank, bank_labels).loss()
 
     def check(self, labels: dict[str, Tensor], vectors: dict[str, Tensor]) -> None:
-        """Raise ValueError where labels are none of the table, or vectors none of unit length; names are the
-        arguments'. On a CPU at each call; elsewhere at the first one, since to look at values waits for the device;
-        never where there are none to look at: while it is compiled or traced.
+        """Check labels and embeddings.
+
+        The check looks at values in each call on a CPU. On other devices, where it waits for the device, it looks in
+        the first call alone, and never while the loss is compiled or traced.
+
+        Args:
+            labels: Labels by the name of the argument, (N,) or (K,). Under ``bank_labels``, -1 is valid too.
+            vectors: Embeddings by the name of the argument, (N, D) or (K, D); ``query`` is one of them.
+
+        Raises:
+            ValueError: If a label is out of range, or an embedding is not L2-normalized.
         """
         query = vectors["query"]
         traced = torch.compiler.is_compiling() or type(query) not in (Tensor, nn.Parameter)
@@ -101,11 +195,19 @@ class BankLoss(nn.Module):
 
     @torch.no_grad()
     def chance(self, labels: Tensor, bank_labels: Tensor, dim: int) -> Tensor:
-        """The loss of random embeddings: the mean of each of the terms, which a loss that learns falls below.
+        """Estimate the loss of random embeddings, below which a loss that learns falls.
 
-        labels: [N] of the anchors; bank_labels: [K]; dim: D -> [G] float64 on the CPU. Queries, keys and banks are
-        drawn, uniform on the sphere, by a generator of their own, for 256 anchors whose labels are spread as `labels`;
-        of a small bank several. About 1 % off the expected value, a few percent at temperatures below 0.05.
+        Queries, keys and banks are uniform on the sphere, from a generator with a fixed seed: 256 anchors, whose labels
+        are spread as ``labels``, and several banks if the bank is small. The result is within about 1 % of the expected
+        value, and within a few percent at temperatures below 0.05.
+
+        Args:
+            labels: Labels of the anchors, (N,).
+            bank_labels: Labels of the bank, (K,); -1 for an empty entry.
+            dim: Dimensions D of the embeddings.
+
+        Returns:
+            Mean of each term, (G,), float64 on the CPU.
         """
         generator = torch.Generator().manual_seed(0)
 

@@ -1,6 +1,6 @@
-"""Terms of anchors among many candidates, a block of anchors at a time, without any [N, K] kept.
+"""Terms of anchors among many candidates, a block of anchors at a time.
 
-Shapes: N anchors, n of a block, K candidates, D dimensions, G terms.
+No (N, K) matrix is kept. Shapes: N anchors, n of a block, K candidates, D dimensions, G terms.
 """
 
 import math
@@ -26,35 +26,44 @@ LEAST_ROWS = 16
 
 
 class Grades(Protocol):
-    """What a term needs to know of the candidates beside their cosines."""
+    """What a term needs to know of the candidates, apart from their cosines."""
 
     def of_block(self, block: slice) -> Any:
-        """For the anchors of a block, such as the rank of each candidate [1 + K, n], the key first."""
+        """Grade the candidates of a block of anchors, (1 + K, n), the key first: by ranks, say."""
 
 
 class Term(Protocol):
     """One term of an objective."""
 
     def matrices(self) -> int:
-        """How many [1 + K, n] of workspace it wants."""
+        """Return how many matrices (1 + K, n) of workspace the term needs."""
 
     def compute(self, cosines: Tensor, workspace: Sequence[Tensor], grades: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Cosines [1 + K, n], the key first -> the sum of a block's terms, their number, and its gradient [1 + K, n].
+        """Compute the term and its gradient for a block of anchors.
 
-        The first matrix of the workspace may be that of the cosines.
+        Args:
+            cosines: Cosines of anchors and candidates, (1 + K, n), the key first.
+            workspace: Matrices (1 + K, n) to overwrite; the first may be that of the cosines.
+            grades: What ``Grades.of_block`` gives for the block.
+
+        Returns:
+            The sum of the block's terms, their number, and the gradient of the sum by the cosines, (1 + K, n).
         """
 
 
 class BlockTerms(torch.autograd.Function):
-    """The terms of anchors, their gradients computed in the same pass: `apply` -> total, count [G].
+    """Compute the terms of anchors, and their gradients in the same pass.
 
-    query: [N, D] unit vectors; key_cosine: [N] of query and key; entries: [K, D] unit vectors.
+    Shape:
+        - query: (N, D), L2-normalized; key_cosine: (N,), of query and key; entries: (K, D), L2-normalized.
+        - output: total and count, (G,) each.
     """
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key_cosine: Tensor, entries: Tensor, grades: Grades, terms: tuple[Term, ...]
     ) -> tuple[Tensor, Tensor]:
+        """Compute total and count of each term, and keep the gradients."""
         n, k = len(query), len(entries)
         pairs = BLOCK.get(query.device.type, BLOCK["cuda"])
         if query.device.type != "cpu" and not terms[0].matrices():  # autograd's own numbers, four times as many
@@ -90,6 +99,11 @@ class BlockTerms(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         # once_differentiable would let a second derivative through, silently wrong, where grad_total is a constant
+        """Scale the gradients.
+
+        Raises:
+            RuntimeError: If the loss is differentiated twice.
+        """
         if torch.is_grad_enabled():
             raise RuntimeError("losses: this loss cannot be differentiated twice; losses.rince can")
         query_grads, cosine_grads, entry_grads = ctx.saved_tensors
@@ -100,10 +114,19 @@ class BlockTerms(torch.autograd.Function):
 
 
 class Group(NamedTuple):
-    """A term over ranks: its temperature, form, and which ranks are in which set. Equals `infonce` on these sets.
+    """Form a term over ranks, which equals ``infonce`` on the same sets.
 
-    Value and gradient in one pass: with p a term's probability, d(-log p) moves 1 - p from positives to negatives,
-    each side in proportion to its exponentials. A term's odds are S(N) / S(P), of a pair S(N) / e: p = 1 / (1 + odds).
+    Value and gradient come from one pass: with p the probability of a term, d(-log p) moves 1 - p from positives to
+    negatives, on each side in proportion to the exponentials. The odds of a term are S(N) / S(P), those of a pair S(N)
+    / e; p = 1 / (1 + odds).
+
+    Attributes:
+        tau: Temperature.
+        form: ``in``, ``out`` or ``all``.
+        positive: Ranks of the positives; farther ranks are negatives, closer ones are left out.
+        key_is_positive: Whether the anchor's key is a positive.
+        min_probability: Terms of at most this probability are left out.
+        reduction: How the terms of the *out* form are averaged.
     """
 
     tau: float
@@ -114,18 +137,18 @@ class Group(NamedTuple):
     reduction: str  # of the out form's terms
 
     def matrices(self) -> int:
-        """How many [1 + K, n] of workspace it wants."""
+        """Return how many matrices (1 + K, n) of workspace the term needs."""
         return 0 if self.tau < FAST_MIN_TAU else 3 if self.form == "in" else 4
 
     def compute(self, cosines: Tensor, workspace: Sequence[Tensor], grades: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a block, as Term says; grades: [1 + K, n] int8 ranks, -1 of what is no candidate."""
+        """Compute the term for a block; grades: int8 ranks, (1 + K, n), -1 for no candidate."""
         if self.tau < FAST_MIN_TAU:
             return _by_equation(cosines, grades, self)
         return _by_exponentials(cosines, workspace, grades, self)
 
 
 def _by_equation(cosines: Tensor, rank: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
-    """`infonce`, differentiated: right at any temperature, and about half as fast as `_by_exponentials`."""
+    """Differentiate ``infonce``: right at any temperature, but half as fast."""
     positive = (rank >= group.positive.start) & (rank < group.positive.stop)
     positive[0] &= group.key_is_positive
     negative = rank >= group.positive.stop
@@ -140,11 +163,11 @@ def _by_equation(cosines: Tensor, rank: Tensor, group: Group) -> tuple[Tensor, T
 def _by_exponentials(
     cosines: Tensor, workspace: Sequence[Tensor], rank: Tensor, group: Group
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_by_equation`, in place, in three matrices [1 + K, n] and for the forms "out" and "all" one more.
+    """Compute what ``_by_equation`` does in place, in three or four matrices (1 + K, n).
 
-    e holds the exponentials, and may take the place of the cosines; positive 1 for each positive, then the probability
-    that it loses; negative the exponentials of the negatives, and last the gradient. Masks are numbers, 1 or 0: on a
-    CPU, arithmetic with truth values is slow.
+    The forms "out" and "all" need the fourth matrix. e holds the exponentials, and may take the place of the cosines.
+    positive holds 1 for each positive, then the probability that it loses. negative holds the exponentials of the
+    negatives, and at the end the gradient. Masks are numbers, 1 or 0: on a CPU, arithmetic with truth values is slow.
     """
     least = group.min_probability
     largest_odds = (1 - least) / least if least > 0 else math.inf  # of a term that counts

@@ -1,4 +1,4 @@
-"""The equations: InfoNCE terms of one rank, and RINCE on any rank matrix, by plain autograd.
+"""The equations: InfoNCE terms of one rank, and RINCE on any rank matrix, by autograd.
 
 Shapes: N anchors, K candidates, R ranks. All in log space.
 """
@@ -23,12 +23,19 @@ REDUCTIONS = ("pairs", "anchors")  # of the out form's terms: a mean over all pa
 
 
 class RankTerms(NamedTuple):
-    """The objective before its mean: one entry per rank, or per term of another objective.
+    """Hold an objective before its mean: one entry per rank, or per term of another objective.
 
-    total: [R] sum of the terms of a rank; count: [R] how many terms; occurs: [R] bool, the rank counts in the mean.
-    Where pairs are averaged within anchors first, an anchor's mean is one term.
-    weights: [R] of a weighted sum of the ranks' means; None: the mean over the ranks that occur.
-    stand_in: [R] the rank whose mean is taken in the place of each; None: each its own.
+    Attributes:
+        total: Sum of the terms of each rank, (R,).
+        count: Number of the terms, (R,). Where pairs are averaged within anchors first, an anchor's mean is one term.
+        occurs: Whether the rank counts in the mean, (R,), bool.
+        weights: Weights of a sum of the ranks' means, (R,). None means the mean over the ranks that occur.
+        stand_in: Rank whose mean replaces that of each rank, (R,). None means that each rank has its own.
+
+    Example:
+        >>> terms = RankTerms(torch.tensor([6.0, 4.0]), torch.tensor([3, 1]), torch.tensor([True, True]))
+        >>> terms.per_rank(), terms.loss()
+        (tensor([2., 4.]), tensor(3.))
     """
 
     total: Tensor
@@ -38,27 +45,33 @@ class RankTerms(NamedTuple):
     stand_in: Tensor | None = None
 
     def per_rank(self) -> Tensor:
-        """[R] mean term of each rank; 0, with a graph, where a rank has no term."""
+        """Return the mean term of each rank, (R,); 0 with a graph for a rank without a term."""
         return self.total / self.count.clamp(min=1)
 
     def loss(self) -> Tensor:
-        """Scalar: mean over the ranks that occur, or the weighted sum."""
+        """Return the loss, a scalar: the mean over the ranks that occur, or the weighted sum."""
         if self.weights is None:
             return torch.where(self.occurs, self.per_rank(), 0).sum() / self.occurs.sum().clamp(min=1)
         per_rank = self.per_rank() if self.stand_in is None else self.per_rank()[self.stand_in]
         return (self.weights * per_rank).sum()
 
     def rising(self) -> "RankTerms":
-        """The terms in which a rank's mean is at least the largest of closer ranks, which otherwise stands in."""
+        """Return terms in which the mean of a rank is at least the largest of closer ranks."""
         return self._replace(stand_in=self.per_rank().detach().cummax(0).indices)
 
     def over_processes(self, all_reduce: Callable[[Tensor, str], Tensor], processes: int) -> "RankTerms":
-        """The terms of this process's anchors among those of all processes, in no particular number on each.
+        """Return the terms of this process's anchors among those of all processes.
 
-        all_reduce(x, "sum") adds up over processes; nothing with a gradient goes through it. Count and occurs become
-        global, and the total is taken `processes` times, so that the mean over processes of `loss` and of its gradient,
-        which DistributedDataParallel takes, is that of one process with all anchors. The mean of each process's own
-        means would give a positive more weight where there are few.
+        Count and ``occurs`` become global, and the total is multiplied by ``processes``. So the mean over the processes
+        of ``loss`` and of its gradient, which DistributedDataParallel takes, is that of one process with all anchors.
+        The mean of the processes' own means would give more weight to the terms of a process that has few of them.
+
+        Args:
+            all_reduce: ``all_reduce(x, "sum")`` adds up over processes; it gets nothing with a gradient.
+            processes: Number of processes; each may have any number of anchors.
+
+        Returns:
+            The terms.
         """
         if processes == 1:
             return self
@@ -71,9 +84,15 @@ class RankTerms(NamedTuple):
 
 
 def masked_logsumexp(logits: Tensor, mask: Tensor) -> Tensor:
-    """log of the sum of exp over the entries of a row where the mask holds: [N, K], [N, K] bool -> [N].
+    """Compute the log of the sum of exponentials over the masked entries of each row.
 
-    A row without entries gives the lowest finite number: infinities would turn into NaN in the gradient.
+    Args:
+        logits: Real numbers, (N, K).
+        mask: Whether an entry counts, (N, K), bool.
+
+    Returns:
+        The logarithm per row, (N,). A row without entries gives the lowest finite number, since an infinity would turn
+        into NaN in the gradient.
     """
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min).logsumexp(1)
 
@@ -81,14 +100,24 @@ def masked_logsumexp(logits: Tensor, mask: Tensor) -> Tensor:
 def infonce(
     logits: Tensor, positive: Tensor, negative: Tensor, form: str, min_probability: float, reduction: str = "pairs"
 ) -> tuple[Tensor, Tensor]:
-    """The InfoNCE term of one rank: [N, K] logits, [N, K] bool masks -> sum of the terms, number of terms.
+    """Compute the InfoNCE term of one rank (eq. 4 to 6).
 
-    "in":  one term an anchor, -log(S(P) / (S(P) + S(N)))           (the sum over positives inside the logarithm)
-    "out": one term a pair,    -log(e_j / (e_j + S(N))) for j in P  (the sum outside)
-    "all": one term an anchor, the mean over j in P of -log(e_j / (S(P) + S(N)))  (outside; other positives below)
-    Terms of probability <= min_probability are left out, as published; 0 keeps all. With reduction "anchors" the term
-    of an anchor in the out form is the mean over its pairs that are left in. The form "all" is L_out of Khosla et al.
-    (2020, eq. 2), in which an anchor's pairs are always averaged, and none is left out.
+    * ``in``: one term per anchor, -log(S(P) / (S(P) + S(N))); the sum over positives is inside the logarithm.
+    * ``out``: one term per pair, -log(e_j / (e_j + S(N))) for j in P; the sum is outside.
+    * ``all``: one term per anchor, the mean over j in P of -log(e_j / (S(P) + S(N))). This is L_out of Khosla et al.
+      (2020, eq. 2): the other positives are in the denominator, pairs are averaged within each anchor, and none is left
+      out.
+
+    Args:
+        logits: Similarities divided by the temperature, (N, K).
+        positive: Whether a candidate is a positive, (N, K), bool.
+        negative: Whether a candidate is a negative, (N, K), bool.
+        form: ``in``, ``out`` or ``all``.
+        min_probability: Terms of at most this probability are left out; 0 keeps all.
+        reduction: With ``anchors``, the term of an anchor in the *out* form is the mean over its pairs that are kept.
+
+    Returns:
+        Sum of the terms, a scalar, and their number, a scalar.
     """
     if form == "all":
         log_all, pairs = masked_logsumexp(logits, positive | negative), positive.sum(1)
@@ -111,7 +140,7 @@ def infonce(
 
 
 def check_form(variant: str, min_probability: float, reduction: str) -> None:
-    """Raise ValueError where one of these is none."""
+    """Raise ValueError if the variant, threshold or reduction is invalid."""
     if variant not in VARIANTS:
         raise ValueError(f"variant is {variant!r}; choose one of {', '.join(VARIANTS)}")
     if reduction not in REDUCTIONS:
@@ -121,7 +150,7 @@ def check_form(variant: str, min_probability: float, reduction: str) -> None:
 
 
 def widen(vectors: Sequence[Tensor]) -> list[Tensor]:
-    """All in the widest of their types, float32 at least."""
+    """Return all in the widest of their types, float32 at least."""
     widest = functools.reduce(torch.promote_types, [x.dtype for x in vectors], torch.float32)
     return [x.to(widest) for x in vectors]
 
@@ -134,7 +163,27 @@ def rince_terms(
     min_probability: float = 1e-7,
     reduction: str = "pairs",
 ) -> RankTerms:
-    """The terms of `rince`, rank by rank: for logging."""
+    """Compute the terms of ``rince``, rank by rank, for logs.
+
+    Args:
+        similarity: Cosine similarities of anchors and candidates, (N, K).
+        rank: Rank of each candidate, (N, K), as in ``rince``.
+        taus: Temperature of each rank, R of them.
+        variant: Form of the terms, as in ``rince``.
+        min_probability: Probability threshold, as in ``RINCELoss``.
+        reduction: ``pairs`` or ``anchors``, as in ``RINCELoss``.
+
+    Returns:
+        The terms, R of them.
+
+    Raises:
+        ValueError: If shapes differ, a temperature is not above 0, or another argument is invalid.
+
+    Example:
+        >>> similarity, rank = torch.tensor([[0.9, 0.6, 0.1]]), torch.tensor([[0, 1, 2]])
+        >>> rince_terms(similarity, rank, taus=(0.1, 0.225)).count
+        tensor([1, 1])
+    """
     check_form(variant, min_probability, reduction)
     if similarity.ndim != 2 or similarity.shape != rank.shape:
         raise ValueError(f"similarity {tuple(similarity.shape)} and rank {tuple(rank.shape)} must be the same [N, K]")
@@ -158,16 +207,30 @@ def rince(
     min_probability: float = 1e-7,
     reduction: str = "pairs",
 ) -> Tensor:
-    """RINCE on any rank matrix: classes, frames of a video, nodes of a graph (paper, eq. 4 to 6).
+    """Compute RINCE on any rank matrix (eq. 4 to 6): frames of a video, nodes, classes.
 
-    similarity: [N, K] cosine similarities of N anchors and K candidates, any float type.
-    rank: [N, K] integers: 0 = closest positives, 1 = next, ...; len(taus) or more = negative; below 0 = unused.
-    taus: one temperature a rank.
-    variant: "in", "out", "out_in" (rank 0 out, farther ranks in), "all" (each rank in the form of Khosla et al.'s
-        L_out) or "all_in".
-    reduction: of the out form's terms, as in RINCELoss.
-    Returns the mean over the ranks that have an entry in the matrix; 0 with a graph where none has.
-    For rank i, closer ranks are in neither the numerator nor the denominator.
-    Raises ValueError on shapes that differ, a temperature <= 0, or an unknown variant or reduction.
+    The term of rank ``i`` has the candidates of rank ``i`` as positives and all farther ones as negatives. Closer ones
+    are in neither numerator nor denominator.
+
+    Args:
+        similarity: Cosine similarities of N anchors and K candidates, (N, K), of any float type.
+        rank: Rank of each candidate, (N, K): 0 for the closest positives, then 1, and so on; ``len(taus)`` or more for
+            a negative; below 0 for no candidate.
+        taus: Temperature of each rank.
+        variant: ``in``, ``out``, ``out_in`` (rank 0 *out*, farther ranks *in*), ``all`` (each rank in the form of L_out
+            of Khosla et al. 2020) or ``all_in``.
+        min_probability: Probability threshold, as in ``RINCELoss``.
+        reduction: ``pairs`` or ``anchors``, as in ``RINCELoss``.
+
+    Returns:
+        The mean over the ranks that occur in the matrix, a scalar; 0 with a graph if none occurs.
+
+    Raises:
+        ValueError: If shapes differ, a temperature is not above 0, or another argument is invalid.
+
+    Example:
+        >>> similarity, rank = torch.tensor([[0.9, 0.6, 0.1]]), torch.tensor([[0, 1, 2]])
+        >>> print(f"{rince(similarity, rank, taus=(0.1, 0.225)):.3f}")
+        0.076
     """
     return rince_terms(similarity, rank, taus, variant, min_probability, reduction).loss()

@@ -1,6 +1,6 @@
-"""Losses over similarities as numbers, not ranks: X-CLR, y-aware, rank-n-contrast, and the triplet loss by a table.
+"""Losses over similarities as numbers: X-CLR, y-aware, rank-n-contrast, and triplets.
 
-Shapes: N anchors, n of a block, K entries, C classes, V labels with a value. An equation takes cosines [1 + K, n] of a
+Shapes: N anchors, n of a block, K entries, C classes, V labels with a value. An equation takes cosines (1 + K, n) of a
 block, the key first, and a number for each pair, -1 where there is no candidate. It gives the sum of the losses of the
 anchors, and how many have one. Empty entries of the bank count in denominators alone.
 """
@@ -17,15 +17,16 @@ from .bank_loss import BankLoss, Candidates
 from .equations import RankTerms
 from .ranks import PairSources, Ranks, ValueSources, as_ranks, as_square, as_values, rounding_of
 
-LEAST_DISTANCE = 1e-3  # of unit vectors, in rank_n_contrast: a root of zero has no gradient
+LEAST_DISTANCE = 1e-3  # of unit vectors, in _rank_n_contrast: a root of zero has no gradient
 DOUBLE_MAX_TAU = 0.04  # below it exponentials of distances leave float32's range
 LEAST_TAU = 0.004  # and below this float64's
 
 
-def cross_entropy_of_weights(cosines: Tensor, weights: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy between weights and the softmax of cosines: lse over a of s_a / tau - (1 / tau) sum of w_a s_a.
+def _cross_entropy_of_weights(cosines: Tensor, weights: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """Compute the cross-entropy between weights and the softmax of cosines.
 
-    weights: [1 + K, n], at least 0, of any sum above 0, to which they are scaled.
+    Of an anchor: lse over a of s_a / tau - (1 / tau) sum of w_a s_a. The weights (1 + K, n) are at least 0, and are
+    scaled to the sum 1.
     """
     there = weights >= 0
     weights = weights.clamp(min=0)
@@ -37,10 +38,11 @@ def cross_entropy_of_weights(cosines: Tensor, weights: Tensor, tau: float) -> tu
     return torch.where(kept, nll, 0).sum().to(cosines.dtype), kept.sum()
 
 
-def hardest_triplet(cosines: Tensor, distance: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """[largest over the others of (s_a + margin d_a) - smallest s of the own class]_+.
+def _hardest_triplet(cosines: Tensor, distance: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """Compute [largest over the others of (s_a + margin d_a) - smallest s of its class]_+.
 
-    distance: [1 + K, n], 0 of the own class. A class's margin grows with it (Ge 2018, whose margins come from a tree).
+    The distance d (1 + K, n) is 0 for the anchor's class. The margin of a class grows with it, as in Ge (2018), whose
+    margins come from a tree.
     """
     own, limit = distance == 0, torch.finfo(cosines.dtype).max
     other = distance > 0
@@ -51,16 +53,17 @@ def hardest_triplet(cosines: Tensor, distance: Tensor, margin: float) -> tuple[T
 
 
 def _logits_of_distance(cosines: Tensor, tau: float) -> Tensor:
-    """-|q - k| / tau of unit vectors, in float64 where the exponentials need it."""
+    """Compute -|q - k| / tau of L2-normalized embeddings, in float64 if exponentials need it."""
     if tau < DOUBLE_MAX_TAU:
         cosines = cosines.double()
     return -(2 - 2 * cosines).clamp(min=LEAST_DISTANCE**2).sqrt() / tau
 
 
-def rank_n_contrast(cosines: Tensor, rank: Tensor, filled: Tensor, tau: float, ranks: int) -> tuple[Tensor, Tensor]:
-    """Mean over candidates a of -log(exp(f_a) / sum over all at least as far of exp(f)), f = -|q - k| / tau.
+def _rank_n_contrast(cosines: Tensor, rank: Tensor, filled: Tensor, tau: float, ranks: int) -> tuple[Tensor, Tensor]:
+    """Compute the mean over a of -log(exp(f_a) / sum over all at least as far of exp(f)).
 
-    rank: [1 + K, n] from 0 to `ranks`, the farthest; filled: [1 + K, 1] bool, a candidate and no empty entry.
+    Here f = -|q - k| / tau. rank: (1 + K, n), from 0 to ``ranks``, the farthest. filled: (1 + K, 1), bool, a candidate
+    and no empty entry.
     """
     f = _logits_of_distance(cosines, tau)
     e, real = f.exp(), (rank >= 0) & filled
@@ -73,27 +76,27 @@ def rank_n_contrast(cosines: Tensor, rank: Tensor, filled: Tensor, tau: float, r
     return nll.sum().to(cosines.dtype), (n > 0).sum()
 
 
-class ValuesOfBlock(NamedTuple):
-    """values: [n] of the anchors; there: [1 + K, n] bool, what is a candidate."""
+class _ValuesOfBlock(NamedTuple):
+    """Hold the values (n,) of anchors, and whether there is a candidate, (1 + K, n), bool."""
 
     values: Tensor
     there: Tensor
 
 
-class SortedValues(NamedTuple):
-    """The entries by value. values: [K], rising, infinite for empty entries; order: [K] the entries in this order."""
+class _SortedValues(NamedTuple):
+    """Hold the rising values (K,), infinite for empty entries, and the order of entries (K,)."""
 
     values: Tensor
     order: Tensor
 
 
-def rank_n_contrast_of_values(
-    cosines: Tensor, anchors: ValuesOfBlock, entries: SortedValues, tau: float, rounding: float
+def _rank_n_contrast_of_values(
+    cosines: Tensor, anchors: _ValuesOfBlock, entries: _SortedValues, tau: float, rounding: float
 ) -> tuple[Tensor, Tensor]:
-    """`rank_n_contrast` by the distance of real values, each a rank of its own.
+    """Compute ``_rank_n_contrast`` by the distance of real values, each a rank of its own.
 
-    Since the entries are sorted once, those at least as far as one on either side of an anchor are a beginning and an
-    end of them. rounding: distances on the two sides that differ by no more are equal.
+    The entries are sorted once. So those at least as far as one on either side of an anchor are a beginning and an end
+    of them. Distances on the two sides that differ by at most ``rounding`` are equal.
     """
     (value, there), (u, order) = anchors, entries
     f = _logits_of_distance(cosines, tau)
@@ -116,47 +119,55 @@ def rank_n_contrast_of_values(
     return nll.sum().to(cosines.dtype), (n > 0).sum()
 
 
-class EquationTerm(NamedTuple):
-    """An equation as a term: what it differentiates, block by block."""
+class _EquationTerm(NamedTuple):
+    """Differentiate an equation block by block: a ``Term``."""
 
     equation: Callable[[Tensor, Any], tuple[Tensor, Tensor]]
 
     def matrices(self) -> int:
-        """How many [1 + K, n] of workspace it wants."""
+        """Return how many matrices (1 + K, n) of workspace the term needs."""
         return 0
 
     def compute(self, cosines: Tensor, _: Any, grades: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a block, as Term says."""
+        """Compute the term for a block, as ``Term``."""
         grads, (total, count) = torch.func.grad_and_value(self.equation, has_aux=True)(cosines, grades)
         return total, count, grads
 
 
-class KernelWeights(NamedTuple):
-    """Weights of candidates by a Gaussian kernel of the distance of values: exp(-d^2 / (2 sigma^2)), empty ones 0."""
+class _KernelWeights(NamedTuple):
+    """Weigh candidates by exp(-d^2 / (2 sigma^2)) of the distance of values; empty ones by 0."""
 
     distances: ValueSources
     sigma: float
     dtype: torch.dtype
 
     def of_block(self, block: slice) -> Tensor:
-        """[1 + K, n]; -1: no candidate."""
+        """Compute the weights, (1 + K, n); -1 for no candidate."""
         d = self.distances.of_block(block).to(self.dtype)
         return (d.square() / (-2 * self.sigma**2)).exp().nan_to_num_(0).masked_fill_(d < 0, -1)
 
 
-class PlacedValues(NamedTuple):
-    """The anchors' values themselves."""
+class _PlacedValues(NamedTuple):
+    """Grade by the values of the anchors themselves."""
 
     values: ValueSources
 
-    def of_block(self, block: slice) -> ValuesOfBlock:
-        """Of a block, as `rank_n_contrast_of_values` wants them."""
-        return ValuesOfBlock(self.values.anchors[block], self.values.there(block))
+    def of_block(self, block: slice) -> _ValuesOfBlock:
+        """Return what ``_rank_n_contrast_of_values`` takes for a block."""
+        return _ValuesOfBlock(self.values.anchors[block], self.values.there(block))
 
 
 class GradedLoss(BankLoss):
-    """A loss with one term, by similarity as a number. A subclass registers `own`: [labels] integers, labels that share
-    one count as positives in logs, and gives `equation_of`.
+    """Compute a loss of one term by similarities as numbers: the base of X-CLR and others.
+
+    A subclass defines ``equation_of``.
+
+    Args:
+        own: Group of each label, (labels,), integers. Labels of one group count as positives in logs.
+        tau: Temperature.
+
+    Raises:
+        ValueError: If the temperature is not above 0.
     """
 
     own: Tensor
@@ -168,28 +179,36 @@ class GradedLoss(BankLoss):
         self.register_buffer("own", own, persistent=False)
 
     def equation_of(self, candidates: Candidates) -> tuple[Any, Callable]:
-        """What blocks of pairs are graded by, and the equation that takes it."""
+        """Return what grades the pairs of a block, and the equation that takes it."""
         raise NotImplementedError
 
     def compare(self, candidates: Candidates) -> RankTerms:
-        """The term of anchors among candidates, float32 or better."""
+        """Compute the term of anchors among candidates, which are in float32 or better."""
         grades, equation = self.equation_of(candidates)
-        total, count = candidates.compute(grades, (EquationTerm(equation),))
+        total, count = candidates.compute(grades, (_EquationTerm(equation),))
         return RankTerms(total, count, torch.ones_like(count, dtype=torch.bool))
 
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """[N], [K] -> [1] mean number of candidates of the anchor's own class or value, the key counted; for logs."""
+        """Count the candidates of an anchor's class or value, the key included, for logs.
+
+        Args:
+            labels: Labels of the anchors, (N,).
+            bank_labels: Labels of the bank, (K,); -1 for an empty entry.
+
+        Returns:
+            Mean number, (1,).
+        """
         bank = self.own[bank_labels[bank_labels >= 0].long()]
         return torch.bincount(bank, minlength=int(self.own.max()) + 1)[self.own[labels.long()]].float().mean()[None] + 1
 
 
 def _pairs(table: Tensor, c: Candidates, of_key: int) -> PairSources:
-    """Numbers of pairs from a table [C, 1 + C], the first column of which is the empty entry."""
+    """Look pairs up in a table (C, 1 + C), the first column of which is the empty entry."""
     return c.place_key(PairSources(table[c.labels].to(_type_of_weights(c)), c.entry_labels + 1), of_key)
 
 
 def _type_of_weights(c: Candidates) -> torch.dtype:
-    """Without the key, whose weight is 1, all weights of an anchor may be too small for float32."""
+    """Return float64 without the key, whose weight is 1: float32 may lose all others."""
     return c.query.dtype if c.has_key else torch.float64
 
 
@@ -198,7 +217,7 @@ def _distances(values: Tensor, c: Candidates) -> ValueSources:
 
 
 def _as_table(class_similarity: Tensor) -> Tensor:
-    """[C, C] float64. Raises ValueError where it is no table of similarities."""
+    """Return the table (C, C) in float64; raise ValueError if it holds no similarities."""
     s = as_square(class_similarity).double()
     if not (bool((s.abs() <= 1).all()) and bool((s.diagonal() == 1).all())):
         raise ValueError("class_similarity must lie in [-1, 1] and be 1 on the diagonal")
@@ -206,10 +225,29 @@ def _as_table(class_similarity: Tensor) -> Tensor:
 
 
 class XCLRLoss(GradedLoss):
-    """X-CLR (Sobal et al. 2024): cross-entropy to a softmax of class similarities over all candidates.
+    """Compute X-CLR (Sobal et al. 2024): cross-entropy to a softmax of class similarities.
 
-    class_similarity: [C, C] in [-1, 1], 1 on the diagonal, of any real values. The target of candidate a is the softmax
-    over the candidates of class_similarity / target_temperature; an empty entry of the bank has target 0.
+    The target of a candidate is the softmax over all candidates of ``class_similarity / target_temperature``. An empty
+    entry of the bank has target 0.
+
+    Args:
+        class_similarity: Similarities of the classes, (C, C), in [-1, 1], 1 on the diagonal.
+        temperature: Temperature of the cosines.
+        target_temperature: Temperature of the similarities.
+
+    Raises:
+        ValueError: If the table is not square, leaves [-1, 1] or is not 1 on the diagonal; if a temperature is not
+            above 0.
+
+    Shape:
+        - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
+        - output: scalar.
+
+    Example:
+        >>> criterion = XCLRLoss(torch.tensor([[1.0, 0.6], [0.6, 1.0]]))
+        >>> x, labels = torch.eye(2), torch.arange(2)
+        >>> print(f"{criterion(x, x, labels, x, labels):.3f}")
+        0.784
     """
 
     weights: Tensor
@@ -223,16 +261,33 @@ class XCLRLoss(GradedLoss):
         self.register_buffer("weights", F.pad(weights, (1, 0)), persistent=False)
 
     def equation_of(self, candidates: Candidates) -> tuple[Any, Callable]:
-        """Weights of pairs."""
-        return _pairs(self.weights, candidates, 1), partial(cross_entropy_of_weights, tau=self.taus[0])
+        """Return the weights of pairs, and the equation that takes them."""
+        return _pairs(self.weights, candidates, 1), partial(_cross_entropy_of_weights, tau=self.taus[0])
 
 
 class YAwareLoss(GradedLoss):
-    """y-aware InfoNCE (Dufumier et al. 2021): cross-entropy to a kernel of the distance of classes, or of real values.
+    """Compute y-aware InfoNCE (Dufumier et al. 2021): cross-entropy to a kernel of distances.
 
-    graded_by: a table [C, C] in [-1, 1], 1 on the diagonal, whose distance is 1 - similarity, or values [V], one for
-        each label. sigma: width of the Gaussian kernel exp(-d^2 / (2 sigma^2)), in the units of the distance; None: the
-        similarity itself, as far as it is above 0, which needs a table.
+    Args:
+        graded_by: Similarities of the classes, (C, C), in [-1, 1], 1 on the diagonal, whose distance is 1 - similarity;
+            or a real value of each label, (V,).
+        temperature: Temperature of the cosines.
+        sigma: Width of the Gaussian kernel exp(-d^2 / (2 sigma^2)), in the units of the distance. None takes the
+            similarity itself, 0 where it is negative, which needs a table.
+
+    Raises:
+        ValueError: If the table is not square, leaves [-1, 1] or is not 1 on the diagonal; if values are not finite, or
+            come without ``sigma``; if the temperature or ``sigma`` is not above 0.
+
+    Shape:
+        - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
+        - output: scalar.
+
+    Example:
+        >>> criterion = YAwareLoss(torch.tensor([61.0, 64.0, 80.0]), sigma=5.0)  # ages of three subjects
+        >>> x, labels = torch.eye(3), torch.arange(3)
+        >>> print(f"{criterion(x, x, labels, x, labels):.3f}")
+        2.674
     """
 
     graded_by: Tensor
@@ -255,21 +310,36 @@ class YAwareLoss(GradedLoss):
         self.sigma = sigma
 
     def equation_of(self, candidates: Candidates) -> tuple[Any, Callable]:
-        """Weights of pairs."""
-        equation = partial(cross_entropy_of_weights, tau=self.taus[0])
+        """Return the weights of pairs, and the equation that takes them."""
+        equation = partial(_cross_entropy_of_weights, tau=self.taus[0])
         if self.graded_by.ndim == 2:
             return _pairs(self.graded_by, candidates, 1), equation
         distances = _distances(self.graded_by, candidates)
-        return KernelWeights(distances, self.sigma or 1, _type_of_weights(candidates)), equation
+        return _KernelWeights(distances, self.sigma or 1, _type_of_weights(candidates)), equation
 
 
 class RankNContrastLoss(GradedLoss):
-    """Rank-N-Contrast (Zha et al. 2023): each candidate against all that are at least as far from the anchor.
+    """Compute rank-n-contrast (Zha et al. 2023): each candidate against all at least as far.
 
-    graded_by: ranks, as a table [C, C] in RINCELoss or Ranks, of which negatives are the farthest; or values [V], one
-        for each label, whose distances rank. temperature: of minus the distance of unit vectors; the published 2 is for
-        vectors that are not normalized.
-    Raises ValueError where there is one rank only, which orders nothing.
+    Args:
+        graded_by: Ranks, as a table (C, C) as in ``RINCELoss`` or as ``Ranks``, whose negatives are the farthest; or a
+            real value of each label, (V,), whose distances rank.
+        temperature: Temperature of minus the distance of L2-normalized embeddings. The published 2 is for embeddings
+            that are not normalized.
+
+    Raises:
+        ValueError: If there is one rank only, which orders nothing, the temperature is below 0.004, or values are not
+            finite.
+
+    Shape:
+        - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
+        - output: scalar.
+
+    Example:
+        >>> criterion = RankNContrastLoss(torch.tensor([61.0, 64.0, 80.0]))  # ages of three subjects
+        >>> x, labels = torch.eye(3), torch.arange(3)
+        >>> print(f"{criterion(x, x, labels, x, labels):.3f}")
+        0.520
     """
 
     values: Tensor
@@ -290,24 +360,43 @@ class RankNContrastLoss(GradedLoss):
             self.ranks = ranks
 
     def equation_of(self, candidates: Candidates) -> tuple[Any, Callable]:
-        """Ranks of pairs, or values."""
+        """Return the ranks or values of pairs, and the equation that takes them."""
         c = candidates
         if self.ranks is None:
             distances = _distances(self.values, c)
-            entries = SortedValues(*distances.entries.nan_to_num(torch.inf).sort())
-            equation = partial(rank_n_contrast_of_values, entries=entries, tau=self.taus[0], rounding=self.rounding)
-            return PlacedValues(distances), equation
+            entries = _SortedValues(*distances.entries.nan_to_num(torch.inf).sort())
+            equation = partial(_rank_n_contrast_of_values, entries=entries, tau=self.taus[0], rounding=self.rounding)
+            return _PlacedValues(distances), equation
         filled = F.pad(c.entry_labels >= 0, (1, 0), value=True)[:, None]
         sources = c.place_key(self.ranks.sources(c.labels, c.entry_labels))
         count = len(self.ranks.similarities)
-        return sources, partial(rank_n_contrast, filled=filled, tau=self.taus[0], ranks=count)
+        return sources, partial(_rank_n_contrast, filled=filled, tau=self.taus[0], ranks=count)
 
 
 class TripletLoss(GradedLoss):
-    """The hardest triplet with a margin by class similarity (after Ge 2018): margin (1 - similarity) of each class.
+    """Compute the loss of the hardest triplet, with a margin by class similarity.
 
-    class_similarity: [C, C] in [-1, 1], 1 on the diagonal; the identity gives the batch-hard triplet loss of Hermans et
-    al. (2017) on cosines. Classes of similarity 1 count as the own one; empty entries are left out.
+    After Ge (2018). The margin of a class is ``margin * (1 - similarity)``. The identity as the table gives the
+    batch-hard triplet loss of Hermans et al. (2017) on cosines. Classes of similarity 1 count as the anchor's class.
+    Empty entries are left out.
+
+    Args:
+        class_similarity: Similarities of the classes, (C, C), in [-1, 1], 1 on the diagonal.
+        margin: Margin of classes of similarity 0.
+
+    Raises:
+        ValueError: If the table is not square, leaves [-1, 1] or is not 1 on the diagonal; if the margin is negative.
+
+    Shape:
+        - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
+        - output: scalar.
+
+    Example:
+        >>> criterion = TripletLoss(torch.tensor([[1.0, 0.75], [0.75, 1.0]]))
+        >>> query, labels = torch.eye(2)[:1], torch.tensor([0])
+        >>> bank, bank_labels = torch.tensor([[0.6, 0.8], [0.8, 0.6]]), torch.tensor([0, 1])
+        >>> print(f"{criterion(query, query, labels, bank, bank_labels):.3f}")
+        0.250
     """
 
     distance: Tensor
@@ -321,5 +410,5 @@ class TripletLoss(GradedLoss):
         self.margin = margin
 
     def equation_of(self, candidates: Candidates) -> tuple[Any, Callable]:
-        """Distances of pairs."""
-        return _pairs(self.distance, candidates, 0), partial(hardest_triplet, margin=self.margin)
+        """Return the distances of pairs, and the equation that takes them."""
+        return _pairs(self.distance, candidates, 0), partial(_hardest_triplet, margin=self.margin)

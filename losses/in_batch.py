@@ -1,4 +1,4 @@
-"""A loss without a bank: the batch's own keys, of all processes, are the candidates."""
+"""A loss without a bank: the keys of the batch, of all processes, are the candidates."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from .ranks import as_integers
 
 
 class _GatherKeys(torch.autograd.Function):
-    """[N, D] of every process -> [world N, D] in rank order; the gradient of a key is the sum over all processes."""
+    """Gather (N, D) of all processes to (world N, D); a key's gradient is the sum over all."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -34,20 +34,35 @@ def _all_reduce(x: Tensor, op: str) -> Tensor:
 
 
 class InBatchLoss(nn.Module):
-    """A loss whose candidates are the batch's own keys, of all processes, instead of a bank.
+    """Compute a loss whose candidates are the keys of the batch instead of a bank.
 
-    criterion: any loss over a bank; its temperatures, ranks, form, threshold, reduction hold. An
-        anchor's key is a positive of rank 0, as with a bank. Without keys, the queries are the candidates of one
-        another, and an anchor is none of its own: one that is alone in its class then has no positive and adds nothing,
-        and a batch without any positive has loss 0, with a graph. Two views of each image as anchors and candidates
-        alike, as in SimCLR and SupCon, are `forward(torch.cat([x, y]), None, labels.repeat(2))`. The mean is over the
-        ranks that the anchors have in the criterion's table, whether or not the batch holds a positive of them.
+    Temperatures, ranks, form, probability threshold and reduction are those of the criterion. The key of an anchor is a
+    positive of rank 0, as with a bank.
 
-    Processes: where torch.distributed is initialised, keys and labels of all are gathered; every process must bring
-    equally many. Terms are summed over processes before they are divided by their number, so that the mean over the
-    processes of what `forward` returns is the loss of the whole batch, and DistributedDataParallel, which averages
-    gradients, gives the gradient that one process has on the whole batch. Keys get gradients, from all processes;
+    Without keys, the queries are the candidates of one another, and an anchor is no candidate of its own. An anchor
+    without a positive adds nothing, and a batch without any positive has loss 0, with a graph. Two views of each image
+    as anchors and candidates alike, as in SimCLR and SupCon, are ``criterion(torch.cat([x, y]), None,
+    labels.repeat(2))``. The mean is over the ranks that the anchors have in the criterion's table, whether or not the
+    batch holds a positive of them.
+
+    Where torch.distributed is initialized, keys and labels of all processes are gathered. Each process must bring the
+    same number. Terms are summed over the processes before they are divided by their number. So the mean over the
+    processes of what ``forward`` returns is the loss of the whole batch. DistributedDataParallel, which averages
+    gradients, then gives the gradient that one process has on the whole batch. Keys get gradients from all processes;
     detach them where a momentum encoder makes them.
+
+    Args:
+        criterion: Any loss over a bank.
+
+    Shape:
+        - query, key: (N, D), L2-normalized; labels: (N,).
+        - output: scalar.
+
+    Example:
+        >>> criterion = InBatchLoss(SupConLoss(num_classes=2, temperature=0.5))
+        >>> query = torch.eye(2)
+        >>> print(f"{criterion(query, query, torch.tensor([0, 1])):.3f}")
+        0.127
     """
 
     def __init__(self, criterion: BankLoss):
@@ -55,7 +70,19 @@ class InBatchLoss(nn.Module):
         self.criterion = criterion
 
     def terms(self, query: Tensor, key: Tensor | None, labels: Tensor) -> RankTerms:
-        """The terms of each rank; the arguments of `forward`, whose values it does not check."""
+        """Compute the terms of the loss before their mean, without a check of values.
+
+        Args:
+            query: L2-normalized embeddings of the anchors, (N, D).
+            key: L2-normalized embeddings of their keys, (N, D); None for the queries themselves.
+            labels: Labels of the anchors, (N,), of any integer type.
+
+        Returns:
+            The terms; their method ``loss`` gives the scalar.
+
+        Raises:
+            ValueError: If labels are not integers.
+        """
         labels = as_integers(labels, "labels")
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         with torch.autocast(query.device.type, enabled=False):
@@ -69,9 +96,18 @@ class InBatchLoss(nn.Module):
         return terms.over_processes(_all_reduce, dist.get_world_size()) if several else terms
 
     def forward(self, query: Tensor, key: Tensor | None, labels: Tensor) -> Tensor:
-        """query, key: [N, D] unit vectors, key None = the queries themselves; labels: [N] from 0 -> scalar.
+        """Compute the loss of queries among keys.
 
-        Raises ValueError as the criterion's forward does.
+        Args:
+            query: L2-normalized embeddings of the anchors, (N, D).
+            key: L2-normalized embeddings of their keys, (N, D); None for the queries themselves.
+            labels: Labels of the anchors, (N,), of any integer type, from 0.
+
+        Returns:
+            The loss, a scalar.
+
+        Raises:
+            ValueError: If a label is out of range, or an embedding is not L2-normalized.
         """
         vectors = {"query": query} if key is None else {"query": query, "key": key}
         self.criterion.check({"labels": labels}, vectors)

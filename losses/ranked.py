@@ -1,10 +1,9 @@
-"""Losses over ranks: RINCE, its one-rank case, its baselines over groups of classes, and HiMulCon.
+"""Losses over ranks: RINCE, its one-rank case, its baselines over groups, and HiMulCon.
 
-Each takes its ranks from a class-similarity table [C, C], or from any `Ranks`: nested groups, distances of values.
+Each takes its ranks from a class-similarity table (C, C), or from any ``Ranks``: nested groups, distances of values.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +18,16 @@ POSITIVES = ("separate", "cumulative", "nested")  # of RINCE's terms
 
 
 class RankedLoss(BankLoss):
-    """A loss whose terms part the ranks into positives, negatives and what is left out.
+    """Compute a loss whose terms divide the ranks into positives, negatives and the rest.
 
-    ranks: a table as in RINCELoss, or Ranks. groups: the terms; uses: of each, the ranks of which some must occur so
-    that it counts. weights: of a weighted sum of the terms' means; None: their mean.
+    Args:
+        ranks: Ranks of the labels, R of them.
+        groups: The terms, G of them.
+        uses: Ranks of each term, some of which must occur so that the term counts.
+        weights: Weights of a sum of the terms' means, G of them. None means the mean of those that count.
+
+    Raises:
+        ValueError: If a temperature is not above 0.
     """
 
     has_term: Tensor
@@ -45,42 +50,73 @@ class RankedLoss(BankLoss):
         self.register_buffer("weights", given, persistent=False)
 
     def compare(self, candidates: Candidates) -> RankTerms:
-        """The terms of anchors among candidates, float32 or better."""
+        """Compute the terms of anchors among candidates, which are in float32 or better."""
         sources = candidates.place_key(self.ranks.sources(candidates.labels, candidates.entry_labels))
         total, count = candidates.compute(sources, self.groups)
         weights = None if self.weights is None else self.weights.to(total)
         return RankTerms(total, count, self.occurring(candidates.labels), weights)
 
     def occurring(self, labels: Tensor) -> Tensor:
-        """[N] -> [G] bool: the terms that count in the mean, since some anchor's label has their rank."""
+        """Return which terms count in the mean, (G,), bool: some label (N,) has their rank."""
         return self.has_term[labels].any(0)
 
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """[N], [K] -> [G] mean number of positives an anchor has in each term; for logs."""
+        """Count the positives that an anchor has in each term, for logs.
+
+        Args:
+            labels: Labels of the anchors, (N,).
+            bank_labels: Labels of the bank, (K,); -1 for an empty entry.
+
+        Returns:
+            Mean number of positives, (G,).
+        """
         of_rank = self.ranks.entries_per_rank(labels.long(), bank_labels.long()).mean(0)
         sums = [of_rank[g.positive.start : g.positive.stop].sum() + g.key_is_positive for g in self.groups]
         return torch.stack(sums).float()
 
 
 class RINCELoss(RankedLoss):
-    """RINCE with ranks from a class-similarity table and temperatures that grow with distance (paper, sec. 3).
+    """Compute the ranked InfoNCE loss (RINCE) over a memory bank.
 
-    class_similarity: [C, C] in [0, 1], 1 on the diagonal, 0 = unrelated; its distinct positive values, falling, are
-        the ranks, and tau_i = min_tau + (1 - s_i) (max_tau - min_tau). Or any Ranks.
-    variant: the form of the terms, "in", "out", "out_in" (rank 0 out, farther ranks in), "all" (as L_out of Khosla et
-        al. 2020: an anchor's positives, averaged, stay in one another's denominator) or "all_in".
-    positives: "separate": a term per rank, in which closer ranks are left out (paper, eq. 4 to 6). "cumulative": two
-        terms only, as the official CIFAR-100 flags train; the second takes every related class, the own one too, as
-        positive (but not the key), and all others as negative, with tau_1; it counts where some anchor has a similar
-        class. "nested": a term per rank, with all ranks up to it as positives, the key in every one.
-    cumulative_positives: True is positives="cumulative".
-    min_probability: terms of a smaller or equal probability are left out of the mean, as in the published code; those
-        hardest terms get no gradient. 0 gives the paper's equation. The form "all" leaves none out.
-    reduction: of the out form's terms. "pairs": their mean over all pairs of the batch, as published: a class with ten
-        times the images, in batch and bank alike, weighs a hundred times. "anchors": first over the pairs of an anchor,
-        then over the anchors that have one, so that it weighs ten times. Pairs that min_probability leaves out count in
-        neither mean. The other forms have one term an anchor, and are the same in both.
-    Raises ValueError on a table that is no such table, or temperatures that are no temperatures.
+    Every distinct positive similarity is one rank. The term of rank ``i`` has the entries of rank ``i`` as positives
+    and all farther entries as negatives, at temperature ``min_tau + (1 - s_i) * (max_tau - min_tau)``. Entries of
+    closer ranks are left out (Hoffmann et al. 2022, eq. 4 to 6). The loss is the mean over the ranks that the anchors'
+    classes have.
+
+    Args:
+        class_similarity: Similarities of the classes, (C, C), in [0, 1], 1 on the diagonal; 0 means unrelated. Or any
+            ``Ranks``.
+        min_tau: Temperature of rank 0.
+        max_tau: Temperature that a similarity of 0 would have.
+        variant: Form of the terms: ``in``, ``out``, ``out_in`` (rank 0 *out*, farther ranks *in*), ``all`` or
+            ``all_in``. In the form *all*, L_out of Khosla et al. (2020), the positives of an anchor are averaged and
+            stay in one another's denominator.
+        cumulative_positives: True is ``positives="cumulative"``.
+        min_probability: Terms of at most this probability are left out of the mean, as in the official implementation;
+            these hardest terms get no gradient. 0 gives the equation of the paper. The form *all* leaves none out.
+        reduction: Mean of the terms of the *out* form. ``pairs``: over all pairs of the batch, as published. A class
+            with ten times the images, in batch and bank alike, then weighs a hundred times. ``anchors``: over the pairs
+            of each anchor, then over the anchors that have one, so that it weighs ten times. Pairs that
+            ``min_probability`` leaves out count in neither mean. The other forms have one term per anchor, and are the
+            same in both.
+        positives: ``separate``: one term per rank, in which closer ranks are left out. ``cumulative``: two terms, as
+            the official CIFAR-100 commands train. The second has every related class as positive, the anchor's too but
+            not the key, and all others as negative, with the temperature of rank 1. It counts where some anchor has a
+            related class. ``nested``: one term per rank, with all ranks up to it as positives, and the key in each.
+
+    Raises:
+        ValueError: If the table is not square, leaves [0, 1] or is not 1 on the diagonal; unless
+            ``0 < min_tau <= max_tau``; if another argument is invalid.
+
+    Shape:
+        - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
+        - output: scalar.
+
+    Example:
+        >>> criterion = RINCELoss(torch.tensor([[1.0, 0.75, 0.0], [0.75, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+        >>> query, labels = F.normalize(torch.tensor([[2.0, 1.0, 0.0], [1.0, 2.0, 0.0]]), dim=1), torch.tensor([0, 1])
+        >>> print(f"{criterion(query, query, labels, bank=torch.eye(3), bank_labels=torch.arange(3)):.3f}")
+        0.068
     """
 
     def __init__(
@@ -116,13 +152,34 @@ class RINCELoss(RankedLoss):
 
 
 class SupConLoss(RINCELoss):
-    """Supervised contrastive loss over a bank: RINCE with one rank (SCL in, SCL out), or SupCon.
+    """Compute a supervised contrastive loss over a memory bank: SCL in, SCL out, or SupCon.
 
-    variant "all" is L_out of Khosla et al. (2020, eq. 2), which the field calls SupCon. "in" has the gradients of their
-    L_in where min_probability leaves nothing out, and is smaller by the mean of log |P|. "out" is not their L_out: a
-    pair's denominator holds that positive and the negatives, not the other positives, and the mean is over all pairs,
-    not within anchors first (Hoffmann et al. 2022, sec. 3); with reduction "anchors" the mean is as theirs, and with
-    min_probability 0 it is SINCERE (Feeney and Hughes 2023). Where an anchor has one positive, all are equal.
+    This is RINCE with one rank. ``all`` is L_out of Khosla et al. (2020, eq. 2), which the field calls SupCon. ``in``
+    has the gradients of their L_in if ``min_probability`` leaves nothing out, and is smaller by the mean of log |P|.
+    ``out`` is not their L_out: the denominator of a pair holds that positive and the negatives, not the other
+    positives, and the mean is over all pairs, not within anchors first (Hoffmann et al. 2022, sec. 3). With
+    ``reduction="anchors"`` the mean is theirs, and with ``min_probability=0`` as well it is SINCERE (Feeney and Hughes
+    2023). Where each anchor has one positive, all forms are equal.
+
+    Args:
+        num_classes: Number of classes C; labels count from 0.
+        temperature: Temperature.
+        variant: ``in``, ``out`` or ``all``.
+        min_probability: Terms of at most this probability are left out, as in ``RINCELoss``.
+        reduction: ``pairs`` or ``anchors``, as in ``RINCELoss``.
+
+    Raises:
+        ValueError: If an argument is invalid.
+
+    Shape:
+        - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
+        - output: scalar.
+
+    Example:
+        >>> criterion = SupConLoss(num_classes=2, temperature=0.5, variant="all")
+        >>> x, labels = torch.eye(2), torch.tensor([0, 1])
+        >>> print(f"{criterion(x, x, labels, bank=x, bank_labels=labels):.3f}")
+        0.759
     """
 
     def __init__(
@@ -137,21 +194,75 @@ class SupConLoss(RINCELoss):
 
 
 class NestedRINCELoss(RINCELoss):
-    """RINCE without classes: ranks from nested groups, such as photograph, place and city, or frame, shot and video.
+    """Compute RINCE without classes, over ranks from nested groups.
 
-    groups: [G, L] integers, as in NestedRanks. The other arguments are RINCELoss's.
-    Raises ValueError where groups are not nested, or level 0 is not a label's own.
+    Groups are, for example, photograph, place and city, or frame, shot and video. All arguments but the groups are
+    those of ``RINCELoss``.
+
+    Args:
+        groups: Group of each label at each level, (G, L), as in ``NestedRanks``.
+        min_tau: Temperature of rank 0.
+        max_tau: Temperature that a similarity of 0 would have.
+        variant: ``in``, ``out``, ``out_in``, ``all`` or ``all_in``.
+        cumulative_positives: True is ``positives="cumulative"``.
+        min_probability: Terms of at most this probability are left out of the mean.
+        reduction: ``pairs`` or ``anchors``.
+        positives: ``separate``, ``cumulative`` or ``nested``.
+
+    Raises:
+        ValueError: If groups are not nested, level 0 is not a label's own, or another argument is invalid.
+
+    Shape:
+        - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
+        - output: scalar.
+
+    Example:
+        >>> criterion = NestedRINCELoss(torch.tensor([[0, 0], [1, 0], [2, 1]]))  # frames 0 and 1 are of one video
+        >>> x, labels = torch.eye(3), torch.arange(3)
+        >>> print(f"{criterion(x, x, labels, bank=x, bank_labels=labels):.3f}")
+        0.347
     """
 
-    def __init__(self, groups: Tensor, *args: Any, **kwargs: Any):
-        super().__init__(NestedRanks(groups), *args, **kwargs)
+    def __init__(
+        self,
+        groups: Tensor,
+        min_tau: float = 0.1,
+        max_tau: float = 0.6,
+        variant: str = "out_in",
+        cumulative_positives: bool = False,
+        min_probability: float = 1e-7,
+        reduction: str = "pairs",
+        positives: str = "separate",
+    ):
+        ranks = NestedRanks(groups)
+        super().__init__(ranks, min_tau, max_tau, variant, cumulative_positives, min_probability, reduction, positives)
 
 
 class CoarseSupConLoss(RankedLoss):
-    """SupConLoss on the coarsest groups: every related class, and the key, is a positive (a baseline of the paper).
+    """Compute a supervised contrastive loss in which every related class is a positive.
 
-    ranks: a table as in RINCELoss, or Ranks. With fine=True the sum of this and of SupConLoss on the classes: two
-    losses, over one head. The other arguments are SupConLoss's. Raises ValueError where there is one rank only.
+    The anchor's key is a positive too. This is a baseline of the RINCE paper.
+
+    Args:
+        ranks: Similarities of the classes, (C, C), as in ``RINCELoss``, or any ``Ranks``.
+        temperature: Temperature.
+        variant: ``in``, ``out`` or ``all``, as in ``SupConLoss``.
+        min_probability: Terms of at most this probability are left out, as in ``RINCELoss``.
+        reduction: ``pairs`` or ``anchors``, as in ``RINCELoss``.
+        fine: Whether ``SupConLoss`` on the classes is added: two losses over one head.
+
+    Raises:
+        ValueError: If there is one rank only, or another argument is invalid.
+
+    Shape:
+        - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
+        - output: scalar.
+
+    Example:
+        >>> criterion = CoarseSupConLoss(torch.tensor([[1.0, 0.75, 0.0], [0.75, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+        >>> x, labels = torch.eye(3), torch.arange(3)
+        >>> print(f"{criterion(x, x, labels, bank=x, bank_labels=labels):.3f}")
+        0.173
     """
 
     def __init__(
@@ -172,13 +283,29 @@ class CoarseSupConLoss(RankedLoss):
 
 
 class HiMulConLoss(RankedLoss):
-    """HiMulCon, the hierarchical multi-label contrastive loss (Zhang et al. 2022): (1 / L) sum over l of w_l L_l.
+    """Compute HiMulCon, the hierarchical multi-label contrastive loss (Zhang et al. 2022).
 
-    ranks: a table as in RINCELoss, or Ranks; L ranks are the levels, l = 1 the finest. L_l is SupCon (form "all") with
-    the ranks up to level l as positives, w_l = 2^(1 / l).
-    enforce: HiMulConE; a level's term is at least the largest of finer levels, taken of the means over the batch as
-        the public code does (the paper's is per pair).
-    Raises ValueError where there is one rank only, which is SupCon.
+    The loss is (1 / L) sum over levels l of 2^(1 / l) L_l. L_l is SupCon, with the ranks up to level l as positives; l
+    = 1 is the finest level.
+
+    Args:
+        ranks: Similarities of the classes, (C, C), as in ``RINCELoss``, or any ``Ranks``; the L ranks are the levels.
+        temperature: Temperature.
+        enforce: Whether the term of a level is at least the largest of finer levels (HiMulConE). The terms compared are
+            means over the batch, as in the authors' code; the paper compares pairs.
+
+    Raises:
+        ValueError: If there is one rank only, which is SupCon, or the temperature is not above 0.
+
+    Shape:
+        - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
+        - output: scalar.
+
+    Example:
+        >>> criterion = HiMulConLoss(torch.tensor([[1.0, 0.75, 0.0], [0.75, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+        >>> x, labels = torch.eye(3), torch.arange(3)
+        >>> print(f"{criterion(x, x, labels, bank=x, bank_labels=labels):.3f}")
+        2.755
     """
 
     def __init__(self, ranks: Tensor | Ranks, temperature: float = 0.1, enforce: bool = False):
@@ -190,7 +317,7 @@ class HiMulConLoss(RankedLoss):
         self.enforce = enforce
 
     def compare(self, candidates: Candidates) -> RankTerms:
-        """The terms of anchors among candidates, float32 or better."""
+        """Compute the terms of anchors among candidates, which are in float32 or better."""
         terms = super().compare(candidates)
         return terms.rising() if self.enforce else terms
 
@@ -204,9 +331,25 @@ def _several(ranks: Ranks) -> int:
 
 
 class TwoHeadLoss(BankLoss):
-    """The sum of two losses, of which each has one half of the vectors: a head each (a baseline of the paper).
+    """Add two losses, each of which takes one half of the dimensions: a projection head each.
 
-    fine, coarse: losses of one term. Queries, keys and entries are [n, 2 D]; their halves are normalized here.
+    This is a baseline of the RINCE paper.
+
+    Args:
+        fine: Loss of one term, for the first half.
+        coarse: Loss of one term, for the second half.
+
+    Shape:
+        - query, key: (N, 2 D); labels: (N,); bank: (K, 2 D); bank_labels: (K,), -1 for an empty entry. The halves are
+          L2-normalized by the loss.
+        - output: scalar.
+
+    Example:
+        >>> table = torch.tensor([[1.0, 0.75, 0.0], [0.75, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        >>> criterion = TwoHeadLoss(SupConLoss(num_classes=3), CoarseSupConLoss(table))
+        >>> x, labels = F.normalize(torch.eye(3).repeat(1, 2), dim=1), torch.arange(3)
+        >>> print(f"{criterion(x, x, labels, bank=x, bank_labels=labels):.3f}")
+        0.173
     """
 
     def __init__(self, fine: BankLoss, coarse: BankLoss):
@@ -214,7 +357,7 @@ class TwoHeadLoss(BankLoss):
         self.fine, self.coarse = fine, coarse
 
     def compare(self, candidates: Candidates) -> RankTerms:
-        """The terms of anchors among candidates, float32 or better."""
+        """Compute the terms of anchors among candidates, which are in float32 or better."""
         halves = [x.chunk(2, dim=1) for x in (candidates.query, candidates.key, candidates.entries)]
         found = []
         for half, loss in enumerate((self.fine, self.coarse)):
@@ -224,5 +367,13 @@ class TwoHeadLoss(BankLoss):
         return RankTerms(total, count, occurs, torch.ones_like(total))
 
     def positives_per_anchor(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
-        """[N], [K] -> [G] mean number of positives an anchor has in each term; for logs."""
+        """Count the positives that an anchor has in each term, for logs.
+
+        Args:
+            labels: Labels of the anchors, (N,).
+            bank_labels: Labels of the bank, (K,); -1 for an empty entry.
+
+        Returns:
+            Mean number of positives, (G,).
+        """
         return torch.cat([loss.positives_per_anchor(labels, bank_labels) for loss in (self.fine, self.coarse)])

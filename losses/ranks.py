@@ -1,4 +1,4 @@
-"""Which rank a candidate has for an anchor: by a table of classes, by nested groups, or by distance of real values.
+"""Ranks of candidates: by a table of classes, by nested groups, or by distances of values.
 
 Shapes: N anchors, K candidates, C classes, R ranks, L levels.
 """
@@ -14,20 +14,23 @@ MOST_RANKS = 126  # ranks are int8
 
 
 def as_integers(labels: Tensor, name: str) -> Tensor:
-    """Labels of any integer type as the one that indexes."""
+    """Return labels of any integer type as int64; raise ValueError for other types."""
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"{name} are of type {labels.dtype}; integers are needed")
     return labels.long()
 
 
 class PairSources(NamedTuple):
-    """What a number for each pair, such as its rank, is made from, a block of anchors at a time.
+    """Make a number for each pair, such as its rank, a block of anchors at a time.
 
-    By a table: anchors [N, 1 + C] the number of every class for each anchor, the first column being the empty entry;
-    entries [K] its column for each candidate. By nested groups: the group at each level, anchors [N, L] and entries
-    [K, L], below 0 for an empty entry; the number is the rank.
-    place: [N] of the key among the entries, which is then none for its anchor; None: it is not in there.
-    of_key: the number of the key; -1: it is none.
+    By a table, ``anchors`` has the number of every class for each anchor, and ``entries`` the column of each candidate.
+    By nested groups, both have the group at each level, and the number is the rank.
+
+    Attributes:
+        anchors: Numbers, (N, 1 + C), the first column being the empty entry; or groups, (N, L).
+        entries: Columns, (K,); or groups, (K, L), below 0 for an empty entry.
+        place: Index of the anchor's key among the entries, (N,), where it is no candidate; None if it is not there.
+        of_key: Number of the key; -1 if it is no candidate.
     """
 
     anchors: Tensor
@@ -36,9 +39,15 @@ class PairSources(NamedTuple):
     of_key: int = 0
 
     def of_block(self, block: slice = slice(None)) -> Tensor:
-        """[1 + K, n] the number of every candidate for a block of anchors; -1: it is none.
+        """Give every candidate its number for a block of anchors.
 
-        The first row is the key. An entry's row is contiguous: to copy rows is ten times as fast as to gather columns.
+        An entry's row is contiguous: to copy rows is ten times as fast as to gather columns.
+
+        Args:
+            block: The anchors, n of them.
+
+        Returns:
+            Numbers, (1 + K, n), the key first; -1 for no candidate.
         """
         anchors, nested = self.anchors[block], self.entries.ndim == 2
         dtype = torch.int8 if nested else anchors.dtype
@@ -53,9 +62,16 @@ class PairSources(NamedTuple):
 
 
 class ValueSources(NamedTuple):
-    """As PairSources, from real values: anchors [N] and entries [K], NaN for an empty entry.
+    """Make a number for each pair from real values, a block of anchors at a time.
 
-    The number is the distance of the values, or, with thresholds [R], rising, how many of these are below it: the rank.
+    The number is the distance of the values, or, with thresholds, how many of these are below it: the rank.
+
+    Attributes:
+        anchors: Values, (N,).
+        entries: Values, (K,), NaN for an empty entry.
+        thresholds: Rising distances, (R,).
+        place: Index of the anchor's key among the entries, (N,), where it is no candidate; None if it is not there.
+        of_key: Number of the key; -1 if it is no candidate.
     """
 
     anchors: Tensor
@@ -66,18 +82,34 @@ class ValueSources(NamedTuple):
 
     @classmethod
     def of_labels(cls, values: Tensor, labels: Tensor, entry_labels: Tensor) -> "ValueSources":
-        """values: [V] of the labels; [N], [K] -> the values of anchors and entries."""
+        """Look up the values of anchors and entries.
+
+        Args:
+            values: Value of each label, (V,).
+            labels: Labels of the anchors, (N,).
+            entry_labels: Labels of the entries, (K,); -1 for an empty entry.
+
+        Returns:
+            The sources.
+        """
         return cls(values[labels], values[entry_labels.clamp(min=0)].masked_fill_(entry_labels < 0, torch.nan))
 
     def there(self, block: slice) -> Tensor:
-        """[1 + K, n] bool, what is a candidate for a block of anchors, the key first."""
+        """Return what is a candidate for a block of n anchors, (1 + K, n), bool, the key first."""
         shape = 1 + len(self.entries), len(self.anchors[block])
         numbers = torch.zeros(shape, dtype=torch.int8, device=self.entries.device)
         numbers[0] = self.of_key
         return _leave_out(numbers, self.place, block) >= 0
 
     def of_block(self, block: slice = slice(None)) -> Tensor:
-        """[1 + K, n] of every candidate for a block of anchors, the key first; -1: it is none."""
+        """Give every candidate its number for a block of anchors.
+
+        Args:
+            block: The anchors, n of them.
+
+        Returns:
+            Numbers, (1 + K, n), the key first; -1 for no candidate.
+        """
         numbers = (F.pad(self.entries, (1, 0))[:, None] - self.anchors[block]).abs_()
         if self.thresholds is not None:
             numbers = torch.bucketize(numbers, self.thresholds, out_int32=True).to(torch.int8)  # NaN: beyond the last
@@ -90,9 +122,21 @@ def _leave_out(numbers: Tensor, place: Tensor | None, block: slice) -> Tensor:
 
 
 class Ranks(nn.Module):
-    """What the losses ask of ranks. A subclass registers has_rank [labels, R] bool: which ranks a label has.
+    """Answer what losses ask of ranks: the base of ``ClassRanks`` and others.
 
-    similarities: of the ranks, falling from 1; they give the temperatures.
+    A subclass defines ``sources`` and ``entries_per_rank``, and registers ``has_rank``: which ranks a label has,
+    (labels, R), bool.
+
+    Args:
+        similarities: Similarities of the R ranks, falling from 1, which give the temperatures.
+
+    Raises:
+        ValueError: If there are more than 126 ranks.
+
+    Example:
+        >>> ranks = ClassRanks(torch.tensor([[1.0, 0.75], [0.75, 1.0]]))
+        >>> isinstance(ranks, Ranks), ranks.similarities
+        (True, (1.0, 0.75))
     """
 
     has_rank: Tensor
@@ -104,21 +148,56 @@ class Ranks(nn.Module):
         self.similarities = tuple(similarities)
 
     def sources(self, labels: Tensor, entry_labels: Tensor) -> PairSources | ValueSources:
-        """[N], [K] -> what the ranks of a block of anchors are made from."""
+        """Return what the ranks of a block of anchors are made from.
+
+        Args:
+            labels: Labels of the anchors, (N,).
+            entry_labels: Labels of the entries, (K,); -1 for an empty entry.
+
+        Returns:
+            The sources.
+        """
         raise NotImplementedError
 
     def entries_per_rank(self, labels: Tensor, entry_labels: Tensor) -> Tensor:
-        """[N], [K] -> [N, R] float64: how many entries each rank of a label has."""
+        """Count the entries that each rank of a label has.
+
+        Args:
+            labels: Labels of the anchors, (N,).
+            entry_labels: Labels of the entries, (K,); -1 for an empty entry.
+
+        Returns:
+            Numbers, (N, R), float64.
+        """
         raise NotImplementedError
 
     def between(self, labels: Tensor, entry_labels: Tensor) -> Tensor:
-        """[N], [K] -> [N, K] int8 rank of each pair of labels; R, as of a negative, for an empty entry."""
+        """Rank each pair of labels.
+
+        Args:
+            labels: Labels of the anchors, (N,).
+            entry_labels: Labels of the entries, (K,); -1 for an empty entry.
+
+        Returns:
+            Ranks, (N, K), int8; R for a negative and for an empty entry.
+        """
         return self.sources(labels, entry_labels).of_block()[1:].T
 
 
 class ClassRanks(Ranks):
-    """Ranks from a class-similarity table [C, C] in [0, 1], 1 on the diagonal, 0 = unrelated: its distinct positive
-    values, falling. Raises ValueError on a table that is no such table.
+    """Rank classes by a table of similarities: its distinct positive values, falling.
+
+    Args:
+        class_similarity: Similarities of the classes, (C, C), in [0, 1], 1 on the diagonal; 0 means unrelated.
+
+    Raises:
+        ValueError: If the table is not square, leaves [0, 1], is not 1 on the diagonal, or has more than 126 distinct
+            positive values.
+
+    Example:
+        >>> ranks = ClassRanks(torch.tensor([[1.0, 0.75, 0.0], [0.75, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+        >>> ranks.between(torch.tensor([0]), torch.arange(3))
+        tensor([[0, 1, 2]], dtype=torch.int8)
     """
 
     rank: Tensor
@@ -141,11 +220,11 @@ class ClassRanks(Ranks):
         self.register_buffer("has_rank", has_rank, persistent=False)  # [C, R]
 
     def sources(self, labels: Tensor, entry_labels: Tensor) -> PairSources:
-        """[N], [K] -> the table's rows and columns."""
+        """Return rows and columns of the table, as ``Ranks``."""
         return PairSources(self.rank[labels], entry_labels + 1)
 
     def entries_per_rank(self, labels: Tensor, entry_labels: Tensor) -> Tensor:
-        """[N], [K] -> [N, R] float64: entries of each rank."""
+        """Count the entries that each rank of a label has, as ``Ranks``."""
         entries = torch.bincount(entry_labels + 1, minlength=self.rank.shape[1]).float()  # the empty ones go first
         # sums, not a product of matrices, which TF32 would round
         per_class = [torch.where(self.rank == r, entries, 0).sum(1) for r in range(len(self.similarities))]
@@ -153,13 +232,22 @@ class ClassRanks(Ranks):
 
 
 class NestedRanks(Ranks):
-    """Ranks from nested groups, such as photograph, place and city, or frame, shot and video.
+    """Rank labels by nested groups, such as frame, shot and video.
 
-    groups: [G, L] integers; row g: the group that label g belongs to at each of L levels, the finest (level 0, a
-        label's own) to the coarsest. Labels that share a group share all coarser ones. The rank of two labels is the
-        finest level at which they share a group; negatives share none. G may be millions: no table of pairs is made.
-    Rank i has similarity 1 - i min(0.25, 1 / L). Raises ValueError where groups are not nested, or level 0 is not a
-    label's own.
+    The rank of two labels is the finest level at which they share a group; negatives share none. Rank ``i`` has
+    similarity ``1 - i * min(0.25, 1 / L)``. There may be millions of labels: no table of pairs is made.
+
+    Args:
+        groups: Group of each label at each of L levels, (G, L), integers: from the finest, a label's own, to the
+            coarsest. Labels that share a group share all coarser ones.
+
+    Raises:
+        ValueError: If groups are not nested, level 0 is not a label's own, or there are more than 126 levels.
+
+    Example:
+        >>> ranks = NestedRanks(torch.tensor([[0, 0], [1, 0], [2, 1]]))
+        >>> ranks.between(torch.tensor([0]), torch.arange(3))
+        tensor([[0, 1, 2]], dtype=torch.int8)
     """
 
     levels: Tensor
@@ -183,12 +271,12 @@ class NestedRanks(Ranks):
         self.register_buffer("has_rank", has_rank, persistent=False)  # [G, R], R = L
 
     def sources(self, labels: Tensor, entry_labels: Tensor) -> PairSources:
-        """[N], [K] -> the groups at each level, -1 for an empty entry."""
+        """Return the groups at each level, as ``Ranks``; -1 for an empty entry."""
         entries = self.levels[entry_labels.clamp(min=0)].masked_fill_((entry_labels < 0)[:, None], -1)
         return PairSources(self.levels[labels], entries)
 
     def entries_per_rank(self, labels: Tensor, entry_labels: Tensor) -> Tensor:
-        """[N], [K] -> [N, R] float64: entries of each rank."""
+        """Count the entries that each rank of a label has, as ``Ranks``."""
         filled = self.levels[entry_labels.clamp(min=0)]  # [K, L]
         weight = (entry_labels >= 0).double()
         shared = [weight.new_zeros(len(labels))]  # entries that share the level's group, those of closer ranks too
@@ -199,13 +287,23 @@ class NestedRanks(Ranks):
 
 
 class ValueRanks(Ranks):
-    """Ranks from a real value of each label, such as an age, a pose or a dose.
+    """Rank labels by the distance of real values, such as an age, a pose or a dose.
 
-    values: [V] of label 0, 1, ...; thresholds: [R], rising, at least 0: a pair whose values differ by at most
-        thresholds[0] has rank 0, by at most the next rank 1, and so on; by more than the last it is a negative. What
-        decimals lose in floating point counts as no difference.
-    Rank i has similarity 1 - i min(0.25, 1 / R). Raises ValueError for values that are no finite numbers, or
-    thresholds that do not rise.
+    A pair whose values differ by at most ``thresholds[0]`` has rank 0, by at most the next one rank 1, and so on. A
+    pair that differs by more than the last is a negative. What decimals lose in floating point counts as no difference.
+    Rank ``i`` has similarity ``1 - i * min(0.25, 1 / R)``.
+
+    Args:
+        values: Value of each label, (V,).
+        thresholds: Rising distances, R of them, at least 0.
+
+    Raises:
+        ValueError: If a value is not finite, or thresholds do not rise from 0 or more.
+
+    Example:
+        >>> ranks = ValueRanks(torch.tensor([61.0, 64.0, 80.0]), thresholds=(1.0, 5.0))
+        >>> ranks.between(torch.tensor([0]), torch.arange(3))
+        tensor([[0, 1, 2]], dtype=torch.int8)
     """
 
     values: Tensor
@@ -223,11 +321,11 @@ class ValueRanks(Ranks):
         self.register_buffer("has_rank", self.entries_per_rank(everyone, everyone) > 0, persistent=False)
 
     def sources(self, labels: Tensor, entry_labels: Tensor) -> ValueSources:
-        """[N], [K] -> the values, NaN for an empty entry."""
+        """Return the values, as ``Ranks``; NaN for an empty entry."""
         return ValueSources.of_labels(self.values, labels, entry_labels)._replace(thresholds=self.thresholds)
 
     def entries_per_rank(self, labels: Tensor, entry_labels: Tensor) -> Tensor:
-        """[N], [K] -> [N, R] float64: entries of each rank, by one sort."""
+        """Count the entries that each rank of a label has, as ``Ranks``, by one sort."""
         rising, value = self.values[entry_labels[entry_labels >= 0]].sort().values, self.values[labels, None]
         upto = torch.searchsorted(rising, value + self.thresholds, right=True)
         within = (upto - torch.searchsorted(rising, value - self.thresholds)).double()
@@ -235,12 +333,12 @@ class ValueRanks(Ranks):
 
 
 def as_ranks(ranks: Tensor | Ranks) -> Ranks:
-    """Ranks as they are, or of a class-similarity table."""
+    """Return ranks unchanged, and those of a class-similarity table (C, C)."""
     return ranks if isinstance(ranks, Ranks) else ClassRanks(ranks)
 
 
 def as_square(class_similarity: Tensor) -> Tensor:
-    """[C, C] as it is. Raises ValueError where it has another shape."""
+    """Return the table (C, C); raise ValueError if it is not square."""
     s = torch.as_tensor(class_similarity)
     if s.ndim != 2 or len(s) == 0 or s.shape[0] != s.shape[1]:
         raise ValueError(f"class_similarity has shape {tuple(s.shape)}; [C, C] is needed")
@@ -248,7 +346,7 @@ def as_square(class_similarity: Tensor) -> Tensor:
 
 
 def as_values(values: Tensor) -> Tensor:
-    """[V] float64. Raises ValueError where they are no finite numbers."""
+    """Return the values (V,) in float64; raise ValueError if one is not finite."""
     values = torch.as_tensor(values).double()
     if values.ndim != 1 or not len(values) or not values.isfinite().all():
         raise ValueError(f"values {tuple(values.shape)} must be finite numbers [V]")
@@ -256,6 +354,9 @@ def as_values(values: Tensor) -> Tensor:
 
 
 def rounding_of(values: Tensor) -> float:
-    """How far a difference of these values may be off: decimals such as 0.9 and 0.2 are not, to the bit, 0.7 apart."""
+    """Return how far a difference of these values may be off.
+
+    The decimals 0.9 and 0.2 are not exactly 0.7 apart.
+    """
     dtype = values.dtype if values.is_floating_point() else torch.float64
     return 4 * torch.finfo(dtype).eps * float(values.double().abs().max())
