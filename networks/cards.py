@@ -1,4 +1,4 @@
-"""The card of an exported encoder: what is known of the weights beside it."""
+"""The model card of an exported encoder: what is known of the weights next to it."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,25 @@ def _is_number(x: Any) -> bool:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """A card of `save`. Raises ValueError, which names the path, where it is none."""
+    """Read a model card that ``exported.save`` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What the card says, by key.
+
+    Raises:
+        ValueError: If the file is not a model card, or of a later version; the message names the path.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "encoder.json"
+        ...     _ = path.write_text('{"format": 1, "encoder": "resnet18", "small_stem": false, "size": 224}')
+        ...     print(read_card(path)["encoder"])
+        resnet18
+    """
     try:
         card = json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Encoder and linear classifier: the cross-entropy baseline, and the targets that it is trained on."""
+"""Encoder and linear classifier: the cross-entropy baseline, and its targets."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,21 @@ from torch import Tensor, nn
 
 
 class Classifier(nn.Module):
-    """encoder [N, 3, H, W] -> [N, d], its attribute `dim`, then a linear layer: logits [N, classes].
+    """Classify images by a linear layer over an encoder.
 
-    With `superclasses` a second linear layer has a logit for each of these, which follow: [N, classes + superclasses].
+    Args:
+        encoder: Any encoder, (N, 3, H, W) to (N, d), with its attribute ``dim``.
+        classes: Number of classes.
+        superclasses: Number of superclasses, of which a second linear layer has a logit each; 0 for no such layer.
+
+    Shape:
+        - images: (N, 3, H, W).
+        - output: logits, (N, classes + superclasses).
+
+    Example:
+        >>> model = Classifier(vectors.vector_encoder("linear", dim=8), classes=3, superclasses=2)
+        >>> model(torch.zeros(4, 8)).shape
+        torch.Size([4, 5])
     """
 
     def __init__(self, encoder: nn.Module, classes: int, superclasses: int = 0):
@@ -20,38 +32,50 @@ class Classifier(nn.Module):
         self.coarse_fc = nn.Linear(encoder.dim, superclasses) if superclasses else None  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
+        """Compute the logits of images."""
         features = self.encoder(images)
         logits = self.fc(features)
         return logits if self.coarse_fc is None else torch.cat([logits, self.coarse_fc(features)], dim=1)
 
 
 def soft_targets(similarity: Tensor, beta: float) -> Tensor:
-    """Spread each class's target over all classes by their similarity, the own class the most likely.
+    """Spread each class's target over all classes by their similarity, most of it on itself.
 
     Row y is the softmax over classes c of -beta (1 - S[y, c]): the larger beta, the harder. The soft labels of
     Bertinetto et al. 2020, "Making Better Mistakes", with 1 - S as the distance of two classes.
 
     Args:
-        similarity: S, real-valued, 1 on the diagonal, (C, C).
+        similarity: Similarities S of the classes, (C, C), real-valued, 1 on the diagonal.
         beta: Inverse temperature, above 0.
 
     Returns:
         Probabilities, (C, C), each row with the sum 1.
+
+    Example:
+        >>> soft_targets(torch.eye(2), beta=2.0)
+        tensor([[0.8808, 0.1192],
+                [0.1192, 0.8808]])
     """
     return torch.softmax(-beta * (1 - similarity), dim=1)
 
 
 def smooth_targets(superclass: Tensor, epsilon: float) -> Tensor:
-    """Take epsilon from the own class's target and spread it evenly over its siblings.
+    """Take epsilon from each class's target and spread it evenly over its siblings.
 
     Label smoothing (Szegedy et al. 2016) inside superclasses. A class without siblings keeps 1.
 
     Args:
-        superclass: The number of each class's superclass, (C,).
-        epsilon: The share of the siblings, in [0, 1].
+        superclass: Number of each class's superclass, (C,).
+        epsilon: Share of the siblings, in [0, 1].
 
     Returns:
         Probabilities, (C, C), each row with the sum 1.
+
+    Example:
+        >>> smooth_targets(torch.tensor([0, 0, 1]), epsilon=0.25)
+        tensor([[0.7500, 0.2500, 0.0000],
+                [0.2500, 0.7500, 0.0000],
+                [0.0000, 0.0000, 1.0000]])
     """
     siblings = (superclass[:, None] == superclass).float().fill_diagonal_(0)
     counts = siblings.sum(1, keepdim=True)
@@ -61,11 +85,17 @@ def smooth_targets(superclass: Tensor, epsilon: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a classifier's logits are to say of a class.
+    """Hold what a classifier is to predict for each class.
 
     Attributes:
-        probabilities: A row per class, (C, C), as `soft_targets` has them; None: the class itself.
-        superclass: What a second layer is to say, the number of each class's superclass, (C,); None: it has none.
+        probabilities: A row per class, (C, C), as ``soft_targets`` gives them; None for the class itself.
+        superclass: Number of each class's superclass, (C,), which a second layer is to predict; None without that
+            layer.
+
+    Example:
+        >>> targets = Targets(superclass=torch.tensor([0, 0, 1]))
+        >>> targets.superclasses, f"{targets.loss(torch.zeros(4, 5), torch.tensor([0, 1, 2, 2])):.3f}"
+        (2, '1.792')
     """
 
     probabilities: Tensor | None = None
@@ -73,15 +103,18 @@ class Targets:
 
     @property
     def superclasses(self) -> int:
-        """How many logits the second layer has; 0 without one."""
+        """Number of logits of the second layer; 0 without it."""
         return 0 if self.superclass is None else int(self.superclass.max()) + 1
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Compute the mean cross-entropy of a batch, with a second layer the sum of both layers' means.
+        """Compute the mean cross-entropy of a batch, with a second layer the sum of both means.
 
-        Shape:
-            - logits: of `Classifier`, (N, C) or (N, C + superclasses); labels: (N,).
-            - output: scalar.
+        Args:
+            logits: Output of ``Classifier``, (N, C) or (N, C + superclasses).
+            labels: Labels, (N,).
+
+        Returns:
+            The loss, a scalar.
         """
         target = labels if self.probabilities is None else self.probabilities[labels]
         if self.superclass is None:

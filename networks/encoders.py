@@ -1,4 +1,4 @@
-"""Encoders by name: this project's and torchvision's ResNets, and whatever timm has."""
+"""Encoders by name: this project's and torchvision's ResNets, and those of timm."""
 
 import difflib
 from collections.abc import Callable
@@ -14,28 +14,52 @@ Weights = bool | tuple[str, int]
 
 
 def is_timm(name: str) -> bool:
-    """Whether timm makes this encoder."""
+    """Return whether timm makes this encoder."""
     return name.startswith(TIMM)
 
 
 def encoder(name: str, small_images: bool = False, size: int | None = None, weights: Weights = False) -> nn.Module:
-    """An encoder [N, 3, H, W] -> [N, d] without a classifier; its attribute `dim` is d.
+    """Make an encoder without a classifier; its attribute ``dim`` is d.
 
-    name: of `resnet.encoder`, or timm:NAME, features as timm pools them; small_images: as there, of no use to timm.
-    size: side of the images, for timm's encoders that are made for one, such as ViT (None: that of timm's weights).
-    weights: of timm's encoders, True: timm's own, downloaded where they are missing; a file in timm's format and the
-        number of classes that it tells apart, 0 without a classifier: these; timm fits position embeddings to `size`.
-        False: random ones.
-    Raises ValueError on an unknown name, where timm is missing, or for an encoder that cannot take such images or does
-    not pool; RuntimeError where the file is of another encoder.
+    Args:
+        name: A name of ``resnet.encoder``, or ``timm:NAME``, whose features are as timm pools them.
+        small_images: Whether ResNets get a small stem, as in ``resnet.encoder``; without effect on timm's encoders.
+        size: Side of the images in pixels, for encoders of timm that are made for one size, such as ViT. None is the
+            size of timm's weights.
+        weights: Weights of timm's encoders. True: timm's own, downloaded where they are missing. A tuple: a file in
+            timm's format, and the number of classes of its classifier, 0 without one; timm fits position embeddings to
+            ``size``. False: random ones.
+
+    Returns:
+        The encoder, (N, 3, H, W) to (N, d).
+
+    Raises:
+        ValueError: If the name is unknown, timm is missing, or the encoder cannot take such images or does not pool.
+        RuntimeError: If the file is of another encoder.
+
+    Example:
+        >>> net = encoder("resnet20")
+        >>> net(torch.zeros(2, 3, 32, 32)).shape, net.dim
+        (torch.Size([2, 64]), 64)
     """
     return _build_timm(name, size, weights) if is_timm(name) else resnet.encoder(name, small_images)
 
 
 def known_views(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-    """Size, mean and std of the images that the library's own weights of an encoder were trained on.
+    """Look up the images that a library's own weights of an encoder were trained on.
 
-    Raises ValueError for an encoder of which no library has weights.
+    Args:
+        name: Name of the encoder.
+
+    Returns:
+        Size in pixels, and mean and standard deviation of each channel, (3,).
+
+    Raises:
+        ValueError: If no library has weights of the encoder.
+
+    Example:
+        >>> known_views("resnet18")
+        (224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     """
     if is_timm(name):
         known = _configuration(name)
@@ -45,17 +69,17 @@ def known_views(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
 
 
 def known_interpolation(name: str) -> str:
-    """How images are resized for timm's weights of an encoder: bicubic, say."""
+    """Return how images are resized for timm's weights of an encoder, such as ``bicubic``."""
     return _configuration(name)["interpolation"]
 
 
 def made_for_a_size(name: str) -> bool:
-    """Whether timm makes an encoder for images of one size, as it does ViT."""
+    """Return whether timm makes an encoder for images of one size, as it does ViT."""
     return bool(_configuration(name).get("fixed_input_size"))
 
 
 def pixels_left_out(net: nn.Module, size: int) -> int:
-    """How many pixels of a side lie beyond the last whole patch, 0 where an encoder does not begin with patches."""
+    """Return how many pixels of a side lie beyond the last whole patch; 0 without patches."""
     conv = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
     patches = conv is not None and conv.kernel_size == conv.stride and conv.padding in ((0, 0), "valid")
     return size % conv.stride[0] if conv and patches else 0
@@ -79,7 +103,7 @@ def _build_timm(name: str, size: int | None, weights: Weights) -> nn.Module:
 
 
 def _create(name: str, **how: Any) -> Any:
-    """timm's encoder, with `dim` as an attribute; of random weights and without a classifier if not said otherwise."""
+    """Create timm's encoder with ``dim``, by default random and without a classifier."""
     net = _timm(name).create_model(name.removeprefix(TIMM), **{"pretrained": False, "num_classes": 0, **how})
     net.dim = getattr(net, "head_hidden_size", None) or net.num_features
     return net
@@ -87,7 +111,7 @@ def _create(name: str, **how: Any) -> Any:
 
 @torch.no_grad()
 def _try_image(name: str, size: int, make: Callable[[], Any]) -> Any:
-    """The encoder that is made, in eval mode, after one image: what attributes say of sizes differs among families."""
+    """Return the encoder in eval mode after one image: its attributes differ among families."""
     try:
         net = make().eval()
         shape = tuple(net(torch.zeros(1, 3, size, size)).shape)
@@ -100,13 +124,13 @@ def _try_image(name: str, size: int, make: Callable[[], Any]) -> Any:
 
 
 def classifier_names(name: str) -> list[str]:
-    """What timm calls the classifier of an encoder of its own, of which some have two."""
+    """Return timm's names of the classifier of an encoder, of which some have two."""
     names = _configuration(name).get("classifier") or ()
     return [names] if isinstance(names, str) else list(names)
 
 
-def _configuration(name: str) -> dict:
-    """What timm knows of an encoder's weights: input_size, mean, std, ..."""
+def _configuration(name: str) -> dict[str, Any]:
+    """Return what timm knows of an encoder's weights: input_size, mean, std, ..."""
     try:
         with torch.device("meta"):
             return _create(name).pretrained_cfg
@@ -115,7 +139,7 @@ def _configuration(name: str) -> dict:
 
 
 def _timm(name: str) -> Any:
-    """The library, which knows the name."""
+    """Return the library, which has an encoder of the name."""
     try:
         import timm
     except ImportError:

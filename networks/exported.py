@@ -1,4 +1,4 @@
-"""An encoder to take away: weights as safetensors under its library's names, and a card beside them in JSON."""
+"""An exported encoder: weights in safetensors under its library's names, and a model card."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,18 @@ from .cards import CARD, FORMAT, WEIGHTS, read_card
 
 
 def find_library(name: str, small_stem: bool) -> str:
-    """Which library makes an encoder of the same weights: "timm", "torchvision", or, of the 3x3 stem and the narrow
-    ResNets, none but this one, "rince".
+    """Return which library makes an encoder of the same weights.
+
+    Args:
+        name: Name of the encoder.
+        small_stem: Whether it has the 3x3 stem of small images.
+
+    Returns:
+        ``timm``, ``torchvision``, or ``rince`` for the 3x3 stem and the narrow ResNets, which only this project has.
+
+    Example:
+        >>> find_library("resnet18", small_stem=False)
+        'torchvision'
     """
     if encoders.is_timm(name):
         return "timm"
@@ -20,7 +30,21 @@ def find_library(name: str, small_stem: bool) -> str:
 
 
 def write_recipe(name: str, library: str, size: int) -> str:
-    """Lines of Python that read the weights back with that library."""
+    """Write lines of Python that read the weights back with a library.
+
+    Args:
+        name: Name of the encoder.
+        library: ``timm``, ``torchvision`` or ``rince``.
+        size: Side of the images in pixels.
+
+    Returns:
+        The lines.
+
+    Example:
+        >>> print(write_recipe("resnet20", "rince", size=32))
+        from rince.networks import exported
+        model, card = exported.load("FOLDER")
+    """
     read = f'load_file("{WEIGHTS}")'
     begin = "from safetensors.torch import load_file\n"
     if library == "timm":
@@ -34,10 +58,25 @@ def write_recipe(name: str, library: str, size: int) -> str:
 
 
 def save(folder: str | Path, encoder: nn.Module, card: dict[str, Any]) -> dict[str, Any]:
-    """Write an encoder and its card into a folder, which must hold neither; returns the whole card.
+    """Write an encoder and its model card into a folder, which must hold neither.
 
-    card: of plain types; `encoder`, its name, and `size` are needed. What the card says of the weights themselves is
-    added: format, library, small_stem, dim, how_to_load.
+    Args:
+        folder: The folder, made where it is missing.
+        encoder: The encoder.
+        card: What is known of it, of plain types; ``encoder``, its name, and ``size`` are required.
+
+    Returns:
+        The whole card: format, library, small_stem, dim and how_to_load are added.
+
+    Raises:
+        FileExistsError: If the folder holds an encoder or a card.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     card = save(folder, encoders.encoder("resnet8"), {"encoder": "resnet8", "size": 32})
+        >>> card["library"], card["dim"]
+        ('rince', 64)
     """
     from safetensors.torch import save_file
 
@@ -56,11 +95,26 @@ def save(folder: str | Path, encoder: nn.Module, card: dict[str, Any]) -> dict[s
 
 
 def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The encoder of a folder that `save` wrote, in eval mode: [N, 3, size, size] -> [N, dim], of vectors [N, size] ->
-    [N, dim], which it normalizes itself; and its card.
+    """Load the encoder of a folder that ``save`` wrote, in eval mode, and its model card.
 
-    Raises ValueError where the card is none, or is of a version to come; RuntimeError where the weights are not its
-    encoder's.
+    Args:
+        folder: The folder.
+
+    Returns:
+        The encoder, (N, 3, size, size) to (N, dim), and the card. An encoder of features takes (N, size), which it
+        normalizes itself.
+
+    Raises:
+        ValueError: If the card is invalid or of a later version.
+        RuntimeError: If the weights are not those of the card's encoder.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     card = save(folder, encoders.encoder("resnet8"), {"encoder": "resnet8", "size": 32})
+        ...     encoder, card = load(folder)
+        >>> encoder.training, card["encoder"]
+        (False, 'resnet8')
     """
     from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""A first-in first-out queue of keys and their labels (He et al. 2020, with labels)."""
+"""The memory bank: earlier keys and their labels (He et al. 2020, with labels)."""
 
 import torch
 import torch.nn.functional as F
@@ -6,9 +6,28 @@ from torch import Tensor, nn
 
 
 class MemoryBank(nn.Module):
-    """`size` unit vectors of `dim` dimensions with labels; a label of -1 is a slot not filled yet.
+    """Store the newest keys with their labels; new keys overwrite the oldest.
 
-    Keys, labels and pointer are buffers, so that a resumed run goes on with the same bank.
+    Keys, labels and pointer are buffers, so that a run resumes with the same bank. An empty entry has a random key and
+    the label -1.
+
+    Args:
+        size: Number of entries K.
+        dim: Dimensions D of the keys.
+
+    Raises:
+        ValueError: If the size is below 1.
+
+    Attributes:
+        keys: The keys, (K, D), L2-normalized.
+        labels: Their labels, (K,); -1 for an empty entry.
+        pointer: Index of the oldest entry, a scalar.
+
+    Example:
+        >>> bank = MemoryBank(size=4, dim=2)
+        >>> bank.push(torch.eye(2), torch.tensor([5, 6]))
+        >>> bank.labels
+        tensor([ 5,  6, -1, -1])
     """
 
     keys: Tensor
@@ -24,11 +43,17 @@ class MemoryBank(nn.Module):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
     def __len__(self) -> int:
+        """Return the number of entries, empty ones included."""
         return len(self.keys)
 
     @torch.no_grad()
     def push(self, keys: Tensor, labels: Tensor) -> None:
-        """Write keys [N, D] and labels [N] over the oldest slots, round the end; of more than `size`, the last stay."""
+        """Write keys and labels over the oldest entries; of more than ``size``, the last stay.
+
+        Args:
+            keys: L2-normalized keys, (N, D).
+            labels: Their labels, (N,).
+        """
         size, n = len(self.keys), len(keys)
         slot = (self.pointer + torch.arange(n, device=keys.device)) % size
         newest = slice(max(0, n - size), None)

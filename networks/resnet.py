@@ -1,10 +1,10 @@
-"""ResNet encoders by name: torchvision's for ImageNet, a small stem for CIFAR, and He's narrow ones for tiny images."""
+"""ResNet encoders by name: torchvision's, the same for small images, and He's narrow ones."""
 
 import re
 from typing import Any
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 TORCHVISION = tuple(n for n in torchvision.models.list_models() if re.match(r"(wide_)?resnet|resnext", n))
@@ -14,32 +14,43 @@ NAMES = (*NARROW, *TORCHVISION)
 
 
 def base_name(name: str) -> str:
-    """The name without a suffix that forces a stem."""
+    """Return the name without a suffix that forces a stem."""
     for suffix in SUFFIXES:
         name = name.removesuffix(suffix)
     return name
 
 
-def has_small_stem(weights: dict) -> bool:
-    """Whether an encoder's weights have the 3x3 stem of small images."""
+def has_small_stem(weights: dict[str, Tensor]) -> bool:
+    """Return whether an encoder's weights have the 3x3 stem of small images."""
     stem = weights.get("conv1.weight")
     return stem is not None and stem.shape[-1] == 3
 
 
 def torchvision_weights(name: str) -> Any:
-    """torchvision's own weights of an encoder. Raises ValueError where it has none."""
+    """Return torchvision's own weights of an encoder; raise ValueError if it has none."""
     if base_name(name) not in TORCHVISION:
         raise ValueError(f"{name}: no library has weights of it; torchvision has of {', '.join(TORCHVISION)}")
     return torchvision.models.get_model_weights(base_name(name)).DEFAULT
 
 
 def encoder(name: str, small_images: bool = False) -> nn.Module:
-    """An encoder [N, 3, H, W] -> [N, d] without a classifier; its attribute `dim` is d.
+    """Make a ResNet without a classifier; its attribute ``dim`` is d.
 
-    name: one of NAMES. torchvision's ResNets have the 7x7 stem and max-pool, or, where `small_images` holds, a 3x3
-        stem of stride 1 and no max-pool; the suffixes _standard and _cifar force the one or the other. resnet8 to
-        resnet56 are the narrow ResNets of He et al. 2016, sec. 4.2 (16, 32, 64 channels), for tiny images.
-    Raises ValueError on an unknown name.
+    Args:
+        name: One of ``NAMES``. torchvision's ResNets have the 7x7 stem and max-pool, or the small stem. The suffixes
+            ``_standard`` and ``_cifar`` force the one or the other. ``resnet8`` to ``resnet56`` are the narrow ResNets
+            of He et al. 2016, sec. 4.2 (16, 32, 64 channels), for tiny images.
+        small_images: Whether the stem is small: 3x3, of stride 1 and without max-pool.
+
+    Returns:
+        The encoder, (N, 3, H, W) to (N, d).
+
+    Raises:
+        ValueError: If the name is unknown.
+
+    Example:
+        >>> encoder("resnet18", small_images=True).conv1
+        Conv2d(3, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
     """
     base = base_name(name)
     small = small_images if base == name else name.endswith("_cifar")
@@ -57,7 +68,22 @@ def encoder(name: str, small_images: bool = False) -> nn.Module:
 
 
 class NarrowResNet(nn.Sequential):
-    """6n + 2 layers: a 3x3 stem, then n basic blocks each of 16, 32 and 64 channels (He et al. 2016, sec. 4.2)."""
+    """Encode tiny images by a narrow ResNet (He et al. 2016, sec. 4.2).
+
+    Its 6n + 1 layers have 16, 32 and 64 channels. A 3x3 stem comes first, then n basic blocks for each number of
+    channels.
+
+    Args:
+        depth: 6n + 2, which counts the linear layer that the encoder lacks.
+
+    Shape:
+        - x: (N, 3, H, W).
+        - output: (N, 64).
+
+    Example:
+        >>> sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in NarrowResNet(depth=20).modules())
+        19
+    """
 
     dim = 64
 
