@@ -1,4 +1,7 @@
-"""Scores of a frozen encoder: pure functions of features and labels."""
+"""Scores of a frozen encoder: pure functions of features and labels.
+
+Shapes: Q queries, G gallery entries, n images, d dimensions, C classes, L levels, R ranks.
+"""
 
 from .features import alignment, extract, knn_accuracy, neighbour_accuracy, uniformity
 from .ood import (

@@ -1,4 +1,4 @@
-"""Features of an encoder, and how they lie on the sphere."""
+"""Features of an encoder, and how they are distributed on the sphere."""
 
 from collections.abc import Iterable
 
@@ -14,9 +14,23 @@ HELD = 2**24  # numbers of features that wait on the device to be copied at once
 def extract(
     encoder: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
-    """Features [n, d] (float32, before the head, not normalised) and labels [n] of batches, on the CPU.
+    """Extract the features of batches, before the head and not normalized.
 
-    The host waits for the device once in many batches, when HELD numbers lie there.
+    The host waits for the device once in many batches, when ``HELD`` numbers are on it.
+
+    Args:
+        encoder: Encoder, (N, 3, H, W) to (N, d), which is set to evaluation mode.
+        batches: Images, (N, 3, H, W), and labels, (N,), of each batch.
+        device: Device of the encoder.
+
+    Returns:
+        Features, (n, d), float32, and labels, (n,), on the CPU.
+
+    Example:
+        >>> batches = [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])), (torch.ones(1, 3, 8, 8), torch.tensor([2]))]
+        >>> features, labels = extract(nn.Flatten(), batches, "cpu")
+        >>> features.shape, labels
+        (torch.Size([3, 192]), tensor([0, 1, 2]))
     """
     encoder.eval()
     features, labels, held = [], [], []
@@ -32,12 +46,37 @@ def extract(
 
 
 def alignment(x: Tensor, y: Tensor) -> Tensor:
-    """Mean squared distance of unit vectors x, y [N, D], two views of an image a row (Wang and Isola 2020, alpha 2)."""
+    """Compute the mean squared distance of two views (Wang and Isola 2020, alpha 2).
+
+    Args:
+        x: L2-normalized embeddings, (N, D).
+        y: Those of another view of each image, (N, D).
+
+    Returns:
+        The mean, a scalar.
+
+    Example:
+        >>> alignment(torch.eye(2), -torch.eye(2))
+        tensor(4.)
+    """
     return (x - y).square().sum(1).mean()
 
 
 def uniformity(x: Tensor) -> Tensor:
-    """Log of the mean Gaussian potential exp(-2 d^2) over the pairs of unit vectors [N, D], N > 1 (t = 2)."""
+    """Compute the log of the mean Gaussian potential of all pairs (Wang and Isola 2020, t 2).
+
+    The potential of a pair is exp(-2 d^2), d its distance.
+
+    Args:
+        x: L2-normalized embeddings, (N, D), N > 1.
+
+    Returns:
+        The logarithm, a scalar.
+
+    Example:
+        >>> print(f"{uniformity(torch.eye(3)):.3f}")
+        -4.000
+    """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     return torch.pdist(x).square().mul(-2).exp().mean().log()
 
@@ -50,10 +89,29 @@ def knn_accuracy(
     k: int = 200,
     tau: float = 0.07,
 ) -> float:
-    """Share of the queries [Q, d] whose class wins the vote of their k nearest of the gallery [G, d] by cosine.
+    """Compute the share of queries whose class wins the vote of their nearest neighbors.
 
-    A vote weighs exp(cosine / tau) (Wu et al. 2018, sec. 3.4). k is at most G. Labels count from 0. gallery and its
-    labels None: the queries look for one another, and none finds itself; those alone with their label are none.
+    Neighbors are nearest by cosine. A vote weighs exp(cosine / tau) (Wu et al. 2018, sec. 3.4).
+
+    Args:
+        features: Features of the queries, (Q, d).
+        labels: Labels of the queries, (Q,), from 0.
+        gallery: Features of the gallery, (G, d). None lets the queries search one another; none finds itself, and a
+            query that is alone with its label does not count.
+        gallery_labels: Labels of the gallery, (G,), from 0; None with ``gallery``.
+        k: Number of neighbors; all, if the gallery has fewer.
+        tau: Temperature of the votes.
+
+    Returns:
+        The accuracy, in [0, 1].
+
+    Raises:
+        ValueError: If there is no query or no gallery, or each query is alone with its label.
+
+    Example:
+        >>> features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
+        >>> knn_accuracy(features, torch.tensor([0, 0, 1, 1]), None, None, k=1)
+        1.0
     """
     labels, own = labels.long(), gallery is None or gallery_labels is None
     gallery_labels = labels if own or gallery_labels is None else gallery_labels.long()
@@ -72,8 +130,19 @@ def knn_accuracy(
 
 
 def neighbour_accuracy(features: Tensor, groups: Tensor) -> list[float | None]:
-    """At each level of groups [n, L], numbered from 0: the share of the images whose nearest other one, by cosine of
-    features [n, d], is of their group; of those that are not alone in it, None where all are.
+    """Compute at each level the share of images whose nearest other one is of their group.
+
+    Args:
+        features: Features, (n, d).
+        groups: Group of each image at each level, (n, L), from 0.
+
+    Returns:
+        The share at each level, L of them, of the images that are not alone in their group; None where all are.
+
+    Example:
+        >>> features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
+        >>> neighbour_accuracy(features, groups=torch.tensor([[0, 0], [1, 0], [2, 1], [3, 1]]))
+        [None, 1.0]
     """
     groups = groups.long()
     hit = groups[nearest(features, None, 1)[1][:, 0]] == groups

@@ -1,4 +1,4 @@
-"""Out-of-distribution detection: a score an image, larger = more like the training data.
+"""Out-of-distribution detection: a score per image, larger = more like the training data.
 
 Equal features have equal scores within one call, however a product's kernel rounds: scores are of distinct rows.
 """
@@ -14,14 +14,32 @@ from .retrieval import distinct, unit
 
 
 def ood_metrics(inlier_scores: Tensor | Sequence[float], outlier_scores: Tensor | Sequence[float]) -> dict[str, float]:
-    """How well scores ([n] and [m], larger = more inlier-like) tell inliers from outliers; inliers are positive.
+    """Measure how well scores tell in-distribution images from outliers.
 
-    AUROC; FPR95: share of outliers that pass the first threshold which keeps at least 95 % of the inliers; FPR95-out:
-    with outliers as the positive class, share of inliers that are flagged where at least 95 % of the outliers are
-    found (as today's OpenOOD and pytorch-ood count);
-    AUPR-in (also under the name AUPR) and AUPR-out: average precision with inliers, or with outliers, as the positive
-    class. All in [0, 1], ties counted as in scikit-learn. Raises ValueError without inliers, without outliers, or for
-    scores that are not finite.
+    The in-distribution images are the positive class. Ties count as in scikit-learn. All values are in [0, 1].
+
+    * ``AUROC``: area under the ROC curve.
+    * ``FPR95``: share of outliers that pass the first threshold which keeps at least 95 % of the in-distribution
+      images.
+    * ``FPR95-out``: the same with outliers as the positive class, as OpenOOD and pytorch-ood count today: share of
+      in-distribution images that are flagged where at least 95 % of the outliers are found.
+    * ``AUPR-in``, also named ``AUPR``, and ``AUPR-out``: average precision with in-distribution images, or with
+      outliers, as the positive class.
+
+    Args:
+        inlier_scores: Scores of in-distribution images, (n,), larger = more like the training data.
+        outlier_scores: Scores of outliers, (m,).
+
+    Returns:
+        The metrics by name.
+
+    Raises:
+        ValueError: If there are no scores of either kind, or one is not finite.
+
+    Example:
+        >>> metrics = ood_metrics(inlier_scores=[0.9, 0.8, 0.4], outlier_scores=[0.1, 0.5])
+        >>> print(f"{metrics['AUROC']:.3f}")
+        0.833
     """
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
@@ -46,10 +64,23 @@ def ood_metrics(inlier_scores: Tensor | Sequence[float], outlier_scores: Tensor 
 
 
 def auroc_by_class(inlier_scores: Tensor, outlier_scores: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """[classes] AUROC in [0, 1] of all inliers [n] against the outliers [m] of one class at a time, ties as a half.
+    """Compute the AUROC of all in-distribution images against the outliers of each class.
 
-    labels: [m] of the outliers; NaN of a class that has none. Raises ValueError without inliers, or for scores that are
-    not finite.
+    Args:
+        inlier_scores: Scores of in-distribution images, (n,).
+        outlier_scores: Scores of outliers, (m,).
+        labels: Class of each outlier, (m,).
+        classes: Number of classes C of outliers.
+
+    Returns:
+        AUROC of each class, (C,), in [0, 1], ties as a half; NaN for a class without outliers.
+
+    Raises:
+        ValueError: If there are no in-distribution images, or a score is not finite.
+
+    Example:
+        >>> auroc_by_class(torch.tensor([0.9, 0.4]), torch.tensor([0.1, 0.5]), labels=torch.tensor([0, 1]), classes=2)
+        tensor([1.0000, 0.5000], dtype=torch.float64)
     """
     inlier, outlier = inlier_scores.double().sort().values, outlier_scores.double().contiguous()
     if len(inlier) == 0 or not inlier.isfinite().all() or not outlier.isfinite().all():
@@ -65,13 +96,30 @@ def auroc_by_class(inlier_scores: Tensor, outlier_scores: Tensor, labels: Tensor
 def gaussian_scores(
     train_features: Tensor, train_labels: Tensor, features: Tensor, ridge: float = 1e-6, chunk: int = 1024
 ) -> Tensor:
-    """[M] largest class log-density of `features` [M, d], natural logarithm, float64.
+    """Score images by the largest log-density of the Gaussians of the classes.
 
-    One full-covariance Gaussian per class of train_features [n, d], train_labels [n]: maximum-likelihood mean and
-    covariance, `ridge` added to its diagonal (as scikit-learn's GaussianMixture(1) per class). Features are taken as
-    given; the protocol normalises them first (Winkens et al. 2020; RINCE, sec. 4.3). Float64 throughout: the ridge
-    makes conditions of 1e6 usual. Memory: d^2 and 2 * chunk * d numbers beside the input.
-    Raises ValueError for no training features or other widths.
+    Each class has one Gaussian: maximum-likelihood mean and full covariance, with ``ridge`` added to its diagonal, as
+    of scikit-learn's GaussianMixture(1). Features are not normalized here; the protocol L2-normalizes them first
+    (Winkens et al. 2020; Hoffmann et al. 2022, sec. 4.3). All is float64, since the ridge makes condition numbers of
+    1e6 usual. Memory: d^2 + 2 * chunk * d numbers on top of the input.
+
+    Args:
+        train_features: Features of the training images, (n, d).
+        train_labels: Labels of the training images, (n,).
+        features: Features of the images to score, (M, d).
+        ridge: Variance added in each direction.
+        chunk: Images at a time.
+
+    Returns:
+        Largest log-density of each image, (M,), natural logarithm, float64.
+
+    Raises:
+        ValueError: If there are no training features, widths differ, or a covariance is not positive definite.
+
+    Example:
+        >>> train = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> gaussian_scores(train, torch.zeros(4), torch.tensor([[0.5, 0.5], [3.0, 3.0]]))
+        tensor([ -0.4516, -25.4515], dtype=torch.float64)
     """
     _check_widths(train_features, features)
     features, which = distinct(features)
@@ -84,7 +132,7 @@ def gaussian_scores(
 
 
 def _gaussian(x: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
-    """The log-density of the Gaussian of x [n, d]: a function [m, d] -> [m]."""
+    """Return the log-density of the Gaussian of x (n, d): a function from (m, d) to (m,)."""
     n, d = x.shape
     mean = x.mean(0)
     a = (x - mean) / math.sqrt(n)  # covariance = a^T a + ridge
@@ -108,7 +156,7 @@ def _gaussian(x: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
 
 
 def _inverse_factor(gram: Tensor, ridge: float) -> tuple[Tensor, float]:
-    """L^-1 with L L^T = gram + ridge, and the logarithm of its determinant."""
+    """Return L^-1 with L L^T = gram + ridge, and the logarithm of its determinant."""
     gram.diagonal().add_(ridge)
     try:
         factor = torch.linalg.cholesky(gram)
@@ -123,10 +171,28 @@ def _inverse_factor(gram: Tensor, ridge: float) -> tuple[Tensor, float]:
 def mahalanobis_scores(
     train_features: Tensor, train_labels: Tensor, features: Tensor, ridge: float = 1e-6, chunk: int = 1024
 ) -> Tensor:
-    """[M] minus the smallest squared Mahalanobis distance to a class mean, one covariance shared by the classes.
+    """Score images by minus the smallest squared Mahalanobis distance to a class mean.
 
-    The covariance is that of the training features around their class means, `ridge` added to its diagonal, float64
-    (Lee et al. 2018, sec. 2.1). Shapes and errors as gaussian_scores.
+    The classes share one covariance, that of the training features around their class means, with ``ridge`` added to
+    its diagonal (Lee et al. 2018, sec. 2.1). It is computed in float64.
+
+    Args:
+        train_features: Features of the training images, (n, d).
+        train_labels: Labels of the training images, (n,).
+        features: Features of the images to score, (M, d).
+        ridge: Variance added in each direction.
+        chunk: Images at a time.
+
+    Returns:
+        Score of each image, (M,), float64.
+
+    Raises:
+        ValueError: If there are no training features, widths differ, or the covariance is not positive definite.
+
+    Example:
+        >>> train, labels = torch.tensor([[-1.0], [1.0], [9.0], [11.0]]), torch.tensor([0, 0, 1, 1])
+        >>> mahalanobis_scores(train, labels, torch.tensor([[0.5], [4.5]]), ridge=0.0)
+        tensor([ -0.2500, -20.2500], dtype=torch.float64)
     """
     _check_widths(train_features, features)
     features, which = distinct(features)
@@ -150,8 +216,29 @@ def mahalanobis_scores(
 def relative_mahalanobis_scores(
     train_features: Tensor, train_labels: Tensor, features: Tensor, ridge: float = 1e-6, chunk: int = 1024
 ) -> Tensor:
-    """[M] as mahalanobis_scores, plus the squared Mahalanobis distance to the mean of all training features under the
-    covariance around it: what is far from everything alike counts less (Ren et al. 2021, "rmds").
+    """Score images by the Mahalanobis distance to a class relative to that to all data.
+
+    To the score of ``mahalanobis_scores`` is added the squared Mahalanobis distance to the mean of all training
+    features, under the covariance around it. So what is far from everything alike counts less (Ren et al. 2021,
+    "rmds").
+
+    Args:
+        train_features: Features of the training images, (n, d).
+        train_labels: Labels of the training images, (n,).
+        features: Features of the images to score, (M, d).
+        ridge: Variance added in each direction.
+        chunk: Images at a time.
+
+    Returns:
+        Score of each image, (M,), float64.
+
+    Raises:
+        ValueError: If there are no training features, widths differ, or a covariance is not positive definite.
+
+    Example:
+        >>> train, labels = torch.tensor([[-1.0], [1.0], [9.0], [11.0]]), torch.tensor([0, 0, 1, 1])
+        >>> relative_mahalanobis_scores(train, labels, torch.tensor([[0.5], [4.5]]), ridge=0.0)
+        tensor([  0.5288, -20.2404], dtype=torch.float64)
     """
     one = torch.zeros_like(train_labels)
     background = mahalanobis_scores(train_features, one, features, ridge, chunk)
@@ -160,12 +247,28 @@ def relative_mahalanobis_scores(
 
 @torch.no_grad()
 def knn_scores(train_features: Tensor, features: Tensor, k: int = 50, chunk: int = 512) -> Tensor:
-    """[M] minus the Euclidean distance of the L2-normalised features to their k-th nearest training feature, float32.
+    """Score images by minus the distance to the k-th nearest training image (Sun et al. 2022).
 
-    Sun et al. (2022), who take k from 50 to 1000 by the size of the data set. Neighbours are found from products in
-    float32; images nearer than NEAR, in float64, which tells a tight cluster's members apart. In chunks: 8 * chunk * n
-    bytes, twice that and 8 n d bytes where some are so near. Raises ValueError if there are fewer than k training
-    features, or for features that are no numbers.
+    The distance is Euclidean, of L2-normalized features. Sun et al. take k from 50 to 1000 by the size of the data set.
+    Neighbors are found from products in float32, and in float64 for images nearer than ``NEAR``, so that members of a
+    tight cluster are told apart. Memory: 8 * chunk * n bytes, or twice that plus 8 n d bytes if some images are so
+    near.
+
+    Args:
+        train_features: Features of the training images, (n, d).
+        features: Features of the images to score, (M, d).
+        k: Which neighbor, from 1 to n.
+        chunk: Images at a time.
+
+    Returns:
+        Score of each image, (M,), float32.
+
+    Raises:
+        ValueError: If there are fewer than k training features, widths differ, or a feature is not finite.
+
+    Example:
+        >>> knn_scores(torch.eye(2), torch.tensor([[0.6, 0.8], [-1.0, 0.0]]), k=1)
+        tensor([-0.6325, -1.4142])
     """
     _check_widths(train_features, features)
     if not 1 <= k <= len(train_features):
@@ -183,7 +286,7 @@ NEAR = 0.1  # the square of a distance from products is right to about 5e-7 in f
 
 
 def _kth_distance(train: Tensor, test: Tensor, k: int, chunk: int) -> Tensor:
-    """[M] distance of each of test [M, d] to its k-th nearest of train [n, d], unit vectors."""
+    """Compute the distance (M,) of each of test (M, d) to its k-th nearest of train (n, d)."""
     centre = train.mean(0, dtype=torch.float64).to(train.dtype)  # a narrow cone keeps its digits; distances stay
     train, test = train - centre, test - centre
     squares = train.square().sum(1)
@@ -195,9 +298,19 @@ def _kth_distance(train: Tensor, test: Tensor, k: int, chunk: int) -> Tensor:
 
 
 def msp_scores(logits: Tensor) -> Tensor:
-    """[M] largest softmax probability of logits [M, C], as its logarithm (Hendrycks and Gimpel 2017).
+    """Score images by the log of the largest softmax probability (Hendrycks and Gimpel 2017).
 
-    From the sum over the other classes, so that probabilities near 1 keep their order.
+    It is computed from the sum over the other classes, so that probabilities near 1 keep their order.
+
+    Args:
+        logits: Logits, (M, C).
+
+    Returns:
+        Score of each image, (M,), float64.
+
+    Example:
+        >>> msp_scores(torch.zeros(1, 4)).exp()
+        tensor([0.2500], dtype=torch.float64)
     """
     logits, which = distinct(logits.double())
     top, index = logits.max(1, keepdim=True)
@@ -205,7 +318,20 @@ def msp_scores(logits: Tensor) -> Tensor:
 
 
 def energy_scores(logits: Tensor) -> Tensor:
-    """[M] minus the energy, log sum exp of logits [M, C] at temperature 1 (Liu et al. 2020)."""
+    """Score images by minus the energy, at temperature 1 (Liu et al. 2020).
+
+    Minus the energy is the log of the sum of exponentials of the logits.
+
+    Args:
+        logits: Logits, (M, C).
+
+    Returns:
+        Score of each image, (M,), float64.
+
+    Example:
+        >>> print(f"{energy_scores(torch.tensor([[1.0, 2.0, 3.0]])).item():.3f}")
+        3.408
+    """
     logits, which = distinct(logits.double())
     return logits.logsumexp(1)[which]
 

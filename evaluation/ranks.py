@@ -1,4 +1,4 @@
-"""Was the order of the ranks learnt? Measures of a whole ranking, from own class to unrelated, by cosine."""
+"""Rank consistency: measures of a whole ranking, from same class to unrelated, by cosine."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,18 @@ OTHERS = ("NDCG", "H-AP", "ASI", "nearest other")  # beside the AUROC of each ra
 
 @dataclass(frozen=True)
 class Levels:
-    """Which rank one label has for another.
+    """Hold which rank one label has for another.
 
-    values: [R] similarities of the ranks, falling from 1; the last one is 0 where some labels are unrelated. Ranks
-    come from `of`: [C, C] the rank of each pair of classes, or, if it is nested, [C, L] the groups that each label lies
-    in, finest first: then rank r is the first level that two labels share.
+    Attributes:
+        values: Similarities of the ranks, (R,), falling from 1; the last one is 0 where some labels are unrelated.
+        of: Rank of each pair of classes, (C, C); or, if ``nested``, the groups of each label, (C, L), finest first.
+            Rank r is then the first level that two labels share.
+        nested: Whether ``of`` holds groups.
+
+    Example:
+        >>> levels = Levels.of_table(torch.tensor([[1.0, 0.75, 0.0], [0.75, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+        >>> levels.between(torch.tensor([0]), torch.arange(3))
+        tensor([[0, 1, 2]], dtype=torch.uint8)
     """
 
     values: Tensor
@@ -26,9 +33,17 @@ class Levels:
 
     @classmethod
     def of_table(cls, similarity: Tensor) -> "Levels":
-        """Ranks are the distinct values of a table [C, C] in [0, 1], 1 on the diagonal.
+        """Rank classes by the distinct values of a table of similarities.
 
-        Raises ValueError for another table, or one with more than 255 values.
+        Args:
+            similarity: Similarities of the classes, (C, C), in [0, 1], 1 on the diagonal.
+
+        Returns:
+            The levels.
+
+        Raises:
+            ValueError: If the table is not square, leaves [0, 1], is not 1 on the diagonal, or has more than 255
+                values.
         """
         s = torch.as_tensor(similarity).double()
         if s.ndim != 2 or s.shape[0] != s.shape[1] or not ((s >= 0) & (s <= 1)).all() or not (s.diagonal() == 1).all():
@@ -40,9 +55,18 @@ class Levels:
 
     @classmethod
     def of_groups(cls, groups: Tensor) -> "Levels":
-        """Nested groups [C, L]: rank r has similarity 1 - r min(0.25, 1 / L), as in training (NestedRINCELoss).
+        """Rank labels by nested groups; rank r has similarity 1 - r min(0.25, 1 / L).
 
-        Raises ValueError for no level, or more than 126.
+        The similarities are those of ``losses.NestedRINCELoss``.
+
+        Args:
+            groups: Group of each label at each level, (C, L), finest first.
+
+        Returns:
+            The levels.
+
+        Raises:
+            ValueError: If there is no level, or more than 126.
         """
         levels = groups.shape[1]
         if not 1 <= levels <= 126:
@@ -52,7 +76,15 @@ class Levels:
         return cls(values, groups, nested=True)
 
     def between(self, labels: Tensor, others: Tensor) -> Tensor:
-        """[Q, G] uint8: the rank that each of others [G] has for labels [Q]."""
+        """Rank each pair of labels.
+
+        Args:
+            labels: Labels, (Q,).
+            others: Other labels, (G,).
+
+        Returns:
+            Rank that each of the others has for each label, (Q, G), uint8.
+        """
         of, labels, others = self.of.to(labels.device), labels.long(), others.long()
         if not self.nested:
             return of[labels][:, others]
@@ -70,21 +102,42 @@ def rank_metrics(
     levels: Levels,
     chunk: int | None = None,
 ) -> dict[str, float]:
-    """How far the gallery [G, d], in falling cosine with each query [Q, d], is in the order of the ranks.
+    """Measure how far the gallery, in falling cosine, is in the order of the ranks.
 
-    All are means over the queries that they are defined for, in [0, 1] but for the last, by cosines in float32; exact,
-    in chunks of queries: about 40 * chunk * G bytes. Entries of equal cosine are one step: of AUROC and NDCG in random
-    order, of H-AP at its end, as scikit-learn has it for AP, of ASI with each rank growing in proportion.
-    AUROC r>s, s = r + 1: probability that an entry of rank r is nearer than one of the next rank of which the query has
-        any; a half by chance. AUROC: the mean of these over the ranks.
-    NDCG: the entries' similarity as gain, discounted by log2(1 + place), over the whole gallery; 1 if all are in order,
-        and by chance not 0.
-    H-AP: hierarchical average precision (Ramzi et al. 2022) with the similarity as relevance.
-    ASI: average set intersection (Sun et al. 2021): the share of the first k that the first k in perfect order also
-        hold, rank by rank, averaged over k up to the number of related entries.
-    nearest other: mean rank of the nearest entry that is not of rank 0, the own class; the lower the better.
-    gallery and gallery_labels None: the queries look for one another, and none finds itself.
-    Raises ValueError for empty input, for features that are no numbers, and where no query has entries of two ranks.
+    All values are means over the queries that they are defined for, in [0, 1] except for the last:
+
+    * ``AUROC r>s``, s = r + 1: probability that an entry of rank r is nearer than one of the next rank of which the
+      query has any; 0.5 at chance level. ``AUROC``: the mean of these over the ranks.
+    * ``NDCG``: the similarity of the entries as gain, discounted by log2(1 + place), over the whole gallery; 1 if all
+      are in order, above 0 at chance level.
+    * ``H-AP``: hierarchical average precision (Ramzi et al. 2022), with the similarity as relevance.
+    * ``ASI``: average set intersection (Sun et al. 2021): the share of the first k that the first k in perfect order
+      also hold, rank by rank, averaged over k up to the number of related entries.
+    * ``nearest other``: mean rank of the nearest entry that is not of rank 0, the query's class; lower is better.
+
+    Cosines are in float32. Entries of equal cosine are one step: for AUROC and NDCG in random order, for H-AP at its
+    end, as scikit-learn has it for AP, for ASI with each rank growing in proportion. The values are exact. Memory:
+    about 40 * chunk * G bytes.
+
+    Args:
+        features: Features of the queries, (Q, d).
+        labels: Labels of the queries, (Q,).
+        gallery: Features of the gallery, (G, d). None lets the queries search one another; none finds itself.
+        gallery_labels: Labels of the gallery, (G,); None with ``gallery``.
+        levels: Which rank one label has for another.
+        chunk: Queries at a time, as in ``look_up``.
+
+    Returns:
+        The metrics by name.
+
+    Raises:
+        ValueError: If the input is empty, a feature is not finite, or no query has entries of two ranks.
+
+    Example:
+        >>> levels = Levels.of_table(torch.tensor([[1.0, 0.75, 0.0], [0.75, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+        >>> features, labels = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), torch.arange(3)
+        >>> rank_metrics(features, labels, features, labels, levels)["AUROC"]
+        1.0
     """
     order = Order(labels, gallery_labels, levels)
     look_up(features, gallery, [order], chunk)
@@ -92,7 +145,22 @@ def rank_metrics(
 
 
 class Order:
-    """What rank_metrics sums over chunks of queries, for `look_up`; labels [Q], gallery_labels [G], levels as there."""
+    """Sum up what ``rank_metrics`` measures over chunks of queries, for ``look_up``.
+
+    Args:
+        labels: Labels of the queries, (Q,).
+        gallery_labels: Labels of the gallery, (G,); None if the queries search one another.
+        levels: Which rank one label has for another.
+
+    Raises:
+        ValueError: If a label is negative.
+
+    Example:
+        >>> order = Order(torch.tensor([0, 1, 2]), None, Levels.of_groups(torch.tensor([[0, 0], [1, 0], [2, 1]])))
+        >>> look_up(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), None, [order])
+        >>> order.result()["AUROC"]
+        1.0
+    """
 
     def __init__(self, labels: Tensor, gallery_labels: Tensor | None, levels: Levels):
         if len(labels) and int(labels.min()) < 0:
@@ -101,9 +169,13 @@ class Order:
         self.gallery_labels = self.labels if gallery_labels is None else gallery_labels.long()
 
     def add(self, rows: Tensor, ranked: Ranked) -> None:
-        """The chunk of these rows [n], as it is ranked.
+        """Add a chunk of queries.
 
-        Only related entries, a small part of the gallery, are counted one by one: unrelated ones are what is left.
+        Only related entries, a small part of the gallery, are counted one by one. Unrelated ones are what is left.
+
+        Args:
+            rows: Indices of the queries, (n,).
+            ranked: The gallery as these rank it.
         """
         values = self.levels.values.to(ranked.order.device)
         rank = self.levels.between(self.labels[rows], self.gallery_labels).gather(1, ranked.order)
@@ -120,7 +192,11 @@ class Order:
         _nearest_other(first, self.means)
 
     def result(self) -> dict[str, float]:
-        """As rank_metrics."""
+        """Return the metrics by name, as ``rank_metrics``.
+
+        Raises:
+            ValueError: If no query has entries of two ranks.
+        """
         scores = self.means.result()
         steps = [f"AUROC {r}>{r + 1}" for r in range(len(self.levels.values))]
         scores = {name: scores[name] for name in (*steps, *OTHERS) if name in scores}
@@ -131,13 +207,13 @@ class Order:
 
 
 class _Means:
-    """Means by name over the queries for which something is defined."""
+    """Average values by name over the queries for which they are defined."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}  # total and number
 
     def add(self, name: str, values: Tensor, defined: Tensor) -> None:
-        """values [Q], of which those count where `defined` [Q] is true."""
+        """Add values (Q,), of which those count where ``defined`` (Q,) is true."""
         sums = torch.stack([torch.where(defined, values.double(), 0.0).sum(), defined.sum()])
         self.sums[name] = self.sums[name] + sums if name in self.sums else sums
 
@@ -149,8 +225,10 @@ NONE = 255  # the rank of no entry, where a query has fewer than others
 
 
 class _Entries:
-    """Some entries of a chunk's rankings, in falling cosine: [n, m] rank uint8, place from 0, and of the group of equal
-    cosines around each how many of all entries lie before it, and up to its end. Of no entry the place is the size.
+    """Hold some entries of a chunk's rankings, (n, m), in falling cosine.
+
+    Each has a rank, uint8, and a place from 0; the place of no entry is the size. Each also has how many of all entries
+    are before the group of equal cosines around it, and up to its end.
     """
 
     def __init__(self, rank: Tensor, place: Tensor, ranked: Ranked):
@@ -161,7 +239,7 @@ class _Entries:
 
     @classmethod
     def of_ranks(cls, rank: Tensor, below: int, ranked: Ranked) -> "_Entries":
-        """All entries of the ranks [n, G] below a number."""
+        """Choose all entries of the ranks (n, G) below a number."""
         chosen = rank < below
         query, place = chosen.nonzero(as_tuple=True)
         count = chosen.sum(1)
@@ -173,19 +251,19 @@ class _Entries:
 
     @classmethod
     def first(cls, rank: Tensor, most: int, ranked: Ranked) -> "_Entries":
-        """The first entries of the ranks [n, G], `most` and those that tie with the last of these."""
+        """Choose the first entries of the ranks (n, G), ``most`` and those that tie with the last."""
         last = torch.full((len(rank), 1), min(most, rank.shape[1]) - 1, device=rank.device)
         place = torch.arange(int(ranked.ties(last)[1].max()), device=rank.device)
         return cls(rank[:, : len(place)], place.expand(len(rank), -1).contiguous(), ranked)
 
     def so_far(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """How many of these chosen [n, m] entries lie up to the end of each entry's ties, and before them: [n, m]."""
+        """Count chosen entries (n, m) up to the end of each entry's ties, and before them: (n, m)."""
         count = F.pad(chosen.cumsum(1, dtype=torch.int32), (1, 0))
         return count.gather(1, self.own_upto), count.gather(1, self.own_before)
 
 
 def _auroc(entries: _Entries, totals: Tensor, values: Tensor, means: _Means) -> None:
-    """Of the entries of each rank, where a query has none of those between: the share of pairs with a farther rank."""
+    """Add the AUROC of each rank against the next that a query has."""
     for s in range(1, len(values)):
         until, before = entries.so_far(entries.rank == s if values[s] > 0 else entries.rank < s)
         if values[s] == 0:  # unrelated entries are those that are left
@@ -198,7 +276,7 @@ def _auroc(entries: _Entries, totals: Tensor, values: Tensor, means: _Means) -> 
 
 
 def _hierarchical_ap(entries: _Entries, totals: Tensor, values: Tensor, means: _Means) -> None:
-    """With min(a, b) as a sum of steps of similarity: the sum of the APs of all ranks up to each as one class."""
+    """Add H-AP: with min(a, b) as a sum of steps of similarity, APs of all ranks up to each."""
     gained = torch.zeros(len(entries.rank), dtype=torch.float64, device=values.device)
     relevance = torch.zeros_like(gained)
     for r, step in enumerate((values - F.pad(values[1:], (0, 1))).tolist()):
@@ -221,7 +299,7 @@ def _ndcg(entries: _Entries, totals: Tensor, values: Tensor, means: _Means) -> N
 
 
 def _set_intersection(entries: _Entries, totals: Tensor, means: _Means) -> None:
-    """ASI over the first entries; totals [ranks, n] of the related ones."""
+    """Add ASI over the first entries; totals (ranks, n) of the related ones."""
     k, closer = entries.place + 1, torch.zeros_like(totals[0])
     share = (k - entries.before) / (entries.upto - entries.before)  # of the ties that lie up to a place
     shared = torch.zeros_like(share)
@@ -244,12 +322,24 @@ def _nearest_other(entries: _Entries, means: _Means) -> None:
 
 @torch.no_grad()
 def class_correlation(features: Tensor, labels: Tensor, similarity: Tensor) -> dict[str, float]:
-    """Spearman's rho and Kendall's tau-b, in [-1, 1], over the pairs of classes, between the cosine of their means,
-    rounded to six places, and their similarity.
+    """Correlate the cosines of class means, over the pairs of classes, with their similarity.
 
-    features: [n, d], whose unit vectors the means are of; labels: [n]; similarity: [C, C], of which the mean of both
-    ways counts; classes without an image are left out. Nothing, where fewer than three classes have images, or all
-    pairs are equally similar or have equal cosines.
+    Cosines are rounded to six places. The similarity of a pair is the mean of both directions.
+
+    Args:
+        features: Features, (n, d); the means are of L2-normalized ones.
+        labels: Labels, (n,).
+        similarity: Similarities of the classes, (C, C). Classes without an image are left out.
+
+    Returns:
+        ``Spearman``: Spearman's rho, and ``Kendall``: Kendall's tau-b, in [-1, 1]. Empty if fewer than three classes
+        have images, or all pairs are equally similar or have equal cosines.
+
+    Example:
+        >>> features, labels = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), torch.arange(3)
+        >>> similarity = torch.tensor([[1.0, 0.75, 0.0], [0.75, 1.0, 0.25], [0.0, 0.25, 1.0]])
+        >>> print(f"{class_correlation(features, labels, similarity)['Kendall']:.3f}")
+        1.000
     """
     from scipy.stats import kendalltau, spearmanr
 

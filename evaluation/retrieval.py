@@ -1,8 +1,9 @@
-"""Retrieval by cosine: does a query find its class first?"""
+"""Retrieval by cosine: whether a query finds its class first."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,18 +22,43 @@ def retrieval_metrics(
     topk: Sequence[int] = (1, 5, 10, 20),
     chunk: int | None = None,
 ) -> dict[str, float]:
-    """Retrieval by cosine: for each query [Q, d] the gallery [G, d] in falling order of similarity.
+    """Measure retrieval by cosine: Recall@k, mean average precision and others.
 
-    R@k: share of queries with a hit among the first k. mAP: mean over the queries of the average precision, entries
-    of equal similarity counted as one step, as in scikit-learn. AP: area under the mean precision-recall curve over
-    all cut-offs 1 to G (trapezoids; it starts at recall 0 with the first precision). AP-published: the same area as the
-    published code has it, by right-hand rectangles from the second cut-off on. R-precision: share of hits among a
-    query's first R, the number of its entries in the gallery; MAP@R: the sum over the hits among these of the precision
-    at each, divided by R (Musgrave et al. 2020). All in [0, 1]; exact, in chunks of queries: about (30 G + 100 R) *
-    chunk bytes. Similarities are float32; equal ones stand in the order of the gallery.
-    gallery and gallery_labels None: the queries look for one another, none finds itself, and those that are alone with
-    their label are no queries.
-    Raises ValueError for empty input, for features that are no numbers, or where a query's label is not in the gallery.
+    For each query the gallery is in falling order of similarity. All values are exact, in [0, 1]:
+
+    * ``R@k``: share of queries with a relevant entry among the first k.
+    * ``mAP``: mean over the queries of the average precision; entries of equal similarity count as one step, as in
+      scikit-learn.
+    * ``AP``: area under the mean precision-recall curve over all cut-offs 1 to G, by trapezoids; it starts at recall 0
+      with the first precision. ``AP-published``: the same area as the official implementation has it, by right-hand
+      rectangles from the second cut-off on.
+    * ``R-precision``: share of relevant entries among a query's first R, the number of its relevant entries in the
+      gallery.
+    * ``MAP@R``: sum over the relevant entries among these of the precision at each, divided by R (Musgrave et al.
+      2020).
+
+    Similarities are float32; equal ones stand in the order of the gallery. Memory: about (30 G + 100 R) * chunk bytes.
+
+    Args:
+        features: Features of the queries, (Q, d).
+        labels: Labels of the queries, (Q,).
+        gallery: Features of the gallery, (G, d). None lets the queries search one another; none finds itself, and those
+            that are alone with their label do not count.
+        gallery_labels: Labels of the gallery, (G,); None with ``gallery``.
+        topk: Cut-offs k of ``R@k``.
+        chunk: Queries at a time, as in ``look_up``.
+
+    Returns:
+        The metrics by name.
+
+    Raises:
+        ValueError: If the input is empty, a feature is not finite, or a query's label is not in the gallery.
+
+    Example:
+        >>> features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.7, 0.6]])
+        >>> metrics = retrieval_metrics(features, torch.tensor([0, 0, 1, 1]), None, None, topk=(1,))
+        >>> print(f"R@1 {metrics['R@1']:.3f}, mAP {metrics['mAP']:.3f}")
+        R@1 0.750, mAP 0.833
     """
     return retrieval_curve(features, labels, gallery, gallery_labels, topk, chunk)[0]
 
@@ -45,8 +71,28 @@ def retrieval_curve(
     topk: Sequence[int] = (1, 5, 10, 20),
     chunk: int | None = None,
 ) -> tuple[dict[str, float], Tensor, Tensor]:
-    """As retrieval_metrics, with the curve: metrics, and the queries' mean precision [G] and recall [G] a cut-off, of
-    which there is one less without a gallery.
+    """Measure retrieval as ``retrieval_metrics``, and give the mean precision-recall curve.
+
+    Args:
+        features: Features of the queries, (Q, d).
+        labels: Labels of the queries, (Q,).
+        gallery: Features of the gallery, (G, d); None as in ``retrieval_metrics``.
+        gallery_labels: Labels of the gallery, (G,); None with ``gallery``.
+        topk: Cut-offs k of ``R@k``.
+        chunk: Queries at a time, as in ``look_up``.
+
+    Returns:
+        Metrics by name, and mean precision and recall of the queries at each cut-off, (G,) each, or (G - 1,) without a
+        gallery.
+
+    Raises:
+        ValueError: As ``retrieval_metrics``.
+
+    Example:
+        >>> features, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+        >>> metrics, precision, recall = retrieval_curve(features, labels, features, labels)
+        >>> precision, recall
+        (tensor([1.0000, 0.5000], dtype=torch.float64), tensor([1., 1.], dtype=torch.float64))
     """
     curve = Curve(labels, gallery_labels, topk)
     look_up(features, gallery, [curve], chunk)
@@ -61,12 +107,31 @@ def other_class_map(
     groups: Tensor,
     chunk: int | None = None,
 ) -> float:
-    """mAP in [0, 1] of the search for other classes of the query's group, with its own class left out of the gallery.
+    """Compute the mAP of the search for other classes of a query's group.
 
-    So a gain at the own class, which mAP over groups has too, does not count again. groups: [C] the group, a superclass
-    say, of each class; the others, ties too, as in retrieval_metrics. A query whose group has no other class in the
-    gallery is no query. By chance it is about the share of these entries among those of all other classes.
-    Raises ValueError as retrieval_metrics does, and where there is no query.
+    The query's own class is left out of the gallery. So better retrieval of that class, which mAP over groups
+    rewards too, does not count again. At chance level it is about the share of related entries among those of all
+    other classes.
+
+    Args:
+        features: Features of the queries, (Q, d).
+        labels: Classes of the queries, (Q,).
+        gallery: Features of the gallery, (G, d); None as in ``retrieval_metrics``.
+        gallery_labels: Classes of the gallery, (G,); None with ``gallery``.
+        groups: Group of each class, such as its superclass, (C,).
+        chunk: Queries at a time, as in ``look_up``.
+
+    Returns:
+        The mAP, in [0, 1], over the queries whose group has another class in the gallery. Ties count as in
+        ``retrieval_metrics``.
+
+    Raises:
+        ValueError: As ``retrieval_metrics``, and if there is no such query.
+
+    Example:
+        >>> features, labels = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), torch.tensor([0, 1, 2])
+        >>> other_class_map(features, labels, features, labels, groups=torch.tensor([0, 0, 1]))
+        1.0
     """
     labels, groups = labels.long(), groups.to(labels.device)
     known = labels if gallery_labels is None else gallery_labels.long()
@@ -79,11 +144,24 @@ def other_class_map(
 
 
 class Curve:
-    """What retrieval_curve sums over chunks of queries, for `look_up`.
+    """Sum up what ``retrieval_curve`` measures over chunks of queries, for ``look_up``.
 
-    labels [Q], gallery_labels [G] and topk as there; classes [Q], gallery_classes [G]: finer labels, with which the
-    result also has other_class_map, where a query has another class to find. Raises ValueError where a query's label is
-    not in the gallery.
+    Args:
+        labels: Labels of the queries, (Q,).
+        gallery_labels: Labels of the gallery, (G,); None if the queries search one another.
+        topk: Cut-offs k of ``R@k``.
+        classes: Finer labels of the queries, (Q,), with which the result also has the value of ``other_class_map``,
+            where a query has another class to find.
+        gallery_classes: Finer labels of the gallery, (G,).
+
+    Raises:
+        ValueError: If a query's label is not in the gallery, or each query is alone with its label.
+
+    Example:
+        >>> curve = Curve(torch.tensor([0, 0, 1, 1]), None, topk=(1,))
+        >>> look_up(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]), None, [curve])
+        >>> curve.result()[0]["R@1"]
+        1.0
     """
 
     def __init__(
@@ -121,7 +199,12 @@ class Curve:
         self.shares = torch.zeros(self.size + 1, dtype=torch.float64, device=device)
 
     def add(self, rows: Tensor, ranked: "Ranked") -> None:
-        """The chunk of these rows [n], as it is ranked."""
+        """Add a chunk of queries.
+
+        Args:
+            rows: Indices of the queries, (n,).
+            ranked: The gallery as these rank it.
+        """
         nth = torch.arange(self.most_relevant, device=self.first.device)
         there = self.first[rows, None] + nth
         real, relevant = there < self.last[rows, None], self.relevant[rows, None].clamp_min(1)
@@ -145,7 +228,7 @@ class Curve:
             self.ap_others[rows] = (precision * (real & ~own)).sum(1) / self.others[rows].clamp_min(1)
 
     def result(self) -> tuple[dict[str, float], Tensor, Tensor]:
-        """As retrieval_curve."""
+        """Return metrics, mean precision and recall, as ``retrieval_curve``."""
         n = int(self.uses.sum())
         place = torch.arange(1, self.size + 1, device=self.hits.device, dtype=torch.float64)
         precision, recall = self.hits[:-1].cumsum(0) / place / n, self.shares[:-1].cumsum(0) / n
@@ -160,9 +243,14 @@ class Curve:
         return scores, precision, recall
 
     def by_class(self, classes: Tensor, count: int) -> dict[str, Tensor]:
-        """R@k for each k, and mAP, of the queries of one class at a time: [count], NaN of a class without queries.
+        """Compute ``R@k`` for each k, and ``mAP``, of the queries of each class.
 
-        classes: [Q] the class of each query, which may be finer than its label.
+        Args:
+            classes: Class of each query, (Q,), which may be finer than its label.
+            count: Number of classes C.
+
+        Returns:
+            The values by name, (C,) each; NaN for a class without queries.
         """
         classes = classes[self.uses].long()
         number, none = torch.bincount(classes, minlength=count), self.ap.new_zeros(count)
@@ -170,13 +258,37 @@ class Curve:
         return {name: none.index_add(0, classes, x[self.uses].double()) / number for name, x in scores.items()}
 
 
-@torch.no_grad()
-def look_up(features: Tensor, gallery: Tensor | None, scorers: Sequence, chunk: int | None = None) -> None:
-    """Let queries [Q, d] look in a gallery [G, d], or, where it is None, for one another: each of the scorers, such as
-    Curve and Order, gets every chunk of them, so that several sort the gallery once. chunk None: 64, fewer where the
-    gallery has more than 131,072 entries, so that it takes a GB or so.
+class Scorer(Protocol):
+    """What ``look_up`` asks of ``Curve``, ``Order`` and others."""
 
-    Raises ValueError for empty input, or features that are no numbers.
+    labels: Tensor
+    gallery_labels: Tensor
+
+    def add(self, rows: Tensor, ranked: "Ranked") -> None:
+        """Add a chunk of queries, by their indices (n,), and the gallery as these rank it."""
+
+
+@torch.no_grad()
+def look_up(features: Tensor, gallery: Tensor | None, scorers: Sequence[Scorer], chunk: int | None = None) -> None:
+    """Rank a gallery for each query, and give every scorer each chunk of queries.
+
+    So several scorers sort the gallery once.
+
+    Args:
+        features: Features of the queries, (Q, d).
+        gallery: Features of the gallery, (G, d). None lets the queries search one another; none finds itself.
+        scorers: What sums up, such as ``Curve`` and ``Order``.
+        chunk: Queries at a time. None takes 64, or fewer where the gallery has more than 131,072 entries, so that
+            memory stays at about a GB.
+
+    Raises:
+        ValueError: If the input is empty, a feature is not finite, or a scorer has another number of labels.
+
+    Example:
+        >>> curve = Curve(torch.tensor([0]), torch.tensor([1, 0]), topk=(1, 2))
+        >>> look_up(torch.tensor([[1.0, 0.0]]), torch.eye(2), [curve])
+        >>> curve.result()[0]["R@1"], curve.result()[0]["R@2"]
+        (0.0, 1.0)
     """
     own, gallery = gallery is None, features if gallery is None else gallery
     if len(features) == 0 or len(gallery) - own < 1:
@@ -196,10 +308,24 @@ def look_up(features: Tensor, gallery: Tensor | None, scorers: Sequence, chunk: 
 
 @torch.no_grad()
 def nearest(features: Tensor, gallery: Tensor | None, k: int, chunk: int = 256) -> tuple[Tensor, Tensor]:
-    """Of each query [Q, d] the k nearest of the gallery [G, d] by cosine, k at most G: cosines and indices [Q, k].
+    """Find the k nearest entries of the gallery by cosine.
 
-    The nearest comes first; equal ones stand in the order of the gallery. gallery None: the queries look for one
-    another, and none finds itself. Features that are no numbers are no error here: their cosines are 0.
+    The nearest comes first. Equal ones stand in the order of the gallery. Features that are not finite are not an error
+    here: their cosines are 0.
+
+    Args:
+        features: Features of the queries, (Q, d).
+        gallery: Features of the gallery, (G, d). None lets the queries search one another; none finds itself.
+        k: Number of neighbors, at most G.
+        chunk: Queries at a time.
+
+    Returns:
+        Cosines, (Q, k), and indices, (Q, k).
+
+    Example:
+        >>> cosines, indices = nearest(torch.tensor([[1.0, 0.0]]), torch.eye(2), k=2)
+        >>> cosines, indices
+        (tensor([[1., 0.]]), tensor([[0, 1]]))
     """
     cosines = torch.empty(len(features), k, device=features.device)
     indices = torch.empty(len(features), k, dtype=torch.long, device=features.device)
@@ -213,7 +339,7 @@ def nearest(features: Tensor, gallery: Tensor | None, k: int, chunk: int = 256) 
 def _similarities(
     features: Tensor, gallery: Tensor | None, chunk: int, normalize: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """In chunks, rows [n] of the queries [Q, d], and their cosines [n, G] with the gallery [G, d].
+    """Yield in chunks the rows (n,) of the queries (Q, d), and their cosines (n, G).
 
     gallery None: with one another, and -inf with themselves. Equal queries, and equal entries of the gallery, have
     equal cosines, although a kernel may round the edge of a product differently: the product is of distinct rows.
@@ -235,11 +361,14 @@ def _similarities(
 
 
 class Ranked:
-    """The gallery in falling similarity [Q, G] with each of a chunk of queries; the last entry, if it is the query
-    itself (own), is none.
+    """Rank the gallery by falling similarity for a chunk of queries.
 
-    One integer an entry holds its similarity and, below it, its index: then no two are equal, equal similarities stand
-    in the order of the gallery, and a sort that moves nothing else, or need not be stable, will do.
+    One integer per entry holds its similarity and, below it, its index. Then no two are equal, and equal similarities
+    stand in the order of the gallery. So a sort will do that moves nothing else and need not be stable.
+
+    Args:
+        similarity: Similarities of queries and gallery, (Q, G).
+        own: Whether the last entry is the query itself, which is left out.
     """
 
     def __init__(self, similarity: Tensor, own: bool = False):
@@ -248,13 +377,19 @@ class Ranked:
 
     @cached_property
     def order(self) -> Tensor:
-        """[Q, G] the indices of the gallery in falling similarity."""
+        """Indices of the gallery in falling similarity, (Q, G)."""
         order = self.keys & LOW
         return order[:, :-1] if self.own else order
 
     def ties(self, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the entries at some places [Q, n]: how many lie before the group of equal similarities around each, and up
-        to its end. Of a place beyond the last, that place.
+        """Count the entries before and up to the end of the group of equal ones around places.
+
+        Args:
+            place: Places, (Q, n), from 0.
+
+        Returns:
+            How many entries are before the group, (Q, n), and up to its end, (Q, n). For a place beyond the last: that
+            place.
         """
         size = self.order.shape[1]
         keys = self.keys.gather(1, place.clamp_max(size - 1))
@@ -264,10 +399,15 @@ class Ranked:
         return torch.where(real, before, place), torch.where(real, upto, place)
 
     def places(self, entries: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Where some entries [Q, n] stand, the nearest first; those that are not real [Q, n] come last, beyond the end.
+        """Find where some entries stand, the nearest first.
 
-        Of each its index, 0 of one that is not real, the place, from 0, the number of entries up to the end of its
-        ties, and how many of these are given.
+        Args:
+            entries: Indices of entries, (Q, n).
+            real: Whether each counts, (Q, n), bool; others come last, beyond the end.
+
+        Returns:
+            Of each, (Q, n): its index, 0 if it does not count; its place, from 0; the number of entries up to the end
+            of its ties; and how many of these are given.
         """
         keys = _keys(self.similarity.gather(1, entries), entries)
         keys = _sort(torch.where(real, keys, BEYOND))
@@ -281,7 +421,7 @@ class Ranked:
 
 
 def _keys(similarity: Tensor, index: Tensor) -> Tensor:
-    """[Q, n] int64 that rise as similarities fall, and, where these are equal, with the index."""
+    """Make int64 (Q, n) that rise as similarities fall and, for equal ones, with the index."""
     bits = (-similarity).add_(0.0).view(torch.int32)  # + 0: -0 is 0
     high = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the numbers
     return torch.stack([index.int().expand_as(high), high], dim=-1).view(torch.int64)[..., 0]
@@ -294,7 +434,7 @@ def _sorted_keys(similarity: Tensor) -> Tensor:
 
 
 def _sort(keys: Tensor) -> Tensor:
-    """Each row, in place where it can: on the CPU NumPy's sort of integers is several times as fast as torch's."""
+    """Sort each row, in place where it can: NumPy's sort is several times as fast as torch's."""
     if keys.device.type != "cpu":
         return keys.sort(dim=1).values
     try:
@@ -307,7 +447,7 @@ def _sort(keys: Tensor) -> Tensor:
 
 
 def unit(features: Tensor) -> Tensor:
-    """[n, d] -> L2-normalised, float32. Raises ValueError for what is no number, or too large for float32's squares."""
+    """L2-normalize features (n, d) in float32; raise ValueError if a norm is not finite."""
     x = features.float()
     norm = x.norm(dim=1, keepdim=True)
     if not norm.isfinite().all():
@@ -316,8 +456,21 @@ def unit(features: Tensor) -> Tensor:
 
 
 def distinct(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct rows of x [n, d], and of each row which of them it is [n]; x as it is where no two are equal, or a
-    gradient goes to each.
+    """Find the distinct rows of a matrix.
+
+    Args:
+        x: Rows, (n, d).
+
+    Returns:
+        The distinct rows, (m, d), and which of them each row is, (n,). Or ``x`` itself if no two rows are equal, or a
+        gradient flows to each.
+
+    Example:
+        >>> rows, which = distinct(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
+        >>> rows[which]
+        tensor([[1., 0.],
+                [0., 1.],
+                [1., 0.]])
     """
     as_it_is = x, torch.arange(len(x), device=x.device)
     if x.requires_grad and torch.is_grad_enabled():
@@ -333,12 +486,23 @@ def _bits(x: Tensor) -> Tensor:
 
 
 def _sums(x: Tensor) -> Tensor:
-    """[n] a number of each row of x [n, d]: of equal rows the same, of others hardly ever."""
+    """Compute a number of each row of x (n, d): equal rows have the same, others hardly ever."""
     bits = _bits(x.contiguous())
     return (bits.view(torch.int64) if bits.shape[1] * bits.element_size() % 8 == 0 else bits).sum(1)
 
 
 def not_alone(labels: Tensor) -> Tensor:
-    """[n] whether another of these labels, which count from 0, is the same."""
+    """Return of each label whether another one is the same.
+
+    Args:
+        labels: Labels, (n,), from 0.
+
+    Returns:
+        Whether another label is the same, (n,), bool.
+
+    Example:
+        >>> not_alone(torch.tensor([0, 1, 0]))
+        tensor([ True, False,  True])
+    """
     labels = labels.long()
     return torch.bincount(labels)[labels] > 1
