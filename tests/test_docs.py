@@ -73,7 +73,8 @@ def anchors_of(text):
     """What links to the headings of a page end in."""
     outside = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.+)$", outside, flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    earlier = re.findall(r'^<a id="([\w-]+)"></a>$', outside, flags=re.MULTILINE)  # of a heading that was renamed
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings} | {*earlier}
 
 
 # ---- what is named exists --------------------------------------------------------------------------------------------
@@ -206,6 +207,79 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(monkeypatch, tmp_path, wheel
     names = {}
     for code in blocks(PAGES[page], "python"):
         exec(code.replace("path/to/this/folder", str(ROOT)), names)
+
+
+# ---- plain words -----------------------------------------------------------------------------------------------------
+
+PLAIN = [
+    "README.md",
+    "docs/evaluation.md",
+    "docs/feature_files.md",
+    "docs/features.md",
+    "docs/library.md",
+    "docs/loss.md",
+    "docs/losses.md",
+    "docs/metrics.md",
+    "docs/own_images.md",
+    "docs/paper.md",
+    "docs/pictures.md",
+    "docs/ranking_files.md",
+    "docs/rankings.md",
+    "docs/values.md",
+]
+MOST_WORDS = 30  # of a sentence
+NOT_PLAIN = re.compile(
+    r"""\b(?:
+        anew | likewise | beside | so\ many | learnt | as\ it\ stands | go(?:es)?\ on | lies\ in | (?:is|are)\ none
+        | (?:is|are)\ there\ already | looks?\ among | by\ chance | (?:a|the)\ vote | loader\ process(?:es)? | sisters?
+        | (?:in|out)liers? | (?:its|the|their)\ own\ (?:class|key) | (?<!most\ )similar\ class(?:es)? | unit\ vectors?
+        | slots? | published\ code | probe\ best | times\ ours | to\ the\ same\ bits | kept\ features | damaged
+        | stand-in | (?:a|the)\ packs? | ground\ floor
+        | \w*colour\w* | grey\w* | licence\w* | cent(?:re|red|res) | \w*neighbour\w* | behaviour\w*
+        | (?:normal|optim|initial|visual|general|summar|recogn)is(?:e[ds]?|ing|ation)
+    )\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+SENTENCE_END = re.compile(r"(?<!et al\.)(?<!e\.g\.)(?<=[.!?])[)\"*]* +(?=[\"*]*[A-Z`$])")
+
+
+def prose_of(text):
+    """A page without code blocks and addresses; a code span or a formula counts as one word."""
+    text = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"\$[^$]+\$", "formula", re.sub(r"`[^`]+`", "`code`", text))
+    for _ in range(2):  # a badge is a picture in a link
+        text = re.sub(r"!?\[([^][]*)\]\([^)]*\)", r"\1", text)
+    return text
+
+
+def sentences_of(prose):
+    """The sentences outside tables and headings; a paragraph ends one, and so does an item of a list."""
+    lines = [line for line in prose.splitlines() if not re.match(r" *[|#<]", line)]
+    parts = re.split(r"\n\s*\n|\n *(?=(?:[*-]|\d+\.) )", "\n".join(lines))
+    return [sentence for part in parts for sentence in SENTENCE_END.split(" ".join(part.split()))]
+
+
+def faults_of(text):
+    """Sentences that are too long; sentences, rows and headings with a word of which there is a plainer one."""
+    prose = prose_of(text)
+    sentences, rows = sentences_of(prose), re.findall(r"^ *[|#].+", prose, flags=re.MULTILINE)
+    found = [f"{n} words: {s}" for s in sentences if (n := len(re.findall(r"\S*\w\S*", s))) > MOST_WORDS]
+    return found + [f"{word[0]}: {text}" for text in sentences + rows for word in NOT_PLAIN.finditer(text)]
+
+
+@pytest.mark.parametrize("page", PLAIN)
+def test_a_page_is_in_plain_words(page):
+    faults = faults_of(PAGES[page])
+    assert not faults, "\n".join(faults)
+
+
+def test_a_long_sentence_and_a_word_that_is_not_plain_would_be_found():
+    long = "It has " + "many " * 28 + "words."
+    assert faults_of(f"# Title\n\nShort. {long} Short.\n\n* An item, so\n  many.\n") == [
+        f"31 words: {long}",
+        "so many: * An item, so many.",
+    ]
+    assert faults_of(f"```\n{long}\n```\n\n`grey`\n") == []
 
 
 # ---- images of one's own ---------------------------------------------------------------------------------------------

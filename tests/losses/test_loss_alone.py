@@ -40,7 +40,7 @@ def test_the_first_examples_train(capsys, number):
     exec("\n".join(EXAMPLES[: number + 1]), names)
     printed = [float(x) for x in re.findall(r"loss (\S+)", capsys.readouterr().out)][-3:]
     assert printed[-1] < 0.5 * printed[0]
-    z = torch.nn.functional.normalize(names["encoder"](names["centres"]), dim=1)
+    z = torch.nn.functional.normalize(names["encoder"](names["centers"]), dim=1)
     cosine = z @ z.T
     assert cosine[0, 1] > cosine[0, 2] + 0.2  # cat and dog lie closer than cat and car
     assert cosine[0, 1] > cosine[1, 2] + 0.2
