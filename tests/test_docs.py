@@ -170,13 +170,13 @@ def test_the_rows_of_a_table_are_drawn_from_its_json(text, begins, count, drawn)
 
 def test_a_difference_that_is_claimed_is_one_of_the_table_and_holds():
     """In text an interval stands for a cell of the differences; bold there: it holds after Holm's correction."""
-    cells = {cell.strip(" *"): "**" in cell for row in OF_HELD_OUT | OF_CLINC150 for cell in row.split("|")}
+    bold = {cell.strip(" *") for row in OF_HELD_OUT | OF_CLINC150 for cell in row.split("|") if "**" in cell}
     claimed = re.findall(r"[+-]\d+\.\d+ \[[^\]]+\]", section(README, "Results"))
     claimed += re.findall(
         r"\(([+-]\d+\.\d+ \[[^\]]+\])\)", RESULTS.partition("### Findings on CLINC150")[2].partition("###")[0]
     )
     assert len(claimed) >= 9
-    assert [claim for claim in claimed if not cells.get(claim)] == []
+    assert set(claimed) <= bold
 
 
 def test_the_first_command_trains_with_own_superclasses_and_the_columns_of_its_log_are_explained(own):
@@ -225,6 +225,7 @@ PLAIN = [
     "docs/pictures.md",
     "docs/ranking_files.md",
     "docs/rankings.md",
+    "docs/results.md",
     "docs/values.md",
 ]
 MOST_WORDS = 30  # of a sentence
