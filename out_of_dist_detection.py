@@ -6,6 +6,7 @@ python out_of_dist_detection.py --dataset cifar100 --data_folder ./data --datase
 """
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def find_outliers(args) -> str | FeatureFiles:
 
 def load_data(args):
     """Training set, inliers (validation set) and outliers."""
-    whole = datasets.Selection(tuple(args.hold_out))
+    whole = replace(factory.select_images(args), skip=None, per_class=None)
     train, test = datasets.build_pair(args.dataset, factory.find_data(args), whole)
     folder, only = find_outliers(args), tuple(args.outlier_classes)
     outliers = datasets.build_outliers(args.dataset_outliers, folder, args.outlier_split, only)

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from datasets import feature_views, lists, sources, text_files
+from datasets import feature_views, lists, shards, sources, text_files
 from datasets.decoding import WAY_ROUND, read_pixels, read_rgb
 from datasets.features import FeatureFiles, FeatureRows
 from datasets.folders import LeftOut, find_real_paths
 from datasets.lists import Taxonomy
+from datasets.members import Member
 from datasets.packed import Pack, PackedImage, PackInputError
 from datasets.sources import ViewSettings
 from util import InputError
@@ -35,7 +36,7 @@ class Selection:
     exclude: names of classes to leave out; only: names of the classes to keep, if any; skip: file that lists images to
     leave out, one path per line; per_class: how many training images per class, if not all; flag: what names `only`,
     for errors; values: the column of a list or of features that holds a number for each image, "label" for its label:
-    labels count the distinct numbers.
+    labels count the distinct numbers; label_columns, class_names: as of shards.Labels, where there are such columns.
     """
 
     exclude: tuple[str, ...] = ()
@@ -44,6 +45,8 @@ class Selection:
     per_class: int | None = None
     flag: str = "--imagenet100"
     values: str | None = None
+    label_columns: tuple[str, ...] = ()
+    class_names: str | None = None
 
 
 ALL = Selection()
@@ -53,8 +56,8 @@ ALL = Selection()
 class ImageData(Dataset):
     """Images with class labels; item i is (transform(PIL image in RGB), label).
 
-    images: paths, PackedImages, uint8 arrays [H, W] or [H, W, 3], or rows of features; labels: [n] long; classes: the
-    name of each label; superclasses: the name of those that ship with it, or its own taxonomy; None: none.
+    images: paths, PackedImages, Members, uint8 arrays [H, W] or [H, W, 3], or rows of features; labels: [n] long;
+    classes: the name of each label; superclasses: the name of those that ship with it, or its own taxonomy; None: none.
     bad: [n] bool, shared with DataLoader workers: an image that cannot be read is marked in it, and the next readable
     one, with its label, takes its place; None (as built): it is an InputError.
     left_out: what of the folder is no image of the set; groups: the classes are groups without names, or numbers,
@@ -82,14 +85,14 @@ class ImageData(Dataset):
     def image(self, index: int) -> Image.Image:
         """The image as RGB."""
         item = self.images[index]
-        return read_rgb(item) if isinstance(item, str) else Image.fromarray(self.pixels(index).numpy())
+        return read_rgb(item) if isinstance(item, str | Member) else Image.fromarray(self.pixels(index).numpy())
 
     def pixels(self, index: int) -> torch.Tensor:
         """The image as [H, W, 3] uint8; not a copy where it lies in memory."""
         item = self.images[index]
         if isinstance(item, np.ndarray):
             return torch.from_numpy(item if item.ndim == 3 else np.repeat(item[..., None], 3, 2))
-        return read_pixels(item) if isinstance(item, str) else item.pixels()
+        return item.pixels() if isinstance(item, PackedImage) else read_pixels(item)
 
     def __getitem__(self, index: int):
         index, image = self.readable(index, self.image)
@@ -184,7 +187,7 @@ def build(name: str, folder: str | Path = "./data", split: str = "train", which:
     if which.values is not None:
         data = _read_values(name, folder, split, which.values, part)
         return leave_out_images(which.skip, {part: data})[0]
-    data = _read(sources.SOURCES[name].read, folder, split, "--data_folder")
+    data = _read(_choose_reader(name, folder, which), folder, split, "--data_folder")
     data.superclasses = data.superclasses or sources.SOURCES[name].superclasses
     exclude = _find_classes(which.exclude, data.classes, "--exclude_classes", title(name, folder))
     only = _find_classes(which.only, data.classes, f"{which.flag}: class", title(name, folder))
@@ -200,7 +203,8 @@ def build_pair(name, folder="./data", which: Selection = ALL) -> tuple[ImageData
     `which.values` each has its own.
     """
     whole = replace(which, skip=None, per_class=None)
-    train, test = build(name, folder, "train", whole), build(name, folder, "test", Selection(values=which.values))
+    of_test = replace(whole, exclude=(), only=())
+    train, test = build(name, folder, "train", whole), build(name, folder, "test", of_test)
     if train.are_features:
         train.images.check_width(test.images)
     if which.values is None:
@@ -297,10 +301,15 @@ def leave_out_images(skip: str | Path | None, parts: dict[str, ImageData]) -> li
         if moved := _find_moved_pack(list(files.values())):
             know = f"{moved.path}, whose images' folder was {moved.root} and is gone; give their paths of then"
             raise InputError(f"{flag}: none of its lines, as {listed[0]}, is an image of {know}")
-        if not any(map(os.path.lexists, listed)):
+        if not any(map(_exists, listed)):
             hint = "give paths from the root, or relative to the folder that the command is run in"
             raise InputError(f"{flag}: none of its lines is a file, as {listed[0]}; {hint}")
     return [data.reduce_to(kept[name], flag, name) if name in kept else data for name, data in parts.items()]
+
+
+def _exists(line: str) -> bool:
+    """Whether a line of a list is a file, or names something in one, as FILE:NAME."""
+    return any(map(os.path.lexists, itertools.accumulate(line.split(":"), "{}:{}".format)))
 
 
 def select_per_class(data: ImageData, per_class: int | None) -> ImageData:
@@ -318,6 +327,24 @@ def select_per_class(data: ImageData, per_class: int | None) -> ImageData:
     return data.select(chosen.nonzero()[:, 0].tolist())
 
 
+def _choose_reader(name: str, folder, which: Selection):
+    """The reader of a data set, of the labels that were asked for. InputError where it has no such choice."""
+    read = sources.SOURCES[name].read
+    if isinstance(folder, FeatureFiles) or not (which.label_columns or which.class_names):
+        return read
+    if read is not sources.read_image_folder or not _holds_shards(folder):
+        option = "--label_columns" if which.label_columns else "--class_names"
+        raise InputError(f"{option}: {title(name, folder)} has no columns of labels; leave it out")
+    return partial(read, labels=shards.Labels(which.label_columns, which.class_names))
+
+
+def _holds_shards(folder) -> bool:
+    try:
+        return shards.find(Path(folder)) is not None
+    except InputError as error:
+        raise InputError(f"--data_folder {error}") from None
+
+
 def _read(read, folder, split, flag) -> ImageData:
     if isinstance(folder, FeatureFiles):
         rows, labels, classes, superclasses = read(folder, split)
@@ -329,7 +356,8 @@ def _read(read, folder, split, flag) -> ImageData:
     if (again := util.twice(classes)) is not None:
         raise InputError(f"{flag} {folder}: two classes are called {again}, in two Unicode forms (NFC, NFD); join them")
     labels = torch.as_tensor(np.asarray(labels), dtype=torch.long)
-    return ImageData(images, labels, list(classes), left_out=rest[0] if rest else LeftOut())
+    left_out, superclasses = [*rest, None, None][:2]
+    return ImageData(images, labels, list(classes), left_out=left_out or LeftOut(), superclasses=superclasses)
 
 
 def _read_values(name: str, folder, split: str, column: str, part: str) -> ImageData:
@@ -343,6 +371,8 @@ def _read_values(name: str, folder, split: str, column: str, part: str) -> Image
         folder = replace(folder, label_columns=(*own, *folder.label_columns), numeric=True)
     elif read is sources.read_image_folder and lists.is_list(Path(folder)):
         read = partial(lists.read_list, values=column)
+    elif read is sources.read_image_folder and _holds_shards(folder):
+        read = partial(read, labels=shards.Labels(() if column == "label" else (column,), numeric=True))
     elif column != "label":
         hint = "give --values label where the classes' names are numbers, or an image list"
         raise InputError(f"--values {column}: {title(name, folder)} has no columns; {hint}")

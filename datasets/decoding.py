@@ -17,6 +17,7 @@ from torch import Tensor
 
 import util
 from datasets import text_files
+from datasets.stored_files import PackInputError
 from util import InputError
 
 ORIENTATION = 0x0112  # in EXIF
@@ -45,20 +46,24 @@ def describe_version() -> str:
     return "rules 2 " + " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("simplejpeg", "pillow"))
 
 
-def read_rgb(path: str | Path) -> Image.Image:
+def read_bytes(path) -> bytes:
+    """The bytes of an image file, or of what has a file's bytes (members.Member)."""
+    with _name_damage(path):
+        return Path(path).read_bytes() if isinstance(path, str | Path) else path.read()
+
+
+def read_rgb(path) -> Image.Image:
     """An image file as 8-bit RGB: turned as its EXIF says, transparency over white, more bits scaled to 8.
 
-    Raises InputError naming the file where it is damaged, truncated, too large, or no image.
+    path: as of `read_bytes`. Raises InputError naming it where it is damaged, truncated, too large, or no image.
     """
-    with _open_image(path, path) as file:
+    with _open_image(_find_source(path), path) as file:
         return _load_image(file)
 
 
-def read_pixels(path: str | Path) -> Tensor:
+def read_pixels(path) -> Tensor:
     """[H, W, 3] uint8: the pixels of `read_rgb`, by the fastest way that there is."""
-    with _name_damage(path):
-        content = Path(path).read_bytes()
-    return decode(content, path)
+    return decode(read_bytes(path), path)
 
 
 def decode(content: bytes, name) -> Tensor:
@@ -81,10 +86,15 @@ def decode_plain_jpeg(content: bytes | np.ndarray, name) -> Tensor:
             return torch.from_numpy(np.array(file.convert("RGB")))
 
 
-def is_plain_jpeg(path: str | Path) -> bool:
+def is_plain_jpeg(path) -> bool:
     """Whether a file is a JPEG in RGB or grey that is not turned."""
-    with _open_image(path, path) as file:
+    with _open_image(_find_source(path), path) as file:
         return _is_plain_jpeg(file)
+
+
+def _find_source(path):
+    """What PIL opens: the path of a file, so that it reads no more than it needs, else the bytes."""
+    return path if isinstance(path, str | Path) else io.BytesIO(read_bytes(path))
 
 
 def _is_plain_jpeg(file: Image.Image) -> bool:
@@ -127,12 +137,16 @@ def _name_damage(name):
         raise InputError(f"{name}: not a readable image ({reason})") from None
 
 
-def describe_damage(path: str | Path) -> str | None:
-    """What is wrong with an image file, or one of a pack, in words; None where it decodes."""
+def describe_damage(path) -> str | None:
+    """What is wrong with an image file, or one of a pack or shard, in words; None where it decodes. Raises
+    PackInputError.
+    """
     if hasattr(path, "describe_damage"):
         return path.describe_damage()
     try:
         read_pixels(path)
+    except PackInputError:
+        raise
     except InputError as error:
         return str(error).removeprefix(f"{path}: ")
     return None

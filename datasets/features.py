@@ -177,11 +177,11 @@ def _read_part(patterns, label_patterns, flag: str, files: FeatureFiles, parts: 
         chosen = _rows_of_split(labeled, flag, parts)
         rows, columns = rows[chosen], [column[chosen] for column in columns]
     source = f"{label_flag} {labeled[0].path}"
-    labels, classes = _number_labels(columns[0], files.class_names, labeled[0].classes, source)
+    labels, classes = number_column(columns[0], files.class_names, labeled[0].classes, source)
     if len(columns) == 1:
         return rows, labels, classes, None
-    levels = [(classes, labels), *map(_factorize, columns[1:])]
-    return rows, labels, classes, _nest(dict(zip(labeled[0].labels, levels, strict=True)), source)
+    levels = [(classes, labels), *map(factorize, columns[1:])]
+    return rows, labels, classes, nest(dict(zip(labeled[0].labels, levels, strict=True)), source)
 
 
 def _stack_rows(tables: list[Table], flag: str) -> FeatureRows:
@@ -230,12 +230,12 @@ def _rows_of_split(tables: list[Table], flag: str, parts: tuple[str, ...]) -> np
     return (split == part).nonzero()[0]
 
 
-def _number_labels(column: np.ndarray, class_names: str | None, classes: list[str] | None, source: str):
+def number_column(column: np.ndarray, class_names: str | None, classes: list[str] | None, source: str):
     """Labels [n] of a column, and the classes that occur.
 
     class_names, classes: a file, or a list, of names of integer labels, the first being that of 0.
     """
-    values, numbers = _factorize(column)
+    values, numbers = factorize(column)
     source = f"--class_names {class_names}" if class_names else source
     names = read_lines(Path(class_names), source) if class_names else classes
     of_integers, order = isinstance(values[0], int), util.one_form
@@ -256,7 +256,7 @@ def _number_labels(column: np.ndarray, class_names: str | None, classes: list[st
     return np.array(of_value)[numbers], found
 
 
-def _factorize(column: np.ndarray) -> tuple[list, np.ndarray]:
+def factorize(column: np.ndarray) -> tuple[list, np.ndarray]:
     """The distinct values of a column, and [n] the number of each row's among them."""
     if column.dtype.kind == "i":
         values, numbers = np.unique(column, return_inverse=True)
@@ -266,8 +266,8 @@ def _factorize(column: np.ndarray) -> tuple[list, np.ndarray]:
     return [*places], numbers
 
 
-def _nest(columns: dict[str, tuple[list, np.ndarray]], source: str) -> Taxonomy:
-    """The taxonomy of the classes. columns: of labels by name, the finest first, each as `_factorize` gives it.
+def nest(columns: dict[str, tuple[list, np.ndarray]], source: str) -> Taxonomy:
+    """The taxonomy of the classes. columns: of labels by name, the finest first, each as `factorize` gives it.
 
     Raises InputError where a group lies in two of the next column.
     """

@@ -88,7 +88,7 @@ def find_image_endings() -> frozenset[str]:
 def list_subfolders(folder: Path, left_out: LeftOut) -> list[str]:
     """Sorted names of the folders in a folder, the classes, say. A link to `folder`, or to one above it, is none."""
     found, home = [], os.path.realpath(folder)
-    for entry in _list_entries(folder):
+    for entry in list_entries(folder):
         is_link = entry.is_symlink()
         if is_link and not os.path.exists(entry.path):
             left_out.add(HIDDEN if is_companion(entry.name) else DANGLING, entry.path)
@@ -107,7 +107,7 @@ def holds_classes(folder: Path) -> bool:
     """Whether a folder, or train in it, holds several folders with images directly in them."""
     for place in filter(Path.is_dir, (folder, folder / "train")):
         names = list_subfolders(place, LeftOut())
-        if sum(any(_find_kind(entry) == "image" for entry in _list_entries(place / name)) for name in names) > 1:
+        if sum(any(_find_kind(entry) == "image" for entry in list_entries(place / name)) for name in names) > 1:
             return True
     return False
 
@@ -127,7 +127,7 @@ def find_images_below(folder: Path, left_out: LeftOut) -> list[Path]:
             continue
         seen.add(real)
         inner = []
-        for entry in _list_entries(place):
+        for entry in list_entries(place):
             kind = _find_kind(entry)
             if kind == "folder":
                 if entry.is_symlink() and _lies_in(real, os.path.realpath(entry.path)):
@@ -150,7 +150,7 @@ def find_images_below(folder: Path, left_out: LeftOut) -> list[Path]:
     return sorted(map(Path, found))
 
 
-def _list_entries(folder) -> list[os.DirEntry]:
+def list_entries(folder) -> list[os.DirEntry]:
     """What lies in a folder, by name. Raises InputError where it cannot be read: to pass it over would lose images."""
     try:
         with os.scandir(folder) as found:
@@ -166,18 +166,22 @@ def _is_folder(entry: os.DirEntry) -> bool:
 def _find_kind(entry: os.DirEntry) -> str:
     """ "folder", "image", a kind of LeftOut, or "" for what does not matter."""
     is_link = entry.is_symlink()
-    is_folder = _is_folder(entry)
-    ending = os.path.splitext(entry.name)[1].lower()
-    is_read = ending in find_image_endings()
-    if is_companion(entry.name):
-        return HIDDEN if is_folder or is_read or ending in UNREAD_ENDINGS else ""
-    if is_folder:
-        return "folder"
-    if is_link and not os.path.exists(entry.path):
+    if _is_folder(entry):
+        return HIDDEN if is_companion(entry.name) else "folder"
+    if is_link and not is_companion(entry.name) and not os.path.exists(entry.path):
         return DANGLING
     is_file = os.path.isfile(entry.path) if is_link else entry.is_file()
-    if not is_file or not (is_read or ending in UNREAD_ENDINGS):
+    return find_kind(entry.name) if is_file or is_companion(entry.name) else ""
+
+
+def find_kind(name: str) -> str:
+    """Of a file by its name, with the folders above it or without: "image", a kind of LeftOut, or ""."""
+    ending = os.path.splitext(name)[1].lower()
+    is_read = ending in find_image_endings()
+    if not is_read and ending not in UNREAD_ENDINGS:
         return ""
+    if any(map(is_companion, name.split("/"))):
+        return HIDDEN
     return "image" if is_read else f"unreadable images ending in {ending}"
 
 

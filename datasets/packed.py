@@ -7,7 +7,6 @@ import io
 import json
 import os
 import struct
-import weakref
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from datasets import decoding
+from datasets.stored_files import PackInputError, StoredFile
 from util import InputError
 
 MAGIC = b"RINCEPK1"
@@ -25,20 +25,12 @@ FORMATS = ("jpeg", "raw")
 MAKE_AGAIN = "make it anew with python -m datasets.prepare pack"
 
 
-class PackInputError(InputError):
-    """A pack that cannot be read any more: no image takes the place of another."""
-
-
 class Pack:
-    """An open pack: index arrays, and the file, opened by each process when it first reads.
-
-    The file is read, not mapped into memory: where it is cut short, or its disk goes away, a read is an error, and a
-    mapping ends the process. A read costs no more than a mapping's (benchmarks/data.py).
-    """
+    """An open pack: index arrays, and the file."""
 
     def __init__(self, path: Path):
-        self.path, self._descriptor = Path(path), None
-        self.size = size = self.path.stat().st_size
+        self.path, self._file = Path(path), StoredFile(path, MAKE_AGAIN)
+        size = self._file.size
         with self.path.open("rb") as file:
             file.seek(max(0, size - TAIL.size))
             tail = file.read(TAIL.size)
@@ -56,34 +48,17 @@ class Pack:
         self.root, self.format, self.side = about["root"], about["format"], about["side"]
         self.verified = np.zeros(len(self.labels), dtype=bool)  # raw images that this process has verified
 
-    def __getstate__(self):
-        return {**self.__dict__, "_descriptor": None}  # another process opens the file for itself
-
     def bytes(self, row: int, verify: bool = False) -> np.ndarray:
         """[length] uint8 of an image. Raises InputError where they are not those that were written.
 
         A JPEG is verified at each reading, beside whose decoding that costs little; a raw image at its first reading by
         a process, or with `verify`.
         """
-        content = self._read(int(self.begin[row]), int(self.length[row]))
+        content = self._file.read(int(self.begin[row]), int(self.length[row]))
         if verify or self.format == "jpeg" or not self.verified[row]:
             if zlib.crc32(content) != self.crc[row]:
                 raise InputError(f"{self.path}: {self.names[row]}: its bytes are not those that were written")
             self.verified[row] = True
-        return content
-
-    def _read(self, begin: int, length: int) -> np.ndarray:
-        content = np.empty(length, np.uint8)
-        try:
-            if self._descriptor is None:
-                self._descriptor = os.open(self.path, os.O_RDONLY)
-                weakref.finalize(self, os.close, self._descriptor)
-            count = os.preadv(self._descriptor, [content], begin)
-        except OSError as error:
-            raise PackInputError(f"{self.path}: cannot be read any more ({error.strerror})") from None
-        if count < length:
-            now = f"{os.fstat(self._descriptor).st_size:,} bytes now"
-            raise PackInputError(f"{self.path}: has {now}, {self.size:,} when it was opened; {MAKE_AGAIN}")
         return content
 
     def images(self) -> list["PackedImage"]:
@@ -102,6 +77,11 @@ class PackedImage:
 
     def __str__(self) -> str:
         return f"{self.pack.path}: {self.pack.names[self.row]}"
+
+    @property
+    def state(self) -> tuple[int]:
+        """What changes when its bytes do."""
+        return (int(self.pack.crc[self.row]),)
 
     def pixels(self) -> Tensor:
         """[H, W, 3] uint8."""

@@ -14,9 +14,10 @@ from PIL import Image
 
 import datasets
 import util
-from datasets import decoding, lists, packed, sources, text_files
+from datasets import decoding, lists, packed, shards, sources, text_files
 from datasets.decoding import find_damage, write_list
 from datasets.folders import SPLITS
+from datasets.members import Member
 from datasets.packed import MAGIC, TAIL
 from util import InputError
 
@@ -28,8 +29,8 @@ class DamagedImage(InputError):
 
 
 def pack(folder: Path, out: Path, side: int, format: str, skip: str | None, check: bool) -> None:
-    """train.pack, and val.pack where there are validation images, of a folder of class folders or an image list, in the
-    folder `out`.
+    """train.pack, and val.pack where there are validation images, in the folder `out`, of what training takes as
+    --data_folder.
 
     side, format: as `write` takes them; skip: file that lists images to leave out; check: verify every image of the
     packs.
@@ -68,10 +69,11 @@ def _find_roots(folder: Path) -> dict[str, Path]:
     """By split, "train" and where there is one "test": the folder that its images lie in."""
 
     def find(split: str) -> Path:
-        if not lists.is_list(folder):
+        found = shards.find(folder)
+        if not found and not lists.is_list(folder):
             return sources.find_split_folder(folder, split)
-        lists.read_list(folder, split)
-        return folder.parent
+        sources.read_image_folder(folder, split)
+        return found.root if found else folder.parent
 
     try:
         found = {"train": find("train")}
@@ -164,7 +166,7 @@ def _append_images(file, notes, images, encode, name) -> list[tuple]:
     return rows
 
 
-def _encode_image(path: str, side: int, format: str) -> tuple[bytes, tuple[int, int]]:
+def _encode_image(path: str | Member, side: int, format: str) -> tuple[bytes, tuple[int, int]]:
     """An image's bytes in a pack, and its height and width."""
     try:
         image = decoding.read_rgb(path)
@@ -175,7 +177,7 @@ def _encode_image(path: str, side: int, format: str) -> tuple[bytes, tuple[int, 
         width, height = (max(side, round(x * side / shorter)) for x in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     elif format == "jpeg" and decoding.is_plain_jpeg(path):
-        return Path(path).read_bytes(), (image.height, image.width)  # as it is: every compression costs
+        return decoding.read_bytes(path), (image.height, image.width)  # as it is: every compression costs
     if format == "raw":
         return image.tobytes(), (image.height, image.width)
     buffer = io.BytesIO()

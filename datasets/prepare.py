@@ -274,7 +274,7 @@ def get_parser():
         k.add_argument("--copy", action="store_true", help="copy the images instead of linking to them")
         k.add_argument("--check", action="store_true", help="verify classes, counts, every image, and the splits")
     k = kinds.add_parser("pack", help="train.pack and val.pack: images in one file, made smaller")
-    source = "folder of class folders or image list, as training takes it"
+    source = "folder of class folders, image list, or shards, as training takes it"
     k.add_argument("--data_folder", **folder, required=True, help=source)
     k.add_argument("--out", **folder, required=True, help="folder of the packs: the new --data_folder")
     k.add_argument("--side", type=int, default=256, help="shorter side in pixels; smaller images stay (default: 256)")

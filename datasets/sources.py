@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import util
-from datasets import lists, packed, text_files
+from datasets import lists, packed, shards, text_files
 from datasets.features import read_features
 from datasets.folders import SPLITS, LeftOut, check_folder, find_images_below, holds_classes, list_subfolders
 from util import InputError
@@ -77,9 +77,9 @@ def read_digits(folder: Path, split: str):
     They lie in no folder: InputError where class folders or an image list were given, since --dataset path must have
     been meant.
     """
-    if folder != DEFAULT and (lists.is_list(folder) or holds_classes(folder)):
+    if folder != DEFAULT and (lists.is_list(folder) or holds_classes(folder) or shards.find(folder)):
         hint = "give --dataset path, or for outliers --dataset_outliers path"
-        what = "is an image list" if lists.is_list(folder) else "holds folders of images"
+        what = "is an image list" if lists.is_list(folder) else "holds images"
         raise InputError(f"{folder}: {what}, and the data set digits reads none: {hint}")
     from sklearn.datasets import load_digits
 
@@ -175,12 +175,14 @@ def _find_parts(folder: Path, split: str) -> Iterator[Path]:
             yield folder / f"{name}.pack"
 
 
-def read_image_folder(folder: Path, split: str):
+def read_image_folder(folder: Path, split: str, labels: shards.Labels = shards.USUAL):
     """A folder of class folders, with or without train/ and val/; classes in sorted order, images at any depth. Or an
-    image list.
+    image list, or what `shards.find` knows, of which `labels` count.
     """
     if lists.is_list(folder):
         return lists.read_list(folder, split)
+    if found := shards.find(folder):
+        return shards.read(found, split, labels)
     folder = find_split_folder(folder, split)
     if folder.suffix == ".pack":
         return packed.read_pack(folder)
@@ -206,13 +208,15 @@ def _build_error(text: str, left_out: LeftOut) -> InputError:
 
 def read_any_images(folder: Path, split: str):
     """The images of a folder's train/ or val/ where it has one, else (and for "all") of the whole folder, at any depth.
-    Or those of an image list.
+    Or those of an image list, or of what `shards.find` knows.
 
     An image's class is, as in training, the folder in this folder, or in its train/ or val/, that it lies below; of
     those in the folder itself, the folder.
     """
     if lists.is_list(folder):
         return lists.read_list(folder, split, outliers=True)
+    if found := shards.find(folder):
+        return shards.read(found, split, shards.Labels(optional=True))
     check_folder(folder)
     there = list(_find_parts(folder, split))
     if packs := [part for part in there if part.suffix == ".pack"]:

@@ -32,8 +32,9 @@ from util import InputError, check_folder
 
 def select_images(args, only: tuple[str, ...] = ()) -> datasets.Selection:
     """Which images of --dataset; only: the classes to keep, if any."""
-    values = getattr(args, "values", None)
-    return datasets.Selection(tuple(args.hold_out), only, args.skip_images, args.images_per_class, values=values)
+    which = datasets.Selection(tuple(args.hold_out), only, args.skip_images, args.images_per_class)
+    names = {"label_columns": tuple(args.label_columns or ()), "class_names": args.class_names}
+    return replace(which, values=getattr(args, "values", None), **names)
 
 
 def choose_classes(args) -> datasets.Selection:

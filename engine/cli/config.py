@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 import util
+from datasets.shards import IMAGES_IN
 from datasets.text_files import read_yaml
 from engine.cli import options
 from engine.cli.parsing import Means, Options
@@ -91,12 +92,14 @@ def check_kind(args: Options) -> None:
 
 def files_of(args: Options, words: list[str]) -> dict[str, str]:
     """Check sums (SHA-256) of the files that the options of a command name, its `words`' --config among them, by option
-    and path; of a folder, that of its checkpoint. What cannot be read is for its reader to refuse.
+    and path; of a folder, that of its checkpoint. What cannot be read is for its reader to refuse; files of images,
+    which may be large, have none.
     """
     named = [("config", path) for path in _config_files(words)[0]]
     for name, value in vars(args).items():
         if Means.FILE in args.means.get(name, Means.RESULT):
             paths = [path for path in (value if isinstance(value, list) else [value]) if path]
+            paths = [path for path in paths if not (name.startswith("data_folder") and path.endswith(IMAGES_IN))]
             if Means.VECTORS in args.means[name]:  # may be patterns
                 paths = [file for path in paths for file in (sorted(glob.glob(path)) or [path])]
             named += [(name, path) for path in paths]

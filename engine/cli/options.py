@@ -79,7 +79,7 @@ def add_data(p, names) -> None:
     g.add_argument("--dataset", default="digits", choices=names, means=Means.IMAGES | Means.FIXED, help="data set")
     where = Means.IMAGES | Means.UNHASHED | Means.FILE  # the hash has the folder itself, wherever it is named from
     pixels = Means.IMAGES | Means.PIXELS
-    folder = "folder, or a list in CSV"
+    folder = "folder, list in CSV, or shards: Parquet, .tar, .zip"
     g.add_argument("--data_folder", type=user_text, default="./data", means=where | Means.PIXELS, help=folder)
     g.add_argument("--size", type=positive_int, means=pixels, help="side of a view (None: the data set's own)")
     mean = '"(r, g, b)" in [0, 1] (None: the data set\'s, or estimated)'
@@ -95,6 +95,11 @@ def add_data(p, names) -> None:
     g.add_argument("--skip_images", type=user_text, metavar="FILE", means=which | Means.FILE, help=listed)
     few = "train on so many of each class (None: all)"
     g.add_argument("--images_per_class", type=positive_int, metavar="N", means=told, help=few)
+    given = Means.IMAGES | Means.GIVEN
+    names = "of shards or features: names of integer labels, one per line"
+    g.add_argument("--class_names", type=user_text, metavar="FILE", means=given | Means.FILE, help=names)
+    columns = "of shards or features: columns of labels, the finest first (default: label, coarse and the like)"
+    g.add_argument("--label_columns", nargs="+", metavar="NAME", means=given, help=columns)
     of_all = "images a step, all processes"
     g.add_argument("--batch_size", type=positive_int, default=256, means=Means.CARD, help=of_all)
     by_cores = "loader processes of each process (None: by the cores)"
@@ -104,14 +109,9 @@ def add_data(p, names) -> None:
     forms = "rows of features: .npy, .npz, .safetensors, .pt, Parquet, CSV; sets --dataset features"
     g.add_argument("--features", help=forms, **files)
     g.add_argument("--features_val", help="those to evaluate (default: by a column `split`)", **files)
-    beside = Means.IMAGES | Means.FILE | Means.VECTORS
-    files["means"] = beside
+    files["means"] = Means.IMAGES | Means.FILE | Means.VECTORS
     g.add_argument("--labels", help="labels of --features, where these have none", **files)
     g.add_argument("--labels_val", help="labels of --features_val", **files)
-    names = "names of integer labels, one per line"
-    g.add_argument("--class_names", type=user_text, metavar="FILE", means=beside, help=names)
-    columns = "columns of labels, the finest first (default: label, coarse and the like)"
-    g.add_argument("--label_columns", nargs="+", metavar="NAME", help=columns)
     scale = "scaling of rows (default: as the checkpoint was trained, else l2)"
     vectors = Means.IMAGES | Means.VECTORS | Means.FIXED
     g.add_argument("--normalize", choices=NORMALIZATIONS, means=vectors, help=scale)
@@ -358,6 +358,6 @@ def recorded(args) -> RecordedOptions:
     hashed = {
         k: args.defaults[k] if Means.AS_DEFAULT in means[k] else v
         for k, v in given.items()
-        if Means.UNHASHED not in means[k] and not (Means.VECTORS in means[k] and v == args.defaults[k])
+        if Means.UNHASHED not in means[k] and not (means[k] & (Means.VECTORS | Means.GIVEN) and v == args.defaults[k])
     }
     return RecordedOptions(given, hashed, args.files)

@@ -122,6 +122,7 @@ class Means(enum.Flag):
     FILE = enum.auto()  # may name a file, or a folder with a checkpoint: its check sum stands beside the result
     PIXELS = enum.auto()  # of images: refused with --features
     VECTORS = enum.auto()  # of features: refused without them, and in the hash where it is given
+    GIVEN = enum.auto()  # in the hash where it is given
     RUNNING = FREE | UNHASHED  # where, how fast and how long something runs
     RUNNING_SINCE = FREE | AS_DEFAULT  # likewise, of options that stand in the hashes of older records
 

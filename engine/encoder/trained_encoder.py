@@ -18,6 +18,7 @@ import evaluation
 import util
 from datasets import ImageData, augmentation, decoding
 from datasets.feature_views import Normalization
+from datasets.members import Member
 from datasets.packed import PackedImage
 from datasets.sources import UNKNOWN, ViewSettings
 from engine.batches.loading import Loading, share_loader
@@ -291,8 +292,8 @@ def make_key(net: FrozenEncoder, data: ImageData) -> str:
 
 def _state(image) -> tuple:
     """What changes when an image file does."""
-    if isinstance(image, PackedImage):
-        return (int(image.pack.crc[image.row]),)
+    if isinstance(image, PackedImage | Member):
+        return image.state
     stat = os.stat(image)
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
