@@ -10,7 +10,9 @@ column has the cores that each path needs to feed a device that takes so many (b
 import math
 import os
 import statistics
+import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,22 @@ def pack(data: datasets.ImageData, root: Path, folder: Path, form: str) -> datas
     packing.write(data, root, path, 256, form)
     images, labels, classes = packed.read_pack(path)
     return datasets.ImageData(images, torch.as_tensor(labels), classes)
+
+
+def put_in_shards(data: datasets.ImageData, root: Path, folder: Path) -> dict[str, datasets.ImageData]:
+    """The images below `root` as a tar, a zip and a Parquet file in `folder`, which is the cache folder too."""
+    import pyarrow
+    from pyarrow import parquet
+
+    os.environ["RINCE_CACHE"] = str(folder)
+    with tarfile.open(folder / "images.tar", "w", dereference=True) as tar:  # a link is a copy
+        tar.add(root, ".")
+    with zipfile.ZipFile(folder / "images.zip", "w") as file:
+        for f in data.images:
+            file.write(f, Path(f).relative_to(root))
+    images = [{"bytes": Path(f).read_bytes(), "path": f} for f in data.images]
+    parquet.write_table(pyarrow.table({"image": images, "label": data.labels.tolist()}), folder / "images.parquet")
+    return {form: datasets.build("path", folder / f"images.{form.lower()}") for form in ("tar", "zip", "Parquet")}
 
 
 def build_published_view(size: int, kit=transforms):
@@ -129,6 +147,11 @@ def report_photographs(args) -> None:
         size = sum(Path(f).stat().st_size for f in data.images) / len(data) / 1000
         rows = measure(paths, len(data), args.rounds, args.takes)
         report(f"{len(data)} images of {size:.0f} kB, two views of 224", rows, args.json, name="photographs_paths")
+        paths = {"JPEG folder": paths["JPEG folder, color on the device"]}
+        for form, same in put_in_shards(data, root, Path(scratch)).items():
+            paths[f"the same, {form}"] = by_batch(same, 224, 64, finished=False)
+        rows = measure(paths, len(data), 3 * args.rounds)
+        report("the same images as they lie in one file, color on the device", rows, args.json, name="shards")
 
 
 def report_small_images(args) -> None:
