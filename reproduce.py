@@ -3,6 +3,8 @@
 python reproduce.py recipes/digits.yaml
 python reproduce.py recipes/cifar100.yaml --seeds 3 --only rince_out_in
 python reproduce.py recipes/imagenet100.yaml --dry-run
+python reproduce.py recipes/imagenet100.yaml --submit slurm --slurm="--partition=gpu --gres=gpu:8 --time=12:00:00"
+python reproduce.py recipes/imagenet100.yaml --status
 
 What is done is skipped: a training whose folder has the same command and all its epochs, an evaluation with a record of
 the same command on the same checkpoint. A training that was cut off goes on. A failure is reported at the end, and the
@@ -10,11 +12,11 @@ rest goes on. The table (Markdown, and JSON with the records behind each figure)
 """
 
 import argparse
+import contextlib
 import shlex
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,10 +25,9 @@ import util  # first: where packages are missing it says what to do
 
 # isort: split
 import recipes
-from engine.cli import config
-from recipes import completed, grid, table
-from recipes.running import Finder, Runner, say
-from recipes.schema import words
+from engine.processes.distributed import EXIT_STOPPED
+from recipes import completed, grid, submitting, table
+from recipes.running import Finder, Runner, attempt, say
 from util import InputError
 
 
@@ -46,58 +47,16 @@ def get_parser():
         "--out", type=util.user_path, default=Path("save/tables"), help="folder of the table (default: save/tables)"
     )
     p.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    p.add_argument("--submit", choices=("slurm", "local"), help="run as jobs: of SLURM, or processes of this machine")
+    p.add_argument(
+        "--slurm",
+        default="",
+        metavar="OPTIONS",
+        help='of sbatch, as --slurm="--gres=gpu:8 --time=12:00:00"',
+    )
+    p.add_argument("--status", action="store_true", help="show the jobs of the last --submit and what they do")
+    p.add_argument("--task", nargs="+", help=argparse.SUPPRESS)  # what a job calls
     return p
-
-
-def run_method(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Runner) -> dict:
-    """One method with one seed: {"seed", "values" by column, "records": file by evaluation}, and its checkpoint."""
-    title, file = recipes.title(recipe, name, seed), recipes.given(recipe, name)
-    wanted = recipes.commands(recipe, name, seed, scope)
-    scripts = {words(command)[1] for command in wanted.values()}
-    values, records, seconds, about = {}, {}, None, {}
-    if file:
-        source = {"folder": str(file.parent), **completed.check_given(file)}
-        if "warning" in source:
-            runner.say(f"== {title}: warning: {source['warning']}")
-    else:
-        training = wanted.pop("training")
-        folder = runner.train(f"{title}: training", training)
-        if folder is None:
-            return {"seed": seed, "values": values, "records": records}
-        source = {"folder": str(folder), "sha256": util.sha256(folder / "last.pth"), "training": training}
-        seconds = completed.seconds(folder)
-    for step, command in wanted.items():
-        command = command.replace("$path2chkpt", shlex.quote(source["folder"]))
-        found = runner.evaluate(f"{title}: {step}", command, source["sha256"])
-        if found is None:
-            continue
-        records[step], measured = found["file"], completed.figures(found["metrics"])
-        about |= {"machine": f"{found['machine']}, torch {found['versions']['torch']}"}
-        for column, path in recipe["evaluations"][step]["columns"].items():
-            if path in measured:
-                values[column] = measured[path]
-            else:
-                near, there = util.nearest(path, measured), ", ".join(measured)
-                why = f"no figure {path} for column {column}{near}; there are {there}, in {found['file']}"
-                runner.fail(f"{title}: {step}", command, why)
-    values = recipes.add_means(recipe, values) | ({} if seconds is None else {"seconds": seconds})
-    about["protocols"] = {script: config.protocol(script) for script in scripts}
-    return {"seed": seed, "values": values, "records": records, **source, **about}
-
-
-def attempt(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Runner) -> dict:
-    """run_method; whatever goes wrong is a failure of this method alone."""
-    try:
-        return run_method(recipe, name, seed, scope, runner)
-    except Exception as error:
-        why = util.fault(error)
-        if why is None:
-            runner.say(traceback.format_exc())
-            why = f"{type(error).__name__}: {error}"
-        title = recipes.title(recipe, name, seed)
-        runner.say(f"== {title}: FAILED: {why}")
-        runner.fail(title, recipes.commands(recipe, name, seed, scope).get("training", ""), why)
-        return {"seed": seed, "values": {}, "records": {}}
 
 
 def run_methods(
@@ -137,12 +96,35 @@ def run_methods(
     return found
 
 
-def run_recipe(recipe: dict, names, scope: recipes.Scope, args) -> list[dict]:
-    """Runs what is not done, writes and prints the table; returns what failed."""
-    util.check_folder(args.out, "--out")
-    stem = args.recipe.stem + (f"_scale{args.scale:g}" if args.scale != 1 else "")
+def name_table(args) -> str:
+    """The name of a table's files: that of the recipe, with its scale."""
+    return args.recipe.stem + (f"_scale{args.scale:g}" if args.scale != 1 else "")
+
+
+def make_runner(recipe: dict, args) -> Runner:
+    """What runs the commands, as many models at a time as is asked for."""
     jobs = recipe["jobs"] if args.jobs is None else args.jobs
-    runner, place = Runner(args.out / "logs" / stem, jobs or util.cores()), args.out / stem
+    return Runner(args.out / "logs" / name_table(args), jobs or util.cores())
+
+
+def call(when: str, entry: dict, place: Path, runner: Runner) -> None:
+    """A command that belongs to no method, before or after them."""
+    line = recipes.in_one_line(entry["command"]).replace("$table", shlex.quote(f"{place}.json"))
+    runner.call(f"{when}: {' '.join(line.split()[1:4])}", line, show=True)
+
+
+def call_before(recipe: dict, place: Path, runner: Runner) -> None:
+    """The commands that come before the methods, but for those whose file is there."""
+    for entry in recipe["before"]:
+        if "makes" not in entry or not Path(entry["makes"]).exists():
+            call("before", entry, place, runner)
+
+
+def run_recipe(recipe: dict, names, scope: recipes.Scope, args, failures=()) -> list[dict]:
+    """Runs what is not done, writes and prints the table; returns what failed, after `failures` of before."""
+    util.check_folder(args.out, "--out")
+    runner, place = make_runner(recipe, args), args.out / name_table(args)
+    runner.failures += failures
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
 
     def save(results, to_come=0):
@@ -155,26 +137,99 @@ def run_recipe(recipe: dict, names, scope: recipes.Scope, args) -> list[dict]:
         except InputError as error:  # the trainings go on: the last table is the one that counts
             say(f"== {error}")
 
-    def call(when, entry):
-        """A command that belongs to no method, before or after them."""
-        line = recipes.in_one_line(entry["command"]).replace("$table", shlex.quote(f"{place}.json"))
-        runner.call(f"{when}: {' '.join(line.split()[1:4])}", line, show=True)
-
     earlier = completed.take_up(recipe, scope)
     for name, seed in earlier:
         say(f"== {recipes.title(recipe, name, seed)}: is done, {recipe['results']}")
-    to_run = any((name, seed) not in earlier for name in names for seed in recipes.seeds(recipe, name, scope))
-    for entry in recipe["before"] if to_run else ():
-        if "makes" not in entry or not Path(entry["makes"]).exists():
-            call("before", entry)
+    if any((name, seed) not in earlier for name in names for seed in recipes.seeds(recipe, name, scope)):
+        call_before(recipe, place, runner)
     results = run_methods(recipe, names, scope, runner, save_meanwhile, earlier)
     text = save(results)
     for entry in recipe["after"] if not args.only and args.scale == 1 else ():
         if not runner.failures:
-            call("after", entry)
+            call("after", entry, place, runner)
             text = save(results)
     say(f"\n{text}\nsaved {place}.md and .json")
     return runner.failures
+
+
+# ---- as jobs ---------------------------------------------------------------------------------------------------------
+
+
+def locate_jobs(args) -> Path:
+    """The folder of a submission."""
+    return args.out / "jobs" / name_table(args)
+
+
+def submit(recipe: dict, names, scope: recipes.Scope, args) -> list[dict]:
+    """Hands what is not done over as jobs: what comes before, each method with each seed, the table. Of jobs on this
+    machine, which it waits for, it returns what failed.
+    """
+    options = submitting.read_options(args.slurm) if args.submit == "slurm" else {}
+    util.check_folder(args.out, "--out")
+    runner, place = make_runner(recipe, args), locate_jobs(args)
+    limit = runner.jobs if args.submit == "local" else args.jobs
+    words = [sys.executable, str(recipes.ROOT / "reproduce.py"), str(args.recipe), "--out", str(args.out)]
+    words += ["--scale", str(args.scale), f"--options={args.options}"]
+    words += ["--jobs", str(limit if args.submit == "local" else 1)]
+    finder, earlier, runs = Finder(runner.logs, runner.jobs), completed.take_up(recipe, scope), []
+    for seed in range(scope.seeds):  # seed by seed, as run_methods does
+        for name in names:
+            if seed not in recipes.seeds(recipe, name, scope):
+                continue
+            title, steps = recipes.title(recipe, name, seed), recipes.commands(recipe, name, seed, scope)
+            found = earlier.get((name, seed)) or attempt(recipe, name, seed, scope, finder)
+            whole = "sha256" in found and found["records"].keys() == steps.keys() - {"training"}
+            if (name, seed) in earlier or whole:
+                say(f"== {title}: is done")
+            else:
+                runs.append(submitting.Task(title, [*words, "--task", "run", name, str(seed)]))
+    only = ["--only", *args.only] if args.only else []
+    makes = [submitting.Task(submitting.BEFORE, [*words, "--task", "before"])]
+    shows = [submitting.Task(submitting.TABLE, [*words, "--seeds", str(args.seeds), *only, "--task", "table"])]
+    stages = [stage for stage in (makes if runs and recipe["before"] else [], runs, shows) if stage]
+    with submitting.locked(place):
+        if args.submit == "slurm":
+            submitting.submit_to_slurm(stages, place, options, limit)
+            return []
+        submitting.run_here(stages, place, limit)
+    say((args.out / f"{name_table(args)}.md").read_text())
+    return submitting.collect_failures(place)
+
+
+def run_task(recipe: dict, scope: recipes.Scope, args) -> list[dict]:
+    """What one job does, and leaves as its outcome; exits with 75 where a script saved, to be started again."""
+    kind, place, runner = args.task[0], locate_jobs(args), make_runner(recipe, args)
+    if kind == "before":
+        title = submitting.BEFORE
+        call_before(recipe, args.out / name_table(args), runner)
+    elif kind == "table":
+        title, others = submitting.TABLE, submitting.collect_failures(place)
+        runner.failures += run_recipe(recipe, [], scope, args, others)[len(others) :]
+    else:
+        name, seed = args.task[1], int(args.task[2])
+        title = recipes.title(recipe, name, seed)
+        attempt(recipe, name, seed, scope, runner)
+    if runner.cut_off:
+        sys.exit(EXIT_STOPPED)
+    submitting.write_failures(place, title, runner.failures)
+    return runner.failures
+
+
+@contextlib.contextmanager
+def ended_by_signals():
+    """As a context: what a scheduler ends a job with ends this process, once the script that it runs has saved."""
+
+    def end(number, frame):
+        for other in before:  # a second one would not wait for the script
+            signal.signal(other, signal.SIG_IGN)
+        sys.exit(143)
+
+    before = {n: signal.signal(n, end) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main():
@@ -183,20 +238,25 @@ def main():
     if args.seeds < 1 or not 0 < args.scale <= 1 or (args.jobs or 0) < 0:
         given = f"--seeds {args.seeds} --scale {args.scale} --jobs {args.jobs}"
         raise InputError(f"{given}: seeds start at 1, jobs at 0, the scale lies in (0, 1]")
+    if args.slurm and args.submit != "slurm":
+        raise InputError("--slurm is of no use without --submit slurm")
+    if args.status:
+        return submitting.show_status(locate_jobs(args), args.recipe)
     only = [method for name in args.only for method in grid.find_methods(recipe, name, f"{args.recipe}: --only")]
     names = list(dict.fromkeys(only)) or list(recipe["methods"])
     scope = recipes.Scope(args.seeds, args.scale, args.options)
     recipes.check_commands(recipe, names, scope, str(args.recipe))
     if args.dry_run:
         return recipes.print_commands(recipe, names, scope)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        failures = run_recipe(recipe, names, scope, args)
+        with ended_by_signals():
+            if args.task:
+                failures = run_task(recipe, scope, args)
+            else:
+                failures = (submit if args.submit else run_recipe)(recipe, names, scope, args)
     except KeyboardInterrupt:
         print("reproduce.py: stopped; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     if failures:
         sys.exit(1)
 

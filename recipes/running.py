@@ -7,11 +7,15 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
+import recipes
 import util
+from engine.cli import config
+from engine.processes.distributed import EXIT_STOPPED
 from engine.run import checkpoint
-from recipes import ROOT, completed, run_folder
+from recipes import completed, schema
 from recipes.schema import option
 from util import InputError
 
@@ -32,7 +36,7 @@ class Runner:
 
     def __init__(self, logs: Path, jobs: int):
         self.logs, self.jobs, self.failures, self.stopped = logs, jobs, [], threading.Event()
-        self.running = set()
+        self.running, self.cut_off = set(), False  # cut_off: a script saved, to be started again
 
     def stop(self) -> None:
         """Start nothing more, and end what runs: a training saves first."""
@@ -45,8 +49,8 @@ class Runner:
         if self.stopped.is_set():
             return False
         words = shlex.split(command)
-        words = [sys.executable, str(ROOT / words[1]) if words[1].endswith(".py") else words[1], *words[2:]]
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        words = [sys.executable, str(recipes.ROOT / words[1]) if words[1].endswith(".py") else words[1], *words[2:]]
+        paths = [str(recipes.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)} | ({"OMP_NUM_THREADS": "1"} if self.jobs > 1 else {})
         log = self.logs / f"{util.plain_name(title)}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +81,7 @@ class Runner:
         if self.stopped.is_set():
             say(f"== {title}: stopped; {log}")
             return False
+        self.cut_off |= process.returncode == EXIT_STOPPED
         say(f"== {title}: FAILED with exit code {process.returncode}; {log}\n{''.join(lines[-3:])}")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
         self.fail(title, command, f"exit code {process.returncode}: {last}; {log}")
@@ -88,7 +93,7 @@ class Runner:
 
     def train(self, title: str, command: str) -> Path | None:
         """The folder of the finished training."""
-        folder = run_folder(command)
+        folder = recipes.run_folder(command)
         found = completed.find_run([folder], command)
         if found and (changed := completed.find_change_since(folder, command)):
             raise InputError(
@@ -131,3 +136,54 @@ class Finder(Runner):
 
     def call(self, title: str, command: str, show: bool = False) -> bool:
         return False
+
+
+def run_method(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Runner) -> dict:
+    """One method with one seed: {"seed", "values" by column, "records": file by evaluation}, and its checkpoint."""
+    title, file = recipes.title(recipe, name, seed), recipes.given(recipe, name)
+    wanted = recipes.commands(recipe, name, seed, scope)
+    scripts = {schema.words(command)[1] for command in wanted.values()}
+    values, records, seconds, about = {}, {}, None, {}
+    if file:
+        source = {"folder": str(file.parent), **completed.check_given(file)}
+        if "warning" in source:
+            runner.say(f"== {title}: warning: {source['warning']}")
+    else:
+        training = wanted.pop("training")
+        folder = runner.train(f"{title}: training", training)
+        if folder is None:
+            return {"seed": seed, "values": values, "records": records}
+        source = {"folder": str(folder), "sha256": util.sha256(folder / "last.pth"), "training": training}
+        seconds = completed.seconds(folder)
+    for step, command in wanted.items():
+        command = command.replace("$path2chkpt", shlex.quote(source["folder"]))
+        found = runner.evaluate(f"{title}: {step}", command, source["sha256"])
+        if found is None:
+            continue
+        records[step], measured = found["file"], completed.figures(found["metrics"])
+        about |= {"machine": f"{found['machine']}, torch {found['versions']['torch']}"}
+        for column, path in recipe["evaluations"][step]["columns"].items():
+            if path in measured:
+                values[column] = measured[path]
+            else:
+                near, there = util.nearest(path, measured), ", ".join(measured)
+                why = f"no figure {path} for column {column}{near}; there are {there}, in {found['file']}"
+                runner.fail(f"{title}: {step}", command, why)
+    values = recipes.add_means(recipe, values) | ({} if seconds is None else {"seconds": seconds})
+    about["protocols"] = {script: config.protocol(script) for script in scripts}
+    return {"seed": seed, "values": values, "records": records, **source, **about}
+
+
+def attempt(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner: Runner) -> dict:
+    """run_method; whatever goes wrong is a failure of this method alone."""
+    try:
+        return run_method(recipe, name, seed, scope, runner)
+    except Exception as error:
+        why = util.fault(error)
+        if why is None:
+            runner.say(traceback.format_exc())
+            why = f"{type(error).__name__}: {error}"
+        title = recipes.title(recipe, name, seed)
+        runner.say(f"== {title}: FAILED: {why}")
+        runner.fail(title, recipes.commands(recipe, name, seed, scope).get("training", ""), why)
+        return {"seed": seed, "values": {}, "records": {}}

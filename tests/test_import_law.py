@@ -32,7 +32,7 @@ LAW = {
     **{name: BELOW | others for name, others in ENGINE.items()},
     "engine": BELOW | set(ENGINE),
     "figures": BELOW | WHOLE_ENGINE,
-    "recipes": {"engine.cli", "engine.run", "engine.encoder", "util"},
+    "recipes": {"engine.processes", "engine.cli", "engine.run", "engine.encoder", "util"},
     "benchmarks": BELOW | WHOLE_ENGINE | {"figures", "recipes"},
     **{script: BELOW | WHOLE_ENGINE | {"figures", "recipes", "benchmarks"} for script in SCRIPTS},
     "reproduce": {"recipes", "engine.cli.config", "util"},

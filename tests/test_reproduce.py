@@ -28,7 +28,7 @@ from engine.cli import config
 from engine.encoder import official_checkpoints
 from engine.run import checkpoint, run_log
 from networks import resnet
-from recipes import completed, table
+from recipes import completed, running, table
 from recipes.completed import find_record, find_run, same, seconds
 from recipes.running import Finder, Runner
 
@@ -307,7 +307,7 @@ def test_a_fault_of_one_method_ends_that_method_alone(done):
 def test_a_column_that_no_record_has_is_a_failure_of_its_own(done, tmp_path):
     recipe, runner = recipes.read(Path("small.yaml")), Runner(tmp_path, 1)
     recipe["evaluations"]["retrieval"]["columns"] = {"wrong": "fine.R@2", "R@1": "fine.R@1"}
-    assert list(reproduce.run_method(recipe, "good", 0, recipes.Scope(), runner)["values"]) == ["R@1", "seconds"]
+    assert list(running.run_method(recipe, "good", 0, recipes.Scope(), runner)["values"]) == ["R@1", "seconds"]
     why = runner.failures[0]["why"]
     assert "no figure fine.R@2 for column wrong; did you mean fine.R@" in why
     there = "fine.R@1, fine.R@5, fine.R@10, fine.R@20, fine.AP, fine.AP-published, fine.mAP"

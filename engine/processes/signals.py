@@ -1,4 +1,4 @@
-"""What SIGTERM, SIGUSR1 and Ctrl-C do: in a process that trains, in its loaders, and in one that waits for others."""
+"""What SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C do: to a process that trains, to its loaders, and to one that waits for them."""
 
 import contextlib
 import os
@@ -10,12 +10,14 @@ from collections.abc import Callable
 
 from engine.processes import distributed
 
-ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # what a terminal, a scheduler, torchrun stop a run with
+# what a terminal, a scheduler, torchrun stop a run with
+ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 entered = []  # StopSignals in force
 
 
 class StopSignals:
-    """While it is entered, SIGTERM, SIGUSR1 and Ctrl-C only ask, as the end of --max_hours does, counted from `begin`.
+    """While it is entered, SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C only ask, as the end of --max_hours does, which counts
+    from `begin`.
 
     A second Ctrl-C stops at once; within a second of the first it does not count, since torchrun hands each on once
     more than the terminal does.
@@ -119,7 +121,7 @@ def ignore(worker: int) -> None:
     """Of a loader process, started while they are held: signals that go to a whole job are for the process that saves;
     only its parent ends it.
     """
-    for number in (signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     waits = hasattr(signal, "sigwaitinfo")  # not on macOS
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM} if waits else ())
