@@ -6,6 +6,7 @@ was ended by others.
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
@@ -303,7 +304,8 @@ def submit_to_slurm(stages: list[list[Task]], place: Path, options: dict, limit:
         for task in tasks:
             outcome(place, task.title).unlink(missing_ok=True)
         try:
-            handed = executor.submit_array(tasks)
+            with contextlib.redirect_stderr(io.StringIO()):  # where submitit prints what it raises
+                handed = executor.submit_array(tasks)
         except submitit.core.utils.FailedJobError as error:
             raise InputError(f"--slurm: sbatch refuses the job: {util.reason(error)}") from None
         jobs += [Job(task.title, task.words, job.job_id) for task, job in zip(tasks, handed, strict=True)]

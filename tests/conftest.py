@@ -12,7 +12,7 @@ import pytest
 
 # tests send these; a suite that a script starts in the background would have its processes ignore Ctrl-C
 signal.signal(signal.SIGINT, signal.default_int_handler)
-for number in (signal.SIGTERM, signal.SIGUSR1):
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, signal.SIG_DFL)
 
 

@@ -1,4 +1,4 @@
-"""What SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C do: to a process that trains, to its loaders, and to one that waits for them."""
+"""What SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C do: to a process that trains, its loaders, and one that waits for them."""
 
 import contextlib
 import os

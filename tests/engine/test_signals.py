@@ -39,7 +39,7 @@ def test_a_handler_that_is_not_of_python_stays(monkeypatch):
     monkeypatch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGUSR1 else signal.SIG_DFL)
     monkeypatch.setattr(signal, "signal", lambda number, handler: taken.append(number))
     with signals.StopSignals():
-        assert taken == [signal.SIGTERM, signal.SIGINT]
+        assert taken == [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT]
 
 
 @pytest.mark.parametrize("enter", [signals.StopSignals, lambda: signals.passed_on([])], ids=["stop", "pass on"])

@@ -111,7 +111,7 @@ def good(folder):
     return checkpoint.load(folder / FOLDER, "--resume")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
 def test_a_signal_lets_the_step_end_saves_and_exits_with_75(tmp_path, number):
     process = start(tmp_path, f"{RUN} --epochs 1000 --num_workers 0".split())
     last = tmp_path / FOLDER / "last.pth"
