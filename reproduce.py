@@ -13,6 +13,7 @@ rest goes on. The table (Markdown, and JSON with the records behind each figure)
 
 import argparse
 import contextlib
+import itertools
 import shlex
 import signal
 import sys
@@ -125,7 +126,7 @@ def run_recipe(recipe: dict, names, scope: recipes.Scope, args, failures=()) -> 
     util.check_folder(args.out, "--out")
     runner, place = make_runner(recipe, args), args.out / name_table(args)
     runner.failures += failures
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    command = [Path(sys.argv[0]).name, *itertools.takewhile("--task".__ne__, sys.argv[1:])]
 
     def save(results, to_come=0):
         about = {"command": command, "failures": list(runner.failures), "unfinished": to_come}

@@ -211,11 +211,13 @@ def show_status(place: Path, recipe: Path) -> None:
         raise InputError(f"--status: {recipe} was not submitted with these options; {place} holds no jobs")
     counts = Counter(state.split()[0] for _, state in found)
     print(", ".join(f"{number} {word}" for word, number in counts.items()))
-    wide = max(len(job.title) for job, _ in found), max(len(state) for _, state in found)
+    rows = []
     for job, state in found:
         failures = read_failures(place, job)
-        last = failures[0]["why"] if failures else find_last_line(place, job)
-        print(f"{job.title:{wide[0]}}  {state:{wide[1]}}  {job.id or '-'}  {last}".rstrip())
+        rows.append([job.title, state, job.id or "-", failures[0]["why"] if failures else find_last_line(place, job)])
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)][:3]
+    for *cells, last in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(cells, wide, strict=True)), last]).rstrip())
 
 
 # ---- to SLURM --------------------------------------------------------------------------------------------------------

@@ -24,7 +24,9 @@ from recipes import table
 PAGES = {p.relative_to(ROOT).as_posix(): p.read_text() for p in [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md"))]}
 del PAGES["CHANGELOG.md"]  # names what is gone, too
 README = PAGES["README.md"]
-FOREIGN = {"--nnodes", "--rdzv-endpoint", "--max-restarts", "--logdir"}  # torchrun's and tensorboard's
+# torchrun's, tensorboard's and sbatch's
+FOREIGN = {"--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts", "--logdir"}
+FOREIGN |= {"--partition", "--gres", "--cpus-per-task", "--time", "--nodes", "--ntasks"}
 every_page = pytest.mark.parametrize("page", PAGES)
 
 

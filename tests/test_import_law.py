@@ -35,7 +35,7 @@ LAW = {
     "recipes": {"engine.processes", "engine.cli", "engine.run", "engine.encoder", "util"},
     "benchmarks": BELOW | WHOLE_ENGINE | {"figures", "recipes"},
     **{script: BELOW | WHOLE_ENGINE | {"figures", "recipes", "benchmarks"} for script in SCRIPTS},
-    "reproduce": {"recipes", "engine.cli.config", "util"},
+    "reproduce": {"recipes", "engine.processes.distributed", "util"},
     "hubconf": {"losses", "networks", "evaluation", "util", "engine.encoder.pretrained"},
 }
 FILES = [*ROOT.glob("*.py"), *(f for name in LAW for f in (ROOT / name).rglob("*.py"))]
