@@ -114,11 +114,9 @@ def call(when: str, entry: dict, place: Path, runner: Runner) -> None:
     runner.call(f"{when}: {' '.join(line.split()[1:4])}", line, show=True)
 
 
-def call_before(recipe: dict, place: Path, runner: Runner) -> None:
+def find_before(recipe: dict) -> list[dict]:
     """The commands that come before the methods, but for those whose file is there."""
-    for entry in recipe["before"]:
-        if "makes" not in entry or not Path(entry["makes"]).exists():
-            call("before", entry, place, runner)
+    return [entry for entry in recipe["before"] if "makes" not in entry or not Path(entry["makes"]).exists()]
 
 
 def run_recipe(recipe: dict, names, scope: recipes.Scope, args, failures=()) -> list[dict]:
@@ -142,7 +140,8 @@ def run_recipe(recipe: dict, names, scope: recipes.Scope, args, failures=()) -> 
     for name, seed in earlier:
         say(f"== {recipes.title(recipe, name, seed)}: is done, {recipe['results']}")
     if any((name, seed) not in earlier for name in names for seed in recipes.seeds(recipe, name, scope)):
-        call_before(recipe, place, runner)
+        for entry in find_before(recipe):
+            call("before", entry, place, runner)
     results = run_methods(recipe, names, scope, runner, save_meanwhile, earlier)
     text = save(results)
     for entry in recipe["after"] if not args.only and args.scale == 1 else ():
@@ -187,7 +186,7 @@ def submit(recipe: dict, names, scope: recipes.Scope, args) -> list[dict]:
     only = ["--only", *args.only] if args.only else []
     makes = [submitting.Task(submitting.BEFORE, [*words, "--task", "before"])]
     shows = [submitting.Task(submitting.TABLE, [*words, "--seeds", str(args.seeds), *only, "--task", "table"])]
-    stages = [stage for stage in (makes if runs and recipe["before"] else [], runs, shows) if stage]
+    stages = [stage for stage in (makes if runs and find_before(recipe) else [], runs, shows) if stage]
     with submitting.locked(place):
         if args.submit == "slurm":
             submitting.submit_to_slurm(stages, place, options, limit)
@@ -202,7 +201,8 @@ def run_task(recipe: dict, scope: recipes.Scope, args) -> list[dict]:
     kind, place, runner = args.task[0], locate_jobs(args), make_runner(recipe, args)
     if kind == "before":
         title = submitting.BEFORE
-        call_before(recipe, args.out / name_table(args), runner)
+        for entry in find_before(recipe):
+            call("before", entry, args.out / name_table(args), runner)
     elif kind == "table":
         title, others = submitting.TABLE, submitting.collect_failures(place)
         runner.failures += run_recipe(recipe, [], scope, args, others)[len(others) :]

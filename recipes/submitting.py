@@ -31,8 +31,8 @@ from util import InputError
 
 BEFORE, TABLE = "before the methods", "the table"  # titles of jobs that are of no method
 SLURM_STATES = {
-    **dict.fromkeys(("RUNNING", "COMPLETING", "CONFIGURING"), "runs"),
-    **dict.fromkeys(("PENDING", "REQUEUED", "SUSPENDED", "PREEMPTED"), "waits"),
+    **dict.fromkeys(("RUNNING", "COMPLETING", "CONFIGURING"), "running"),
+    **dict.fromkeys(("PENDING", "REQUEUED", "SUSPENDED"), "waiting"),
     "UNKNOWN": "unknown",  # no sacct, or one that keeps no account
 }
 SAVE_SECONDS = 180  # SLURM's warning before the time limit
@@ -174,7 +174,7 @@ def locked(place: Path):
 
 
 def find_states(place: Path) -> list[tuple[Job, str]]:
-    """The jobs of the last submission, each with its state: done, failed, runs, waits, stopped or unknown."""
+    """The jobs of the last submission, each with its state: done, failed, running, waiting, stopped or unknown."""
     scheduler, jobs = read_jobs(place)
     failures = {job.title: read_failures(place, job) for job in jobs}
     without = [job for job in jobs if failures[job.title] is None]
@@ -192,7 +192,7 @@ def _ask_slurm(place: Path, jobs: list[Job]) -> dict[str, str]:
 
 def _look_here(place: Path, jobs: list[Job]) -> dict[str, str]:
     driven = held_by(place) is not None
-    return {j.title: "runs" if _is_alive(j) else "waits" if driven and j.id is None else "stopped" for j in jobs}
+    return {j.title: "running" if _is_alive(j) else "waiting" if driven and j.id is None else "stopped" for j in jobs}
 
 
 def _is_alive(job: Job) -> bool:
@@ -320,7 +320,7 @@ def _find_queued(place: Path) -> tuple[list[Job], Job | None]:
     """The jobs that SLURM still has of an earlier submission, and that of its table."""
     if read_jobs(place)[0] != "slurm":
         return [], None
-    found = [job for job, state in find_states(place) if state in ("runs", "waits")]
+    found = [job for job, state in find_states(place) if state in ("running", "waiting")]
     for job in found:
         if job.title != TABLE:
             say(f"== {job.title}: is job {job.id} already")

@@ -73,35 +73,30 @@ def states_in(place):
 
 def test_an_array_follows_what_comes_before_and_the_table_follows_it_whatever_became_of_its_tasks(cluster, tmp_path):
     place = tmp_path / "save/small"
-    submitting.submit_to_slurm(make_stages(place, "good", "bad", "killed", "long"), place, OPTIONS, limit=2)
+    submitting.submit_to_slurm(make_stages(place, "bad", "killed", "long"), place, OPTIONS, limit=2)
     after = {number: job["after"] for number, job in all_jobs().items()}
-    assert after == {"1": [], "2_0": ["1"], "2_1": ["1"], "2_2": ["1"], "2_3": ["1"], "3": ["1", "2"]}
-    assert set(states_in(place).values()) == {"waits"}
+    assert after == {"1": [], "2_0": ["1"], "2_1": ["1"], "2_2": ["1"], "3": ["1", "2"]}
+    assert set(states_in(place).values()) == {"waiting"}
     options = all_jobs()["2_0"]["options"]
-    want = {"gres": "gpu:8", "time": "720", "array": "0-3%2", "signal": "USR2@180", "job-name": "small"}
+    want = {"gres": "gpu:8", "time": "720", "array": "0-2%2", "signal": "USR2@180", "job-name": "small"}
     assert want.items() <= options.items() and options["requeue"] is True
 
-    cluster.start("1")
-    cluster.finish("1")
-    cluster.start("2_3")
-    wait_until((place / "begun").exists, cluster.processes["2_3"])
-    assert states_in(place)["long"] == "runs" and not (place / "saved").exists()
-    cluster.signal("2_3", signal.SIGTERM, signal.SIGUSR2)  # as SLURM does to a job that it preempts
-    assert cluster.finish("2_3") == "PENDING" and (place / "saved").exists()  # queued again once all was saved
-    assert states_in(place)["long"] == "waits"
+    end(place, "1", BEFORE)
+    cluster.start("2_2")
+    wait_until((place / "begun").exists, cluster.processes["2_2"])
+    assert states_in(place)["long"] == "running" and not (place / "saved").exists()
+    cluster.signal("2_2", signal.SIGTERM, signal.SIGUSR2)  # as SLURM does to a job that it preempts
+    assert cluster.finish("2_2") == "PENDING" and (place / "saved").exists()  # queued again once all was saved
+    assert states_in(place)["long"] == "waiting"
     cluster.run()
-    assert all_jobs()["2_3"]["starts"] == 2 and all_jobs()["2_3"]["srun"]["--cpus-per-task"] == "16"
-    assert cluster.jobs() == {
-        "1": "COMPLETED", "2_0": "COMPLETED", "2_1": "FAILED", "2_2": "OUT_OF_MEMORY", "2_3": "COMPLETED",
-        "3": "COMPLETED",
-    }  # fmt: skip
-    assert states_in(place) == {
-        BEFORE: "done", "good": "done", "bad": "failed", "killed": "failed (OUT_OF_MEMORY)", "long": "done",
-        TABLE: "done",
-    }  # fmt: skip
+    assert all_jobs()["2_2"]["starts"] == 2 and all_jobs()["2_2"]["srun"]["--cpus-per-task"] == "16"
+    ends = {"2_0": "FAILED", "2_1": "OUT_OF_MEMORY", "2_2": "COMPLETED", "3": "COMPLETED"}
+    assert cluster.jobs() == {"1": "COMPLETED", **ends}
+    ends = {"bad": "failed", "killed": "failed (OUT_OF_MEMORY)", "long": "done", TABLE: "done"}
+    assert states_in(place) == {BEFORE: "done", **ends}
     failed, killed = submitting.collect_failures(place)
     assert failed["why"] == "because"
-    assert killed["why"] == f"job 2_2 was ended by others; killed begins; {place}/2_2_0_log.out"
+    assert killed["why"] == f"job 2_1 was ended by others; killed begins; {place}/2_1_0_log.out"
 
 
 def test_what_is_in_the_queue_is_not_handed_over_again_and_the_new_table_comes_after_it(cluster, tmp_path, capsys):
@@ -118,7 +113,7 @@ def test_what_is_in_the_queue_is_not_handed_over_again_and_the_new_table_comes_a
     jobs = {job.title: job.id for job in submitting.read_jobs(place)[1]}
     assert jobs == {"good": "2_0", BEFORE: "4", "bad": "5_0", "other": "5_1", TABLE: "6"}
     assert {n: all_jobs()[n]["after"] for n in ("5_0", "6")} == {"5_0": ["4"], "6": ["2_0", "4", "5"]}
-    assert states_in(place) == {"good": "runs"} | dict.fromkeys((BEFORE, "bad", "other", TABLE), "waits")
+    assert states_in(place) == {"good": "running"} | dict.fromkeys((BEFORE, "bad", "other", TABLE), "waiting")
 
 
 def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(cluster, tmp_path, monkeypatch):
@@ -187,6 +182,36 @@ def test_errors_of_a_submission_are_one_line(monkeypatch, capsys, cluster, recip
     assert error("--submit local") == error(SLURM) == '--submit: needs submitit; pip install ".[slurm]"'
 
 
+@pytest.mark.parametrize(("made", "first"), [(False, [BEFORE]), (True, [])])
+def test_each_method_has_a_job_for_each_of_its_seeds_and_what_is_needed_before_has_one(
+    monkeypatch, tmp_path, made, first
+):
+    def submit_to_slurm(stages, place, options, limit):
+        handed.append(stages)
+
+    handed = []
+    monkeypatch.setattr(submitting, "submit_to_slurm", submit_to_slurm)
+    methods = {**RECIPE["methods"], "given": {"checkpoint": "none.pth"}}
+    content = {**RECIPE, "methods": methods, "before": [{"command": "python -m x", "makes": "made"}]}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    if made:
+        (tmp_path / "made").touch()
+    run(monkeypatch, tmp_path, f"small.yaml --only good given --seeds 2 --scale 0.5 {SLURM}", "reproduce")
+    (stages,) = handed
+    assert [task.title for stage in stages for task in stage] == [
+        *first,
+        "good, seed 0",
+        "given",
+        "good, seed 1",
+        TABLE,
+    ]
+    words = " ".join(stages[-2][-1].words[2:])
+    assert words == "small.yaml --out save/tables --scale 0.5 --options= --jobs 1 --task run good 1"
+    table = " ".join(stages[-1][0].words[2:])
+    assert table.endswith(" --jobs 1 --seeds 2 --only good given --task table")
+    assert not (tmp_path / "save/tables/small_scale0.5.json").exists()
+
+
 @pytest.mark.slow
 def test_a_recipe_on_slurm_survives_preemption_and_is_not_trained_twice(monkeypatch, capsys, cluster, recipe, tmp_path):
     def reproduce(words):
@@ -203,7 +228,7 @@ def test_a_recipe_on_slurm_survives_preemption_and_is_not_trained_twice(monkeypa
     assert cluster.finish("1_1") == "PENDING"
     assert 0 < checkpoint.load(folder)["epoch"] < 40
     state = reproduce("--status").splitlines()
-    assert state[0] == "1 failed, 2 waits" and "main_ce.py: error: --data_folder nowhere: no such folder" in state[1]
+    assert state[0] == "1 failed, 2 waiting" and "main_ce.py: error: --data_folder nowhere: no such folder" in state[1]
     assert "== good, seed 0: is job 1_1 already\n" in reproduce(SLURM)
     cluster.run()
     assert set(cluster.jobs().values()) <= {"COMPLETED", "FAILED", "CANCELLED by 1000"}
