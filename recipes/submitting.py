@@ -55,8 +55,10 @@ class Task:
     grace: float = 0
 
     def __call__(self) -> None:
-        """Run the command to its end. What asks the job to stop asks the command, which saves; then submitit, where it
-        was the signal that submitit takes, or the command ended as one to be started again, queues the job again.
+        """Run the command to its end, and exit with its code.
+
+        A signal that asks the job to stop asks the command, which saves. Then submitit queues the job again, if it was
+        the signal that submitit takes, or if the command ended as one that is to be started again.
         """
         from submitit import JobEnvironment
 
@@ -74,13 +76,14 @@ class Task:
         if came:
             process.terminate()
         code = process.wait()
+        if code == 0:
+            return
         until = time.monotonic() + self.grace
         while came and again not in came and time.monotonic() < until:
             time.sleep(0.1)
         if again in came or (code == EXIT_STOPPED and not came):
             queue_again(again, None)
-        if code:
-            sys.exit(code)
+        sys.exit(code)
 
     def checkpoint(self):
         """What the job calls when it is started again: the same."""
@@ -369,7 +372,8 @@ def run_here(stages: list[list[Task]], place: Path, limit: int) -> None:
                 forget_ended()
     except BaseException:
         for handed in running.values():
-            os.kill(int(handed.job_id), signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(handed.job_id), signal.SIGTERM)
         while not all(handed.done() for handed in running.values()):
             time.sleep(0.1)
         raise

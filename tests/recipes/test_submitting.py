@@ -24,7 +24,7 @@ from recipes.submitting import BEFORE, TABLE, Task
 from util import InputError
 
 OPTIONS = submitting.read_options("--partition=gpu --gres=gpu:8 --time=12:00:00 --cpus-per-task=16")
-# what a job calls: it fails, is killed, or stops when it is asked to and ends at its second start; else it is done
+# what a job calls: it fails, is killed, or stops, when it is asked to or by itself, and is done at its second start
 JOB = """
 import json, signal, sys, time
 from pathlib import Path
@@ -32,6 +32,9 @@ place, title, kind = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 print(kind, "begins")
 if kind == "killed":
     sys.exit(137)
+if kind == "twice" and not (place / "saved").exists():
+    (place / "saved").touch()
+    sys.exit(75)
 if kind == "long" and not (place / "saved").exists():
     def save(*_):
         time.sleep(1)
@@ -249,7 +252,8 @@ def test_a_recipe_on_slurm_survives_preemption_and_is_not_trained_twice(monkeypa
     ("signals", "code", "again"),
     [
         ([], 0, False), ([], 1, False), ([], 75, True), ([signal.SIGTERM], 75, False), ([signal.SIGUSR2], 75, True),
-        ([signal.SIGTERM, signal.SIGUSR2], 143, True), ([signal.SIGUSR2, signal.SIGTERM], 0, True),
+        ([signal.SIGTERM, signal.SIGUSR2], 143, True), ([signal.SIGUSR2, signal.SIGTERM], 143, True),
+        ([signal.SIGUSR2], 0, False),
     ],
 )  # fmt: skip
 def test_a_job_asks_its_command_to_stop_once_and_is_queued_again_when_it_was_told_to(tmp_path, signals, code, again):
@@ -287,11 +291,12 @@ def test_jobs_on_this_machine_come_in_turn_and_see_its_gpus(monkeypatch, capsys,
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
     place = tmp_path / "jobs"
     show = f"import os; print('bad.json' in os.listdir({str(place)!r}), os.environ['CUDA_VISIBLE_DEVICES'])"
-    stages = [make_stages(place, "bad")[1], [Task(TABLE, [sys.executable, "-c", show])]]
+    stages = [make_stages(place, "bad", "twice")[1], [Task(TABLE, [sys.executable, "-c", show])]]
     submitting.run_here(stages, place, limit=2)
     out = capsys.readouterr().out
+    assert "== twice: done\n" in out and (place / "saved").exists()
     assert "== bad: FAILED: because\n" in out and "== the table: FAILED: True 0,3\n" in out
-    assert states_in(place) == {"bad": "failed", TABLE: "stopped"}
+    assert states_in(place) == {"bad": "failed", "twice": "done", TABLE: "stopped"}
 
 
 def test_a_second_submission_while_the_jobs_run_here_is_one_line(tmp_path):
