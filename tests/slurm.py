@@ -128,7 +128,7 @@ class Cluster:
         if task:
             env |= {"SLURM_ARRAY_JOB_ID": array, "SLURM_ARRAY_TASK_ID": task}
         write_job(number, state="RUNNING", again=False, pid=None, starts=job["starts"] + 1)
-        self.processes[number] = subprocess.Popen(["bash", job["file"]], env=env)
+        self.processes[number] = subprocess.Popen(["bash", job["file"]], env=env, start_new_session=True)
 
     def signal(self, number: str, *signals: signal.Signals) -> None:
         """Send signals to the task of a job that runs."""
@@ -137,7 +137,7 @@ class Cluster:
 
     def finish(self, number: str) -> str:
         """Wait for the end of a job that runs; its state then."""
-        code = self.processes.pop(number).wait(120)
+        code = self.processes.pop(number).wait(300)
         job = read_job(number)
         state = "COMPLETED" if code == 0 else "OUT_OF_MEMORY" if code == 137 else "FAILED"
         state = "PENDING" if job["again"] else "CANCELLED by 1000" if job.get("cancelled") else state
@@ -154,7 +154,7 @@ class Cluster:
         """End what still runs."""
         for process in self.processes.values():
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def _is_ready(self, job: dict) -> bool:
