@@ -183,13 +183,13 @@ def test_a_signal_to_the_whole_group_while_loader_processes_start_is_for_the_one
 
     def hit(process):
         begin(process)
-        for number in ("TERM", "USR1", "INT"):
+        for number in ("TERM", "USR1", "USR2", "INT"):
             hits.append(subprocess.run(["kill", f"-{number}", str(process.pid)], check=True))  # not from its parent
 
     monkeypatch.setattr(torch, "set_num_threads", slow)
     monkeypatch.setattr(multiprocessing.Process, "start", hit)
     assert torch.cat(list(loader()))[:, 0].tolist() == list(range(10))
-    assert len(hits) == 2 * 3
+    assert len(hits) == 2 * 4
 
 
 def test_signals_that_come_while_they_are_held_come_afterwards():
