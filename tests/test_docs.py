@@ -215,6 +215,7 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(monkeypatch, tmp_path, wheel
 
 PLAIN = [
     "README.md",
+    "docs/cluster.md",
     "docs/evaluation.md",
     "docs/feature_files.md",
     "docs/features.md",
