@@ -27,8 +27,8 @@ def supcon_loss(num_classes: int, bank: bool = True, **options):
 
 
 def encoder(ckpt, encoder_name: str | None = None):
-    """The encoder of a checkpoint file or run's folder, ours or official, that engine.export wrote, or of a file of
-    torchvision's or timm's, in eval mode: [N, 3, H, W] -> [N, d].
+    """Load the encoder of a checkpoint file or run's folder, ours or official, that engine.export wrote, or of a file
+    of torchvision's or timm's, in eval mode: [N, 3, H, W] -> [N, d].
 
     Images are to be of the size, mean and std that the checkpoint's entries of these names say.
     encoder_name: as --model, where the file does not say it. Read with weights_only=True, loaded strictly. Raises
@@ -38,8 +38,9 @@ def encoder(ckpt, encoder_name: str | None = None):
 
 
 def classifier(ckpt, encoder_name: str | None = None):
-    """The cross-entropy model of a checkpoint, in eval mode: [N, 3, H, W] -> logits [N, classes], with `encoder` and
-    its last layer `fc`, that of classes where it has two. Raises ValueError for a contrastive model, and as `encoder`.
+    """Load the cross-entropy model of a checkpoint, in eval mode: [N, 3, H, W] -> logits [N, classes], with `encoder`
+    and its last layer `fc`, that of classes where it has two. Raises ValueError for a contrastive model, and as
+    `encoder`.
     """
     net, weights = _load(ckpt, encoder_name)
     if not weights:

@@ -81,7 +81,7 @@ def build_model(args, encoder, criterion, device, memory_format):
 
 
 def worker(args, device):
-    """One process of the run: data, model, optimiser, resume, loop."""
+    """One process of the run: data, model, optimizer, resume, loop."""
     util.seed_everything(args.seed)
     if args.memorybank_size < args.batch_size:
         raise InputError(f"--memorybank_size {args.memorybank_size} is smaller than --batch_size {args.batch_size}")
@@ -137,7 +137,7 @@ def worker(args, device):
 
 
 def default_name(args) -> str:
-    """A run's name where the user gave none."""
+    """Return a run's name where the user gave none."""
     images, model = options.images_in_name(args.images_per_class), util.plain_name(args.model)
     return f"{objective.name_loss(args)}_{model}{images}_seed{args.seed}"
 

@@ -150,7 +150,7 @@ def worker(args, device):
 
 
 def name_data(args) -> dict[str, str]:
-    """What the record says of where the images are."""
+    """Return what the record says of where the images are."""
     if not args.features:
         return {"inliers": args.data_folder, "outliers": args.data_folder_outliers}
     outliers = {f"outliers {i}" if i else "outliers": file for i, file in enumerate(args.features_outliers)}
@@ -158,7 +158,7 @@ def name_data(args) -> dict[str, str]:
 
 
 def outliers_label(args, comma: str) -> str:
-    """The outliers' name: data set, the folder's where any folder will do, classes and split where chosen."""
+    """Return the outliers' name: data set, the folder's where any folder will do, classes and split where chosen."""
     parts = [datasets.title(args.dataset_outliers, find_outliers(args))]
     if datasets.spec(args.dataset_outliers).read_outliers and args.dataset_outliers not in ("AwA2", "path", "features"):
         parts.append(Path(args.data_folder_outliers).resolve().name)

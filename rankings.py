@@ -93,7 +93,7 @@ def _add_network(k, required: bool = True) -> None:
 
 
 def ask_network(args) -> tuple[np.ndarray, list[str], str]:
-    """What a checkpoint's features of training images, or its outputs for validation images, find similar."""
+    """Return what a checkpoint's features of training images, or its outputs for validation images, find similar."""
     errors = args.kind == "confusion"
     pair = datasets.build_pair(args.dataset, factory.find_data(args), factory.select_images(args)) if errors else ()
     data = pair[1] if errors else factory.training_images(args)
@@ -136,7 +136,7 @@ def show(args, out: Path) -> None:
 
 
 def print_numbers(title: str, rows: dict[str, dict[str, float]]) -> None:
-    """A table of numbers, to four digits and four decimal places; "-" for NaN."""
+    """Print a table of numbers, to four digits and four decimal places; "-" for NaN."""
     cells = {n: {c: "-" if np.isnan(x) else f"{round(x, 4):.4g}" for c, x in row.items()} for n, row in rows.items()}
     records.show(title, cells)
 

@@ -63,8 +63,8 @@ def get_parser():
 def run_methods(
     recipe: dict, names, scope: recipes.Scope, runner: Runner, save: Callable, earlier: dict | None = None
 ) -> dict[str, list[dict]]:
-    """The results of every method, by seed: `names` are run, of the others what is done is taken, and of all what is
-    among the `earlier` ones (completed.take_up).
+    """Return the results of every method, by seed: `names` are run, of the others what is done is taken, and of all
+    what is among the `earlier` ones (completed.take_up).
 
     save(results, number of runs still to come) is called after each of them.
     """

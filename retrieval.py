@@ -108,13 +108,13 @@ def choose_group_task(args, groups, names) -> RetrievalTask:
 
 
 def choose_value_task(args, train: datasets.ImageData, test: datasets.ImageData) -> RetrievalTask:
-    """The numbers of --values."""
+    """Return the numbers of --values."""
     factory.check_values(args, "thresholds", "within", "labelset", "superclasses", "classes")
     return RetrievalTask({}, vote=args.knn_k, query_values=test.values, gallery_values=train.values)
 
 
 def show(args, task: RetrievalTask, metrics: dict) -> None:
-    """The tables of label sets and of the order of the ranks."""
+    """Print the tables of label sets and of the order of the ranks."""
     records.show("labels", {name: of for name, of in metrics.items() if name != rank_consistency.RANKS})
     if task.levels is not None:
         ranks = ", ".join(f"{r}: {value:.3g}" for r, value in enumerate(task.levels.values.tolist()))

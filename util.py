@@ -58,12 +58,12 @@ class InputError(ValueError):
 
 
 def plain_name(text: str) -> str:
-    """A text as part of a file's name: letters, digits, ._+- and for anything else _."""
+    """Return a text as part of a file's name: letters, digits, ._+- and for anything else _."""
     return re.sub(r"[^\w.+-]+", "_", one_form(text)).strip("_")
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an error says, or its name where it says nothing."""
+    """Return the first line of what an error says, or its name where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -120,7 +120,7 @@ def reader_is_gone() -> bool:
 
 
 def user_path(text: str) -> Path:
-    """A path of the command line, `~` at its beginning expanded: a shell leaves --flag=~/folder as it is."""
+    """Return a path of the command line, `~` at its beginning expanded: a shell leaves --flag=~/folder as it is."""
     return Path(text).expanduser()
 
 
@@ -173,7 +173,7 @@ def check_folder(path: str | Path, flag: str) -> None:
 
 
 def closest(word: str, known: Iterable[object]) -> str | None:
-    """The known word that is spelt most like another; None where none is alike."""
+    """Find the known word that is spelt most like another; None where none is alike."""
     return next(iter(difflib.get_close_matches(str(word), [str(k) for k in known], n=1)), None)
 
 
@@ -184,18 +184,18 @@ def nearest(word: str, known: Iterable[object]) -> str:
 
 
 def one_form(name: str) -> str:
-    """A name as names are compared: macOS has é as two characters (NFD), most editors as one (NFC)."""
+    """Return a name as names are compared: macOS has é as two characters (NFD), most editors as one (NFC)."""
     return unicodedata.normalize("NFC", str(name))
 
 
 def spelt_as(names: Iterable[str], known: Iterable[str]) -> list[str]:
-    """The names, each in the Unicode form that it has among the known ones, if it is one of them."""
+    """Return the names, each in the Unicode form that it has among the known ones, if it is one of them."""
     spelling = {one_form(name): name for name in known}
     return [spelling.get(one_form(name), name) for name in names]
 
 
 def twice(names: Iterable[str]) -> str | None:
-    """The first name that stands there a second time, in whatever Unicode form; None where there is none."""
+    """Find the first name that stands there a second time, in whatever Unicode form; None where there is none."""
     seen: set[str] = set()
     for name in names:
         if (form := one_form(name)) in seen:
@@ -205,7 +205,7 @@ def twice(names: Iterable[str]) -> str | None:
 
 
 def sha256(path: str | Path) -> str:
-    """The file's SHA-256, as hexadecimal digits; read once while it stays as it is, whoever asks."""
+    """Compute a file's SHA-256, as hexadecimal digits; it is read once while it stays unchanged."""
     stat = os.stat(path)
     return _sha256(os.path.abspath(path), (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
 
@@ -246,7 +246,7 @@ def seed_everything(seed: int) -> None:
 
 
 def clock(seconds: float) -> str:
-    """A time that is left, as 1:20:05."""
+    """Format a time that is left, as 1:20:05."""
     return str(timedelta(seconds=round(seconds)))
 
 

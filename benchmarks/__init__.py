@@ -27,7 +27,7 @@ LIBRARIES = ("torch", "torchvision", "numpy")
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-    """The parser of a benchmark, which measures under the settings of the scripts."""
+    """Make the parser of a benchmark, which measures under the settings of the scripts."""
     config.huge_pages()
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--json", type=Path, metavar="FILE", help="file to add the results to")
@@ -48,7 +48,7 @@ def in_turn(forms: dict[str, Callable[[], object]], rounds: int, warm: int = 1) 
 
 
 def ratio(seconds: list[float], to: list[float]) -> float:
-    """The median, over the rounds, of seconds over those of the other form in the same round."""
+    """Compute the median, over the rounds, of seconds over those of the other form in the same round."""
     return statistics.median(a / b for a, b in zip(seconds, to, strict=True))
 
 
@@ -90,7 +90,7 @@ def growth_row(size: int, forms: dict[str, Callable[[], object]], per: int, roun
 
 
 def machine(device: str = "cpu") -> str:
-    """The device that was measured."""
+    """Return the device that was measured."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     instructions = torch.backends.cpu.get_cpu_capability()
@@ -128,7 +128,7 @@ def report(
 
 
 def table(rows: list[dict]) -> list[str]:
-    """The lines of a table, the names of its columns first; a row without one of them leaves it empty."""
+    """Return the lines of a table, the names of its columns first; a row without one of them leaves it empty."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [columns, *([cell(row.get(column, "")) for column in columns] for row in rows)]
     width = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -139,5 +139,5 @@ def table(rows: list[dict]) -> list[str]:
 
 
 def cell(x) -> str:
-    """A number as tables show it."""
+    """Format a number as tables show it."""
     return f"{x:.4g}" if isinstance(x, float) and abs(x) < 1000 else f"{x:,.0f}" if isinstance(x, float) else str(x)

@@ -53,7 +53,7 @@ def make_small_images(count: int) -> datasets.ImageData:
 
 
 def pack(data: datasets.ImageData, root: Path, folder: Path, form: str) -> datasets.ImageData:
-    """The images below `root` as a packed data set of side 256, "raw" or "jpeg", in `folder`."""
+    """Pack the images below `root` as a data set of side 256, "raw" or "jpeg", in `folder`."""
     path = folder / f"{form}.pack"
     packing.write(data, root, path, 256, form)
     images, labels, classes = packed.read_pack(path)
@@ -92,7 +92,7 @@ def build_published_view(size: int, kit=transforms):
 
 
 def one_by_one(data, size: int, batch: int):
-    """The published pipeline over a data set, collated: what is timed."""
+    """Return the published pipeline over a data set, collated: what is timed."""
     view = build_published_view(size)
 
     def item(i):

@@ -91,7 +91,7 @@ def measure_ood(args) -> list[dict]:
 
 
 def measure_growth(size: int, queries: int = 64, dim: int = 128) -> dict:
-    """The row of a gallery of this size."""
+    """Measure the row of a gallery of this size."""
     (features, labels), (gallery, known) = make_features((queries, size), dim)
     forms = {
         "whole curve": lambda: look_up(features, gallery, [Curve(labels, known)]),

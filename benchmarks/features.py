@@ -42,14 +42,14 @@ class Case:
         np.savez(folder / "features.npz", features=rows.astype(np.float32), **names)
 
     def words(self, folder: Path) -> list[str]:
-        """The options of main_supcon.py."""
+        """Return the options of main_supcon.py."""
         names = {"features": folder / "features.npz", "save_folder": folder / "save", "exp_name": "benchmark"}
         names |= {"save_minutes": 1e9, "print_freq": 10**6}
         return [f"--{name}={value}" for name, value in names.items()]
 
 
 def build_core(begun: Training) -> Callable[[], None]:
-    """The training's own loss, backward and optimizer on one batch, and nothing else."""
+    """Build the training's own loss, backward and optimizer on one batch, and nothing else."""
 
     def step() -> None:
         loss, _ = begun.step(*begun.batch)
@@ -61,7 +61,7 @@ def build_core(begun: Training) -> Callable[[], None]:
 
 
 def build_plain(begun: Training) -> Callable[[], None]:
-    """A step of one-term InfoNCE by autograd, with the training's model and optimizer."""
+    """Build a step of one-term InfoNCE by autograd, with the training's model and optimizer."""
     model, optimizer, (views, labels) = begun.run.model, begun.stepper.optimizer, begun.batch
 
     def step() -> None:
@@ -79,7 +79,7 @@ def build_plain(begun: Training) -> Callable[[], None]:
 
 
 def build_peer(begun: Training) -> Callable[[], None]:
-    """A step of pytorch-metric-learning: SupConLoss over a memory of embeddings of the trained network."""
+    """Build a step of pytorch-metric-learning: SupConLoss over a memory of embeddings of the trained network."""
     from pytorch_metric_learning.losses import CrossBatchMemory, SupConLoss
 
     model, optimizer, (views, labels) = begun.run.model, begun.stepper.optimizer, begun.batch

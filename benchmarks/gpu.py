@@ -52,7 +52,7 @@ def check(gpus: int) -> None:
 
 
 def asked(what: str) -> list[str]:
-    """What nvidia-smi says of each GPU, such as "driver_version" or "compute_mode"; [] where it says nothing."""
+    """Return what nvidia-smi says of each GPU, such as "driver_version" or "compute_mode"; [] where it says nothing."""
     command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -78,7 +78,7 @@ def machine(device: torch.device) -> dict:
 
 
 def seconds_of(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
-    """The median of some repeats, after two that do not count."""
+    """Return the median of some repeats, after two that do not count."""
 
     def finish():
         run()
@@ -138,7 +138,7 @@ def measure_step(begin: Callable[[str], Training], steps: int) -> dict:
 
 
 def measure_feeding(begin: Callable[[str], Training]) -> dict:
-    """The steps of an epoch fed from JPEGs by DataLoader workers, once these are warm."""
+    """Measure the steps of an epoch fed from JPEGs by DataLoader workers, once these are warm."""
     workers = min(16, os.cpu_count() or 1)
     begun = begin(f"--augment_on device --num_workers {workers}")
     begun.take_epoch()
@@ -169,7 +169,7 @@ def measure_case(case: Case, device: torch.device) -> dict:
 
 
 def measure(device: torch.device) -> dict:
-    """The record: machine, card, each case, the loss; under "errors", what could not be measured."""
+    """Return the record: machine, card, each case, the loss; under "errors", what could not be measured."""
     record = {"machine": machine(device), "cases": []}
     attempt(record, "the card by itself", lambda: measure_card(device))
     record["cases"] += [measure_case(case, device) for case in CASES[device.type]]
@@ -181,12 +181,12 @@ def measure(device: torch.device) -> dict:
 
 
 def errors_of(found: dict) -> list[str]:
-    """What could not be measured, and why."""
+    """Return what could not be measured, and why."""
     return [f"not measured: {name}: {reason}" for name, reason in found.get("errors", {}).items()]
 
 
 def describe_case(case: dict) -> list[str]:
-    """A case in words, as far as it was measured, and what to set."""
+    """Describe a case in words, as far as it was measured, and what to set."""
     lines = ["", f"{case['title']}, {case['precision']}"]
     if "images/s" in case:
         lines[-1] += f": {case['images/s']:,.0f} images/s, {case['TFLOP/s']:.3g} TFLOP/s"
@@ -209,7 +209,7 @@ def describe_case(case: dict) -> list[str]:
 
 
 def page(record: dict) -> str:
-    """The record in words."""
+    """Return the record in words."""
     about = record["machine"]
     lines = [", ".join(f"{name} {x:.1f}" if isinstance(x, float) else f"{name} {x}" for name, x in about.items())]
     if about["card"].startswith("none"):

@@ -46,7 +46,7 @@ class CountOperations(TorchDispatchMode):
 
 
 def make_inputs(keys: int = 8192, device: str = "cpu", anchors: int = N) -> tuple[Tensor, ...]:
-    """What the benchmarks give to a loss: query with a gradient, key, labels, bank, bank_labels."""
+    """Make what the benchmarks give to a loss: query with a gradient, key, labels, bank, bank_labels."""
     g = torch.Generator().manual_seed(0)
 
     def unit(rows):
@@ -79,7 +79,7 @@ def plain_rince(criterion: RINCELoss, q: Tensor, k: Tensor, labels: Tensor, bank
 
 
 def forward_and_backward(loss: Callable[[], Tensor], q: Tensor, device: str = "cpu") -> Callable[[], Tensor]:
-    """What is timed: a loss and the gradient of q."""
+    """Compute what is timed: a loss and the gradient of q."""
 
     def run():
         q.grad = None
@@ -153,7 +153,7 @@ def _mean_term(loss: BankLoss, given: tuple[Tensor, ...]) -> Tensor:
 
 
 def measure_growth(keys: int, anchors: int = 128) -> dict:
-    """The row of a bank of this size."""
+    """Measure the row of a bank of this size."""
     given, ranked = make_inputs(keys, anchors=anchors), RINCELoss(make_table())
     forms = {
         "RINCE": forward_and_backward(lambda: ranked.terms(*given).loss(), given[0]),

@@ -27,7 +27,7 @@ def format_number(x) -> str:
 
 
 def fill(template: str, records: dict) -> str:
-    """The template with all its tables. Raises InputError naming what the records lack."""
+    """Fill the template with all its tables. Raises InputError naming what the records lack."""
 
     def replace(match: re.Match) -> str:
         wanted = match[1].strip()
@@ -49,7 +49,7 @@ def _fill_one(wanted: str, records: dict) -> str:
 
 
 def markdown(rows: list[dict]) -> str:
-    """A table; a row without one of the columns leaves it empty."""
+    """Return a table; a row without one of the columns leaves it empty."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [[format_number(row.get(column, "")) for column in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *cells))

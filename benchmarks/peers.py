@@ -148,7 +148,7 @@ def in_the_batch() -> Work:
 
 
 def retrieval() -> Work:
-    """The whole precision-recall curve."""
+    """Make the work of the whole precision-recall curve."""
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
     (q, labels), (gallery, known) = make_features((1000, 50_000), 512)
@@ -170,7 +170,7 @@ def retrieval() -> Work:
 
 
 def nearest() -> Work:
-    """The distance to the 50th nearest training feature."""
+    """Make the work of the distance to the 50th nearest training feature."""
     import faiss
     from sklearn.neighbors import NearestNeighbors
 
@@ -199,7 +199,7 @@ def nearest() -> Work:
 
 
 def gaussian() -> Work:
-    """A full-covariance Gaussian per class."""
+    """Make the work of a full-covariance Gaussian per class."""
     (train, labels), (test, _) = make_features((12_600, 8000), 512, classes=10)
     parts, doubles = [train[labels == c].double() for c in range(10)], test.double()
     square = torch.randn(512, 512, dtype=torch.float64)
@@ -293,7 +293,7 @@ def small_images() -> Work:
 
 
 def decoders() -> Work:
-    """A JPEG of 500 x 375 to pixels, on one core."""
+    """Make the work of decoding a JPEG of 500 x 375 to pixels, on one core."""
     import cv2
     from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -323,7 +323,7 @@ def decoders() -> Work:
 
 
 def build_package_step(begun: Training, loss: Callable) -> Callable[[], float]:
-    """A step as the packages' guides build it, of a training's encoders and batch: loss(q, k, labels)."""
+    """Build a step as the packages' guides build it, of a training's encoders and batch: loss(q, k, labels)."""
     from lightly.models.utils import update_momentum
 
     model, (views, labels) = copy.deepcopy(begun.run.model), begun.batch
@@ -345,7 +345,7 @@ def build_package_step(begun: Training, loss: Callable) -> Callable[[], float]:
 
 
 def step_of(model: str, batch: int) -> Work:
-    """Steps of ours and of the packages, on one encoder."""
+    """Make the work of a step of ours and of the packages, on one encoder."""
     from lightly.loss import NTXentLoss
 
     criterion = NTXentLoss(TAU, memory_bank_size=(4096, 128))
@@ -386,7 +386,7 @@ WORKS = {
 
 
 def measure(work: Work, rounds: int) -> list[dict]:
-    """A row for each form of the work, ours first."""
+    """Return a row for each form of the work, ours first."""
     times, rows = in_turn(work.forms, rounds), []
     for name, seconds in times.items():
         middle = statistics.median(seconds)

@@ -64,7 +64,7 @@ class Case:
         (folder / "groups.yaml").write_text(yaml.safe_dump(groups))
 
     def words(self, folder: Path) -> list[str]:
-        """The options of main_supcon.py."""
+        """Return the options of main_supcon.py."""
         stem = "_cifar" if self.size <= 64 and self.model in TORCHVISION else ""
         options = {
             "dataset": "path", "data_folder": folder / "images", "ranking": folder / "groups.yaml",
@@ -109,7 +109,7 @@ class Training:
 
 
 def build_plain_steps(begun: Training) -> Callable[[int], float]:
-    """What takes steps of a training's model as one would first write them, and returns their mean loss."""
+    """Build what takes steps of a training's model as one would first write them, and returns their mean loss."""
     model, (views, labels) = begun.run.model, begun.batch
     trained = [*model.encoder.parameters(), *model.head.parameters()]
     followers = [*model.key_encoder.parameters(), *model.key_head.parameters()]

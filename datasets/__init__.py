@@ -83,12 +83,12 @@ class ImageData(Dataset):
         return len(self.images)
 
     def image(self, index: int) -> Image.Image:
-        """The image as RGB."""
+        """Return the image as RGB."""
         item = self.images[index]
         return read_rgb(item) if isinstance(item, str | Member) else Image.fromarray(self.pixels(index).numpy())
 
     def pixels(self, index: int) -> torch.Tensor:
-        """The image as [H, W, 3] uint8; not a copy where it lies in memory."""
+        """Return the image as [H, W, 3] uint8; not a copy where it lies in memory."""
         item = self.images[index]
         if isinstance(item, np.ndarray):
             return torch.from_numpy(item if item.ndim == 3 else np.repeat(item[..., None], 3, 2))
@@ -99,7 +99,7 @@ class ImageData(Dataset):
         return self.transform(image) if self.transform else image, int(self.labels[index])
 
     def __getitems__(self, indices: list[int]) -> list[tuple]:
-        """The items of these indices; where images in memory have the transform's size, all at once."""
+        """Return the items of these indices; where images in memory have the transform's size, all at once."""
         if not self.in_memory or getattr(self.transform, "whole", None) != self.images.shape[1:3]:
             return [self[i] for i in indices]
         pixels = torch.from_numpy(self.images[indices])
@@ -141,18 +141,18 @@ class ImageData(Dataset):
         return torch.tensor([float(name) for name in self.classes], dtype=torch.float64)
 
     def names(self) -> list[str]:
-        """The real path of each image file; of features, that of the file, a colon and the row; else []."""
+        """Return the real path of each image file; of features, that of the file, a colon and the row; else []."""
         if self.are_features:
             return self.images.names()
         return [] if self.in_memory else find_real_paths(self.images)
 
     def select(self, indices: list[int]) -> "ImageData":
-        """These images of the set, with the same classes."""
+        """Select these images of the set, with the same classes."""
         images = self.images[indices] if self.in_memory else [self.images[i] for i in indices]
         return replace(self, images=images, labels=self.labels[indices], bad=None)
 
     def select_classes(self, classes: list[str]) -> "ImageData":
-        """The images of these classes, numbered in their order."""
+        """Select the images of these classes, numbered in their order."""
         if classes == self.classes:
             return self
         number = torch.full((len(self.classes),), -1)
@@ -161,7 +161,7 @@ class ImageData(Dataset):
         return data.select((data.labels >= 0).nonzero()[:, 0].tolist())
 
     def reduce_to(self, indices: list[int], option: str, part: str) -> "ImageData":
-        """These images, to which `option` reduces a part, "training" say. InputError where a class loses its last."""
+        """Reduce a part, "training" say, to these images, as `option` asks. InputError where a class loses its last."""
         data = self.select(indices)
         if not indices:
             first = self.images.name(0) if self.are_features else self.images[0]
@@ -176,7 +176,7 @@ class ImageData(Dataset):
 
 
 def build(name: str, folder: str | Path = "./data", split: str = "train", which: Selection = ALL) -> ImageData:
-    """A data set of the registry.
+    """Build a data set of the registry.
 
     name: one of NAMES; folder: where its files lie; split: "train", or "test" (the validation set), which is whole
     whatever `per_class`. Raises InputError where a file, folder or class is missing.
@@ -214,7 +214,7 @@ def build_pair(name, folder="./data", which: Selection = ALL) -> tuple[ImageData
 
 
 def _number_as(train: ImageData, test: ImageData, which: Selection, folder) -> ImageData:
-    """The validation set with the training set's numbers of the classes."""
+    """Give the validation set the training set's numbers of the classes."""
     known = (*train.classes, *which.exclude)
     test.classes = util.spelt_as(test.classes, known)
     flag = f"{test.images.flag} {test.images.files[0]}" if test.are_features else f"--data_folder {folder}"
@@ -249,7 +249,7 @@ def build_outliers(name, folder="./data", split: str = "test", classes: tuple[st
 
 
 def check_outliers(train: ImageData, test: ImageData, outliers: ImageData, same: bool, folder) -> str:
-    """A line where some outliers are training images, or where that cannot be known; "" elsewhere.
+    """Return a line where some outliers are training images, or where that cannot be known; "" elsewhere.
 
     same: whether they are of the data set of the other two; folder: theirs. Raises InputError where a class of them is
     one of training, an image is an inlier, or all are training images: equal real paths are one image.
@@ -278,13 +278,13 @@ def check_outliers(train: ImageData, test: ImageData, outliers: ImageData, same:
 
 
 def _find_moved_pack(parts: list[ImageData]) -> Pack | None:
-    """A pack of the parts whose images' folder is gone, if any: paths of today are not those that it knows."""
+    """Find a pack of the parts whose images' folder is gone, if any: paths of today are not those that it knows."""
     packs = [x.images[0].pack for x in parts if isinstance(x.images[0], PackedImage)]
     return next((pack for pack in packs if not os.path.isdir(pack.root)), None)
 
 
 def leave_out_images(skip: str | Path | None, parts: dict[str, ImageData]) -> list[ImageData]:
-    """The parts without the images that the file `skip` lists, by their real paths; images without files stay.
+    """Leave out of the parts the images that the file `skip` lists, by their real paths; images without files stay.
 
     parts: by what their images are called, as "training". Raises InputError where no line can mean an image of theirs,
     or a class loses its last image.
@@ -361,7 +361,7 @@ def _read(read, folder, split, flag) -> ImageData:
 
 
 def _read_values(name: str, folder, split: str, column: str, part: str) -> ImageData:
-    """A split whose labels are numbers, of a column: `classes` are the distinct ones, rising.
+    """Read a split whose labels are numbers, of a column: `classes` are the distinct ones, rising.
 
     part: what its images are called. Raises InputError where there is no such column, or a label is no finite number.
     """
@@ -394,7 +394,7 @@ def _read_values(name: str, folder, split: str, column: str, part: str) -> Image
 
 
 def _find_classes(names, classes, flag, source) -> list[str]:
-    """The names as they are spelt among the classes. Raises InputError for one that is none of them."""
+    """Find the names as they are spelt among the classes. Raises InputError for one that is none of them."""
     names = util.spelt_as(names, classes)
     unknown = [c for c in names if c not in classes]
     if unknown:
@@ -410,13 +410,13 @@ def _join(a: ImageData, b: ImageData) -> ImageData:
 
 
 def spec(name: str) -> sources.Source:
-    """What is known of a data set: image size, mean, std, superclasses, whether its images are small."""
+    """Return what is known of a data set: image size, mean, std, superclasses, whether its images are small."""
     return sources.SOURCES[name]
 
 
 def title(name: str, folder: str | Path) -> str:
-    """What a data set is called in tables and pictures: its name, or its folder's, or its first file's, where that can
-    be any.
+    """Return what a data set is called in tables and pictures: its name, or its folder's, or its first file's, where
+    that can be any.
     """
     if isinstance(folder, FeatureFiles):
         return re.sub(r"[*?\[\]]+", "", Path(folder.train[0]).resolve().stem).strip("-_") or "features"
@@ -424,12 +424,12 @@ def title(name: str, folder: str | Path) -> str:
 
 
 def class_list(name: str) -> tuple[str, ...]:
-    """The wnids of a list in this folder, sorted: ImageNet-100, imagenet_outliers_split1, tiny_imagenet_inliers, ..."""
+    """Return the sorted wnids of a list: ImageNet-100, imagenet_outliers_split1, tiny_imagenet_inliers, ..."""
     return tuple((Path(__file__).parent / f"{name}.txt").read_text().split())
 
 
 def complete_views(name: str, given: ViewSettings, data: ImageData) -> ViewSettings:
-    """A data set's views as `given`, as known of it, or estimated from its images."""
+    """Return a data set's views as `given`, as known of it, or estimated from its images."""
     if data.are_features:
         return feature_views.complete(given, data.images)
     views = given.fill_from(spec(name).views)

@@ -203,7 +203,7 @@ def blur(views: Tensor, sigma: Tensor) -> Tensor:
 
 
 def there(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device; to a GPU from pinned memory, so that the host does not wait."""
+    """Move a tensor of the CPU to a device; to a GPU from pinned memory, so that the host does not wait."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 

@@ -86,7 +86,7 @@ def make_tables(data, domains, source: str) -> dict[str, list[tuple[str, ...]]]:
 
 
 def write_table(rows: list[tuple[str, ...]]) -> bytes:
-    """A CSV in UTF-8 with the columns text, label and, where rows have it, coarse."""
+    """Write a CSV in UTF-8 with the columns text, label and, where rows have it, coarse."""
     made = io.StringIO(newline="")
     writer = csv.writer(made, lineterminator="\n")
     writer.writerow(("text", "label", "coarse")[: len(rows[0])] if rows else ("text", "label"))

@@ -84,7 +84,7 @@ def plan(look: Tensor) -> Tensor:
 
 
 def finish(views: Tensor, plan: Tensor, mean, std, channels_last: bool) -> Tensor:
-    """views: [n, 3, H, W] uint8, of any strides; plan: [n, WIDTH] there -> [n, 3, H, W] float32, normalised."""
+    """Finish views (n, 3, H, W), uint8, of any strides, by a plan (n, WIDTH): (n, 3, H, W), float32, normalized."""
     flip, turned_grey, shift, turns_first, turns = (c[:, None, None] for c in plan[:, :5].unbind(1))
     before, steps = plan[:, 5:].unflatten(1, (2, SLOTS, 3, 1, 1)).unbind(1)  # [n, SLOTS, 3, 1, 1]
     x = views.to(torch.float32) / 255

@@ -114,7 +114,10 @@ def _open_image(source, name):
 
 
 def _load_image(file: Image.Image) -> Image.Image:
-    """Turned by its orientation alone: PIL's exif_transpose writes the whole EXIF anew, and stumbles over odd tags."""
+    """Load an image, turned by its orientation alone.
+
+    PIL's exif_transpose writes the whole EXIF again, and stumbles over odd tags.
+    """
     if file.format == "PNG" and "transparency" in file.info:  # in samples of the file's depth, which PIL's are not
         scale = PNG_SCALE.get(file.tile[0][3])
         if scale:
@@ -165,7 +168,7 @@ def find_damage(paths: list, show: bool = True) -> dict[int, str]:
 
 
 def write_list(path: Path, images: list) -> None:
-    """A list of images that --skip_images takes: whole paths, each once, one a line."""
+    """Write a list of images that --skip_images takes: whole paths, each once, one a line."""
     lines = dict.fromkeys(text_files.quote_path(os.path.abspath(image)) for image in images)
     util.write_file(path, "".join(f"{line}\n" for line in lines).encode())
 

@@ -40,7 +40,7 @@ class Table:
 
 
 def read_table(path: str, flag: str, label_columns: Sequence[str] = (), numeric: bool = False) -> Table:
-    """A file of features, of labels, or of both, read by its ending. numeric: the labels are the first column alone,
+    """Read a file of features, of labels, or of both, by its ending. numeric: the labels are the first column alone,
     numbers as names. Raises InputError, naming flag and file.
     """
     source, suffix = f"{flag} {path}", Path(path).suffix.lower()
@@ -111,7 +111,7 @@ def _checked(features, source: str) -> Tensor:
 
 
 def _as_labels(values, source: str, name: str, numeric: bool = False) -> np.ndarray:
-    """A column of labels [n]: int64, or names as objects of type str, which they are if numeric."""
+    """Return a column of labels [n] as int64, or names as objects of type str, which they are if numeric."""
     values = np.array(values.to_pylist()) if hasattr(values, "to_pylist") else values  # of pyarrow
     values = values.numpy() if isinstance(values, Tensor) else np.asarray(values)
     if numeric and values.ndim == 1:
@@ -123,12 +123,12 @@ def _as_labels(values, source: str, name: str, numeric: bool = False) -> np.ndar
 
 
 def _integers(cells: list[str]) -> list:
-    """The cells of a text as integers, where all of them are."""
+    """Return the cells of a text as integers, where all of them are."""
     return [int(cell) for cell in cells] if all(re.fullmatch(r"-?\d+", cell) for cell in cells) else cells
 
 
 def _numeric_columns(content: dict, others: set[str]) -> np.ndarray | None:
-    """The columns of a CSV that hold numbers, in their order, as float32; None where there is none."""
+    """Return the columns of a CSV that hold numbers, in their order, as float32; None where there is none."""
     columns = []
     for name, cells in content.items():
         if name not in others:
@@ -176,7 +176,7 @@ def _read_torch(path: Path, source: str):
 
 
 def _read_safetensors(path: Path, source: str) -> dict:
-    """The tensors, and the lists that the metadata holds as JSON: names cannot be tensors."""
+    """Read the tensors, and the lists that the metadata holds as JSON: names cannot be tensors."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -208,7 +208,7 @@ def _read_parquet(path: Path, source: str) -> dict:
 
 
 def _stack_lists(column, source: str, name: str) -> np.ndarray:
-    """A column of lists of numbers as [n, d]."""
+    """Stack a column of lists of numbers as [n, d]."""
     import pyarrow
     from pyarrow import compute
 

@@ -50,7 +50,9 @@ class Shard:
 
 
 def plan_shards(of: FeatureSet, out: Path, megabytes: float) -> list[Shard]:
-    """The files of a set, NAME-00000-of-00001.safetensors and so on, of at most so many megabytes and about equal."""
+    """Return the files of a set, NAME-00000-of-00001.safetensors and so on, of at most so many megabytes and about
+    equal.
+    """
     row = DTYPES[of.dtype].itemsize * int(torch.tensor(of.shape).prod())
     most = min(MOST_ROWS, max(1, int(megabytes * 1e6 / row)))
     count = -(-of.rows // most)
@@ -60,7 +62,7 @@ def plan_shards(of: FeatureSet, out: Path, megabytes: float) -> list[Shard]:
 
 
 def find_missing(of: FeatureSet, shards: list[Shard], flag: str) -> list[Shard]:
-    """The shards that are not stored whole.
+    """Find the shards that are not stored whole.
 
     Raises InputError, naming `flag`, for a shard that another command made, and for another shard of the same name,
     which a reader of all files of the set would take with them.
@@ -105,7 +107,7 @@ def _describe(of: FeatureSet, shard: Shard) -> dict[str, Any]:
 
 
 def _find_difference(old: dict[str, Any], new: dict[str, Any], above: str = "") -> str:
-    """The first entry in which two descriptions differ, and how; "" where they are equal."""
+    """Find the first entry in which two descriptions differ, and how; "" where they are equal."""
     for key in {**old, **new}:
         one, other = old.get(key), new.get(key)
         if isinstance(one, dict) and isinstance(other, dict):

@@ -64,7 +64,7 @@ class FeatureRows:
         return self.parts[0].shape[1] if self.parts[0].ndim == 3 else 1
 
     def __getitem__(self, chosen: Sequence[int] | np.ndarray | Tensor) -> "FeatureRows":
-        """These of the rows."""
+        """Return these of the rows."""
         return FeatureRows(self.parts, self.files, self.rows[torch.as_tensor(chosen, dtype=torch.long)], self.flag)
 
     def names(self) -> list[str]:
@@ -112,7 +112,7 @@ class FeatureRows:
         return x[rows, 0 if view is None else view].float()
 
     def _describe_faults(self) -> str:
-        """A line on the first file that holds rows without a direction: how many, and the first."""
+        """Return a line on the first file that holds rows without a direction: how many, and the first."""
         for part, file in zip(self.parts, self.files, strict=True):
             bad = []
             for begin in range(0, len(part), 2**14):
@@ -132,7 +132,7 @@ def _has_direction(x: Tensor) -> Tensor:
 
 
 def expand_patterns(patterns: Sequence[str], flag: str) -> list[str]:
-    """The files of paths and glob patterns, those of a pattern in the order of their names."""
+    """List the files of paths and glob patterns, those of a pattern in the order of their names."""
     files: list[str] = []
     for pattern in patterns:
         found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
@@ -185,7 +185,7 @@ def _read_part(patterns, label_patterns, flag: str, files: FeatureFiles, parts: 
 
 
 def _stack_rows(tables: list[Table], flag: str) -> FeatureRows:
-    """The rows of all tables. Raises InputError where one has no features, or others of another shape."""
+    """Stack the rows of all tables. Raises InputError where one has no features, or others of another shape."""
     arrays = []
     for table in tables:
         if table.features is None:

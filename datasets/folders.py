@@ -79,7 +79,7 @@ def is_companion(name: str) -> bool:
 
 @functools.cache
 def find_image_endings() -> frozenset[str]:
-    """The endings, in lower case, of the image files that this Pillow reads."""
+    """List the endings, in lower case, of the image files that this Pillow reads."""
     known = Image.registered_extensions()  # first: it finds out what can be opened
     read = {*Image.OPEN, "MPO"} - NOT_DECODED  # JPEG's reader opens MPO
     return frozenset(ending for ending, format in known.items() if format in read)
@@ -186,8 +186,8 @@ def find_kind(name: str) -> str:
 
 
 def find_real_paths(files) -> list[str]:
-    """The real path of each file: the one rule of what is the same file, whatever links and dots lead to it. An image
-    of a pack is the file that it was made of.
+    """Find the real path of each file: the one rule of what is the same file, whatever links and dots lead to it. An
+    image of a pack is the file that it was made of.
     """
     folder = functools.cache(os.path.realpath)
     found = [os.path.join(folder(os.path.dirname(f)), os.path.basename(f)) for f in map(os.fspath, files)]

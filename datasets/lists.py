@@ -93,7 +93,7 @@ def find_images(rows: list[tuple[int, str]], root: Path, source: str, home: str 
 
 
 def number_labels(labels: Sequence[str], key=util.one_form) -> tuple[list[int], list[str]]:
-    """The number of each label among the sorted classes, and these; two Unicode forms of a label are one class."""
+    """Return each label's number among the sorted classes, and these; two Unicode forms of a label are one class."""
     spelling: dict[str, str] = {}
     found = [spelling.setdefault(util.one_form(label), label) for label in labels]
     classes = sorted(spelling.values(), key=key)
@@ -120,7 +120,7 @@ def _read_openood(path: Path) -> tuple[list[str], list[int], list[str]]:
 
 
 def _read_rows(path: Path) -> tuple[list[tuple[int, list[str]]], list[str]]:
-    """The rows of a list with their lines, and the names of its columns."""
+    """Read the rows of a list with their lines, and the names of its columns."""
     rows = text_files.read_rows(path, str(path))
     head = rows[0][1] if rows else []
     if not is_header(head) or len(set(head)) < len(head):

@@ -91,7 +91,7 @@ class PackedImage:
         return decoding.decode_plain_jpeg(content, self)
 
     def describe_damage(self) -> str | None:
-        """What is wrong, in words. Raises PackInputError."""
+        """Return what is wrong, in words. Raises PackInputError."""
         try:
             self.pack.bytes(self.row, verify=True)
         except PackInputError:

@@ -85,7 +85,7 @@ def _find_roots(folder: Path) -> dict[str, Path]:
 
 
 def _list_damage(first: InputError, folder: Path, splits, out: Path, skip: str | None) -> InputError:
-    """The error about the first damaged image of a folder, once all are listed in a file that --skip_images takes."""
+    """Return the error about the first damaged image of a folder; list all in a file that --skip_images takes."""
     print(f"{first}; looking for others", flush=True)
     which = datasets.Selection(skip=skip)
     images = [f for split in splits for f in datasets.build("path", folder, split, which).images]

@@ -48,8 +48,8 @@ def plan_imagenet100(source: Path) -> list[tuple[Path, Path]]:
 
 
 def _plan_class_folders(lists: dict[str, str], root: Path, by_class: dict[str, list[Path]] | None, flag: str):
-    """The plan of folders with the classes of their lists in train and val; by_class: wnid -> validation images, None
-    where they lie in class folders.
+    """Return the plan of folders with the classes of their lists in train and val; by_class: wnid -> validation images,
+    None where they lie in class folders.
     """
     plan = []
     for folder, names in lists.items():
@@ -198,7 +198,7 @@ def _is_there(place: Path, source: Path, copy: bool) -> bool:
 
 
 def _measure_extent(path: Path) -> int:
-    """Number of images of a folder, or bytes of a file."""
+    """Return the number of images of a folder, or of bytes of a file."""
     return len(folders.find_images_below(path, folders.LeftOut())) if path.is_dir() else path.stat().st_size
 
 
@@ -224,7 +224,7 @@ def find_published_counts(place: Path) -> tuple[int, int]:
 
 
 def check(plan, out: Path, name: str) -> list[str]:
-    """What is wrong with the folders of a plan, in words; unreadable images are listed in out/<name>_damaged.txt."""
+    """Say what is wrong with the folders of a plan; unreadable images are listed in out/<name>_damaged.txt."""
     places = sorted({place if source.is_dir() else place.parent for place, source in plan})
     problems, owner, images, left_out = [], {}, [], folders.LeftOut()
     for place in places:

@@ -35,7 +35,7 @@ class ViewSettings:
     normalize: str | None = None
 
     def fill_from(self, other: "ViewSettings") -> "ViewSettings":
-        """These, and what is None here from the other."""
+        """Return these settings, and what is None here from the other."""
         pairs = zip(astuple(self), astuple(other), strict=True)
         return ViewSettings(*(theirs if ours is None else ours for ours, theirs in pairs))
 
@@ -149,7 +149,7 @@ def _read_cifar(name: str, folder: Path, split: str):
 
 
 def find_split_folder(folder: Path, split: str) -> Path:
-    """The folder of a split: X/train and X/val; or X/train with its sibling X/val; or X itself for training.
+    """Find the folder of a split: X/train and X/val; or X/train with its sibling X/val; or X itself for training.
 
     X/images may stand for X: the documented evaluation commands say so. A pack X/train.pack, X/val.pack is as good.
     """
@@ -167,7 +167,7 @@ def find_split_folder(folder: Path, split: str) -> Path:
 
 
 def _find_parts(folder: Path, split: str) -> Iterator[Path]:
-    """The folders of a split in a folder, and the packs that stand for one."""
+    """Yield the folders of a split in a folder, and the packs that stand for one."""
     for name in SPLITS[split]:
         if (folder / name).is_dir():
             yield folder / name

@@ -24,7 +24,7 @@ UNSAFE = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]|^[\s#\"]|[\s,
 
 
 def read_text(path: Path, source: str) -> str:
-    """A text in UTF-8, or in UTF-16 with a byte-order mark."""
+    """Read a text in UTF-8, or in UTF-16 with a byte-order mark."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -43,7 +43,7 @@ def read_text(path: Path, source: str) -> str:
 
 
 def read_rows(path: Path, source: str) -> list[tuple[int, list[str]]]:
-    """Number of the line and cells, stripped, of the rows of a table.
+    """Yield the number of the line and the cells, stripped, of the rows of a table.
 
     Cells are separated by commas, semicolons or tabs: by the first of these in the file, outside of quotes. They may be
     quoted. Empty cells at the end of a row, rows of them alone, and lines that begin with # do not count; below the
@@ -56,7 +56,7 @@ def read_rows(path: Path, source: str) -> list[tuple[int, list[str]]]:
     rows: list[tuple[int, list[str]]] = []
 
     def uncommented() -> Iterator[str]:
-        """The lines, as they are asked for; comments are empty ones, so that the numbers of the others stay."""
+        """Yield the lines, as they are asked for; comments are empty ones, so that the numbers of the others stay."""
         for line in lines:
             is_row = not line.lstrip().startswith("#") or (rows and rows[0][1][0] in OF_IMAGES)
             yield line if is_row else "\n"
@@ -88,7 +88,7 @@ def check_widths(head: list[str], rows: list[tuple[int, list[str]]], source: str
 
 
 def _find_delimiter(lines: list[str]) -> str:
-    """The first delimiter outside of quotes and comments; a comma where there is none."""
+    """Find the first delimiter outside of quotes and comments; a comma where there is none."""
     for line in lines:
         if line.lstrip().startswith("#"):
             continue
@@ -99,7 +99,7 @@ def _find_delimiter(lines: list[str]) -> str:
 
 
 def parse_number(cell: str) -> float:
-    """A number, also one with a decimal comma. Raises ValueError."""
+    """Parse a number, also one with a decimal comma. Raises ValueError."""
     return float(cell.replace(",", "."))
 
 
@@ -107,13 +107,13 @@ def parse_number(cell: str) -> float:
 
 
 def quote_path(path: str) -> str:
-    """A path as a line of a list: as it is, or where that would not be read back, as a JSON string."""
+    """Quote a path as a line of a list: as it is, or where that would not be read back, as a JSON string."""
     return json.dumps(path) if UNSAFE.search(path) else path
 
 
 def parse_path(line: str) -> str:
-    """The path of a line of a list; "" for an empty one and a comment, which begins with # and is no file. What stands
-    after a tab is another column.
+    """Parse the path of a line of a list; "" for an empty one and a comment, which begins with # and is no file. What
+    stands after a tab is another column.
     """
     line = line.strip().split("\t")[0].rstrip(" ,;")  # a spreadsheet ends rows with empty columns
     if line.startswith("#") and not os.path.lexists(line):
@@ -127,7 +127,7 @@ def parse_path(line: str) -> str:
 
 
 def read_paths(path: Path, source: str) -> list[str]:
-    """The paths of a list, one a line."""
+    """Read the paths of a list, one a line."""
     return [found for line in read_text(path, source).split("\n") if (found := parse_path(line))]
 
 
@@ -135,7 +135,7 @@ def read_paths(path: Path, source: str) -> list[str]:
 
 
 def read_yaml(path: Path, source: str, as_written: bool = False) -> Any:
-    """The content of a YAML file, in which no mapping may have a key twice.
+    """Read the content of a YAML file, in which no mapping may have a key twice.
 
     as_written: scalars are the text that stands there (`no`, `001`, `1e3`), for names, and for options, which read
     their text themselves; a plain null is None. Else YAML's types.

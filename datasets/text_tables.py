@@ -23,7 +23,7 @@ class TextTable:
 
 
 def read_texts(path: Path, flag: str) -> TextTable:
-    """A table of texts. Its first line names the columns and chooses the delimiter: comma, semicolon or tab.
+    """Read a table of texts. Its first line names the columns and chooses the delimiter: comma, semicolon or tab.
 
     All other lines are rows, also those that begin with #. Raises InputError, which names flag, file and line.
     """

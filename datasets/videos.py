@@ -207,7 +207,7 @@ def count_colors(pixels: np.ndarray) -> np.ndarray:
 
 
 def measure_change(before: np.ndarray, after: np.ndarray) -> float:
-    """The share of the pixels that change color between two results of `count_colors`, in [0, 1].
+    """Return the share of the pixels that change color between two results of `count_colors`, in [0, 1].
 
     A slow fade takes a plain area over an edge of bins at once, but seldom over one of either kind: the smaller counts.
     """
@@ -240,7 +240,7 @@ def list_groups(name: str, changes: dict[str, float], threshold: float | None) -
 
 
 def choose_validation(names: list[str], share: float) -> list[str]:
-    """The videos whose frames are not trained on: evenly spread over all in their order, at most all but one."""
+    """Choose the videos whose frames are not trained on: evenly spread over all in their order, at most all but one."""
     count = min(round(share * len(names)), len(names) - 1)
     return [names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count)]
 

@@ -30,7 +30,7 @@ def get_parser():
 
 
 def find_metrics(sha256: str, folder: Path) -> list[dict]:
-    """What evaluations of this checkpoint found, by their records in a folder: command, images, metrics in percent."""
+    """Read the records of this checkpoint's evaluations in a folder: command, images, metrics in percent."""
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -43,7 +43,7 @@ def find_metrics(sha256: str, folder: Path) -> list[dict]:
 
 
 def describe(trained: pretrained.TrainedWeights, licence: str | None, results: Path) -> dict:
-    """What a card says of an encoder and its training. results: folder of evaluations' records."""
+    """Return what a card says of an encoder and its training. results: folder of evaluations' records."""
     path, state = trained.path, trained.content
     given, sha256 = checkpoint.trained_options(state), util.sha256(path)
     official, name = official_checkpoints.find(sha256), given.get("dataset")
@@ -73,7 +73,7 @@ def describe(trained: pretrained.TrainedWeights, licence: str | None, results: P
 
 
 def list_card_options() -> list[str]:
-    """The options of trainings that say what the features mean."""
+    """List the options of trainings that say what the features mean."""
     found = {}
     for objective in (options.add_objective, options.add_cross_entropy):
         p = Parser()
@@ -100,7 +100,7 @@ def _plain(ranking: dict, classes: list[str]) -> dict:
 
 
 def build_head(trained: pretrained.TrainedWeights, card: dict) -> vectors.VectorModel:
-    """The model of vectors of a checkpoint, with its head and `dim`."""
+    """Build the model of vectors of a checkpoint, with its head and `dim`."""
     weights = {key: x for key, x in trained.content["model"].items() if key.startswith(vectors.PARTS)}
     model = vectors.build_vector_model(trained.name, weights, card)
     model.dim = trained.content["model"]["head.0.weight"].shape[0] if "head.0.weight" in weights else model.encoder.dim

@@ -85,7 +85,7 @@ def check_options(args) -> None:
 
 
 def read_parts(args) -> tuple[datasets.ImageData, dict[str, datasets.ImageData]]:
-    """The images by which views are normalized, of training if both splits are taken; by name the parts to write."""
+    """Read the images by which views are normalized, of training if both splits are taken; the parts, by name."""
     which, folder = factory.select_images(args), factory.find_data(args)
     if args.split != "both":
         data = datasets.build(args.dataset, folder, args.split, which)
@@ -98,7 +98,7 @@ def read_parts(args) -> tuple[datasets.ImageData, dict[str, datasets.ImageData]]
 
 
 def load_encoder(args, train: datasets.ImageData) -> trained_encoder.FrozenEncoder:
-    """The encoder that the options name, for the images of --dataset."""
+    """Load the encoder that the options name, for the images of --dataset."""
     views = factory.chosen_views(args)
     if args.ckpt:
         net = trained_encoder.load(args.ckpt, train, args.dataset, views, args.model)
@@ -107,7 +107,7 @@ def load_encoder(args, train: datasets.ImageData) -> trained_encoder.FrozenEncod
 
 
 def name_superclasses(args, train: datasets.ImageData) -> list[str] | None:
-    """The superclass of each class, by --superclasses or as the data set knows it; None without."""
+    """Return the superclass of each class, by --superclasses or as the data set knows it; None without."""
     groups, source = rankings.choose_superclasses(args.superclasses, train.superclasses)
     if groups is None:
         return None

@@ -38,7 +38,7 @@ def select_images(args, only: tuple[str, ...] = ()) -> datasets.Selection:
 
 
 def choose_classes(args) -> datasets.Selection:
-    """The images of --classes alone, in the place of --exclude_classes; without it, as select_images."""
+    """Return the images of --classes alone, in the place of --exclude_classes; without it, as select_images."""
     which, flag = select_images(args), f"--classes {args.classes}"
     if not args.classes:
         return which
@@ -65,7 +65,7 @@ def choose_superclasses(args, known, flag: str) -> tuple[dict[str, list[str]], s
 
 
 def training_images(args) -> datasets.ImageData:
-    """The training images of --dataset alone."""
+    """Return the training images of --dataset alone."""
     return datasets.build(args.dataset, find_data(args), which=select_images(args))
 
 
@@ -78,7 +78,7 @@ def find_data(args) -> str | FeatureFiles:
 
 
 def name_data(args) -> dict[str, str]:
-    """What a record says of where the images, or the features, are."""
+    """Return what a record says of where the images, or the features, are."""
     if not args.features:
         return {"images": args.data_folder}
     files = {"features": args.features, "features_val": args.features_val or ()}
@@ -93,14 +93,14 @@ def chosen_views(args) -> datasets.ViewSettings:
 
 
 def make_transform(args, views: datasets.ViewSettings):
-    """What evaluation does to an image, or to rows of features."""
+    """Return what evaluation does to an image, or to rows of features."""
     if args.features:
         return Normalization(views)
     return augmentation.evaluation(views.size, views.mean, views.std, datasets.spec(args.dataset).small)
 
 
 def make_training_views(args, data, views: datasets.ViewSettings, device, colour: bool = True, count: int = 2):
-    """The training images, or features, as views that are drawn by --seed. The other arguments: of `augmented`."""
+    """Make the training images, or features, as views that are drawn by --seed. The other arguments: of `augmented`."""
     if not args.features:
         of_image = augmented(args, datasets.spec(args.dataset), views, colour, count)
         return build_views(data, of_image, args.seed, args.augment_on, device)
@@ -111,7 +111,7 @@ def make_training_views(args, data, views: datasets.ViewSettings, device, colour
 
 
 def build_encoder(args, start: TrainedWeights, views: datasets.ViewSettings):
-    """The encoder of --model at its start, for such views."""
+    """Build the encoder of --model at its start, for such views."""
     if not args.features:
         return start.build(datasets.spec(args.dataset).small, views.size)
     if args.model not in vectors.NAMES:
@@ -123,7 +123,7 @@ def build_encoder(args, start: TrainedWeights, views: datasets.ViewSettings):
 
 
 def augmented(args, spec, views: datasets.ViewSettings, colour: bool = True, count: int = 2) -> Augmentation:
-    """The augmentation of training images: as given, else of the data set. colour: whether it is jittered where
+    """Return the augmentation of training images: as given, else of the data set. colour: whether it is jittered where
     --color is not given; count: views of an image.
     """
     scale = spec.crop_scale if args.crop_scale is None else args.crop_scale or None
@@ -155,7 +155,7 @@ def choose_balance(args, labels: Tensor, names: list[str]) -> Balance | None:
 
 
 def load_encoder(args, train: datasets.ImageData, ckpt: str | None = None) -> FrozenEncoder:
-    """The encoder of --ckpt, or of one of several, for the images of --dataset; without, or of `raw`, the features
+    """Load the encoder of --ckpt, or of one of several, for the images of --dataset; without, or of `raw`, the features
     themselves.
     """
     views, ckpt = chosen_views(args), ckpt or args.ckpt
@@ -165,7 +165,7 @@ def load_encoder(args, train: datasets.ImageData, ckpt: str | None = None) -> Fr
 
 
 def load_layer(args, train: datasets.ImageData, ckpt: str | None = None) -> FrozenEncoder:
-    """The same; of a head on features --layer, its output by default."""
+    """Return the same; of a head on features --layer, its output by default."""
     net = load_encoder(args, train, ckpt)
     return net.take_layer(args.layer or net.layers[0])
 
@@ -182,7 +182,7 @@ def choose_layers(args, net: FrozenEncoder) -> Iterator[tuple[argparse.Namespace
 
 
 def features_cache(args) -> Path | None:
-    """The folder of --features_cache, which can be written to; None without."""
+    """Return the folder of --features_cache, which can be written to; None without."""
     if not args.features_cache:
         return None
     check_folder(args.features_cache, "--features_cache")
@@ -206,8 +206,8 @@ def loading(args, device, channels_last: bool = False) -> Loading:
 
 
 def stepper(args, model, device, warm_for_batch: bool = True) -> Stepper:
-    """The optimiser of the model's trained parameters, by the options' schedule, in their precision, which also settles
-    whether float32 may be TF32 from now on.
+    """Return the optimizer of the model's trained parameters, by the options' schedule, in their precision, which also
+    settles whether float32 may be TF32 from now on.
 
     warm_for_batch: a large batch warms up by itself, as in published pre-training and cross-entropy; not in the probe.
     """
@@ -250,7 +250,7 @@ def check_values(args, *others: str) -> None:
 
 
 def load_data(args):
-    """The training images, and with --instance_ranks the groups that their labels lie in, and the levels' names."""
+    """Load the training images, and with --instance_ranks the groups of their labels, and the names of the levels."""
     if args.values:
         check_values(args)
     if not args.instance_ranks:
@@ -275,7 +275,7 @@ def finest(data, nested=None) -> tuple[torch.Tensor, list[str]]:
 
 
 def held_out(args, transform, data, nested=None) -> monitor.Neighbors | monitor.GroupNeighbors | None:
-    """The images whose neighbours --knn_freq looks at, as evaluation sees them; None without. Raises InputError.
+    """Return the images whose neighbors --knn_freq looks at, as evaluation sees them; None without. Raises InputError.
 
     data, nested: what load_data has.
     """

@@ -133,16 +133,16 @@ def count_heads(args) -> int:
 
 
 def name_loss(args) -> str:
-    """What the name of a run says of its loss."""
+    """Return what the name of a run says of its loss."""
     kind = loss_type(args)
     parts = [kind, *([positives(args)] if kind == "rince" and positives(args) != "separate" else [])]
     return "_".join([*parts, *([variant(args)] if "variant" in LOSSES[kind].options else [])])
 
 
 def build_loss(args, data: datasets.ImageData, nested=None):
-    """The loss over the ranking that the options name, the lines that say what a run trains on, and that ranking as its
-    checkpoints keep it: tables of classes, names of levels and their groups, the values of labels, or None of a loss
-    that has no ranking.
+    """Build the loss over the ranking that the options name, the lines that say what a run trains on, and that ranking
+    as its checkpoints keep it: tables of classes, names of levels and their groups, the values of labels, or None of a
+    loss that has no ranking.
     """
     kind = LOSSES[loss_type(args)]
     for name in ("variant", "positives", "target_tau", "sigma", "margin"):
@@ -170,7 +170,7 @@ def build_loss(args, data: datasets.ImageData, nested=None):
 
 
 def describe_loss(args) -> str:
-    """The loss in words, for the first line of a run."""
+    """Return the loss in words, for the first line of a run."""
     kind, form = LOSSES[loss_type(args)], variant(args)
     if "variant" not in kind.options:
         return kind.title
@@ -194,7 +194,7 @@ def _over_groups(args, kind: LossKind, data: datasets.ImageData, groups, levels)
 
 
 def _over_values(args, kind: LossKind, data: datasets.ImageData):
-    """The same over the numbers of --values: of rank 0 are equal ones, or those within the first of --thresholds."""
+    """Return the same over numbers of --values: rank 0 has equal ones, or those within the first of --thresholds."""
     values, limits, flag = data.values, args.thresholds or [], f"--loss_type {loss_type(args)}"
     by_rank = kind.needs == "ranks" and not kind.of_values
     if kind.needs == "table" and not kind.of_values:
@@ -219,7 +219,7 @@ def _over_values(args, kind: LossKind, data: datasets.ImageData):
 
 
 def _over_classes(args, kind: LossKind, data: datasets.ImageData):
-    """The same over classes."""
+    """Return the same over classes."""
     unrelated = torch.eye(len(data.classes))
     own = ClassRanks(unrelated)
     if kind.needs == "nothing":
@@ -258,7 +258,7 @@ def _describe_ranks(table: torch.Tensor, criterion: BankLoss, raw: np.ndarray, d
 
 
 def _tau_of_ranks(criterion: BankLoss, ranks: int) -> tuple[float, ...]:
-    """The temperature of each rank: of the terms, of which there may be fewer, the last one having the other ranks."""
+    """Return the temperature of each rank: of the terms, of which there may be fewer; the last has the other ranks."""
     return (criterion.taus + criterion.taus[-1:] * ranks)[:ranks]
 
 
@@ -273,7 +273,7 @@ def name_ranking(args, data: datasets.ImageData) -> str:
 
 
 def choose_ranking(given: str | None, data: datasets.ImageData) -> str | None:
-    """The ranking that is given, else the superclasses that labels carry in a column of their own; None without."""
+    """Return the given ranking, else the superclasses that labels carry in a column of their own; None without."""
     return given or ("superclass" if isinstance(data.superclasses, rankings.Taxonomy) else None)
 
 
@@ -286,7 +286,7 @@ def read_ranking(args, data: datasets.ImageData) -> np.ndarray:
 
 
 def build_targets(args, data: datasets.ImageData, device) -> tuple[Targets, str]:
-    """What a classifier of these images is to say of each class, and the objective in words.
+    """Return what a classifier of these images is to say of each class, and the objective in words.
 
     Raises InputError where an option has no use, or soft targets have no ranking.
     """

@@ -66,7 +66,7 @@ def align_map(points: np.ndarray, onto: np.ndarray) -> np.ndarray:
 
 
 def make_maps(means: list[np.ndarray]) -> list[np.ndarray]:
-    """An MDS map [C, 2] of each list of unit vectors [C, d], about the origin, the others turned onto the first."""
+    """Make an MDS map [C, 2] of each list of unit vectors [C, d], about the origin, others turned onto the first."""
     first, *others = [encoders.mds(z) for z in means]
     first = first - first.mean(0)
     return [first, *(align_map(other, first) for other in others)]
@@ -87,7 +87,7 @@ def choose_style(group: int) -> dict:
 
 
 def draw_means(ax, points: np.ndarray, classes: Classes, limits: np.ndarray, inches: float) -> None:
-    """A point a class, its name below it unless there are many, and a line from there to the middle of its superclass.
+    """Draw a point per class, its name below it unless there are many, and a line to the middle of its superclass.
 
     limits: low and high corner of the axes; inches: how wide they are.
     """

@@ -100,7 +100,7 @@ def draw_cosines(ax, z: np.ndarray, labels: np.ndarray, group_of: list[int], gro
 
 
 def draw_embedding(path: Path, title: str, features: dict, labels, classes: list[str], groups, table) -> None:
-    """Maps by class, and by superclass if there are any; the cosines of the classes, next to the ranking if given.
+    """Draw maps by class, and by superclass if there are any, and the cosines of classes, next to the ranking if given.
 
     features: name -> [n, d] of the images with labels [n]; groups: superclass -> classes; table: [C, C] similarities.
     """

@@ -24,7 +24,7 @@ COLORS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#999933", "#AA
 
 
 def parser(description: str, out: str):
-    """The options of a picture of encoders: data, checkpoints, their names, and which classes are alike."""
+    """Make the options of a picture of encoders: data, checkpoints, their names, and which classes are alike."""
     p = options.parser(description)
     options.add_data(p, datasets.NAMES)
     options.add_evaluation(p, several=True)
@@ -105,7 +105,7 @@ def _check_same_classes(first: dict, other: dict) -> None:
 
 
 def group_numbers(groups: dict[str, list[str]] | None, classes: list[str]) -> list[int]:
-    """The number of each class's superclass, all 0 without superclasses."""
+    """Return the number of each class's superclass, all 0 without superclasses."""
     return rankings.number_superclasses(groups, classes, "superclasses").tolist() if groups else [0] * len(classes)
 
 

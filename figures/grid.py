@@ -40,7 +40,7 @@ def group_lines(content: dict, axis: str) -> dict[str, dict[str | None, list[dic
 
 
 def take_methods(content: dict, only: list[str], source: str) -> dict:
-    """The table with these methods alone, a name standing for a method's cells. InputError where one is not there."""
+    """Take these methods of the table alone; a name stands for a method's cells. InputError where one is missing."""
     own = {name: content["recipe"]["methods"][name].get("cell", {}).get("method", name) for name in content["results"]}
     for name in only:
         if name not in own and name not in own.values():
@@ -67,7 +67,7 @@ def count_seeds(counts: set[int]) -> str:
 
 
 def tell_scale(content: dict) -> str:
-    """What to say of a table whose trainings were shortened."""
+    """Return what to say of a table whose trainings were shortened."""
     return f", SCALED: {100 * content['scale']:g} % of the epochs" if content["scale"] != 1 else ""
 
 
@@ -119,7 +119,7 @@ def draw_legend(figure, titles: list[str]) -> None:
 
 
 def table_parser(description: str, out: str):
-    """The options of a picture of a recipe's table."""
+    """Make the options of a picture of a recipe's table."""
     p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("table", type=util.user_path, help="JSON that reproduce.py wrote")
     p.add_argument("--columns", nargs="+", metavar="COLUMN", help="(default: all, without seconds)")

@@ -30,7 +30,7 @@ CELL = 0.8  # inches of an image
 
 
 def choose_queries(labels: np.ndarray, n: int) -> tuple[list[int], int]:
-    """The first image of every k-th class, by labels [m], k the largest with n of them; the images, and k.
+    """Choose the first image of every k-th class, by labels [m], k the largest with n of them; the images, and k.
 
     Only classes with an image count. Raises InputError where they are fewer than n.
     """
@@ -71,7 +71,7 @@ PITCH, ROW, GAP, START = 1.14, 1.34, 0.3, 2.0
 
 
 def draw_strips(path: Path, queries: list[Query], title: str, kinds: dict[str, np.ndarray]) -> None:
-    """A block a query, in it a strip an encoder; frames say of which kind a neighbor is.
+    """Draw a block per query, in it a strip per encoder; frames say of which kind a neighbor is.
 
     kinds: encoder -> the kinds of the neighbors of all test images, whose shares the title says.
     """
@@ -114,7 +114,7 @@ def _draw_query(ax, query: Query, top: float) -> None:
 
 
 def _draw_image(ax, image: np.ndarray, x: float, y: float, frame: str | None = None) -> None:
-    """An image of side 1 with its upper left corner at (x, y), in a frame if one is given."""
+    """Draw an image of side 1 with its upper left corner at (x, y), in a frame if one is given."""
     from matplotlib.patches import Rectangle
 
     ax.imshow(image, extent=(x, x + 1, y + 1, y), interpolation="nearest" if len(image) < 100 else "antialiased")

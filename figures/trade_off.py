@@ -37,7 +37,7 @@ class Method:
 
 
 def find_methods(content: dict, columns: list[str], highlight: str | None) -> list[Method]:
-    """The methods of a table's JSON that have both columns; highlight: how the title of a filled one begins."""
+    """Find the methods of a table's JSON that have both columns; highlight: how the title of a filled one begins."""
     found: list[Method] = []
     for name, runs in content["results"].items():
         values = [[run["values"][c] for c in columns] for run in runs if all(c in run["values"] for c in columns)]
@@ -49,7 +49,7 @@ def find_methods(content: dict, columns: list[str], highlight: str | None) -> li
 
 
 def draw_methods(ax, methods: list[Method]) -> None:
-    """A numbered disc a method, with intervals and seeds."""
+    """Draw a numbered disc per method, with intervals and seeds."""
     for method in methods:
         color, above = (INLIER, 4) if method.filled else (GRAY, 3)
         ax.plot(method.x, method.y, ".", color=color, ms=3, alpha=0.7)

@@ -28,7 +28,7 @@ SIGN = {"uniformity": -1, "waiting_for_data": 100}
 
 
 def read_log(folder: Path) -> list[dict]:
-    """The epochs of a run, in order; of an epoch that was trained twice, the last. Raises InputError."""
+    """Read the epochs of a run, in order; of an epoch that was trained twice, the last. Raises InputError."""
     path = folder / "log.jsonl" if folder.is_dir() else folder
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a run's folder, which holds log.jsonl")

@@ -26,7 +26,7 @@ class Scope:
 
 
 def read(path: Path) -> dict:
-    """The recipe, with everything there that may be left out. Raises InputError naming file and key."""
+    """Read the recipe, with everything there that may be left out. Raises InputError naming file and key."""
     recipe = check_entry(config.read_yaml(path, str(path), as_written=True), "recipe", str(path))
     recipe = {
         "about": "", "before": [], "after": [], "jobs": "1", "published": None, "baseline": None, "grid": {},
@@ -106,7 +106,7 @@ def check_columns(recipe: dict, path: Path) -> None:
 
 
 def read_published(recipe: dict, path: Path) -> dict | None:
-    """What stands under `published`, a method's for each of its cells without its own; InputError for wrong names."""
+    """Read what is under `published`, a method's for each of its cells without its own; InputError for wrong names."""
     published = dict(recipe["published"] or {})
     if published and not published.get("source"):
         raise InputError(f"{path}: published: source is missing, the text that says where the figures are from")
@@ -136,13 +136,13 @@ def check_baseline(recipe: dict, path: Path) -> None:
 
 
 def columns(recipe: dict) -> list[str]:
-    """The columns of the recipe's table, means last, without seconds; evaluations of several methods may share one."""
+    """Return the columns of the recipe's table, means last, without seconds; evaluations of methods may share one."""
     found = dict.fromkeys(c for evaluation in recipe["evaluations"].values() for c in evaluation["columns"])
     return [*found, *recipe.get("means", {})]
 
 
 def add_means(recipe: dict, values: dict[str, float]) -> dict[str, float]:
-    """A run's figures by column, and the recipe's means of those of which all columns are there."""
+    """Return a run's figures by column, and the recipe's means of those of which all columns are there."""
     whole = {mean: parts for mean, parts in recipe["means"].items() if parts and all(part in values for part in parts)}
     return values | {mean: sum(values[part] for part in parts) / len(parts) for mean, parts in whole.items()}
 
@@ -156,24 +156,24 @@ RAW = Path(options.RAW)  # as a method's checkpoint
 
 
 def given(recipe: dict, name: str) -> Path | None:
-    """The checkpoint of a method that is not trained; None of one that is."""
+    """Return the checkpoint of a method that is not trained; None of one that is."""
     file = recipe["methods"][name].get("checkpoint")
     return file and util.user_path(file)
 
 
 def seeds(recipe: dict, name: str, scope: Scope) -> range:
-    """The seeds that a method is run with, at most its own number of them: a given checkpoint is what it is."""
+    """Return the seeds that a method is run with, at most its own number of them: a given checkpoint is what it is."""
     own = recipe["methods"][name].get("seeds")
     return range(1 if given(recipe, name) else min(scope.seeds, int(own or scope.seeds)))
 
 
 def title(recipe: dict, name: str, seed: int) -> str:
-    """What a method with a seed is called while it runs."""
+    """Return what a method with a seed is called while it runs."""
     return name if given(recipe, name) else f"{name}, seed {seed}"
 
 
 def scaled(entry: dict, scale: float) -> str:
-    """The options that shorten a command to a share of its epochs; none at scale 1."""
+    """Return the options that shorten a command to a share of its epochs; none at scale 1."""
     if scale == 1:
         return ""
     given = entry.get("scaled") or {}
@@ -182,7 +182,7 @@ def scaled(entry: dict, scale: float) -> str:
 
 
 def commands(recipe: dict, name: str, seed: int, scope: Scope) -> dict[str, str]:
-    """The commands of a method with a seed, by name: "training" where it has one, then its evaluations.
+    """Return the commands of a method with a seed, by name: "training" where it has one, then its evaluations.
 
     Seed 0 at full scale is the recipe's own wording, with the file's name for last.pth where a checkpoint is given;
     else --seed, shorter epochs and a name of the run's own follow it.
@@ -208,8 +208,8 @@ def commands(recipe: dict, name: str, seed: int, scope: Scope) -> dict[str, str]
 
 
 def put_file(command: str, file: Path) -> str:
-    """A command with a given checkpoint for what is a run's folder, or the last.pth in it, elsewhere; of raw features
-    without a checkpoint, and without the layer of one.
+    """Return a command with a given checkpoint for what is a run's folder, or the last.pth in it, elsewhere; of raw
+    features without a checkpoint, and without the layer of one.
     """
     if file == RAW:
         return re.sub(r" --(ckpt|layer)[ =]\S+", "", command)
@@ -237,7 +237,7 @@ def check_commands(recipe: dict, names, scope: Scope, source: str) -> None:
 
 
 def find_parser(script: str) -> Parser:
-    """The parser of a script, NAME.py; one without options for a command of another kind."""
+    """Find the parser of a script, NAME.py; one without options for a command of another kind."""
     return importlib.import_module(script.removesuffix(".py")).get_parser() if script.endswith(".py") else Parser()
 
 
@@ -258,7 +258,7 @@ def parse(command: str, where: str) -> Options:
 
 
 def print_commands(recipe: dict, names, scope: Scope) -> None:
-    """What would be run, as a shell takes it."""
+    """Print what would be run, as a shell takes it."""
     for entry in recipe["before"]:
         print(in_one_line(entry["command"]))
     for name in names:

@@ -24,7 +24,7 @@ def same(called: list[str], command: str) -> bool:
 
 
 def _meaning(called: list[str], script: str) -> list[str]:
-    """The words, options in their first spelling, without those of Means.START."""
+    """Return the words, options in their first spelling, without those of Means.START."""
     parser, kept, skip = _parser(script), [], False
     means, actions = parser.meanings(), {name: a for a in parser._actions for name in a.option_strings}
     for word, value in zip(called, [*called[1:], ""], strict=True):
@@ -43,7 +43,7 @@ _parser = cache(find_parser)  # of a script: every record asks
 
 
 def find_changed_file(command: str, before: list[dict]) -> str | None:
-    """The first option of a command, with its file, whose content has changed since something was made from it.
+    """Find the first option of a command, with its file, whose content has changed since something was made from it.
 
     before: check sums as runs and records have them (config.files_of). What they do not know, as those of older
     versions, and a file that is gone, is not held against them.
@@ -56,7 +56,7 @@ def find_changed_file(command: str, before: list[dict]) -> str | None:
 
 
 def find_run(folders, command: str) -> Path | None:
-    """The folder of a run of this command, whole or cut off, whose every start had its options."""
+    """Find the folder of a run of this command, whole or cut off, whose every start had its options."""
     for folder in folders:
         file = folder / "config.yaml"
         if not file.is_file():
@@ -78,7 +78,7 @@ def find_change_since(folder: Path, command: str) -> str | None:
 
 
 def read_starts(folder: Path) -> list[dict]:
-    """What is known of a run's starts, from the last one that began from scratch; [] where none did."""
+    """Return what is known of a run's starts, from the last one that began from scratch; [] where none did."""
     starts = run_log.read_json_lines(folder / "starts.jsonl")
     scratch = [i for i, start in enumerate(starts) if start["resumed"] is None]
     return starts[scratch[-1] :] if scratch else []
@@ -114,7 +114,8 @@ def seconds(folder: Path) -> float | None:
 
 
 def check_given(file: Path) -> dict[str, str]:
-    """The "sha256" of a given checkpoint, and a "warning" where other weights lie in the place of published ones.
+    """Return the "sha256" of a given checkpoint, and a "warning" where other weights lie in the place of published
+    ones.
 
     Raises InputError, in one line, where there is none: published weights by name, hash and place.
     """
@@ -141,7 +142,7 @@ def _resumed_itself(called: list[str], command: str) -> bool:
 
 
 def find_record(command: str, sha256: str) -> dict | None:
-    """The record, and its "file", of an evaluation of this checkpoint by this command, whose files are unchanged."""
+    """Find the record, and its "file", of an evaluation of this checkpoint by this command, with unchanged files."""
     folder = Path(option(command, "--save_folder", "./save")) / "results"
     for path in sorted(folder.glob("*.json")):
         try:
@@ -168,8 +169,8 @@ def take_up(recipe: dict, scope: Scope) -> dict[tuple[str, int], dict]:
 
 
 def _take_up_run(table: dict, recipe: dict, name: str, seed: int, scope: Scope) -> dict | None:
-    """A run of an earlier table under the recipe's columns; None unless its commands, and what their figures mean, are
-    as today, and it has them all.
+    """Return a run of an earlier table under the recipe's columns; None unless its commands, and what their figures
+    mean, are as today, and it has them all.
     """
     then, runs = table["recipe"], table["results"].get(name, [])
     run = next((run for run in runs if run["seed"] == seed), None)
@@ -194,7 +195,7 @@ def _take_up_run(table: dict, recipe: dict, name: str, seed: int, scope: Scope) 
 
 
 def figures(metrics: dict, before: str = "") -> dict[str, float]:
-    """The figures of a record by their paths, as columns name them: `fine.mAP`."""
+    """Return the figures of a record by their paths, as columns name them: `fine.mAP`."""
     found = {}
     for key, value in metrics.items():
         if isinstance(value, dict):

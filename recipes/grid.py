@@ -32,7 +32,8 @@ def axes(grid: dict, where: str) -> dict[str, dict[str, str]]:
 
 
 def expand(recipe: dict, source: str) -> dict[str, dict]:
-    """The methods, those with a grid, their own or the recipe's, as their cells; InputError beginning with `source`.
+    """Expand the methods, those with a grid, their own or the recipe's, as their cells; InputError beginning with
+    `source`.
 
     A cell has "cell": {"method": the name of what it is a cell of, "title", "axes": {axis: label}}.
     """
@@ -81,7 +82,7 @@ def make_cell(name: str, method: dict, labels: dict, values: dict, where: str) -
 
 
 def find_methods(recipe: dict, name: str, where: str) -> list[str]:
-    """The methods that a name stands for: one, a cell, or all cells of one; InputError beginning with `where`."""
+    """Find the methods that a name stands for: one, a cell, or all cells of one; InputError beginning with `where`."""
     check(where, name, "text")
     method_of = {key: method.get("cell", {}).get("method", key) for key, method in recipe["methods"].items()}
     (name,) = util.spelt_as([name], [*method_of.values(), *method_of])
@@ -93,7 +94,7 @@ def find_methods(recipe: dict, name: str, where: str) -> list[str]:
 
 
 def find_baseline(recipe: dict, name: str) -> str | None:
-    """The baseline of a method, of several cells the one with its values; None of a baseline, or without just one."""
+    """Find the baseline of a method, of several cells that with its values; None of a baseline, or without just one."""
     methods, cells = recipe["methods"], find_methods(recipe, recipe["baseline"], "baseline")
     if name in cells:
         return None
@@ -109,7 +110,7 @@ def read_axes(method: dict) -> dict[str, str]:
 
 
 def find_title(recipe: dict, name: str) -> str:
-    """The title of a method, of a cell, or of what has several cells, of which each then stands for its like."""
+    """Find the title of a method, of a cell, or of what has several cells, of which each then stands for its like."""
     first, *others = (recipe["methods"][key] for key in find_methods(recipe, name, "title"))
     if not others:
         return first.get("title", name)

@@ -108,7 +108,7 @@ class Runner:
         return folder if self.call(title, command) and completed.epochs_left(folder) <= 0 else None
 
     def evaluate(self, title: str, command: str, sha256: str) -> dict | None:
-        """The record of the evaluation; a probe that was cut off goes on."""
+        """Evaluate, unless that is done, and return the record; a probe that was cut off goes on."""
         record = completed.find_record(command, sha256)
         if record:
             self.say(f"== {title}: is done, {record['file']}")

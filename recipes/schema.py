@@ -25,7 +25,7 @@ FORMS = {
 
 
 def check_entry(entry, kind: str, where: str) -> dict:
-    """The entry, a mapping in the form of its kind; else InputError that begins with `where`."""
+    """Check the entry, a mapping in the form of its kind; else InputError that begins with `where`."""
     check(where, entry, "a mapping")
     forms = {key.rstrip("*"): form for key, form in FORMS[kind].items()}
     for key in entry:
@@ -64,7 +64,7 @@ def is_number(value) -> bool:
 
 
 def words(command: str) -> list[str]:
-    """A command line in words; [] where a quote is not closed."""
+    """Split a command line into words; [] where a quote is not closed."""
     try:
         return shlex.split(command)
     except ValueError:
@@ -72,12 +72,12 @@ def words(command: str) -> list[str]:
 
 
 def option(command: str, name: str, default=None):
-    """The value that a command line gives an option, the last one if several do; `~` is expanded, as scripts do."""
+    """Return the value that a command line gives an option, the last one of several; `~` is expanded, as scripts do."""
     parts = [part for word in words(command) for part in (word.split("=", 1) if word[:2] == "--" else [word])]
     places = [i for i, part in enumerate(parts[:-1]) if part == name]
     return util.user_text(parts[places[-1] + 1]) if places else default
 
 
 def in_one_line(command: str) -> str:
-    """A command of a recipe, which may be folded over lines."""
+    """Return a command of a recipe, which may be folded over lines."""
     return " ".join(command.split())

@@ -20,7 +20,7 @@ from util import InputError
 
 
 def portable(value, folder: Path):
-    """A JSON value in whose texts paths below `folder` are relative to it: a table may be read on another machine."""
+    """Return a JSON value in whose texts paths below `folder` are relative to it: other machines may read a table."""
     if isinstance(value, dict):
         return {key: portable(item, folder) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -46,8 +46,9 @@ def write(place: Path, recipe: dict, results: dict, scope: Scope, about: dict) -
 
 
 def difference(a: dict[int, float], b: dict[int, float]) -> dict:
-    """What a has over b by the "seeds" of both, of two or more its "mean", "half" the width of its 95 % interval, and
-    "p" of the paired t-test: below 0.05 where the interval excludes 0; 1 where all seeds agree, as coarse figures may.
+    """Compute what a has over b by the "seeds" of both, of two or more its "mean", "half" the width of its 95 %
+    interval, and "p" of the paired t-test: below 0.05 where the interval excludes 0; 1 where all seeds agree, as coarse
+    figures may.
     """
     from scipy.stats import ttest_1samp
 
@@ -70,14 +71,14 @@ def holm(p: dict[str, float]) -> dict[str, float]:
 
 
 def pair(runs: list[dict], others: list[dict], column: str) -> dict:
-    """The difference of two methods in a column, by the seeds that both ran on machines of one kind."""
+    """Compute the difference of two methods in a column, by the seeds that both ran on machines of one kind."""
     machines = {run["seed"]: run.get("machine") for run in others}
     alike = [run for run in runs if run.get("machine") == machines.get(run["seed"])]
     return difference(by_seed(alike, column), by_seed(others, column))
 
 
 def find_differences(recipe: dict, results: dict) -> dict:
-    """What methods have over the baseline: {"to": its title, "methods": {method: {"title", "columns": {column: its
+    """Find what methods have over the baseline: {"to": its title, "methods": {method: {"title", "columns": {column: its
     difference}}}}; {} without a baseline. With Holm's correction over a method's columns, "p_holm" of each.
     """
     if not recipe.get("baseline"):
@@ -95,12 +96,12 @@ def find_differences(recipe: dict, results: dict) -> dict:
 
 
 def by_seed(runs: list[dict], column: str) -> dict[int, float]:
-    """A method's values in a column, of the seeds that have one."""
+    """Return a method's values in a column, of the seeds that have one."""
     return {run["seed"]: run["values"][column] for run in runs if column in run["values"]}
 
 
 def markdown(content: dict, chosen: list[str] | None = None) -> str:
-    """The table of the chosen columns, by default all, the differences and the notes; `content` is the JSON's."""
+    """Write the table of the chosen columns, by default all, the differences and the notes; `content` is the JSON's."""
     recipe, results = content["recipe"], content["results"]
     scope = Scope(content["seeds"], content["scale"], content.get("options", ""))
     names = chosen or columns(recipe)
@@ -111,7 +112,7 @@ def markdown(content: dict, chosen: list[str] | None = None) -> str:
 
 
 def rows(head: list[str], body: list[list[str]]) -> str:
-    """A table in Markdown."""
+    """Write a table in Markdown."""
     # a title may hold what ends a cell, or a line
     cells = [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in (head, *body)]
     lines = [f"| {' | '.join(row)} |" for row in cells]
@@ -132,7 +133,7 @@ def count_missing(there: int, wanted: int) -> str:
 
 
 def draw_figures(recipe: dict, results: dict, scope: Scope, names: list[str]) -> str:
-    """The table of all methods and these columns."""
+    """Write the table of all methods and these columns."""
     published, body = recipe["published"], []
     digits = {c: 2 if are_small(results, c) else 1 for c in names}
     for name, runs in results.items():
@@ -147,7 +148,7 @@ def draw_figures(recipe: dict, results: dict, scope: Scope, names: list[str]) ->
 
 
 def difference_cell(difference: dict, wanted: int) -> str:
-    """A difference with its 95 % interval, bold where p, corrected if the recipe says so, is below 0.05.
+    """Format a difference with its 95 % interval, bold where p, corrected if the recipe says so, is below 0.05.
 
     An interval has as many digits as it takes to see on which side of 0 its ends lie.
     """
@@ -162,7 +163,7 @@ def difference_cell(difference: dict, wanted: int) -> str:
 
 
 def differences(recipe: dict, results: dict, scope: Scope, names: list[str]) -> list[str]:
-    """The second table: what each method has over the baseline, before it its title, after it how it is made."""
+    """Return the second table: what each method has over the baseline, before it its title, after it how it is made."""
     found = find_differences(recipe, results)
     body = []
     for name, method in found.get("methods", {}).items():
@@ -185,7 +186,7 @@ def differences(recipe: dict, results: dict, scope: Scope, names: list[str]) -> 
 
 
 def notes(content: dict, scope: Scope) -> list[str]:
-    """What the table is made of, and what failed."""
+    """Return what the table is made of, and what failed."""
     recipe, results = content["recipe"], content["results"]
     files = [name for name in recipe["methods"] if given(recipe, name)]
     of_seeds = "seed 0" if scope.seeds == 1 else f"seeds 0 to {scope.seeds - 1}, mean ± standard deviation"

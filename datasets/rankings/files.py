@@ -20,7 +20,7 @@ ROBERTA = HERE / "imagenet100_roberta_cosine.csv"  # the published cosines of Im
 
 
 def read_matrix(path: Path, flag: str = "--ranking") -> tuple[np.ndarray, list[str]]:
-    """A similarity matrix as `read_square` has it -> [C, C], identifiers of the classes.
+    """Read a similarity matrix as `read_square` has it -> [C, C], identifiers of the classes.
 
     Raises InputError, naming `flag`, unless it is symmetric, its diagonal is 1 and all lies in [-1, 1] (cosines are
     welcome).
@@ -41,7 +41,7 @@ def read_matrix(path: Path, flag: str = "--ranking") -> tuple[np.ndarray, list[s
 
 
 def read_square(path: Path, source: str) -> tuple[np.ndarray, list[str]]:
-    """A square of numbers -> [C, C], identifiers of the classes.
+    """Read a square of numbers -> [C, C], identifiers of the classes.
 
     CSV: first line `class,a,b,...`, then a line a class, `a,1,0.75,...`, read as `text_files.read_rows` says.
     npz: arrays `similarity` [C, C] and `classes` [C]. Raises InputError, beginning with `source`, unless it is square,
@@ -108,7 +108,7 @@ def check_new(path: Path, flag: str) -> None:
 
 
 def write_matrix(path: Path, table: np.ndarray, classes: list[str], about: str) -> None:
-    """A ranking file that `read_matrix` reads: npz by its suffix, else CSV. `about` says what it was made of.
+    """Write a ranking file that `read_matrix` reads: npz by its suffix, else CSV. `about` says what it was made of.
 
     Raises InputError, and writes nothing, where a similarity is no number.
     """

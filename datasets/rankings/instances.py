@@ -13,7 +13,8 @@ from util import InputError
 
 
 def build(folder: str | Path, table: str | Path) -> tuple[ImageData, torch.Tensor, list[str]]:
-    """The images that a CSV names, labelled by their finest group; groups [G, L] of the labels; names of the levels.
+    """Return the images that a CSV names, labeled by their finest group; groups [G, L] of the labels; names of the
+    levels.
 
     folder: the images' paths in the table are relative to it, or to an image list's own folder. table: a header
     `image,<finest>,...,<coarsest>`, then a row an image with the name of its group at each level. A group lies in one
@@ -36,7 +37,7 @@ def build(folder: str | Path, table: str | Path) -> tuple[ImageData, torch.Tenso
 
 
 def _list_images(path: Path, split: str) -> set[str]:
-    """The real paths of the images of an image list. Raises InputError."""
+    """List the real paths of the images of an image list. Raises InputError."""
     try:
         return set(find_real_paths(lists.read_list(path, split)[0]))
     except InputError as error:
@@ -68,7 +69,7 @@ def count_unlisted(data: ImageData, folder: str | Path) -> tuple[int, LeftOut]:
 
 
 def summarize_groups(groups: torch.Tensor, levels: list[str], taus, labels: torch.Tensor) -> list[str]:
-    """The lines of a run: ranks, their temperatures, and how many images an image has at each."""
+    """Return the lines of a run: ranks, their temperatures, and how many images an image has at each."""
     lines, closer = [], torch.zeros(len(labels), dtype=torch.long)
     for rank, (level, tau) in enumerate(zip(levels, taus, strict=True)):
         of_image = groups[labels, rank]
@@ -79,7 +80,7 @@ def summarize_groups(groups: torch.Tensor, levels: list[str], taus, labels: torc
 
 
 def describe_rank(rank: int, what: str, tau: float, counts: torch.Tensor) -> str:
-    """The line of a rank. counts: [n] how many images each training image has at it."""
+    """Return the line of a rank. counts: [n] how many images each training image has at it."""
     counts = counts.double().sort().values
     few, middle, many = counts[0], (counts[(len(counts) - 1) // 2] + counts[len(counts) // 2]) / 2, counts[-1]
     line = f"rank {rank}: {what}, tau {tau:.3g}; an image has {few:g}/{middle:g}/{many:g} images (min/median/max)"

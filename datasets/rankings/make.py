@@ -95,7 +95,7 @@ def compare_names(names: dict[str, str], model: str, templates: list[str]) -> tu
 
 
 def read_groups(source: str) -> tuple[np.ndarray, list[str], str]:
-    """The table of superclasses or a taxonomy, its classes, and what that is, in words."""
+    """Read the table of superclasses or a taxonomy, its classes, and what that is, in words."""
     table, classes = rankings.load(source, "--from")
     if read_taxonomy(source, "--from") is None:
         hint = "superclasses are YAML, folders superclass/class/, or a CSV `class,<finest level>,...,<coarsest>`"
@@ -104,7 +104,7 @@ def read_groups(source: str) -> tuple[np.ndarray, list[str], str]:
 
 
 def add_noise(source: str, share: float, seed: int) -> tuple[np.ndarray, list[str], str]:
-    """A ranking file with a share of its pairs dealt anew, its classes, and what that is, in words."""
+    """Deal a share of a ranking file's pairs again; return the table, its classes, and what that is, in words."""
     if not 0 <= share <= 1:
         raise InputError(f"--share {share}: must lie in [0, 1]")
     table, classes = rankings.load(source, "--from")
@@ -114,7 +114,7 @@ def add_noise(source: str, share: float, seed: int) -> tuple[np.ndarray, list[st
 
 
 def shuffle_pairs(table: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """The table with the values of a random share of its pairs of classes dealt anew among these pairs.
+    """Deal the values of a random share of a table's pairs of classes again among these pairs.
 
     It stays symmetric with the same values, so that the ranks keep their sizes; share 1 is a random ranking.
     """

@@ -16,7 +16,8 @@ ROBERTA = "roberta_threshold"  # the published cosines of ImageNet-100's class n
 
 
 def load(source: str, flag: str = "--ranking", others: Iterable[str] = ()) -> tuple[np.ndarray, list[str]]:
-    """The similarities [C, C] of a ranking, as its source has them: cosines, say, that are no ranks yet; its classes.
+    """Load the similarities [C, C] of a ranking, as its source has them: cosines, say, that are no ranks yet; its
+    classes.
 
     source: a file: CSV or npz matrix, YAML of superclasses, YAML or CSV of a taxonomy, image list with levels; a folder
     superclass/class/; superclasses that ship, by their name; or "roberta_threshold". Raises InputError, naming `flag`,
@@ -35,7 +36,7 @@ def load(source: str, flag: str = "--ranking", others: Iterable[str] = ()) -> tu
 
 
 def find_rows(names: list[str], classes: list[str], source: str) -> list[int]:
-    """The rows of a table of `names` that `classes` have; InputError, beginning with `source`, where it lacks one."""
+    """Find the rows that `classes` have in a table of `names`; InputError, beginning with `source`, without one."""
     return match_classes(classes, {name: i for i, name in enumerate(names)}, source)
 
 
@@ -72,7 +73,7 @@ def superclass(classes: list[str], superclasses: Superclasses) -> np.ndarray:
 
 
 def inaturalist(classes: list[str], superclasses: Superclasses) -> np.ndarray:
-    """A rank a level, from the species to the kingdom, by the names of iNaturalist's folders."""
+    """Return a rank a level, from the species to the kingdom, by the names of iNaturalist's folders."""
     source = "--ranking inaturalist"
     return taxonomy.compute_similarity(taxonomy.parse_inaturalist(classes, source), classes, source)
 
@@ -105,7 +106,7 @@ ALL = Ranks()  # the values as they are
 def class_similarity(
     ranking: str, classes: list[str], superclasses: str | None = None, ranks: Ranks = ALL
 ) -> tuple[torch.Tensor, list[str]]:
-    """The similarity table of `classes`, and the class order that it is in (that of `classes`).
+    """Return the similarity table of `classes`, and the class order that it is in (that of `classes`).
 
     What `find_similarities` finds of ranking and superclasses, made ranks of by `assign_ranks`.
     """
@@ -167,7 +168,7 @@ def _keep_most_similar(table: np.ndarray, n: int) -> np.ndarray:
 def summarize_ranking(
     table: torch.Tensor, taus, source: np.ndarray, classes: list[str], images: torch.Tensor
 ) -> list[str]:
-    """The lines of a ranking: its ranks with their positives, the classes without a similar one, and examples.
+    """Return the lines of a ranking: its ranks with their positives, the classes without a similar one, and examples.
 
     table: [C, C] as the loss takes it; taus: of its ranks; source: [C, C] the similarities that it was made of;
     images: [C] training images of each class.
@@ -200,7 +201,7 @@ def _describe_spread(numbers: torch.Tensor) -> str:
 
 
 def _find_examples(similar: np.ndarray, source: np.ndarray, words: list[str], most: int = 3) -> list[str]:
-    """The classes of the strongest ties, no class in two examples, each with its most similar classes."""
+    """Find the classes of the strongest ties, no class in two examples, each with its most similar classes."""
     tie = np.where(similar, source, -np.inf)
     lines, named = [], set()
     for c in np.argsort(-tie.max(1), kind="stable"):

@@ -29,8 +29,8 @@ INATURALIST = ("genus", "family", "order", "class", "phylum", "kingdom")
 
 
 def match_classes(classes: list[str], found: dict[str, Any], source: str) -> list:
-    """What stands for each class in `found`, where its name may have another Unicode form. Raises InputError, beginning
-    with `source`, where it lacks one of the classes.
+    """Return what stands for each class in `found`, where its name may have another Unicode form. Raises InputError,
+    beginning with `source`, where it lacks one of the classes.
     """
     names = dict(zip(util.spelt_as(found, classes), found.values(), strict=True))
     missing = [c for c in classes if c not in names]
@@ -85,7 +85,7 @@ def list_shipped() -> list[str]:
 
 
 def read_shipped(name: str) -> dict[str, list[str]]:
-    """The superclasses that ship with a data set, by the name in its `Source`: one of `list_shipped`."""
+    """Return the superclasses that ship with a data set, by the name in its `Source`: one of `list_shipped`."""
     return read_superclasses(str(SHIPPED / f"{name}.yaml"))
 
 
@@ -118,7 +118,7 @@ def number_superclasses(groups: dict[str, list[str]], classes: list[str], source
 
 
 def read_taxonomy(source: str, flag: str) -> Taxonomy | None:
-    """What a source says of groups; None of a matrix of similarities. No other place tells kinds of sources apart.
+    """Return what a source says of groups; None of a matrix of similarities. Nothing else tells kinds of sources apart.
 
     source: a file, a folder, or the name of superclasses that ship. Raises InputError, naming `flag`, where it is
     missing, or is a taxonomy with a fault.
@@ -139,7 +139,7 @@ def read_taxonomy(source: str, flag: str) -> Taxonomy | None:
 
 
 def parse_nested(content: Any, source: str) -> Taxonomy:
-    """Mappings in mappings, down to lists of classes, all at one depth. `source` begins errors."""
+    """Parse mappings in mappings, down to lists of classes, all at one depth. `source` begins errors."""
     leaves = list(_walk_leaves(content, (), source))
     text_files.check_once((name for name, _ in leaves), source, "class")
     found = dict(leaves)
@@ -167,7 +167,7 @@ def _walk_leaves(content: Any, above: tuple[str, ...], source: str) -> Iterator[
 
 
 def _name_groups(path: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """The groups of a class from the names on its path, the finest first."""
+    """Return the groups of a class from the names on its path, the finest first."""
     return tuple(tuple(path[at:]) for at in range(len(path)))
 
 
@@ -218,14 +218,14 @@ def _is_number(cell: str) -> bool:
 
 
 def parse_rows(rows: list[tuple[int, list[str]]], source: str) -> Taxonomy:
-    """A table of text_files.read_rows: the header `class,<finest level>,...,<coarsest>`, then a row a class."""
+    """Parse a table of text_files.read_rows: the header `class,<finest level>,...,<coarsest>`, then a row a class."""
     levels, groups_by_row = parse_levels(rows, "class", source)
     text_files.check_once((name for _, name, _ in groups_by_row), source, "class")
     return Taxonomy(tuple(levels), {name: _name_groups(groups) for _, name, groups in groups_by_row})
 
 
 def parse_list(rows: list[tuple[int, list[str]]], source: str) -> Taxonomy:
-    """The rows of an image list: the columns beside path, label and split are levels of the labels."""
+    """Parse the rows of an image list: the columns beside path, label and split are levels of the labels."""
     head = rows[0][1]
     kept = [at for at, name in enumerate(head) if name != "split"]
     if len(kept) < 3:
@@ -264,7 +264,7 @@ def parse_levels(
 
 
 def parse_inaturalist(classes: list[str], source: str) -> Taxonomy:
-    """What the names of iNaturalist's folders, number_kingdom_phylum_class_order_family_genus_species, say."""
+    """Parse what the names of iNaturalist's folders, number_kingdom_phylum_class_order_family_genus_species, say."""
     found = {}
     for name in classes:
         parts = name.split("_")

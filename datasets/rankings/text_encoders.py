@@ -84,7 +84,7 @@ def embed_texts(texts: list[str], encoder: Callable[[list[str]], Tensor], batch:
 
 
 def load_encoder(name: str, flag: str = "--model") -> TextEncoder:
-    """The text encoder of a hub name or local folder: the text tower of a model of images and texts, or a sentence
+    """Load the text encoder of a hub name or local folder: the text tower of a model of images and texts, or a sentence
     encoder with its own pooling, the mean of the tokens if it names none (Reimers and Gurevych 2019).
 
     Raises InputError, naming `flag`, if it cannot be had, or pools in a way that is not known.
@@ -131,7 +131,7 @@ def find_optional(name: str, file: str) -> Path | None:
 
 
 def read_prompt(name: str) -> str:
-    """The default prompt of a model, as its PROMPTS say; "" without."""
+    """Return the default prompt of a model, as its PROMPTS say; "" without."""
     file = find_optional(name, PROMPTS)
     config = json.loads(file.read_text()) if file else {}
     default = config.get("default_prompt_name")
@@ -154,7 +154,8 @@ def find_length(model, tokenizer, settings: Path | None) -> int | None:
 
 
 def read_pooling(name: str, flag: str = "--model") -> tuple[tuple[str, ...], str]:
-    """A model's pooling modes, () where its files name none, and the folder of its transformer in it ("": itself).
+    """Return a model's pooling modes, () where its files name none, and the folder of its transformer in it ("":
+    itself).
 
     Raises InputError for modes and modules that are not known here.
     """

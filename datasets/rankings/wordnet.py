@@ -131,7 +131,7 @@ def _find_ancestors(wnid: str, parents) -> dict[str, int]:
 
 
 def _measure_depths(nodes, parents) -> dict[str, int]:
-    """Number of nodes of the longest way down from a root."""
+    """Return the number of nodes of the longest way down from a root."""
 
     @functools.cache
     def depth(node):

@@ -34,11 +34,11 @@ class EpochBatches(Sampler):
         self.set_epoch(1)
 
     def set_epoch(self, epoch: int, done: int = 0) -> None:
-        """The epoch that comes next, from its step `done` on."""
+        """Begin the epoch that comes next, from its step `done` on."""
         self.epoch, self.done = epoch, done
 
     def __len__(self) -> int:
-        """Steps of a whole epoch."""
+        """Return the number of steps of a whole epoch."""
         return self.count // self.batch_size
 
     @property
@@ -47,7 +47,7 @@ class EpochBatches(Sampler):
         return [self.count, self.batch_size, self.seed]
 
     def order(self) -> np.ndarray:
-        """The indices of the epoch's images, one batch after another."""
+        """Return the indices of the epoch's images, one batch after another."""
         return keyed_generator(self.seed, self.epoch, "order").permutation(self.count)
 
     def __iter__(self):
@@ -183,14 +183,14 @@ class Collated:
 
 
 def _tensors(batch) -> list[torch.Tensor]:
-    """The tensors of a batch, however nested in tuples and lists."""
+    """Return the tensors of a batch, however nested in tuples and lists."""
     if isinstance(batch, (tuple, list)):
         return [x for part in batch for x in _tensors(part)]
     return [batch] if isinstance(batch, torch.Tensor) else []
 
 
 def choose_colors(device):
-    """What flips, colors and normalizes views on a device: as `augmentation.finish`."""
+    """Return what flips, colors and normalizes views on a device: as `augmentation.finish`."""
     return color_on_device.Finish(distributed.say) if device.type == "cuda" else finish
 
 

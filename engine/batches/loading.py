@@ -96,7 +96,7 @@ def _damaged(data, device) -> torch.Tensor:
 
 
 def report_damage(run, data, device) -> dict:
-    """The number of images that were skipped so far by any process, for the log; a new one is listed and counted."""
+    """Report how many images any process has skipped so far, for the log; a new one is listed and counted."""
     if data.bad is None:
         return {}
     bad = distributed.all_reduce(data.bad.to(device, torch.uint8), "max")
@@ -134,7 +134,7 @@ def training_loader(data, loading: Loading, seed: int, balanced: Balance | None 
 
 
 def build_views(data, augmentation, seed: int, where: str | None, device) -> Views:
-    """The training images as views of a seed, finished on the "device", or by the "worker"; None: on a CUDA device."""
+    """Build the training images as views of a seed, finished on the "device" or by the "worker"; None: on a GPU."""
     where = where or ("device" if device.type == "cuda" else "worker")
     return Views(data, augmentation, seed, finished=where == "worker")
 
@@ -157,12 +157,12 @@ class Resident(TensorDataset):
 
 
 def share_loader(data, loading: Loading):
-    """This process's share of a data set in order, every image once over all processes: r, r + world, ..."""
+    """Return this process's share of a data set in order, every image once over all processes: r, r + world, ..."""
     return ordered_loader(data, range(distributed.rank(), len(data), distributed.world_size()), loading)
 
 
 def ordered_loader(data, indices: Sequence[int], loading: Loading):
-    """These images of a data set, or rows of features, in order."""
+    """Return these images of a data set, or rows of features, in order."""
     if getattr(data, "are_features", False):
         data = FeatureItems(data, data.transform)
     if isinstance(data, TensorDataset | FeatureItems):

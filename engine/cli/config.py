@@ -57,7 +57,7 @@ def parse(parser: argparse.ArgumentParser, recipes: dict) -> Options:
 
 
 def parse_words(parser, recipes: dict, own: list[str], script: str) -> Options:
-    """What `parse` reads from these words for a script, whichever runs."""
+    """Return what `parse` reads from these words for a script, whichever runs."""
     words = command_line(parser, own, script)
     known, _ = parser.parse_known_args(words)
     if "num_workers" in known:
@@ -113,7 +113,7 @@ def files_of(args: Options, words: list[str]) -> dict[str, str]:
 
 
 def _config_files(words: list[str]) -> tuple[list[Path], list[str]]:
-    """The --config files of a command line, and its other words."""
+    """Return the --config files of a command line, and its other words."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", action="append", default=[], type=util.user_path)
     known, own = finder.parse_known_args(words)
@@ -121,7 +121,7 @@ def _config_files(words: list[str]) -> tuple[list[Path], list[str]]:
 
 
 def command_line(parser: argparse.ArgumentParser, words: list[str], script: str) -> list[str]:
-    """The command line of a script with the options of its --config files put before its own, which so win.
+    """Return the command line of a script with the options of its --config files put before its own, which so win.
 
     Of a file that a run of another script left, only options that mean IMAGES count. Raises InputError naming file and
     key, where a key is no option of the parser, or its value none of the option's.
@@ -152,13 +152,13 @@ def _options(parser, path: Path, script: str) -> dict[str, list[str]]:
 
 
 def _left_by(about) -> str | None:
-    """The script that left a file with this entry `about`; None where nobody says."""
+    """Return the script that left a file with this entry `about`; None where nobody says."""
     command = about.get("command") if isinstance(about, dict) else None
     return Path(str(command[0])).stem if isinstance(command, list) and command else None
 
 
 def _option(action, key: str, value, path: Path) -> list[str]:
-    """The words that give an option its value; a list is one word after another, or with commas where one is wanted."""
+    """Return the words that give an option its value; of a list one word each, or with commas where one is wanted."""
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(v, str) for v in values):
         raise InputError(f"--config {path}: {key}: {value} is neither a value nor a list of values")
@@ -185,14 +185,14 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> str:
-    """What the CPU is called."""
+    """Return what the CPU is called."""
     with open("/proc/cpuinfo") if Path("/proc/cpuinfo").exists() else open(os.devnull) as file:
         named = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
 
 
 def commit() -> str | None:
-    """The git commit of this code, with "+ changes" where files differ from it; None where there is no git."""
+    """Return the git commit of this code, with "+ changes" where files differ from it; None where there is no git."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         where = ["git", "-C", str(Path(__file__).resolve().parent)]
         found = [
@@ -204,7 +204,7 @@ def commit() -> str | None:
 
 
 def protocol(script: str) -> int:
-    """The number of what a script's figures mean: see PROTOCOL."""
+    """Return the number of what a script's figures mean: see PROTOCOL."""
     return PROTOCOL.get(script.removesuffix(".py"), 1)
 
 

@@ -49,7 +49,7 @@ RAW = "raw"  # in the place of a checkpoint: the features themselves
 
 
 def parser(description: str, defaults: str = "") -> argparse.ArgumentParser:
-    """A parser whose help shows defaults and whose options must be spelt in full.
+    """Make a parser whose help shows defaults and whose options must be spelt in full.
 
     defaults: which of them are not the published ones, for the help's last lines.
     """
@@ -253,7 +253,7 @@ def add_distributed(p) -> None:
 
 
 def add_watching(p) -> None:
-    """What is measured between epochs, beside what costs next to nothing."""
+    """Add what is measured between epochs, beside what costs next to nothing."""
     g = p.add_argument_group("watching", means=Means.RUNNING)
     g.add_argument(
         "--knn_freq", type=count, default=0, metavar="N",
@@ -262,7 +262,7 @@ def add_watching(p) -> None:
 
 
 def add_objective(p) -> None:
-    """The objective, and which classes are similar."""
+    """Add the objective, and which classes are similar."""
     g = p.add_argument_group("objective", means=Means.RESULT)
     which = "loss, see docs/losses.md (default: rince, or supcon if n_sim_classes is 1)"
     g.add_argument("--loss_type", choices=LOSS_TYPES, means=Means.CARD, help=which)
@@ -307,7 +307,7 @@ def add_values(g) -> None:
 
 
 def add_cross_entropy(p) -> None:
-    """The objective of a classifier, and the augmentation that it is compared by."""
+    """Add the objective of a classifier, and the augmentation that it is compared by."""
     g = p.add_argument_group("objective", means=Means.RESULT | Means.CARD)
     as_published = "augment as the contrastive methods do; else crop and flip"
     flag(g, "--use_ssl_augmentations", means=Means.PIXELS | Means.CARD, help=as_published)
@@ -325,19 +325,19 @@ def add_cross_entropy(p) -> None:
 
 
 def images_in_name(per_class: int | None) -> str:
-    """What the name of a run or a result says of --images_per_class; "" without."""
+    """Return what the name of a run or a result says of --images_per_class; "" without."""
     return f"_{per_class}_per_class" if per_class else ""
 
 
 def with_layer(args: argparse.Namespace, layer: str) -> argparse.Namespace:
-    """The options with this --layer."""
+    """Return the options with this --layer."""
     args = copy.copy(args)
     args.layer = layer
     return args
 
 
 def plain(args: argparse.Namespace) -> dict:
-    """The options as plain types, for a checkpoint."""
+    """Return the options as plain types, for a checkpoint."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(args).items()}
 
 
@@ -353,7 +353,7 @@ class RecordedOptions:
 
 
 def recorded(args) -> RecordedOptions:
-    """The options of a result, for its record."""
+    """Return the options of a result, for its record."""
     given, means = plain(args), args.means
     hashed = {
         k: args.defaults[k] if Means.AS_DEFAULT in means[k] else v

@@ -8,7 +8,7 @@ from util import closest
 
 
 def boolean(text: str) -> bool:
-    """The documented commands' spelling of a boolean."""
+    """Parse the documented commands' spelling of a boolean."""
     if text.lower() in ("true", "t", "yes", "y", "on", "1"):
         return True
     if text.lower() in ("false", "f", "no", "n", "off", "0"):
@@ -17,7 +17,7 @@ def boolean(text: str) -> bool:
 
 
 def integer(text: str) -> int:
-    """A whole number."""
+    """Parse a whole number."""
     try:
         return int(text)
     except ValueError:
@@ -25,7 +25,7 @@ def integer(text: str) -> int:
 
 
 def positive_int(text: str) -> int:
-    """An integer of at least 1."""
+    """Parse an integer of at least 1."""
     value = integer(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
@@ -33,7 +33,7 @@ def positive_int(text: str) -> int:
 
 
 def fraction(text: str) -> float:
-    """A number in [0, 1]."""
+    """Parse a number in [0, 1]."""
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{value} is not in [0, 1]")
@@ -41,7 +41,7 @@ def fraction(text: str) -> float:
 
 
 def positive(text: str) -> float:
-    """A number above 0."""
+    """Parse a number above 0."""
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{value} is not above 0")
@@ -49,7 +49,7 @@ def positive(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """An integer of at least 0."""
+    """Parse an integer of at least 0."""
     value = integer(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is below 0")
@@ -62,7 +62,7 @@ def integers(text: str) -> tuple[int, ...]:
 
 
 def three_numbers(text: str) -> tuple[float, ...]:
-    """A mean or std a channel, as "(0.5, 0.5, 0.5)"."""
+    """Parse a mean or std per channel, such as "(0.5, 0.5, 0.5)"."""
     values = tuple(float(x) for x in text.strip("()[] ").split(","))
     if len(values) != 3:
         raise argparse.ArgumentTypeError(f"{text!r} is not three numbers")
@@ -86,7 +86,7 @@ def crop_scale(text: str) -> tuple[float, ...]:
 
 
 def strength(text: str) -> float:
-    """A number in [0, 2.5]; none: 0."""
+    """Parse a number in [0, 2.5]; none: 0."""
     value = float(text) if text.lower() != "none" else 0.0
     if not 0 <= value <= 2.5:
         raise argparse.ArgumentTypeError(f"{value} is not in [0, 2.5]")
@@ -94,7 +94,7 @@ def strength(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """A number in [0, 1]; none: 0."""
+    """Parse a number in [0, 1]; none: 0."""
     return fraction(text) if text.lower() != "none" else 0.0
 
 
@@ -186,7 +186,7 @@ class Parser(_Declaring, argparse.ArgumentParser):
         self.needed = {}  # option that must be given -> the one that makes it needless
 
     def meanings(self) -> dict[str, Means]:
-        """What each option means, by its name."""
+        """Return what each option means, by its name."""
         return {a.dest: getattr(a, "means", None) or Means.RESULT for a in self._actions}
 
     def add_argument_group(self, *args, **how):

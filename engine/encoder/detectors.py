@@ -27,7 +27,7 @@ BY_CLASS = {
 
 
 def _check_neighbors(k: int, labels: Tensor) -> str:
-    """A line where the k-th neighbor in a training set with labels [n] cannot be of an image's own class; else ""."""
+    """Return a line where the k-th of training neighbors with labels [n] cannot be of an image's own class; else ""."""
     least, half = int(labels.unique(return_counts=True)[1].min()), len(labels) // 2
     if k <= min(least, half):
         return ""
@@ -79,8 +79,8 @@ def compute_nearness(ranking: str, superclasses, classes: list[str], outliers: l
 
 
 def correlate_nearness(near: Tensor, auroc: Tensor, classes: list[str]) -> dict:
-    """What a record says of outlier classes by nearness: Spearman's rho over the classes with images, with its p-value
-    (both None below three of them, or where all are equally near), and each class's own figures.
+    """Return what a record says of outlier classes by nearness: Spearman's rho over the classes with images, with its
+    p-value (both None below three of them, or where all are equally near), and each class's own figures.
 
     near, auroc: [O] similarity, and AUROC in percent, NaN of a class without images.
     """

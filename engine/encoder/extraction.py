@@ -57,7 +57,7 @@ class ImageEncoding:
     seed: int = 0
 
     def _loaders(self, shard: Shard) -> list:
-        """This process's batches: of plain images, and where there are augmented views of these."""
+        """Return this process's batches: of plain images, and where there are augmented views of these."""
         own = range(shard.begin, shard.end)[distributed.rank() :: distributed.world_size()]
         self.data.transform = self.net.transform
         plain = ordered_loader(self.data, own, self.loading)

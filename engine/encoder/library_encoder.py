@@ -16,7 +16,7 @@ from engine.train.optimization import allow_tf32
 def load(
     model: str, init: str | None, train: ImageData, dataset: str = "digits", views: ViewSettings = UNKNOWN
 ) -> FrozenEncoder:
-    """The encoder `model` with the weights of the file `init`, or where that is None with its library's own.
+    """Load the encoder `model` with the weights of the file `init`, or where that is None with its library's own.
 
     views: of the images; what is None is as the weights want it, or as known of the data set. timm's weights get images
     resized as they want it, too. Raises InputError.

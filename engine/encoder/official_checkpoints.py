@@ -52,11 +52,11 @@ WEIGHTS = (
 
 
 def find(sha256: str) -> Weights | None:
-    """The published weights whose file has this hash."""
+    """Find the published weights whose file has this hash."""
     return next((weights for weights in WEIGHTS if weights.sha256 == sha256), None)
 
 
 def find_by_place(path: Path) -> Weights | None:
-    """The published weights that belong at a path: it ends in data set and file, as CIFAR-100/RINCE_in/last.pth."""
+    """Find the published weights that belong at a path: it ends in data set and file, CIFAR-100/RINCE_in/last.pth."""
     parts = Path(path).absolute().parts
     return next((w for w in WEIGHTS if parts[-3:] == (w.data_set, *Path(w.file).parts)), None)

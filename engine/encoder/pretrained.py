@@ -61,8 +61,8 @@ class TrainedWeights:
         return self.model
 
     def build(self, small_images: bool, size: int | None) -> nn.Module:
-        """The encoder with these weights, for views of a size. small_images: the data set's, which the stem of the
-        weights outweighs. Raises InputError where the file does not say which encoder it holds, or holds another.
+        """Build the encoder with these weights, for views of a size. small_images: the data set's, which the stem of
+        the weights outweighs. Raises InputError where the file does not say which encoder it holds, or holds another.
         """
         from networks import encoders
 
@@ -82,8 +82,8 @@ class TrainedWeights:
 
 
 def choose_start(model: str, init: str | None, pretrained: bool, resumed: Path | None = None) -> TrainedWeights:
-    """What --init, a file, or --pretrained means for an encoder. Raises InputError where it does not go with --model,
-    or the network is missing.
+    """Return what --init, a file, or --pretrained means for an encoder. Raises InputError where it does not go with
+    --model, or the network is missing.
 
     resumed: the checkpoint or folder that the run resumes: then its weights count, and its views.
     """
@@ -114,8 +114,8 @@ def choose_start(model: str, init: str | None, pretrained: bool, resumed: Path |
 
 
 def read_file(path, flag: str, model: str | None = None) -> TrainedWeights:
-    """What a file, or a run's folder, holds of an encoder: a checkpoint, ours or official, an exported encoder, or a
-    library's weights.
+    """Read what a file, or a run's folder, holds of an encoder: a checkpoint, ours or official, an exported encoder, or
+    a library's weights.
 
     model: the encoder (None: as the file says). Raises InputError, with `flag`, where the file holds none, or another.
     """
@@ -200,7 +200,7 @@ def _as_input_errors(source: str, hint: str = WITHOUT_NETWORK):
 
 
 def _add_card(weights: dict[str, Tensor], path: Path, flag: str) -> dict:
-    """The checkpoint that an exported encoder came from, as far as its card tells it."""
+    """Return the checkpoint that an exported encoder came from, as far as its card tells it."""
     try:
         card = cards.read_card(path)
     except ValueError as error:
@@ -213,7 +213,7 @@ def _add_card(weights: dict[str, Tensor], path: Path, flag: str) -> dict:
 
 
 def _leave_to_timm(model: str, content, path: Path, source: str) -> TrainedWeights:
-    """A file that timm is to load itself, with how many classes its classifier tells apart, 0 without one."""
+    """Return a file that timm is to load itself, with how many classes its classifier tells apart, 0 without one."""
     from networks import encoders
 
     places = [name for name in PLACES if isinstance(content, dict) and isinstance(content.get(name), dict)]
@@ -245,7 +245,8 @@ def _is_of_torchvision(state: dict) -> bool:
 
 
 def split_weights(state: dict, source: str, library: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The query encoder's weights under its library's names, and a linear classifier's {weight, bias} ({} if none).
+    """Return the query encoder's weights under its library's names, and a linear classifier's {weight, bias} ({} if
+    none).
 
     Of this project's checkpoints, `encoder.` and `fc.`; of a library's file all, with `fc.` as the classifier: what
     follows is unchanged. Of official checkpoints keys may carry `module.`, `model.`, `backbone_q.` and `encoder.`,
@@ -282,7 +283,7 @@ def _split_own_key(key: str) -> tuple[str, str]:
 
 
 def _split_official_key(key: str) -> tuple[str, str | None]:
-    """The name is None for unknown layer_blocks."""
+    """Split a key of an official checkpoint; the name is None for unknown layer_blocks."""
     parts = [part for part in key.split(".") if part not in WRAPPERS] or [key]
     beside = next((part for part in parts if part in KEY_ENCODER), None)
     if beside or (parts[0] in BESIDE and not (parts[0] == "fc" and len(parts) == 2)):

@@ -80,7 +80,7 @@ def find_similarity(
 
 
 def _read_table(net: FrozenEncoder, flag: str, entry: str) -> tuple[Tensor, list[str]]:
-    """A table of the checkpoint, and the names of its classes; InputError, beginning with `flag`, where it has none."""
+    """Read a table of the checkpoint, and the names of its classes; InputError, beginning with `flag`, without one."""
     path, kept, names = net.record["path"], net.ranking, net.record["classes"]
     if kept is None:
         raise InputError(

@@ -66,12 +66,12 @@ def write(
 
 
 def fit_file_name(text: str, most: int = 60) -> str:
-    """A user's name as part of a file's: no folder, and at most so many bytes, of which a disk takes 255 in all."""
+    """Return a user's name as part of a file's: no folder, and at most so many bytes; a disk takes 255 in all."""
     return os.fsencode(re.sub(r"[/\0]", "_", text))[:most].decode(errors="ignore")
 
 
 def show(title: str, rows: dict[str, dict[str, float]]) -> None:
-    """A table of percentages: one row a name, one column a metric, which not every row may have."""
+    """Print a table of percentages: one row per name, one column per metric, which not every row may have."""
     columns = list(dict.fromkeys(c for of in rows.values() for c in of))
     width = max(map(len, (title, *rows))) + 2
     wide = {c: max(10, len(c) + 2) for c in columns}
@@ -95,7 +95,7 @@ def are_small(results: dict, column: str) -> bool:
 
 
 def read_table(path: Path) -> dict:
-    """The JSON of a recipe's table, as reproduce.py writes it. Raises InputError where it is none."""
+    """Read the JSON of a recipe's table, as reproduce.py writes it. Raises InputError where it is none."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the JSON of a table, which reproduce.py writes to save/tables")
     try:

@@ -61,7 +61,7 @@ class FrozenEncoder:
         return ("output", "hidden") if self.head is not None else ("hidden",)
 
     def take_layer(self, layer: str) -> "FrozenEncoder":
-        """The encoder with its projection head where the layer is "output". Raises InputError where it has none."""
+        """Return the encoder with its projection head where the layer is "output". Raises InputError without a head."""
         if layer == "hidden":
             return self
         if self.head is None:
@@ -71,7 +71,7 @@ class FrozenEncoder:
         return replace(self, encoder=encoder, layer=layer, extracted={})
 
     def about(self) -> dict:
-        """What a result's record says of views and features."""
+        """Return what a result's record says of views and features."""
         return {"views": self.views.to_dict(), "features": self.extracted, **describe_precision(torch.float32)}
 
 
@@ -83,7 +83,7 @@ def load(
     model: str | None = None,
     model_type: str | None = None,
 ) -> FrozenEncoder:
-    """The encoder of a checkpoint, or of a run's folder, strictly, for the images of a data set.
+    """Load the encoder of a checkpoint, or of a run's folder, strictly, for the images of a data set.
 
     views: of these; model: the encoder's name; model_type: "contrastive" or "cross_entropy". What is None is as the
     checkpoint says, or as known of the data set. Raises InputError where the file contradicts it.
@@ -131,7 +131,7 @@ def load(
 
 
 def read_excluded(ckpt: str, flag: str) -> list[str]:
-    """The classes that a checkpoint was trained without. Raises InputError, with `flag`, where it names none."""
+    """Read the classes that a checkpoint was trained without. Raises InputError, with `flag`, where it names none."""
     trained = pretrained.read_file(ckpt, "--ckpt")
     excluded = checkpoint.trained_options(trained.content).get("hold_out")
     if not excluded:
@@ -141,7 +141,7 @@ def read_excluded(ckpt: str, flag: str) -> list[str]:
 
 
 def _load_head(weights: dict[str, Tensor], source: str) -> nn.Module | None:
-    """The projection head of an encoder of features, a linear layer; None of a cross-entropy model."""
+    """Load the projection head of an encoder of features, a linear layer; None of a cross-entropy model."""
     found = {key.removeprefix("head."): x for key, x in weights.items() if key.startswith("head.")}
     if not found:
         return None
@@ -151,7 +151,7 @@ def _load_head(weights: dict[str, Tensor], source: str) -> nn.Module | None:
 
 
 def take_raw(train: ImageData, views: ViewSettings) -> FrozenEncoder:
-    """The features themselves, normalized, as if an encoder had made them."""
+    """Return the features themselves, normalized, as if an encoder had made them."""
     views = datasets.complete_views("features", views, train)
     encoder = nn.Identity()
     encoder.dim = views.size
@@ -270,9 +270,9 @@ def interleave(x: Tensor, total: int, dim: int, device) -> Tensor:
 
 
 def make_key(net: FrozenEncoder, data: ImageData) -> str:
-    """A hash of all that features of a data set depend on: checkpoint, model, transform, decoders, classes, labels, and
-    the images, by their bytes where they are in memory, by the check sums of a packed data set, and by path, size, and
-    times of last change of files, of which no program sets the second (ctime).
+    """Compute a hash of all that features of a data set depend on: checkpoint, model, transform, decoders, classes,
+    labels, and the images, by their bytes where they are in memory, by the check sums of a packed data set, and by
+    path, size, and times of last change of files, of which no program sets the second (ctime).
     """
     digest, record = hashlib.sha256(), net.record
     about = record["sha256"], record["model"], net.transform, decoding.describe_version(), data.classes
@@ -299,7 +299,7 @@ def _state(image) -> tuple:
 
 
 def read_features(path: Path, key: str) -> tuple[Tensor | None, str]:
-    """The features [n, d] of a file, and ""; or None and why the file cannot serve, "" where there is none."""
+    """Read the features [n, d] of a file, and ""; or None and why the file cannot serve, "" where there is none."""
     if not path.is_file():
         return None, ""
     try:

@@ -11,7 +11,7 @@ MOST_LOADERS = 8
 
 
 def processes_here(per_node: int | None = None) -> int:
-    """Processes of the run that share the cores with this one, itself included. per_node: --nproc_per_node."""
+    """Count the run's processes that share the cores with this one, itself included. per_node: --nproc_per_node."""
     env = os.environ
     if "LOCAL_WORLD_SIZE" in env:  # torchrun
         return int(env["LOCAL_WORLD_SIZE"])
@@ -35,7 +35,7 @@ def limit_threads(per_node: int | None = None) -> None:
 
 
 def line(workers: int, per_node: int | None = None) -> str:
-    """What a run says of both."""
+    """Return what a run says of both."""
     processes = processes_here(per_node)
     each = f", in each of {processes} processes" if processes > 1 else ""
     cores, threads = util.cores(), torch.get_num_threads()

@@ -19,12 +19,12 @@ groups = {}
 
 
 def rank() -> int:
-    """This process's number over all nodes, 0 in a run of one process."""
+    """Return this process's number over all nodes, 0 in a run of one process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes over all nodes."""
+    """Return the number of processes over all nodes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -39,7 +39,7 @@ def will_be_main(node: int = 0) -> bool:
 
 
 def say(text: str) -> None:
-    """A line from the main process; none where there is nothing to say."""
+    """Print a line from the main process, if there is one to print."""
     if text and is_main():
         print(text, flush=True)
 
@@ -82,7 +82,7 @@ def encode_shuffled(encode: Callable[[Tensor], Tensor], x: Tensor, total: int) -
 
 
 def all_reduce(x: Tensor, op: str = "mean") -> Tensor:
-    """The mean, sum or maximum (op "mean", "sum", "max") of a tensor over all processes."""
+    """Compute the mean, sum or maximum (op "mean", "sum", "max") of a tensor over all processes."""
     x = x.detach().clone()
     if world_size() > 1:
         dist.all_reduce(x, dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM)
@@ -117,7 +117,7 @@ def end_at_once(code: int) -> None:
 
 
 def gather_objects(value) -> list:
-    """A plain value of every process, in rank order, by way of the host."""
+    """Gather a plain value of every process, in rank order, by way of the host."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
@@ -138,7 +138,7 @@ class MainFailed(InputError):
 
 @contextlib.contextmanager
 def main_first():
-    """The main process goes through the block before the others, to download or to find bad input once."""
+    """Let the main process go through the block before the others, to download or to find bad input once."""
     if not is_main() and (message := _from_main(None)):
         raise MainFailed(message)
     try:
@@ -152,7 +152,7 @@ def main_first():
 
 
 def _from_main(value):
-    """The main process's value (a plain one), on every process."""
+    """Return the main process's value (a plain one), on every process."""
     box = [value]
     if world_size() > 1:
         dist.broadcast_object_list(box, src=0, group=groups.get("host"))

@@ -56,7 +56,7 @@ class StopSignals:
 
 
 def asked() -> str | None:
-    """What asked this process to stop, where a StopSignals is entered."""
+    """Return what asked this process to stop, where a StopSignals is entered."""
     return next((stop.asked for stop in entered if stop.asked), None)
 
 

@@ -74,13 +74,13 @@ def save(path: Path, state: dict, before: Path | None = None) -> None:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """The checkpoints ckpt_epoch_N.pth of a run's folder, the highest N first."""
+    """List the checkpoints ckpt_epoch_N.pth of a run's folder, the highest N first."""
     found = [f for f in Path(folder).glob("ckpt_epoch_*.pth") if f.stem.removeprefix("ckpt_epoch_").isdecimal()]
     return sorted(found, key=lambda f: int(f.stem.removeprefix("ckpt_epoch_")), reverse=True)
 
 
 def history(folder: Path) -> list[Path]:
-    """The checkpoints of a run's folder, the newest first: last.pth, previous.pth, the highest ckpt_epoch_N.pth, ..."""
+    """List the checkpoints of a run's folder, newest first: last.pth, previous.pth, highest ckpt_epoch_N.pth, ..."""
     files = [Path(folder) / "last.pth", Path(folder) / "previous.pth", *numbered(folder)]
     return [file for file in files if file.exists()]
 
@@ -90,7 +90,8 @@ class NewerFormat(InputError):
 
 
 def newest(folder: Path, flag: str = "--resume") -> tuple[Path, dict, list[str]]:
-    """The newest checkpoint of a run's folder that can be read, its content, and what is wrong with those passed over.
+    """Find the newest checkpoint of a run's folder that can be read, its content, and what is wrong with those passed
+    over.
 
     Raises InputError where there is none.
     """
@@ -106,7 +107,7 @@ def newest(folder: Path, flag: str = "--resume") -> tuple[Path, dict, list[str]]
 
 
 def find(path, flag: str = "--ckpt") -> Path:
-    """The checkpoint's file: a folder means its last.pth, or the encoder that engine.export wrote there. `flag` is
+    """Find the checkpoint's file: a folder means its last.pth, or the encoder that engine.export wrote there. `flag` is
     named in errors.
     """
     path = Path(path)
@@ -132,7 +133,7 @@ def check_sums(path: Path) -> None:
 
 
 def _entries(path: Path) -> set[str]:
-    """The names, without their folders, in a zip archive; none of any other file."""
+    """Return the names, without their folders, in a zip archive; none of any other file."""
     try:
         with zipfile.ZipFile(path) as archive:
             return {PurePath(name).name for name in archive.namelist()}
@@ -141,7 +142,7 @@ def _entries(path: Path) -> set[str]:
 
 
 def read_content(path: Path, flag: str):
-    """What a file of torch.save or safetensors holds, on the CPU: tensors, plain types and argparse.Namespace; any
+    """Read what a file of torch.save or safetensors holds, on the CPU: tensors, plain types and argparse.Namespace; any
     other object is refused unrun.
     """
     if path.suffix == ".safetensors":
@@ -182,7 +183,7 @@ def _why_unreadable(path: Path, why: str) -> str:
 
 
 def load(path, flag: str = "--ckpt") -> dict:
-    """A checkpoint's content, as `read_content` has it."""
+    """Read a checkpoint's content, as `read_content` has it."""
     path = find(path, flag)
     return check_form(read_content(path, flag), f"{flag} {path}")
 
@@ -193,7 +194,7 @@ def holds_weights_alone(content) -> bool:
 
 
 def check_form(content, source: str) -> dict:
-    """The content of a file, where that is a checkpoint's; else InputError, which begins with `source`."""
+    """Check the content of a file, where that is a checkpoint's; else InputError, which begins with `source`."""
     if holds_weights_alone(content):
         raise InputError(f"{source}: holds weights alone, and is no checkpoint of this code")
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
@@ -237,7 +238,7 @@ def set_random_state(state: dict) -> None:
 
 
 def trained_options(state: dict) -> dict:
-    """The options that a checkpoint was trained with: ours, or the Namespace of an official one; {} if it has none."""
+    """Return the options that a checkpoint was trained with: ours, or an official one's Namespace; {} without any."""
     if isinstance(state.get("opt"), argparse.Namespace):
         return vars(state["opt"])
     return state["options"] if isinstance(state.get("options"), dict) else {}

@@ -36,8 +36,9 @@ def find_changed_files(before: dict | None, now: dict, means: dict[str, Means]) 
 
 
 def describe_images(images) -> dict:
-    """What a checkpoint keeps of the training images, paths, an array or rows of features: how many there are, and a
-    check sum, of paths below the folder that holds all of them, which may be moved, or packed; of the numbers of rows.
+    """Return what a checkpoint keeps of the training images, paths, an array or rows of features: how many there are,
+    and a check sum, of paths below the folder that holds all of them, which may be moved, or packed; of the numbers of
+    rows.
     """
     if isinstance(images, FeatureRows):
         return {"count": len(images), "names": hashlib.sha256(images.rows.numpy().tobytes()).hexdigest()}

@@ -55,7 +55,7 @@ class FolderLock:
 
 
 def refusal(flag: str, folder: Path, holder: str) -> str:
-    """What is said to a run that may not write into a folder, since another does."""
+    """Return what is said to a run that may not write into a folder, since another does."""
     return f"{flag}: {folder} is being written by {holder}; wait for its end, or give another --exp_name"
 
 

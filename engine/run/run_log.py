@@ -72,7 +72,7 @@ class Journal:
             self.say(f"{error.filename}: epoch {epoch} cannot be added ({error.strerror}); the run goes on")
 
     def show_latest(self) -> None:
-        """The scalars of the last epoch, once, on TensorBoard."""
+        """Show the scalars of the last epoch, once, on TensorBoard."""
         (epoch, scalars), self.latest = self.latest, (0, {})
         if scalars:
             self.board.show(lambda writer: [writer.add_scalar(name, value, epoch) for name, value in scalars.items()])
@@ -104,7 +104,7 @@ def append_json(path: Path, record: dict) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """The records of a log; [] where there is none. A line that a crash cut short does not count."""
+    """Read the records of a log; [] where there is none. A line that a crash cut short does not count."""
     records = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):

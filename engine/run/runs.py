@@ -94,7 +94,7 @@ class Run:
             )
 
     def begin(self, model, stepper: Stepper, sampler, facts: dict, data) -> None:
-        """What a checkpoint holds from now on, and whose order of images; loads what is to be resumed into it.
+        """Set what a checkpoint holds from now on, and whose order of images; load what is to be resumed into it.
 
         facts: plain entries that a checkpoint keeps, with the names of the classes; data: its `bad` marks images that
         were skipped, if it has one.
@@ -169,7 +169,7 @@ class Run:
             self.say(f"all {self.args.epochs} epochs are done")
 
     def _take_own(self, state: dict) -> None:
-        """This process's random numbers, means and skipped images; the means of all, where their number is another."""
+        """Take this process's random numbers, means and skipped images; means of all, if their number has changed."""
         processes = state.get("processes") or []
         if self.bad is not None:
             for process in processes:
@@ -183,7 +183,7 @@ class Run:
             self.own = {"means": _join_means([p["means"] for p in processes])}
 
     def epochs(self):
-        """The numbers of the epochs that are left, from 1; while they run, a signal lets the run save and stop."""
+        """Yield the numbers of the epochs that are left, from 1; meanwhile a signal lets the run save and stop."""
         with self.stop:
             yield from range(self.epochs_done + 1, self.args.epochs + 1)
 
@@ -199,7 +199,7 @@ class Run:
         return self.step
 
     def progress(self, epoch: int, steps: int) -> util.Progress:
-        """The progress of an epoch, with a line every --print_freq steps."""
+        """Return the progress of an epoch, with a line every --print_freq steps."""
         title = f"epoch {epoch}/{self.args.epochs}"
         return util.Progress(title, steps, self.args.print_freq, distributed.is_main())
 
@@ -209,14 +209,14 @@ class Run:
         return distributed.vote(own) if self.processes > 1 else own
 
     def save_step(self, epoch: int, step: int, stop: bool, means: list[Mean]) -> None:
-        """A checkpoint inside an epoch, after `step` steps of it; with `stop`, the end of the run."""
+        """Save a checkpoint inside an epoch, after `step` steps of it; with `stop`, the end of the run."""
         self._write(epoch - 1, step, means)
         if stop:
             self._leave(f"epoch {epoch}, step {step}")
 
     def save(self, epoch: int) -> None:
-        """A checkpoint after a whole epoch; ckpt_epoch_N.pth every --save_freq; then TensorBoard. Ends the run if it
-        was asked to.
+        """Save a checkpoint after a whole epoch; ckpt_epoch_N.pth every --save_freq; then TensorBoard. Ends the run if
+        it was asked to.
         """
         self.step = 0
         self._write(epoch, 0, ())
@@ -321,8 +321,8 @@ class Run:
         return path
 
     def log(self, epoch: int, scalars: dict, images_per_second: float | None) -> None:
-        """An epoch's line and log record, and what TensorBoard gets after the checkpoint; TIMING is all in it that is
-        no result.
+        """Log an epoch: its line and record, and what TensorBoard gets after the checkpoint; TIMING is all in it that
+        is no result.
         """
         if not distributed.is_main():
             return
@@ -363,5 +363,5 @@ class Run:
 
 
 def _join_means(means: list[list]) -> list:
-    """The mean over processes of their running means: [total, count] each."""
+    """Return the mean over processes of their running means: [total, count] each."""
     return [[sum(m[0] for m in column) / len(column), column[0][1]] for column in zip(*means, strict=True)]

@@ -28,7 +28,7 @@ NEIGHBOURS = 5000  # images of each part that neighbours are looked for among
 
 
 def advise_on_waiting(waiting: float, seconds: float, workers: int) -> str:
-    """What to do about a large share of waiting for data, on a training that has some length; else ""."""
+    """Return what to do about a large share of waiting for data, on a training that has some length; else ""."""
     if waiting < ADVISE_ABOVE or seconds < ADVISE_AFTER:
         return ""
     return (
@@ -38,7 +38,7 @@ def advise_on_waiting(waiting: float, seconds: float, workers: int) -> str:
 
 
 def describe_epoch(scalars: dict, images_per_second: float | None) -> str:
-    """What a run's line shows of an epoch: loss, validation, learning rate, speed."""
+    """Return what a run's line shows of an epoch: loss, validation, learning rate, speed."""
     shown = "".join(f"  {k} {v:.2f}" for k, v in scalars.items() if k.startswith(("val_", "nn_")))
     speed = "no step was left"
     if images_per_second is not None:
@@ -54,7 +54,7 @@ def compare_with_chance(terms: list[float], chance: list[float]) -> str:
 
 
 def replace_undecodable(name: str) -> str:
-    """A class's name as UTF-8 has it: bytes of a folder's name that are none become question marks."""
+    """Return a class's name as UTF-8 has it: bytes of a folder's name that are none become question marks."""
     return name.encode(errors="replace").decode()
 
 
@@ -177,7 +177,7 @@ class Watch:
             return evaluation.extract(model.encoder, loader, self.loading.device)
 
     def draw_pairs(self, writer) -> None:
-        """The grid of augmented pairs: what the loss is told are two views of one image."""
+        """Draw the grid of augmented pairs: what the loss is told are two views of one image."""
         if isinstance(self.views, FeatureViews):
             return
         from torchvision.utils import make_grid

@@ -4,7 +4,7 @@ import torch
 
 
 def precision(choice: str, device: torch.device) -> torch.dtype:
-    """The type that --precision means; auto: on CUDA bfloat16, or float16 where a GPU lacks that; else float32.
+    """Return the type that --precision means; auto: on CUDA bfloat16, or float16 where a GPU lacks that; else float32.
 
     tf32 is float32 too: see `allow_tf32`.
     """
@@ -21,8 +21,8 @@ def cpu_capabilities() -> dict:
 
 
 def advise_on_precision(choice: str, device: torch.device) -> str:
-    """What to say of a --precision on this CPU, whose default is float32 everywhere, so that figures do not depend on
-    the machine: that bfloat16 or float16 is slower here, or that bfloat16 would be faster; else "".
+    """Return what to say of a --precision on this CPU, whose default is float32 everywhere, so that figures do not
+    depend on the machine: that bfloat16 or float16 is slower here, or that bfloat16 would be faster; else "".
     """
     if device.type == "cuda":
         return ""
@@ -43,7 +43,7 @@ def allow_tf32(allowed: bool) -> None:
 
 
 def describe_precision(precision: torch.dtype) -> dict:
-    """What a record says of its numbers: the encoders' precision, and whether float32 was TF32."""
+    """Return what a record says of its numbers: the encoders' precision, and whether float32 was TF32."""
     return {"precision": str(precision).removeprefix("torch."), "tf32": torch.backends.cudnn.allow_tf32}
 
 

@@ -37,7 +37,7 @@ class Schedule:
     warm_share: float | None = None
 
     def rate(self, progress: float) -> float:
-        """The learning rate at `progress`."""
+        """Return the learning rate at `progress`."""
         if progress < self.warm_epochs:
             end = self._scheduled(self.warm_epochs)
             begin = self.warm_from if self.warm_share is None else self.warm_share * self.base
@@ -57,7 +57,7 @@ def warm_up_epochs(warm: bool, batch_size: int, epochs: int, length: int = 10) -
 
 
 class Stepper:
-    """What makes a step of a loss: an optimiser, the schedule of its rate, and the precision of the forward pass.
+    """What makes a step of a loss: an optimizer, the schedule of its rate, and the precision of the forward pass.
 
     scaler: for float16, whose small gradients would vanish; otherwise it does nothing.
     """
@@ -68,14 +68,14 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
 
     def set_rate(self, progress: float) -> float:
-        """Give the optimiser the schedule's learning rate at `progress` epochs, and return it."""
+        """Give the optimizer the schedule's learning rate at `progress` epochs, and return it."""
         rate = self.schedule.rate(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
 
     def autocast(self):
-        """The context of a forward pass; the loss itself is always computed in float32."""
+        """Return the context of a forward pass; the loss itself is always computed in float32."""
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
 
     def backward(self, step, images, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ class Stepper:
 
 
 class FiniteGuard:
-    """Lets an optimiser step only while loss and gradients are finite, and remembers the step where that ended.
+    """Lets an optimizer step only while loss and gradients are finite, and remembers the step where that ended.
 
     Nothing waits for the device: torch's fused optimisers look themselves at `found_inf`, a number on the device, and
     leave weights and momenta as they are where it is 1 (made for loss scaling). From the first bad step on, all are
@@ -112,7 +112,7 @@ class FiniteGuard:
         self.first_bad = torch.full((), -1, dtype=torch.long, device=device)
 
     def step(self, loss: torch.Tensor, number: int, scaler=None) -> None:
-        """The optimiser's step `number`, after backward; by way of a torch.amp.GradScaler, if one scales."""
+        """Take the optimizer's step `number`, after backward; by way of a torch.amp.GradScaler, if one scales."""
         scales = scaler is not None and scaler.is_enabled()
         bad = ~loss.detach().isfinite()
         if not scales:
@@ -153,12 +153,12 @@ class Mean:
         self.count += 1
 
     def value(self) -> Any:
-        """The mean as a float, or a list of floats for a vector."""
+        """Return the mean as a float, or a list of floats for a vector."""
         return (self.total / max(1, self.count)).tolist() if self.count else 0.0
 
 
 def place_model(model, device: torch.device, memory_format: torch.memory_format, compiled: bool):
-    """The model on the device, in its layout; where `compiled`, its encoders are compiled when they first run."""
+    """Place the model on the device, in its layout; where `compiled`, its encoders are compiled when they first run."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes never change
     model = model.to(device, memory_format=memory_format)
@@ -170,8 +170,8 @@ def place_model(model, device: torch.device, memory_format: torch.memory_format,
 
 
 def compute_share(labels: Tensor, batch_size: int) -> float:
-    """This process's share of a batch, times the processes: a mean over its images, so weighed, becomes in the mean
-    over processes that of all images, whether or not the batch divides.
+    """Return this process's share of a batch, times the processes: a mean over its images, so weighed, becomes in the
+    mean over processes that of all images, whether or not the batch divides.
     """
     return len(labels) * distributed.world_size() / batch_size
 
@@ -192,7 +192,7 @@ def sync_batchnorm(encoder, name: str, device: torch.device):
 
 
 def wrap_parallel(model):
-    """The model in DistributedDataParallel, where there are several processes.
+    """Wrap the model in DistributedDataParallel, where there are several processes.
 
     Buffers are not sent every step: the bank is equal anyway, and BatchNorm's running means stay per process.
     """
@@ -228,7 +228,8 @@ def _hits(logits, labels, superclass):
 
 @torch.no_grad()
 def validate(model, loader, stepper: Stepper, superclass: Tensor | None = None) -> tuple[float, ...]:
-    """The accuracies of `compute_accuracy` in percent over the shares of all processes; the model's mode is put back.
+    """Return the accuracies of `compute_accuracy` in percent over the shares of all processes; the model's mode is put
+    back.
 
     In the training's precision, and in its layout, which convolutions take from their weights.
     """
@@ -248,7 +249,7 @@ def validate(model, loader, stepper: Stepper, superclass: Tensor | None = None) 
 
 
 def describe_peak_memory(device: torch.device) -> str:
-    """What a first step has taken of a GPU's memory; "" on a CPU."""
+    """Return what a first step has taken of a GPU's memory; "" on a CPU."""
     if device.type != "cuda":
         return ""
     peak, whole = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
