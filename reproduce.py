@@ -98,29 +98,29 @@ def run_methods(
 
 
 def name_table(args) -> str:
-    """The name of a table's files: that of the recipe, with its scale."""
+    """Return the name of a table's files: that of the recipe, with its scale."""
     return args.recipe.stem + (f"_scale{args.scale:g}" if args.scale != 1 else "")
 
 
 def make_runner(recipe: dict, args) -> Runner:
-    """What runs the commands, as many models at a time as is asked for."""
+    """Return what runs the commands, as many models at a time as is asked for."""
     jobs = recipe["jobs"] if args.jobs is None else args.jobs
     return Runner(args.out / "logs" / name_table(args), jobs or util.cores())
 
 
 def call(when: str, entry: dict, place: Path, runner: Runner) -> None:
-    """A command that belongs to no method, before or after them."""
+    """Run a command that belongs to no method, before or after them."""
     line = recipes.in_one_line(entry["command"]).replace("$table", shlex.quote(f"{place}.json"))
     runner.call(f"{when}: {' '.join(line.split()[1:4])}", line, show=True)
 
 
 def find_before(recipe: dict) -> list[dict]:
-    """The commands that come before the methods, but for those whose file is there."""
+    """Return the commands that come before the methods, but for those whose file is there."""
     return [entry for entry in recipe["before"] if "makes" not in entry or not Path(entry["makes"]).exists()]
 
 
 def run_recipe(recipe: dict, names, scope: recipes.Scope, args, failures=()) -> list[dict]:
-    """Runs what is not done, writes and prints the table; returns what failed, after `failures` of before."""
+    """Return runs what is not done, writes and prints the table; returns what failed, after `failures` of before."""
     util.check_folder(args.out, "--out")
     runner, place = make_runner(recipe, args), args.out / name_table(args)
     runner.failures += failures
@@ -156,7 +156,7 @@ def run_recipe(recipe: dict, names, scope: recipes.Scope, args, failures=()) -> 
 
 
 def locate_jobs(args) -> Path:
-    """The folder of a submission."""
+    """Return the folder of a submission."""
     return args.out / "jobs" / name_table(args)
 
 
@@ -197,7 +197,7 @@ def submit(recipe: dict, names, scope: recipes.Scope, args) -> list[dict]:
 
 
 def run_task(recipe: dict, scope: recipes.Scope, args) -> list[dict]:
-    """What one job does, and leaves as its outcome; exits with 75 where a script saved, to be started again."""
+    """Return what one job does, and leaves as its outcome; exits with 75 where a script saved, to be started again."""
     kind, place, runner = args.task[0], locate_jobs(args), make_runner(recipe, args)
     if kind == "before":
         title = submitting.BEFORE

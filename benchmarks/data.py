@@ -61,7 +61,7 @@ def pack(data: datasets.ImageData, root: Path, folder: Path, form: str) -> datas
 
 
 def put_in_shards(data: datasets.ImageData, root: Path, folder: Path) -> dict[str, datasets.ImageData]:
-    """The images below `root` as a tar, a zip and a Parquet file in `folder`, which is the cache folder too."""
+    """Write the images below `root` as a tar, a zip and a Parquet file in `folder`, which is the cache folder too."""
     import pyarrow
     from pyarrow import parquet
 

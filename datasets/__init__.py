@@ -328,7 +328,7 @@ def select_per_class(data: ImageData, per_class: int | None) -> ImageData:
 
 
 def _choose_reader(name: str, folder, which: Selection):
-    """The reader of a data set, of the labels that were asked for. InputError where it has no such choice."""
+    """Return the reader of a data set, of the labels that were asked for. InputError where it has no such choice."""
     read = sources.SOURCES[name].read
     if isinstance(folder, FeatureFiles) or not (which.label_columns or which.class_names):
         return read

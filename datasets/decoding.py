@@ -47,13 +47,13 @@ def describe_version() -> str:
 
 
 def read_bytes(path) -> bytes:
-    """The bytes of an image file, or of what has a file's bytes (members.Member)."""
+    """Read the bytes of an image file, or of what has a file's bytes (members.Member)."""
     with _name_damage(path):
         return Path(path).read_bytes() if isinstance(path, str | Path) else path.read()
 
 
 def read_rgb(path) -> Image.Image:
-    """An image file as 8-bit RGB: turned as its EXIF says, transparency over white, more bits scaled to 8.
+    """Read an image file as 8-bit RGB: turned as its EXIF says, transparency over white, more bits scaled to 8.
 
     path: as of `read_bytes`. Raises InputError naming it where it is damaged, truncated, too large, or no image.
     """
@@ -93,7 +93,7 @@ def is_plain_jpeg(path) -> bool:
 
 
 def _find_source(path):
-    """What PIL opens: the path of a file, so that it reads no more than it needs, else the bytes."""
+    """Return what PIL opens: the path of a file, so that it reads no more than it needs, else the bytes."""
     return path if isinstance(path, str | Path) else io.BytesIO(read_bytes(path))
 
 
@@ -141,7 +141,7 @@ def _name_damage(name):
 
 
 def describe_damage(path) -> str | None:
-    """What is wrong with an image file, or one of a pack or shard, in words; None where it decodes. Raises
+    """Return what is wrong with an image file, or one of a pack or shard, in words; None where it decodes. Raises
     PackInputError.
     """
     if hasattr(path, "describe_damage"):

@@ -257,7 +257,7 @@ def number_column(column: np.ndarray, class_names: str | None, classes: list[str
 
 
 def factorize(column: np.ndarray) -> tuple[list, np.ndarray]:
-    """The distinct values of a column, and [n] the number of each row's among them."""
+    """Return the distinct values of a column, and [n] the number of each row's among them."""
     if column.dtype.kind == "i":
         values, numbers = np.unique(column, return_inverse=True)
         return values.tolist(), numbers
@@ -267,7 +267,7 @@ def factorize(column: np.ndarray) -> tuple[list, np.ndarray]:
 
 
 def nest(columns: dict[str, tuple[list, np.ndarray]], source: str) -> Taxonomy:
-    """The taxonomy of the classes. columns: of labels by name, the finest first, each as `factorize` gives it.
+    """Return the taxonomy of the classes. columns: of labels by name, the finest first, each as `factorize` gives it.
 
     Raises InputError where a group lies in two of the next column.
     """

@@ -151,7 +151,7 @@ def find_images_below(folder: Path, left_out: LeftOut) -> list[Path]:
 
 
 def list_entries(folder) -> list[os.DirEntry]:
-    """What lies in a folder, by name. Raises InputError where it cannot be read: to pass it over would lose images."""
+    """List what lies in a folder, by name. Raises InputError where it cannot be read, since images would be lost."""
     try:
         with os.scandir(folder) as found:
             return sorted(found, key=lambda entry: entry.name)

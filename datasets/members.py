@@ -47,11 +47,11 @@ class Archive:
         self.real, self.state = os.path.realpath(path), stored_files.find_state(path)
 
     def name(self, row: int) -> str:
-        """A member's name, or its row's number."""
+        """Return a member's name, or its row's number."""
         return str(row) if self.names is None else self.names[row].decode(errors="surrogateescape")
 
     def read(self, row: int) -> bytes:
-        """A member's bytes. Raises ValueError where they cannot be had, PackInputError where the file has changed."""
+        """Read a member's bytes. Raises ValueError where they are missing, PackInputError if the file has changed."""
         begin, size = int(self.begin[row]), int(self.size[row])
         if begin in FAULTS:
             raise ValueError(FAULTS[begin])
@@ -135,7 +135,7 @@ def _find_places(path: Path) -> tuple[Path, Path]:
 
 
 def open_tar(path: Path) -> tuple[Archive, Index]:
-    """The images of a tar. Raises InputError where it is none, is compressed, or has a key twice."""
+    """Open the images of a tar. Raises InputError where it is none, is compressed, or has a key twice."""
     file = StoredFile(path, LIST_AGAIN)
     beside, cached = _find_places(path)
     index = _read_index(beside, file.state) or _read_index(cached, file.state)
@@ -151,7 +151,7 @@ def open_tar(path: Path) -> tuple[Archive, Index]:
 
 
 def _read_index(path: Path, state: tuple[int, int]) -> Index | None:
-    """The index of a file; None where there is none of a tar in this state."""
+    """Read the index of a file; None where there is none of a tar in this state."""
     arrays = stored_files.read_arrays(path) if path.exists() else None
     about = json.loads(str(arrays["about"])) if arrays and "about" in arrays else {}
     if arrays is None or (about.get("form"), about.get("state")) != (FORM, list(state)):
@@ -174,7 +174,7 @@ def _keep_index(index: Index, state: tuple[int, int], places: tuple[Path, Path])
 
 
 def list_tar(path: Path) -> Index:
-    """The images of a tar and their labels, by its headers and sidecars alone, in the order of the images' keys.
+    """List the images of a tar and their labels, by its headers and sidecars alone, in the order of the images' keys.
 
     A key is a name up to the first dot after its folder, as WebDataset has it; an image with more dots is one of its
     own.
@@ -205,7 +205,7 @@ UNZIP = "unpack it with gunzip first (JPEGs hardly shrink by gzip)"
 
 
 def _iterate(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members, none of which is kept; what ends too early just ends."""
+    """Yield the members, none of which is kept; what ends too early just ends."""
     with contextlib.suppress(tarfile.TarError):
         while (member := tar.next()) is not None:
             tar.members = []
@@ -223,7 +223,7 @@ class _Listing:
         self.columns: dict[str, tuple[dict, array]] = {}  # value -> code; the code of each row
 
     def add(self, name: str, member: tarfile.TarInfo, file: BinaryIO, end: int) -> None:
-        """A member that is an image, or tells of one. end: of the file."""
+        """Add a member that is an image, or tells of one. end: of the file."""
         folder, slash, base = name.rpartition("/")
         stem, _, field = base.partition(".")
         kind = folders.find_kind(name)
@@ -254,7 +254,7 @@ class _Listing:
         self.begin[row], self.size[row] = member.offset_data, member.size
 
     def _read_sidecar(self, name: str, field: str, content: bytes) -> dict[str, str | int | float]:
-        """The labels that a member holds, by column."""
+        """Read the labels that a member holds, by column."""
         text = content.decode(errors="replace").strip()
         if field != "json":
             return {field: int(text) if re.fullmatch(r"-?\d{1,18}", text) else text}
@@ -265,7 +265,7 @@ class _Listing:
         return found if isinstance(found, dict) else {}
 
     def _put(self, column: str, row: int, value, is_file: bool) -> None:
-        """A label of a row; is_file: of KEY.cls or KEY.txt, which count more than entries of these names in a JSON."""
+        """Put a label of a row; is_file: of KEY.cls or KEY.txt, which count more than such entries in a JSON."""
         kept = isinstance(value, int | float | str) and not isinstance(value, bool)
         if not kept or (isinstance(value, str) and len(value) > MOST_LETTERS):
             return
@@ -275,7 +275,7 @@ class _Listing:
             codes[row] = values.setdefault(value, len(values))
 
     def cut(self, last: str) -> None:
-        """The shard ends too early, in `last` or after it: an image whose label would have come later is none."""
+        """Note that the shard ends too early, in `last` or after it; leave out an image whose label comes later."""
         self.left_out.add(CUT, f"{self.path}:{last}")
         row = len(self.names) - 1
         if row >= 0 and self.columns and all(len(codes) <= row or codes[row] < 0 for _, codes in self.columns.values()):
@@ -298,7 +298,7 @@ class _Listing:
 
 
 def open_zip(path: Path) -> tuple[ZipArchive, LeftOut]:
-    """The images of a zip, and what is left out. Raises InputError where it is none, or holds what cannot be read."""
+    """Open the images of a zip, and what is left out. Raises InputError where it is none, or is not readable."""
     left_out, names, rows = LeftOut(), {}, []
     try:
         with zipfile.ZipFile(path) as file:

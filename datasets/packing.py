@@ -167,7 +167,7 @@ def _append_images(file, notes, images, encode, name) -> list[tuple]:
 
 
 def _encode_image(path: str | Member, side: int, format: str) -> tuple[bytes, tuple[int, int]]:
-    """An image's bytes in a pack, and its height and width."""
+    """Return an image's bytes in a pack, and its height and width."""
     try:
         image = decoding.read_rgb(path)
     except InputError as error:

@@ -47,7 +47,7 @@ def _find_copy(path: Path) -> Path:
 
 
 def open_parquet(path: Path) -> Archive:
-    """The images of a file, its rows. Raises InputError where it is no Parquet file of images, or cannot be copied."""
+    """Open the images of a file, its rows. Raises InputError where it holds no images, or cannot be copied."""
     state, data = stored_files.find_state(path), _find_copy(path)
     index = Path(f"{data}.npz")
     with stored_files.wait_for_others(path):
@@ -88,8 +88,9 @@ def _copy_images(path: Path, data: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_bytes(file: Any, column: str) -> Iterator[Any]:
-    """The bytes of each row's image in turn, NO_BYTES or UNREADABLE: damage of a row group costs its rows from there
-    on.
+    """Yield the bytes of each row's image in turn, NO_BYTES or UNREADABLE.
+
+    Damage of a row group costs its rows from there on.
     """
     import pyarrow
 
@@ -120,7 +121,7 @@ def _open(path: Path) -> Any:
 
 
 def _find_images(file: Any, path: Path) -> str:
-    """The column of images as pyarrow names it: the first of structs of bytes and path, or of bytes."""
+    """Return the column of images as pyarrow names it: the first of structs of bytes and path, or of bytes."""
     import pyarrow
 
     for field in file.schema_arrow:
@@ -156,7 +157,7 @@ def read_labels(path: Path, choose: Callable) -> tuple[dict[str, np.ndarray], di
 
 
 def _read_features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
-    """What the library `datasets` wrote of the columns."""
+    """Return what the library `datasets` wrote of the columns."""
     found = json.loads((metadata or {}).get(b"huggingface", b"{}"))
     features = found.get("info", {}).get("features", {})
     return {name: of for name, of in features.items() if isinstance(of, dict)}

@@ -71,7 +71,7 @@ class Part(NamedTuple):
     left_out: LeftOut
 
     def select(self, rows: np.ndarray) -> "Part":
-        """These of the images."""
+        """Select these of the images."""
         columns = {name: values[rows] for name, values in self.columns.items()}
         return self._replace(images=[self.images[i] for i in rows], columns=columns, splits=self.splits[rows])
 
@@ -80,7 +80,7 @@ class Part(NamedTuple):
 
 
 def find(place: Path) -> Shards | None:
-    """What a --data_folder holds: a file, a pattern as shard-{000..146}.tar, or a folder of such files; else None.
+    """Find what a --data_folder holds: a file, a pattern as shard-{000..146}.tar, or a folder of such files; else None.
 
     Raises InputError where a file is missing, or compressed as a whole.
     """
@@ -101,7 +101,7 @@ def _find_ending(file: Path) -> str:
 
 
 def _list_files(folder: Path) -> list[Path]:
-    """The shards of a folder, and its list of images."""
+    """List the shards of a folder, and its list of images."""
     if not folder.is_dir():
         return []
     kinds = {entry.name: _find_ending(Path(entry.name)) for entry in list_entries(folder)}
@@ -120,7 +120,7 @@ def _holds_other_images(folder: Path) -> bool:
 
 
 def _expand(pattern: Path) -> list[Path]:
-    """The files that a pattern names, all of which must exist: {000..146}, {train,val}, *."""
+    """List the files that a pattern names, all of which must exist: {000..146}, {train,val}, *."""
     names = [str(pattern)]
     while found := re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", names[0]):
         first, last, words = found.groups()
@@ -136,7 +136,7 @@ def _expand(pattern: Path) -> list[Path]:
 
 
 def _sort_files(place: Path, files: list[Path]) -> Shards:
-    """The files by split. Raises InputError where they are of several kinds, or compressed."""
+    """Sort the files by split. Raises InputError where they are of several kinds, or compressed."""
     kinds = {_find_ending(file): file for file in reversed(files)}
     kind, first = next(iter(kinds.items()))
     if len(kinds) > 1:
@@ -200,7 +200,7 @@ def _join(parts: dict[Path, Part]) -> Part:
 
 
 def _choose_split(part: Part, split: str, word: str, labels: Labels) -> Part:
-    """The images of a split; word: the one that the files' names say, if any, which counts more."""
+    """Choose the images of a split; word: the one that the files' names say, if any, which counts more."""
     if split == "all" or word:
         return part
     for there in SPLITS[split]:
@@ -243,7 +243,7 @@ def _read_parquet(path: Path, labels: Labels) -> Part:
 
 
 def _read_metadata(path: Path, labels: Labels) -> Part:
-    """A list of lines {"file_name": ..., "label": ...}, as Hugging Face's imagefolder has it."""
+    """Read a list of lines {"file_name": ..., "label": ...}, as Hugging Face's imagefolder has it."""
     rows = _read_lines(path)
     lacking = next((line for line, row in rows if not isinstance(row.get(FILE_NAME), str)), None)
     if lacking:
@@ -262,7 +262,7 @@ def _read_metadata(path: Path, labels: Labels) -> Part:
 
 
 def _read_lines(path: Path) -> list[tuple[int, dict]]:
-    """The objects of a JSON Lines file, with their lines."""
+    """Read the objects of a JSON Lines file, with their lines."""
     rows = []
     for number, line in enumerate(text_files.read_text(path, str(path)).split("\n"), 1):
         if line.strip():
@@ -285,8 +285,8 @@ def _no_splits(count: int) -> np.ndarray:
 
 
 def _choose_columns(there: list[str], named: list[str], path: Path, labels: Labels) -> list[str]:
-    """The columns of labels, the finest first: those that are asked for; else by their usual names; else those of class
-    labels, `named`. Raises InputError where there is none.
+    """Choose the columns of labels, the finest first: those that are asked for; else by their usual names; else those of
+    class labels, `named`. Raises InputError where there is none.
     """
     missing = next((name for name in labels.columns if name not in there), None)
     if missing and not labels.optional:
@@ -301,8 +301,8 @@ def _choose_columns(there: list[str], named: list[str], path: Path, labels: Labe
 
 
 def _label_by_folder(part: Part, place: Path, labels: Labels) -> Part:
-    """The images of a tar or zip of class folders, with or without train/ and val/ above them, in the order that they
-    have where it is unpacked. Images that lie in no class folder do not count, but as outliers.
+    """Label the images of a tar or zip of class folders, with or without train/ and val/ above them, in the order that
+    they have where it is unpacked. Images that lie in no class folder do not count, but as outliers.
     """
     if labels.columns:
         raise InputError(f"{place}: has no column {labels.columns[0]}; its classes are folders")
@@ -347,8 +347,8 @@ def _number(part: Part, files: list[Path], labels: Labels, root: Path):
 
 
 def _check_column(part: Part, name: str, labels: Labels) -> np.ndarray:
-    """A column as integers [n], or as objects of type str. Raises InputError naming the first image that has none, or
-    one of another kind than the first.
+    """Return a column as integers [n], or as objects of type str. Raises InputError naming the first image that has
+    none, or one of another kind than the first.
     """
     values = part.columns[name]
     kinds = [type(value) for value in values]
@@ -374,6 +374,6 @@ def _check_names(part: Part, column: str, values: np.ndarray, names: list[str] |
 
 
 def _read_names(root: Path) -> list[str] | None:
-    """The class names of classes.txt next to the files, or above them."""
+    """Return the class names of classes.txt next to the files, or above them."""
     found = next((file for place in (root, root.parent) if (file := place / "classes.txt").is_file()), None)
     return read_lines(found, str(found)) if found else None

@@ -176,8 +176,9 @@ def _find_parts(folder: Path, split: str) -> Iterator[Path]:
 
 
 def read_image_folder(folder: Path, split: str, labels: shards.Labels = shards.USUAL):
-    """A folder of class folders, with or without train/ and val/; classes in sorted order, images at any depth. Or an
-    image list, or what `shards.find` knows, of which `labels` count.
+    """Read a folder of class folders, with or without train/ and val/; classes in sorted order, images at any depth.
+
+    Or an image list, or what `shards.find` knows, of which `labels` count.
     """
     if lists.is_list(folder):
         return lists.read_list(folder, split)
@@ -207,7 +208,8 @@ def _build_error(text: str, left_out: LeftOut) -> InputError:
 
 
 def read_any_images(folder: Path, split: str):
-    """The images of a folder's train/ or val/ where it has one, else (and for "all") of the whole folder, at any depth.
+    """Read the images of a folder's train/ or val/ where it has one, else (and for "all") of all of the folder.
+
     Or those of an image list, or of what `shards.find` knows.
 
     An image's class is, as in training, the folder in this folder, or in its train/ or val/, that it lies below; of

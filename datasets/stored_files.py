@@ -82,13 +82,13 @@ def find_state(path: str | Path) -> tuple[int, int]:
 
 
 def find_cache() -> Path:
-    """The folder of what can be made again: RINCE_CACHE, or rince in the user's cache folder."""
+    """Return the folder of what can be made again: RINCE_CACHE, or rince in the user's cache folder."""
     own = os.environ.get("RINCE_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rince"
 
 
 def name_in_cache(path: str | Path) -> Path:
-    """What is kept of a file in the cache folder begins with this name, whatever links lead to the file."""
+    """Return how the names of what is kept of a file in the cache folder begin, whatever links lead to the file."""
     digest = hashlib.sha256(os.path.realpath(path).encode(errors="surrogateescape")).hexdigest()
     return find_cache() / f"{util.plain_name(Path(path).stem)[:80]}-{digest[:16]}"
 
@@ -105,14 +105,14 @@ def wait_for_others(path: str | Path) -> Iterator[None]:
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """An .npz file, whole or not at all. Raises InputError."""
+    """Write an .npz file, whole or not at all. Raises InputError."""
     content = io.BytesIO()
     np.savez(content, **arrays)
     util.write_file(path, content.getvalue())
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of an .npz file; None where it is missing or not whole."""
+    """Read the arrays of an .npz file; None where it is missing or not whole."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

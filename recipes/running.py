@@ -92,7 +92,7 @@ class Runner:
         self.failures.append({"what": title, "command": command, "why": why})
 
     def train(self, title: str, command: str) -> Path | None:
-        """The folder of the finished training."""
+        """Return the folder of the finished training."""
         folder = recipes.run_folder(command)
         found = completed.find_run([folder], command)
         if found and (changed := completed.find_change_since(folder, command)):

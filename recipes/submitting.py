@@ -86,7 +86,7 @@ class Task:
         sys.exit(code)
 
     def checkpoint(self):
-        """What the job calls when it is started again: the same."""
+        """Return what the job calls when it is started again: the same."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -105,17 +105,17 @@ class Job:
 
 
 def outcome(place: Path, title: str) -> Path:
-    """The file that a job leaves."""
+    """Return the file that a job leaves."""
     return place / f"{util.plain_name(title)}.json"
 
 
 def find_log(place: Path, job: Job) -> Path:
-    """The file that has what a job prints."""
+    """Return the file that has what a job prints."""
     return place / f"{job.id}_0_log.out"
 
 
 def find_last_line(place: Path, job: Job) -> str:
-    """The last line that a job has printed, those of submitit left out; "" where there is none."""
+    """Return the last line that a job has printed, those of submitit left out; "" where there is none."""
     try:
         lines = find_log(place, job).read_text(errors="replace").splitlines()
     except OSError:
@@ -130,7 +130,7 @@ def write_jobs(place: Path, scheduler: str, jobs: list[Job]) -> None:
 
 
 def read_jobs(place: Path) -> tuple[str, list[Job]]:
-    """The scheduler of the last submission, and its jobs; none where there is none."""
+    """Return the scheduler of the last submission, and its jobs; none where there is none."""
     if not (place / "jobs.json").is_file():
         return "", []
     content = json.loads((place / "jobs.json").read_text())
@@ -138,7 +138,7 @@ def read_jobs(place: Path) -> tuple[str, list[Job]]:
 
 
 def read_failures(place: Path, job: Job) -> list[dict] | None:
-    """What failed in a job that has come to its end; None of another."""
+    """Return what failed in a job that has come to its end; None of another."""
     file = outcome(place, job.title)
     return json.loads(file.read_text()) if file.is_file() else None
 
@@ -149,7 +149,7 @@ def write_failures(place: Path, title: str, failures: list[dict]) -> None:
 
 
 def collect_failures(place: Path) -> list[dict]:
-    """What failed in the jobs of a submission, the table's left out, which runs when they have ended."""
+    """Collect what failed in the jobs of a submission, the table's left out, which runs when they have ended."""
     found = []
     for job in read_jobs(place)[1]:
         failures = read_failures(place, job)
@@ -177,7 +177,7 @@ def locked(place: Path):
 
 
 def find_states(place: Path) -> list[tuple[Job, str]]:
-    """The jobs of the last submission, each with its state: done, failed, running, waiting, stopped or unknown."""
+    """List the jobs of the last submission, each with its state: done, failed, running, waiting, stopped or unknown."""
     scheduler, jobs = read_jobs(place)
     failures = {job.title: read_failures(place, job) for job in jobs}
     without = [job for job in jobs if failures[job.title] is None]
@@ -227,7 +227,7 @@ def show_status(place: Path, recipe: Path) -> None:
 
 
 def read_options(text: str) -> dict:
-    """The options of sbatch by name, as submitit takes them, "time" in minutes. Raises InputError."""
+    """Return the options of sbatch by name, as submitit takes them, "time" in minutes. Raises InputError."""
     try:
         words = shlex.split(text)
     except ValueError:
@@ -250,7 +250,7 @@ def read_options(text: str) -> dict:
 
 
 def read_minutes(text: str) -> int:
-    """A time as sbatch takes it (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) in minutes, rounded up."""
+    """Return a time as sbatch takes it (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) in minutes, rounded up."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if not match:
         raise InputError(f"--slurm: --time={text}: must be as 90, 12:00:00 or 2-12:00:00")
@@ -263,7 +263,7 @@ def read_minutes(text: str) -> int:
 
 
 def load_submitit():
-    """The library, loaded where it is used."""
+    """Load the library, where it is used."""
     try:
         import submitit
     except ModuleNotFoundError:
@@ -320,7 +320,7 @@ def submit_to_slurm(stages: list[list[Task]], place: Path, options: dict, limit:
 
 
 def _find_queued(place: Path) -> tuple[list[Job], Job | None]:
-    """The jobs that SLURM still has of an earlier submission, and that of its table."""
+    """Return the jobs that SLURM still has of an earlier submission, and that of its table."""
     if read_jobs(place)[0] != "slurm":
         return [], None
     found = [job for job, state in find_states(place) if state in ("running", "waiting")]

@@ -291,7 +291,7 @@ def make_key(net: FrozenEncoder, data: ImageData) -> str:
 
 
 def _state(image) -> tuple:
-    """What changes when an image file does."""
+    """Return what changes when an image file does."""
     if isinstance(image, PackedImage | Member):
         return image.state
     stat = os.stat(image)
