@@ -285,7 +285,7 @@ def _no_splits(count: int) -> np.ndarray:
 
 
 def _choose_columns(there: list[str], named: list[str], path: Path, labels: Labels) -> list[str]:
-    """Choose the columns of labels, the finest first: those that are asked for; else by their usual names; else those of
+    """Choose the columns of labels, the finest first: those that are asked for; else by usual names; else those of
     class labels, `named`. Raises InputError where there is none.
     """
     missing = next((name for name in labels.columns if name not in there), None)
