@@ -2,8 +2,9 @@
 
 python -m benchmarks.page [--json docs/speed.json] [--out docs/speed.md]
 
-In the template, {{table NAME}} is the table of a record of the JSON file, {{title NAME}} and {{machine NAME}} what it
-says ({{Title NAME}} where a sentence begins). The docs hold no result of a benchmark but these.
+In the template, {{table NAME}} is the table of a record of the JSON file, {{cell NAME | FORM | COLUMN}} one number of it,
+{{title NAME}} and {{machine NAME}} what it says ({{Title NAME}} where a sentence begins). The docs hold no result of a
+benchmark but these.
 """
 
 import argparse
@@ -17,6 +18,13 @@ from util import InputError
 HERE = Path(__file__).parent
 TEMPLATE = HERE / "speed.md.in"
 DOCS = HERE.parent / "docs"
+# column of a record -> its header, which says the direction that is better
+HEADERS = {
+    **{name: f"{name} ↓" for name in ("ms", "median ms", "ms per step", "seconds", "extra MB", "peak so far, GiB")},
+    **{f"times {name}": "relative time ↓" for name in ("ours", "plain", "SupCon", "product and sort")},
+    "images/s": "images/s ↑",
+    "times as fast": "speed-up ↑",
+}
 
 
 def format_number(x) -> str:
@@ -41,6 +49,9 @@ def fill(template: str, records: dict) -> str:
 
 def _fill_one(wanted: str, records: dict) -> str:
     kind, _, name = wanted.partition(" ")
+    if kind == "cell":
+        name, form, column = name.split(" | ")
+        return format_number({row["form"]: row for row in records[name]["rows"]}[form][column])
     record = records[name]
     if kind == "table":
         return markdown(record["rows"])
@@ -52,7 +63,8 @@ def markdown(rows: list[dict]) -> str:
     """Return a table; a row without one of the columns leaves it empty."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [[format_number(row.get(column, "")) for column in columns] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *cells))
+    headers = [HEADERS.get(column, column) for column in columns]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (headers, ["---"] * len(columns), *cells))
 
 
 def main():

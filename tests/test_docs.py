@@ -184,7 +184,7 @@ def test_a_difference_that_is_claimed_is_one_of_the_table_and_holds():
 def test_the_first_command_trains_with_own_superclasses_and_the_columns_of_its_log_are_explained(own):
     last = json.loads((own.root / "save/SupCon/path_models/mine/log.jsonl").read_text().splitlines()[-1])
     assert last.pop("epoch") == 2 and {"loss_rank_1", "val_knn"} <= set(last)
-    explained = section(PAGES["docs/training.md"], "Watching a run")
+    explained = section(PAGES["docs/runs.md"], "Columns of the log")
     assert [key for key in last if f"`{key.replace('rank_1', 'rank_0')}`" not in explained] == []
 
 

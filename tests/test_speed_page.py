@@ -1,6 +1,7 @@
 """docs/speed.md is made of what the benchmarks found, and by nobody's hand."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -32,11 +33,12 @@ def test_every_record_has_its_command_machine_versions_and_date():
 
 
 def test_a_template_is_filled_and_what_was_not_measured_is_named():
-    table = "| form | ms | times |\n| --- | --- | --- |\n| ours | 12.3 |  |\n| plain | 1,234 | 2 |"
+    table = "| form | ms ↓ | times |\n| --- | --- | --- |\n| ours | 12.3 |  |\n| plain | 1,234 | 2 |"
     filled = page.fill("{{Title loss}}, {{title loss}}, {{machine loss}}:\n{{table loss}}", RECORDS)
     assert filled == f"A loss, a loss, a machine:\n{table}"
-    for wanted in ("table other", "figure loss"):
-        with pytest.raises(InputError, match=f"{wanted}.*: not in the records"):
+    assert page.fill("{{cell loss | plain | ms}}", RECORDS) == "1,234"
+    for wanted in ("table other", "figure loss", "cell loss | other | ms", "cell loss | ours | times"):
+        with pytest.raises(InputError, match=f"{re.escape(wanted)}.*: not in the records"):
             page.fill(f"{{{{{wanted}}}}}", RECORDS)
 
 
