@@ -181,6 +181,14 @@ def test_a_difference_that_is_claimed_is_one_of_the_table_and_holds():
     assert set(claimed) <= bold
 
 
+def test_the_numbers_of_the_faq_are_cells_of_the_tables():
+    answer = section(PAGES["docs/faq.md"], "Is RINCE better than cross-entropy?")
+    rows = [row for row in OF_CLINC150 | OF_HELD_OUT | OF_CIFAR if re.match(r"\| (RINCE in|cross-entropy)(,| \|)", row)]
+    cells = {cell.split(" ±")[0].strip() for row in rows for cell in row.split("|")}
+    numbers = re.findall(r"\d+\.\d", answer)
+    assert len(numbers) == 8 and [number for number in numbers if number not in cells] == []
+
+
 def test_the_first_command_trains_with_own_superclasses_and_the_columns_of_its_log_are_explained(own):
     last = json.loads((own.root / "save/SupCon/path_models/mine/log.jsonl").read_text().splitlines()[-1])
     assert last.pop("epoch") == 2 and {"loss_rank_1", "val_knn"} <= set(last)
