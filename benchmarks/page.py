@@ -2,7 +2,7 @@
 
 python -m benchmarks.page [--json docs/speed.json] [--out docs/speed.md]
 
-In the template, {{table NAME}} is the table of a record of the JSON file, {{cell NAME | FORM | COLUMN}} one number of it,
+In the template, {{table NAME}} is the table of a record of the JSON file, {{cell NAME | FORM | COLUMN}} a number of it,
 {{title NAME}} and {{machine NAME}} what it says ({{Title NAME}} where a sentence begins). The docs hold no result of a
 benchmark but these.
 """
