@@ -224,9 +224,13 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(monkeypatch, tmp_path, wheel
 PLAIN = [
     "README.md",
     "docs/cluster.md",
+    "docs/differences.md",
+    "docs/encoders.md",
     "docs/evaluation.md",
+    "docs/faq.md",
     "docs/feature_files.md",
     "docs/features.md",
+    "docs/glossary.md",
     "docs/library.md",
     "docs/loss.md",
     "docs/losses.md",
@@ -237,6 +241,9 @@ PLAIN = [
     "docs/ranking_files.md",
     "docs/rankings.md",
     "docs/results.md",
+    "docs/runs.md",
+    "docs/speed.md",
+    "docs/training.md",
     "docs/values.md",
 ]
 MOST_WORDS = 30  # of a sentence
