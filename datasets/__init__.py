@@ -308,8 +308,9 @@ def leave_out_images(skip: str | Path | None, parts: dict[str, ImageData]) -> li
 
 
 def _exists(line: str) -> bool:
-    """Whether a line of a list is a file, or names something in one, as FILE:NAME."""
-    return any(map(os.path.lexists, itertools.accumulate(line.split(":"), "{}:{}".format)))
+    """Tell whether a line of a list is a file, or names something in one of many images, as FILE:NAME."""
+    names = itertools.accumulate(line.split(":"), "{}:{}".format)
+    return os.path.lexists(line) or any(os.path.lexists(x) for x in names if x.endswith(shards.IMAGES_IN))
 
 
 def select_per_class(data: ImageData, per_class: int | None) -> ImageData:

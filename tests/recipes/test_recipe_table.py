@@ -10,7 +10,7 @@ from commands import ROOT, error_of, run
 
 import recipes
 import reproduce
-from recipes import table
+from recipes import running, table
 from recipes.completed import figures
 from recipes.running import Finder
 
@@ -238,7 +238,7 @@ def test_a_table_that_is_broken_off_holds_what_there_is_what_was_there_before_to
             raise KeyboardInterrupt
         return RESULTS[name][seed]
 
-    monkeypatch.setattr(reproduce, "run_method", run_method)
+    monkeypatch.setattr(running, "run_method", run_method)
     with pytest.raises(KeyboardInterrupt):
         run_recipe()
     text = (tmp_path / "save/tables/r.md").read_text()
@@ -258,7 +258,7 @@ def test_a_table_that_cannot_be_written_meanwhile_ends_no_run(monkeypatch, capsy
         return write(*what)
 
     monkeypatch.setattr(table, "write", fail_first)
-    monkeypatch.setattr(reproduce, "run_method", lambda recipe, name, seed, *_: RESULTS[name][seed])
+    monkeypatch.setattr(running, "run_method", lambda recipe, name, seed, *_: RESULTS[name][seed])
     assert run_recipe() == []
     out = capsys.readouterr().out
     assert "== r.json: cannot be written (No space left on device)\n" in out
