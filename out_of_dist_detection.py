@@ -19,7 +19,6 @@ import datasets
 import evaluation
 import figures
 from datasets import rankings
-from datasets.features import FeatureFiles
 from engine import factory
 from engine.cli import config, options
 from engine.cli.parsing import Means
@@ -36,17 +35,7 @@ def get_parser():
     p = options.parser(__doc__)
     options.add_data(p, datasets.NAMES)
     options.add_evaluation(p)
-    g = p.add_argument_group("outliers", means=Means.RESULT)
-    g.add_argument("--dataset_outliers", choices=datasets.NAMES, help="data set of the outliers")
-    where = Means.UNHASHED | Means.FILE  # the hash has the folder itself, wherever it is named from
-    g.add_argument("--data_folder_outliers", type=util.user_text, default="./data", means=where, help="its folder")
-    rows = "features of the outliers; sets --dataset_outliers features"
-    vectors = where | Means.VECTORS
-    g.add_argument("--features_outliers", type=util.user_text, nargs="+", metavar="FILE", means=vectors, help=rows)
-    g.add_argument("--outlier_classes", nargs="+", default=[], metavar="CLASS", help="these of its classes only")
-    g.add_argument("--outlier_split", choices=["test", "train", "all"], default="test", help="a folder without: whole")
-    g.add_argument("--detector", choices=DETECTORS, default="gaussian", help="msp, energy: cross-entropy models only")
-    g.add_argument("--knn_k", type=options.positive_int, default=50, help="neighbour of --detector knn")
+    g = options.add_outliers(p, datasets.NAMES, DETECTORS)
     nearness = "of training and outlier classes, as in training: AUROC of each outlier class by its nearness"
     g.add_argument("--ranking", type=util.user_text, means=Means.FILE, help=nearness)
     p.needed["dataset_outliers"] = "features_outliers"
@@ -55,19 +44,11 @@ def get_parser():
     return p
 
 
-def find_outliers(args) -> str | FeatureFiles:
-    """Where the outliers are: --data_folder_outliers, or --features_outliers, whose labels are optional."""
-    if not args.features_outliers:
-        return args.data_folder_outliers
-    columns = args.label_columns or ()
-    return FeatureFiles(args.features_outliers, label_columns=columns, flag="--features_outliers", labeled=False)
-
-
 def load_data(args):
     """Training set, inliers (validation set) and outliers."""
     whole = replace(factory.select_images(args), skip=None, per_class=None)
     train, test = datasets.build_pair(args.dataset, factory.find_data(args), whole)
-    folder, only = find_outliers(args), tuple(args.outlier_classes)
+    folder, only = factory.find_outliers(args), tuple(args.outlier_classes)
     outliers = datasets.build_outliers(args.dataset_outliers, folder, args.outlier_split, only)
     parts = {"training": train, "validation": test, "outlier": outliers}
     train, test, outliers = datasets.leave_out_images(args.skip_images, parts)
@@ -159,7 +140,7 @@ def name_data(args) -> dict[str, str]:
 
 def outliers_label(args, comma: str) -> str:
     """Return the outliers' name: data set, the folder's where any folder will do, classes and split where chosen."""
-    parts = [datasets.title(args.dataset_outliers, find_outliers(args))]
+    parts = [datasets.title(args.dataset_outliers, factory.find_outliers(args))]
     if datasets.spec(args.dataset_outliers).read_outliers and args.dataset_outliers not in ("AwA2", "path", "features"):
         parts.append(Path(args.data_folder_outliers).resolve().name)
     if args.outlier_classes:

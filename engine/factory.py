@@ -77,6 +77,14 @@ def find_data(args) -> str | FeatureFiles:
     return FeatureFiles(args.features, val, labels, labels_val, args.class_names, args.label_columns or ())
 
 
+def find_outliers(args) -> str | FeatureFiles:
+    """Where the outliers are: --data_folder_outliers, or --features_outliers, whose labels are optional."""
+    if not args.features_outliers:
+        return args.data_folder_outliers
+    columns = args.label_columns or ()
+    return FeatureFiles(args.features_outliers, label_columns=columns, flag="--features_outliers", labeled=False)
+
+
 def name_data(args) -> dict[str, str]:
     """Return what a record says of where the images, or the features, are."""
     if not args.features:

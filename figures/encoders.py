@@ -23,8 +23,8 @@ MARKERS = "o^sDvP*X"
 COLORS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#999933", "#AA4499", "#44AA99", "#661100", "#555555")
 
 
-def parser(description: str, out: str):
-    """Make the options of a picture of encoders: data, checkpoints, their names, and which classes are alike."""
+def parser(description: str, out: str, kind: str = "picture"):
+    """Make the options of a picture, or a page, of encoders: data, checkpoints, names, and which classes are alike."""
     p = options.parser(description)
     options.add_data(p, datasets.NAMES)
     options.add_evaluation(p, several=True)
@@ -32,17 +32,18 @@ def parser(description: str, out: str):
     g.add_argument("--names", nargs="+", metavar="NAME", help="one a checkpoint (None: their runs' names)")
     superclasses = "YAML of superclasses (None: the data set's own)"
     g.add_argument("--superclasses", type=util.user_text, metavar="FILE", help=superclasses)
-    g = p.add_argument_group("picture")
-    g.add_argument("--out", type=util.user_path, default=Path(out), help="file to draw")
+    g = p.add_argument_group(kind)
+    g.add_argument("--out", type=util.user_path, default=Path(out), help="file to write")
     return p
 
 
 class Comparison:
     """What a command line asks for: images, their classes by superclass, encoders, and the features of these."""
 
-    def __init__(self, parser):
+    def __init__(self, parser, check=figures.check_picture):
+        """check(path, flag): raises InputError where --out cannot be written."""
         self.args = args = config.parse(parser, options.SMALL_DATA)
-        figures.check_picture(args.out, "--out")
+        check(args.out, "--out")
         self.train, self.test = datasets.build_pair(args.dataset, factory.find_data(args), factory.select_images(args))
         distributed.say((self.train.left_out + self.test.left_out).describe())
         self.data = datasets.title(args.dataset, factory.find_data(args))  # what titles call it
@@ -61,7 +62,7 @@ class Comparison:
     @cached_property
     def encoders(self) -> dict[str, trained_encoder.FrozenEncoder]:
         """name -> encoder, in the order given; InputError where names do not fit, or classes that they know differ."""
-        names, ckpts = self.args.names, self.args.ckpt
+        names, ckpts = self.args.names, self.args.ckpt or [options.RAW]
         if names and len(names) != len(ckpts):
             raise InputError(f"--names: {len(names)} for {len(ckpts)} checkpoints of --ckpt; give one each")
         nets = [factory.load_layer(self.args, self.train, ckpt) for ckpt in ckpts]

@@ -234,6 +234,22 @@ def add_evaluation(p, several: bool = False, required: bool = True) -> None:
     g.add_argument("--layer", choices=LAYERS, means=Means.VECTORS, help=parts)
 
 
+def add_outliers(p, names, detectors):
+    """Which images are outliers, and what detects them; returns the group."""
+    g = p.add_argument_group("outliers", means=Means.RESULT)
+    g.add_argument("--dataset_outliers", choices=names, help="data set of the outliers")
+    where = Means.UNHASHED | Means.FILE  # the hash has the folder itself, wherever it is named from
+    g.add_argument("--data_folder_outliers", type=user_text, default="./data", means=where, help="its folder")
+    rows = "features of the outliers; sets --dataset_outliers features"
+    vectors = where | Means.VECTORS
+    g.add_argument("--features_outliers", type=user_text, nargs="+", metavar="FILE", means=vectors, help=rows)
+    g.add_argument("--outlier_classes", nargs="+", default=[], metavar="CLASS", help="these of its classes only")
+    g.add_argument("--outlier_split", choices=["test", "train", "all"], default="test", help="a folder without: whole")
+    g.add_argument("--detector", choices=detectors, default="gaussian", help="msp, energy: cross-entropy models only")
+    g.add_argument("--knn_k", type=positive_int, default=50, help="neighbour of --detector knn")
+    return g
+
+
 def add_output(p) -> None:
     """Where an evaluation writes."""
     g = p.add_argument_group("output", means=Means.RUNNING)

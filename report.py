@@ -1,0 +1,143 @@
+"""Writes one page that compares encoders: maps, neighbors, classes and outliers, in one file for any browser.
+
+python report.py --ckpt SCL_RUN RINCE_RUN --names SCL RINCE --out report.html
+python report.py --features 'features/train-*' --features_val 'features/val-*' --texts val.csv --ckpt raw RINCE_RUN
+"""
+
+import sys
+import time
+
+import util  # first: where packages are missing it says what to do
+
+# isort: split
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import datasets
+from datasets import rankings
+from datasets.rankings import files
+from engine import factory
+from engine.cli import options
+from engine.cli.parsing import Means
+from engine.encoder import detectors, rank_consistency, trained_encoder
+from engine.processes import distributed
+from figures import encoders
+from reports import items, maps, measures, outliers, page, pairs, results, runs
+from util import InputError
+
+MOST_ENCODERS = 6
+MEASURED = 20_000  # test items that look for one another: of more, so many
+NEIGHBORS = 10
+
+
+def get_parser():
+    p = encoders.parser(__doc__, "report.html", "page")
+    g = p.add_argument_group("what is shown", means=Means.RESULT)
+    ranking = "what --ranking is in training, or checkpoint (None: superclass, if there are any)"
+    g.add_argument("--ranking", type=util.user_text, help=ranking)
+    most = "test items on the maps, as many of each class"
+    g.add_argument("--max_items", type=options.positive_int, default=2000, metavar="N", help=most)
+    texts = "CSV of the texts of --features_val, row by row"
+    g.add_argument("--texts", type=util.user_text, nargs="+", metavar="FILE", help=texts)
+    g.add_argument("--texts_outliers", type=util.user_text, nargs="+", metavar="FILE", help="of --features_outliers")
+    table = "JSON of a recipe's table, to show its results"
+    g.add_argument("--table", type=util.user_path, metavar="FILE", help=table)
+    options.add_outliers(p, datasets.NAMES, detectors.DETECTORS)
+    return p
+
+
+def check_count(args) -> None:
+    """Raise InputError for more encoders than a page has room for."""
+    if len(args.ckpt or ()) > MOST_ENCODERS:
+        raise InputError(f"--ckpt: {len(args.ckpt)} encoders; a page compares at most {MOST_ENCODERS}")
+
+
+def find_similarity(args, comparison: encoders.Comparison) -> np.ndarray | None:
+    """[C, C] the ranking that the page compares with; None without one."""
+    train, classes = comparison.train, comparison.train.classes
+    if args.ranking == "checkpoint":
+        net = next((net for net in comparison.encoders.values() if net.ranking), [*comparison.encoders.values()][0])
+        return rank_consistency.find_similarity(args.ranking, rankings.ALL, net, train.superclasses, classes).numpy()
+    if args.ranking:
+        return rankings.find_similarities(args.ranking, classes, train.superclasses)
+    if not comparison.superclasses:
+        return None
+    group = np.array(encoders.group_numbers(comparison.superclasses, classes))
+    return np.where(np.eye(len(group), dtype=bool), 1.0, np.where(group[:, None] == group, 0.75, 0.0))
+
+
+def relate_classes(args, comparison: encoders.Comparison) -> pairs.Relations:
+    """What is known of the classes."""
+    classes, groups = comparison.train.classes, comparison.superclasses
+    words = list(files.name_classes(classes).values())
+    names = list(files.name_classes(groups).values()) if groups else []
+    numbers = encoders.group_numbers(groups, classes)
+    return pairs.Relations(words, numbers, names, find_similarity(args, comparison))
+
+
+def detect_outliers(args, comparison: encoders.Comparison, test: datasets.ImageData, features: dict):
+    """What --dataset_outliers asks for; None without."""
+    if not args.dataset_outliers:
+        return None
+    train, folder = comparison.train, factory.find_outliers(args)
+    others = datasets.build_outliers(args.dataset_outliers, folder, args.outlier_split, tuple(args.outlier_classes))
+    (others,) = datasets.leave_out_images(args.skip_images, {"outlier": others})
+    distributed.say(datasets.check_outliers(train, test, others, args.dataset == args.dataset_outliers, folder))
+    ours, theirs = comparison.features(train, "training"), comparison.features(others, "outliers")
+    found = {}
+    for name, net in comparison.encoders.items():
+        outputs = 0
+        if args.detector in detectors.ON_LOGITS:
+            if not net.classifier:
+                raise InputError(f"--detector {args.detector} needs a classifier; {name} is a contrastive model")
+            outputs = trained_encoder.count_outputs(net, args.dataset, train.classes)
+        of = outliers.Features(ours[name], train.labels, features[name], theirs[name])
+        found[name] = outliers.detect(net, of, outliers.Detector(args.detector, args.knn_k), outputs)
+    texts = items.read_texts(args.texts_outliers, others, "--texts_outliers") if args.texts_outliers else None
+    looks = items.show_items(others, sorted({i for of in found.values() for i in of.hardest}), texts)
+    words = [list(files.name_classes(others.classes).values())[label] for label in others.labels.tolist()]
+    title = datasets.title(args.dataset_outliers, folder)
+    return page.Outliers(title, detectors.DETECTORS[args.detector], found, looks, words)
+
+
+def main():
+    begin = time.perf_counter()
+    comparison = encoders.Comparison(get_parser(), page.check_page)
+    args, test = comparison.args, comparison.test
+    check_count(args)
+    if len(test) < 2:
+        raise InputError("--data_folder: there is one test item, which has no neighbors")
+    texts = items.read_texts(args.texts, test, "--texts") if args.texts else None
+    tables = results.read_tables(args.table) if args.table else []
+    relations, total = relate_classes(args, comparison), len(test)
+    chosen = items.sample_items(test.labels.numpy(), MEASURED)
+    if len(chosen) < total:
+        test, texts = test.select(chosen.tolist()), texts and [texts[i] for i in chosen]
+    features, labels = comparison.features(test, "test items"), test.labels
+    shown = items.sample_items(labels.numpy(), args.max_items)
+    measured = {name: measures.measure(x, labels, NEIGHBORS) for name, x in features.items()}
+    kind = maps.choose_map(len(shown))
+    points = maps.make_maps([F.normalize(x[torch.from_numpy(shown)], dim=1).numpy() for x in features.values()], kind)
+    cosines = {name: pairs.compute_cosines(x, labels, len(relations.names)) for name, x in features.items()}
+    wanted = measures.list_needed(shown, [of.nearest for of in measured.values()])
+    word = "text" if texts else "row" if test.are_features else "image"
+    nets = comparison.encoders
+    about = page.About(
+        f"{', '.join(nets)}: {comparison.data}",
+        f"{total:,} test {word}s of {len(relations.names)} classes" + (f", {len(test):,} measured" if len(test) < total else ""),
+        word, runs.describe_command(sys.argv), runs.describe_page(), runs.describe_encoders(nets), runs.read_logs(nets),
+        tables,
+    )  # fmt: skip
+    found = detect_outliers(args, comparison, test, features)
+    looks = items.show_items(test, wanted, texts)
+    compared = page.Compared(
+        about, relations, labels.numpy(), shown, total, measured, cosines, points, kind, looks, found
+    )
+    content = page.render(compared).encode()
+    util.write_file(args.out, content)
+    print(f"wrote {args.out} ({len(content) / 1e6:.1f} MB, {time.perf_counter() - begin:.0f} s)")
+
+
+if __name__ == "__main__":
+    util.run_command(main)

@@ -1,0 +1,81 @@
+"""What each encoder is, in words without paths, and the log of its training."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from engine.cli import config
+from engine.encoder import pretrained
+from engine.encoder.trained_encoder import FrozenEncoder
+from engine.run import checkpoint
+from figures import training
+from util import InputError
+
+# of a checkpoint's options, those that say where and how fast it was made, and not what it is
+UNSAID = {
+    "exp_name", "save_folder", "save_freq", "save_minutes", "keep_checkpoints", "print_freq", "max_hours", "resume",
+    "overwrite", "num_workers", "nproc_per_node", "world_size", "rank", "dist_url", "dist_backend", "timeout_minutes",
+    "knn_freq", "data_folder", "config",
+}  # fmt: skip
+SAID = ("ranking", "positives", "seed", "epochs", "model", "dataset")  # the rows of every encoder, with its loss
+
+
+def hide_path(text: str) -> str:
+    """A word of a command or an option; of a path that begins at the root or climbs up, its last part alone."""
+    name, equals, value = text.rpartition("=")
+    path = Path(value)
+    if path.is_absolute() or ".." in path.parts:
+        value = path.name
+    return f"{name}{equals}{value}"
+
+
+def describe_command(words: list[str]) -> str:
+    """A command line, without the folders of the machine."""
+    return shlex.join(["python", Path(words[0]).name, *map(hide_path, words[1:])])
+
+
+def _in_words(value: Any) -> str:
+    if value is None or value == []:
+        return "-"
+    return " ".join(map(_in_words, value)) if isinstance(value, list | tuple) else hide_path(str(value))
+
+
+def describe_encoders(nets: dict[str, FrozenEncoder]) -> dict[str, list[str]]:
+    """What is said of encoders, row by row, a cell each: loss, epochs and data first, then the options that differ."""
+    contents = [pretrained.read_file(net.record["path"], "--ckpt").content if net.record["model"] else {}
+                for net in nets.values()]  # fmt: skip
+    given = [checkpoint.trained_options(content) for content in contents]
+    dims = [str(net.encoder.dim) for net in nets.values()]
+    losses = [net.record["objective"] or ("none: raw features" if net.record["model"] is None else "-")
+              for net in nets.values()]  # fmt: skip
+    rows = {"loss": losses}
+    for name in SAID:
+        rows[name] = [_in_words(options.get(name)) for options in given]
+    rows["epoch"] = [_in_words(content.get("epoch")) for content in contents]
+    rows["dimensions"], rows["layer"] = dims, [net.layer for net in nets.values()]
+    rows["versions"] = [" ".join(f"{k} {v}" for k, v in (c.get("versions") or {}).items()) or "-" for c in contents]
+    trained = [options for options in given if options]
+    shared = [key for key in (trained[0] if trained else ()) if all(key in options for options in trained)]
+    for key in shared:
+        values = [_in_words(options[key]) if options else "-" for options in given]
+        if key not in UNSAID and key not in rows and len({v for v, o in zip(values, given, strict=True) if o}) > 1:
+            rows[key] = values
+    return {name: cells for name, cells in rows.items() if {*cells} != {"-"}}
+
+
+def describe_page() -> dict[str, str]:
+    """Versions and commit of the code that a page is made with."""
+    return {**config.versions(), "commit": (config.commit() or "unknown")[:12]}
+
+
+def read_logs(nets: dict[str, FrozenEncoder]) -> dict[str, list[dict]]:
+    """The epochs of the encoders whose folder holds the log of their training."""
+    found = {}
+    for name, net in nets.items():
+        path = Path(net.record["path"]).parent / "log.jsonl"
+        if net.record["model"] is not None and path.is_file():
+            try:
+                found[name] = training.read_log(path)
+            except InputError:  # a log without an epoch is no reason to write no page
+                continue
+    return found
