@@ -2,6 +2,7 @@
 
 import base64
 import importlib.util
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,6 +162,7 @@ def list_classes(compared: Compared) -> list[dict[str, Any]]:
 
 def _draw(compared: Compared, order: np.ndarray):
     """The document of Bokeh, the elements of its roots, the charts of trainings, and the titles of the matrices."""
+    from bokeh.core.json_encoder import serialize_json
     from bokeh.document import Document
 
     from reports import drawing
@@ -178,8 +180,8 @@ def _draw(compared: Compared, order: np.ndarray):
     if compared.outliers:
         drawing.draw_outliers(document, compared.outliers.found, names)
     roots = {root.id: root.name.replace(" ", "-") for root in document.roots}
-    # no document is a page's title, which Bokeh would make of it
-    content = {"document": {"page": document.to_json()}, "roots": [{"docid": "page", "roots": roots, "root_ids": [*roots]}]}
+    drawn = json.loads(serialize_json(document.to_json(deferred=False)))
+    content = {"document": {"page": drawn}, "roots": [{"docid": "page", "roots": roots, "root_ids": [*roots]}]}
     return content, charts, titles
 
 
@@ -217,6 +219,8 @@ def render(compared: Compared) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    # in the order of Bokeh, which names a model once and refers to it after
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     page = environment.get_template("page.html").render(
         title=about.title,
         about=about.data,
