@@ -13,13 +13,17 @@ CPUS := default,sse41,SSE4_2,COMPATIBLE avx2,avx2,AVX2,AVX2 avx512,avx512_core,A
 ON_THREADS = for threads in 1 2; do echo "== $$kind, threads: $$threads"; \
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(NUMERIC) -n $$((3 - threads)) --threads $$threads; done
 
-.PHONY: demo test test-cpus test-slow check bench gpu
+.PHONY: demo test test-browser test-cpus test-slow check bench gpu
 
 demo: $(VENV)/.installed
 	$(BIN)/python reproduce.py recipes/digits.yaml
 
 test: check
 	$(BIN)/python -m pytest
+
+# the page of report.py in Chromium, which the system has, as it has chromedriver: nothing is downloaded
+test-browser: $(VENV)/.installed
+	$(BIN)/python -m pytest -m browser -n 0
 
 # the numeric tests as other processors compute, as far as this one can, and as itself, on one thread and on two
 test-cpus: $(VENV)/.installed

@@ -101,6 +101,16 @@ def detect_outliers(args, comparison: encoders.Comparison, test: datasets.ImageD
     return page.Outliers(title, detectors.DETECTORS[args.detector], found, looks, words)
 
 
+def describe(comparison: encoders.Comparison, word: str, measured: int, tables: list) -> page.About:
+    """What the page says of itself. word: for an item; measured: how many of them are."""
+    nets, total = comparison.encoders, len(comparison.test)
+    title = f"Comparison of {', '.join(nets)} on {comparison.data}"
+    data = f"{total:,} test {word}s of {len(comparison.train.classes)} classes"
+    data += f", {measured:,} measured, the same number of each class" if measured < total else ""
+    command, versions = runs.describe_command(sys.argv), runs.describe_page()
+    return page.About(title, data, word, command, versions, runs.describe_encoders(nets), runs.read_logs(nets), tables)
+
+
 def main():
     begin = time.perf_counter()
     comparison = encoders.Comparison(get_parser(), page.check_page)
@@ -122,13 +132,7 @@ def main():
     cosines = {name: pairs.compute_cosines(x, labels, len(relations.names)) for name, x in features.items()}
     wanted = measures.list_needed(shown, [of.nearest for of in measured.values()])
     word = "text" if texts else "row" if test.are_features else "image"
-    nets = comparison.encoders
-    about = page.About(
-        f"{', '.join(nets)}: {comparison.data}",
-        f"{total:,} test {word}s of {len(relations.names)} classes" + (f", {len(test):,} measured" if len(test) < total else ""),
-        word, runs.describe_command(sys.argv), runs.describe_page(), runs.describe_encoders(nets), runs.read_logs(nets),
-        tables,
-    )  # fmt: skip
+    about = describe(comparison, word, len(test), tables)
     found = detect_outliers(args, comparison, test, features)
     looks = items.show_items(test, wanted, texts)
     compared = page.Compared(

@@ -12,7 +12,14 @@ from reports.outliers import Detection
 
 # encoders, Okabe and Ito's colors, told apart by color-blind readers; and a dash for each, for those who see none
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8860B")
-DASHES = ("solid", "dashed", "dotted", "dotdash", "dashdot", [6, 2, 1, 2])
+DASHES = {
+    "solid": [],
+    "dashed": [6, 3],
+    "dash-dot": [8, 3, 2, 3],
+    "long dashes": [14, 4],
+    "short dashes": [3, 3],
+    "dash-dot-dot": [8, 3, 2, 3, 2, 3],
+}
 GRAY = "#808080"
 # title of a chart -> key of a log's record, and the factor to its unit; of ranks the chance level is drawn, too
 MEASURES = {
@@ -47,6 +54,7 @@ def draw_maps(document: Document, maps: Sequence[np.ndarray]) -> None:
     source.selected.js_on_change("indices", CustomJS(code="report.onSelect(cb_obj.indices)"))
     for number in range(len(maps)):
         shown = _new_figure(f"map {number}", height=400, match_aspect=True, tools=MAP_TOOLS, active_drag=None)
+        shown.toolbar_location = "above"
         how = dict(size=7, marker="marker", color="color", line_color=None, source=source)
         dots = shown.scatter(f"x{number}", f"y{number}", fill_alpha=0.75, nonselection_fill_alpha=0.12, **how)
         dots.selection_glyph = dots.glyph.clone(size=10, fill_alpha=1.0)
@@ -70,7 +78,7 @@ def draw_training(document: Document, logs: dict[str, list[dict]], names: Sequen
         shown.xaxis.ticker.mantissas, shown.xaxis.ticker.min_interval = [1, 2, 5], 1
         for encoder, series in drawn.items():
             number = names.index(encoder)
-            color, dash = COLORS[number], DASHES[number]
+            color, dash = COLORS[number], [*DASHES.values()][number]
             if series:
                 line = _draw_line(shown, series, encoder, color=color, line_dash=dash, line_width=2)
                 tooltips = [("encoder", "@name"), ("epoch", "@x"), (title, "@y")]
@@ -93,31 +101,33 @@ def _draw_line(shown, series: list[tuple[float, float]], name: str, **how):
     return shown.line("x", "y", source=source, **how)
 
 
-def draw_matrices(document: Document, tables: Sequence[np.ndarray], differences: Sequence[np.ndarray]) -> None:
-    """Matrices "matrix 0" and on, of similarities in one scale from 0 to 1, or lower, and then of differences from -1
-    to 1; page.js names the pair below the pointer.
+def draw_matrices(document: Document, tables: dict[str, np.ndarray], low: float, first: int = 0) -> dict[str, str]:
+    """Matrices [C, C] in one scale of colors from `low` to 1, "matrix N" from N = first on; returns the title of each
+    by its name. Of differences, from -1, the colors diverge. page.js names the pair below the pointer.
     """
-    low = min(0.0, *(float(np.nanmin(table)) for table in tables))
-    both = [(table, LinearColorMapper(Cividis256, low=low, high=1)) for table in tables]
-    diverging = interp_palette(RdBu11, 256)
-    both += [(table, LinearColorMapper(diverging, low=-1, high=1)) for table in differences]
-    for number, (table, colors) in enumerate(both):
-        n = len(table)
+    colors = LinearColorMapper(interp_palette(RdBu11, 256) if low == -1 else Cividis256, low=low, high=1)
+    titles = {}
+    for number, (title, table) in enumerate(tables.items(), first):
+        name, n = f"matrix {number}", len(table)
         how = dict(x_range=(0, n), y_range=(n, 0), tools="wheel_zoom,pan,reset", active_drag=None, height=400)
-        shown = _new_figure(f"matrix {number}", **how)
+        shown = _new_figure(name, **how)
         shown.image([table.astype(np.float32)], x=0, y=0, dw=n, dh=n, color_mapper=colors, name="table")
         shown.axis.visible = shown.grid.visible = False
         shown.toolbar_location = None
         for event in ("mousemove", "tap"):
             shown.js_on_event(event, CustomJS(code=f"report.onPair(cb_obj, '{event}')"))
         document.add_root(shown)
+        titles[name] = title
+    return titles
 
 
 def draw_outliers(document: Document, found: dict[str, Detection], names: Sequence[str]) -> None:
     """For each encoder a histogram "ood 0" and on; the ROC curves of all as "roc"."""
     from sklearn.metrics import roc_curve
 
-    roc = _new_figure("roc", height=400, tools="pan,box_zoom,reset", active_drag=None, x_range=(0, 100), y_range=(0, 101))
+    roc = _new_figure(
+        "roc", height=400, tools="pan,box_zoom,reset", active_drag=None, x_range=(0, 100), y_range=(0, 101)
+    )
     roc.xaxis.axis_label, roc.yaxis.axis_label = "OOD items taken for ID, in %", "ID items kept, in %"
     roc.line([0, 100], [0, 100], color=GRAY, line_dash="dotted")
     for name, of in found.items():
@@ -141,5 +151,5 @@ def draw_outliers(document: Document, found: dict[str, Detection], names: Sequen
         fpr, tpr, _ = roc_curve(truth, np.r_[of.inlier, of.outlier])
         points = np.unique(np.linspace(0, len(fpr) - 1, min(500, len(fpr))).astype(int))
         series = list(zip((100 * fpr[points]).tolist(), (100 * tpr[points]).tolist(), strict=True))
-        _draw_line(roc, series, name, color=COLORS[number], line_dash=DASHES[number], line_width=2)
+        _draw_line(roc, series, name, color=COLORS[number], line_dash=[*DASHES.values()][number], line_width=2)
     document.add_root(roc)

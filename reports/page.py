@@ -161,7 +161,9 @@ def list_classes(compared: Compared) -> list[dict[str, Any]]:
 
 
 def _draw(compared: Compared, order: np.ndarray):
-    """The document of Bokeh, the elements of its roots, the charts of trainings, and the titles of the matrices."""
+    """The document of Bokeh with the elements of its roots; the titles of the charts of trainings by their names; and of
+    each row of matrices its title, colors, lowest value, and titles by name.
+    """
     from bokeh.core.json_encoder import serialize_json
     from bokeh.document import Document
 
@@ -172,17 +174,23 @@ def _draw(compared: Compared, order: np.ndarray):
     charts = drawing.draw_training(document, compared.about.logs, names)
     cells = np.ix_(order, order)
     cosines, ranking = [table[cells] for table in compared.cosines.values()], compared.relations.similarity
-    tables, differences, titles = cosines, [], [*names]
+    tables = dict(zip(names, cosines, strict=True))
     if ranking is not None:
-        tables, differences = [ranking[cells], *cosines], [table - ranking[cells] for table in cosines]
-        titles = ["ranking", *names, *(f"{name} minus ranking" for name in names)]
-    drawing.draw_matrices(document, tables, differences)
+        tables = {"ranking": ranking[cells], **tables}
+    low = min(0.0, *(float(np.nanmin(table)) for table in tables.values()))
+    matrices = [("Similarity and mean cosine", "cividis", low, drawing.draw_matrices(document, tables, low))]
+    if ranking is not None:
+        differences = {
+            f"{name} minus ranking": table - tables["ranking"] for name, table in zip(names, cosines, strict=True)
+        }
+        drawn = drawing.draw_matrices(document, differences, -1, len(tables))
+        matrices.append(("Difference to the ranking", "diverging", -1.0, drawn))
     if compared.outliers:
         drawing.draw_outliers(document, compared.outliers.found, names)
     roots = {root.id: root.name.replace(" ", "-") for root in document.roots}
     drawn = json.loads(serialize_json(document.to_json(deferred=False)))
     content = {"document": {"page": drawn}, "roots": [{"docid": "page", "roots": roots, "root_ids": [*roots]}]}
-    return content, charts, titles
+    return content, charts, matrices
 
 
 def _list_hardest(outliers: Outliers, classes: list[str]) -> dict[int, list[dict]]:
@@ -215,7 +223,6 @@ def render(compared: Compared) -> str:
     content, charts, matrices = _draw(compared, order)
     library = "".join(Resources(mode="inline", components=["bokeh"]).js_raw[:1]).partition("//# sourceMappingURL")[0]
     ranking, cosines = relations.similarity, [*compared.cosines.values()]
-    seen = [table for table in (ranking, *cosines) if table is not None]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -228,7 +235,7 @@ def render(compared: Compared) -> str:
         terms=yaml.safe_load((HERE / "terms.yaml").read_text()),
         names=names,
         colors=COLORS,
-        dashes=[dash if isinstance(dash, str) else "long dash" for dash in DASHES],
+        dashes=[*DASHES],
         rows=about.rows,
         tables=about.tables,
         charts=charts,
@@ -245,7 +252,6 @@ def render(compared: Compared) -> str:
         matrix_size=len(order),
         matrices=matrices,
         has_ranking=ranking is not None,
-        low=min(0.0, *(float(np.nanmin(table)) for table in seen)),
         extremes={} if ranking is None else {e: pairs.find_extremes(ranking, of) for e, of in enumerate(cosines)},
         ood={} if compared.outliers is None else dict(enumerate(compared.outliers.found.values())),
         outliers=compared.outliers and compared.outliers.title,

@@ -14,11 +14,13 @@ def _split(line: str) -> list[str]:
 def read_tables(path: Path) -> list[Table]:
     """The results of a table's JSON, and the differences to its baseline where it has seeds, with their notes."""
     content = read_table(path)
-    found = []
+    found, title = [], "Results"
     for part in table.markdown(content).strip().split("\n\n"):
         if part.startswith("| "):
             head, _, *rows = map(_split, part.splitlines())
-            found.append(Table("Results" if not found else "Differences", head, rows, []))
+            found.append(Table(title, head, rows, []))
+        elif part.endswith(":"):
+            title = part.removesuffix(":")
         elif found:
             found[-1].notes.append(part.replace("**", ""))
     return found

@@ -865,3 +865,13 @@ def color_change(before, after, width=32):
         moved = math.fsum(abs(colors[0].count(k) / len(before) - colors[1].count(k) / len(after)) for k in kinds)
         shares.append(moved / 2)
     return min(shares)
+
+
+def disagreement(lists):
+    """In percent, 100 minus the mean share of common entries (of all entries, each once) over pairs of lists."""
+    shares = []
+    for i in range(len(lists)):
+        for j in range(i):
+            common = [x for x in lists[i] if x in lists[j]]
+            shares.append(len(common) / len({*lists[i], *lists[j]}))
+    return 100 - 100 * sum(shares) / len(shares)

@@ -14,7 +14,10 @@ import yaml
 from commands import ROOT, module_file
 from test_import_law import imported
 
-SCRIPTS = ("main_supcon", "main_ce", "main_linear", "retrieval", "out_of_dist_detection", "reproduce", "engine.extract")
+SCRIPTS = (
+    "main_supcon", "main_ce", "main_linear", "retrieval", "out_of_dist_detection", "reproduce", "report",
+    "engine.extract",
+)  # fmt: skip
 
 
 def own_modules(name, found=None):

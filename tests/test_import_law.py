@@ -10,7 +10,7 @@ import sys
 
 from commands import ROOT
 
-SCRIPTS = ("main_supcon", "main_ce", "main_linear", "retrieval", "out_of_dist_detection", "rankings")
+SCRIPTS = ("main_supcon", "main_ce", "main_linear", "retrieval", "out_of_dist_detection", "rankings", "report")
 GROUND = {"losses", "networks", "evaluation", "util"}
 DATA = {"datasets", "datasets.rankings"}
 BELOW = GROUND | DATA
@@ -33,8 +33,9 @@ LAW = {
     "engine": BELOW | set(ENGINE),
     "figures": BELOW | WHOLE_ENGINE,
     "recipes": {"engine.processes", "engine.cli", "engine.run", "engine.encoder", "util"},
+    "reports": BELOW | WHOLE_ENGINE | {"figures", "recipes"},
     "benchmarks": BELOW | WHOLE_ENGINE | {"figures", "recipes"},
-    **{script: BELOW | WHOLE_ENGINE | {"figures", "recipes", "benchmarks"} for script in SCRIPTS},
+    **{script: BELOW | WHOLE_ENGINE | {"figures", "recipes", "reports", "benchmarks"} for script in SCRIPTS},
     "reproduce": {"recipes", "engine.processes.distributed", "util"},
     "hubconf": {"losses", "networks", "evaluation", "util", "engine.encoder.pretrained"},
 }
@@ -107,7 +108,17 @@ def test_options_are_known_to_the_commands_and_to_five_modules_of_the_engine():
         assert not takers or name_of(file) in KNOW_OPTIONS or package_of(name_of(file)) == "benchmarks", takers
 
 
-HEAVY = {"torchvision", "sklearn", "scipy", "matplotlib", "tensorboard", "transformers", "torch._dynamo", "PIL.ImageQt"}
+HEAVY = {
+    "torchvision",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "tensorboard",
+    "transformers",
+    "torch._dynamo",
+    "PIL.ImageQt",
+    "bokeh",
+}
 
 
 def loaded_by(code: str) -> set[str]:

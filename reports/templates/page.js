@@ -10,11 +10,9 @@ const report = (() => {
   const count = data.classes.length;
   const place = new Map(data.shown.map((item, i) => [item, i])); // item -> its place on the maps
   let doc, items, current = 0, listed = [];
-
   const relation = (a, b) => related[a * count + b];
   const kind = (a, b) => (a === b ? 0 : relation(a, b) > 0 ? 1 : 2);
   const nameOf = (item) => data.classes[data.label[item]];
-
   // children that are texts become text nodes: no name is ever markup
   function make(tag, name, ...children) {
     const element = document.createElement(tag);
@@ -22,7 +20,6 @@ const report = (() => {
     element.append(...children);
     return element;
   }
-
   function look(item) {
     if (!(item in data.thumbnails)) return make("span", "words", data.texts[item] ?? `${data.word} ${item}`);
     const image = make("img", data.pixelated ? "pixelated" : "");
@@ -30,7 +27,6 @@ const report = (() => {
     image.alt = `${data.word} ${item}`;
     return image;
   }
-
   // an item that is on the maps is a button that makes it the query
   function card(item, frame, note) {
     const at = place.get(item);
@@ -39,7 +35,6 @@ const report = (() => {
     if (at !== undefined) shown.onclick = () => pick([at]);
     return shown;
   }
-
   function describe(item) {
     const group = data.groups.length ? ` (${data.groups[data.groupOf[data.label[item]]]})` : "";
     return `${data.word} ${item}, ${nameOf(item)}${group}`;
@@ -64,14 +59,15 @@ const report = (() => {
 
   // ---- maps
   const pick = (places) => { items.selected.indices = places; };
-
   function onSelect(places) {
     $("selected").textContent = places.length ? `${places.length} selected` : "";
     if (!places.length) return;
-    if (places.length > 1) list(places);
+    if (places.length > 1) {
+      [listed, $("list").value] = [places, "selection"];
+      fill(places);
+    }
     show(places[0]);
   }
-
   function color() {
     const palette = data.palette[dark.matches ? "dark" : "light"], mode = $("color").value;
     const own = data.label[data.shown[current]];
@@ -86,43 +82,30 @@ const report = (() => {
     };
     $("rank-of").textContent = mode === "rank" ? `ranks to ${data.classes[own]}` : "";
   }
-
   function onHover(found) {
     const at = found.index.indices[0], box = $("hover");
     box.hidden = at === undefined;
     if (!box.hidden) box.replaceChildren(look(data.shown[at]), make("p", "", describe(data.shown[at])));
   }
-
-  function placesOf(...labels) {
-    return data.shown.flatMap((item, at) => (labels.includes(data.label[item]) ? [at] : []));
-  }
-
+  const placesOf = (...labels) => data.shown.flatMap((item, at) => (labels.includes(data.label[item]) ? [at] : []));
   function search() {
     const wanted = $("search").value.trim().toLowerCase();
     const names = data.classes.map((name) => name.toLowerCase());
     const found = [names.indexOf(wanted), names.findIndex((name) => name.includes(wanted))].find((at) => at >= 0);
     if (!wanted) return pick([]);
     if (found === undefined) { $("selected").textContent = "no class of this name"; return; }
-    $("list").value = "selection";
     pick(placesOf(found));
   }
 
   // ---- lists of items to choose from
-  function list(places) {
-    listed = places;
-    $("list").value = "selection";
-    fill(places);
-  }
-
   function fill(places) {
     $("queries").replaceChildren(...places.slice(0, SHOWN).map((at) => card(data.shown[at], "", "")));
     $("more").textContent = places.length > SHOWN ? `${SHOWN} of ${places.length} are shown` : "";
   }
-
   function choose() {
     const name = $("list").value, all = data.shown.map((_, at) => at);
     const by = (values, sign) => all.filter((at) => values[at] >= 0).sort((a, b) => sign * (values[a] - values[b]));
-    if (name === "random") fill(all.map((at) => [Math.random(), at]).sort((a, b) => a[0] - b[0]).slice(0, SHOWN).map((x) => x[1]));
+    if (name === "random") fill(by(all.map(Math.random), 1).slice(0, SHOWN));
     else if (name === "disagreement") fill(by(data.disagreement, -1).slice(0, SHOWN));
     else if (name === "selection") fill(listed);
     else fill(by(data.ap[Number(name)], 1).slice(0, SHOWN));
@@ -133,7 +116,6 @@ const report = (() => {
     const shown = doc.get_model_by_name(name);
     return shown.renderers.find((renderer) => renderer.name === "table").data_source.data.image[0];
   }
-
   function onPair(event, what) {
     const n = data.matrix.length, row = Math.floor(event.y), column = Math.floor(event.x);
     if (!(row >= 0 && row < n && column >= 0 && column < n)) return;
@@ -142,10 +124,8 @@ const report = (() => {
     $("pair").textContent = `${data.classes[pair[0]]} and ${data.classes[pair[1]]}: ${values.join(", ")}`;
     if (what === "tap") showPair(...pair);
   }
-
   function showPair(a, b) {
-    const places = placesOf(a, b);
-    pick(places);
+    pick(placesOf(a, b));
     $("map").scrollIntoView();
   }
 
@@ -164,7 +144,6 @@ const report = (() => {
     head.ariaSort = down ? "descending" : "ascending";
     body.append(...[...body.rows].sort(order));
   }
-
   function compare() {
     const [a, b, measure] = ["first", "second", "measure"].map((id) => $(id).value);
     for (const row of $("classes-table").tBodies[0].rows) {
@@ -189,11 +168,10 @@ const report = (() => {
     }
     color();
   }
-
   async function start() {
     await Bokeh.embed.embed_items(data.document, data.roots);
     doc = Bokeh.documents[0];
-    items = doc.get_model_by_name("map 0").select ? doc.get_model_by_name("items") : null;
+    items = doc.get_model_by_name("items");
     theme(dark.matches);
     dark.addEventListener("change", () => theme(dark.matches));
     addEventListener("beforeprint", () => theme(false));
@@ -203,10 +181,8 @@ const report = (() => {
       box.style.top = `${Math.min(event.clientY + 12, innerHeight - 150)}px`;
       box.style.left = `${event.clientX + (right ? -box.offsetWidth - 12 : 12)}px`;
     });
-    $("color").onchange = color;
-    $("search").onchange = search;
-    $("list").onchange = choose;
-    $("again").onclick = choose;
+    [$("color").onchange, $("search").onchange] = [color, search];
+    $("list").onchange = $("again").onclick = choose;
     for (const button of document.querySelectorAll("th button")) button.onclick = () => sort(button);
     for (const button of document.querySelectorAll("[data-pair]"))
       button.onclick = () => showPair(...button.dataset.pair.split(" ").map(Number));

@@ -40,7 +40,7 @@ def make_page(count=100, most=60) -> page.Compared:
     looks = items.make_thumbnails(data, list(range(count)))
     return page.Compared(
         ABOUT, pairs.Relations(NAMES, groups, ["<i>low</i>", "high"], table), labels.numpy(), shown, 1234, measured,
-        {name: pairs.compute_cosines(x, labels, 10) for name, x in features.items()}, maps.make_maps(units, "PCA"), "PCA",
-        items.make_thumbnails(data, wanted),
+        {name: pairs.compute_cosines(x, labels, 10) for name, x in features.items()},
+        maps.make_maps(units, "PCA"), "PCA", items.make_thumbnails(data, wanted),
         page.Outliers("turned <u>digits</u>", "a distance", found, looks, [NAMES[label] for label in labels.tolist()]),
     )  # fmt: skip
