@@ -39,8 +39,9 @@ def get_parser():
     most = "test items on the maps, as many of each class"
     g.add_argument("--max_items", type=options.positive_int, default=2000, metavar="N", help=most)
     texts = "CSV of the texts of --features_val, row by row"
-    g.add_argument("--texts", type=util.user_text, nargs="+", metavar="FILE", help=texts)
-    g.add_argument("--texts_outliers", type=util.user_text, nargs="+", metavar="FILE", help="of --features_outliers")
+    rows = {"type": util.user_text, "nargs": "+", "metavar": "FILE", "means": Means.VECTORS}
+    g.add_argument("--texts", help=texts, **rows)
+    g.add_argument("--texts_outliers", help="of --features_outliers", **rows)
     table = "JSON of a recipe's table, to show its results"
     g.add_argument("--table", type=util.user_path, metavar="FILE", help=table)
     options.add_outliers(p, datasets.NAMES, detectors.DETECTORS)
@@ -55,16 +56,14 @@ def check_count(args) -> None:
 
 def find_similarity(args, comparison: encoders.Comparison) -> np.ndarray | None:
     """[C, C] the ranking that the page compares with; None without one."""
-    train, classes = comparison.train, comparison.train.classes
+    train, nets = comparison.train, [*comparison.encoders.values()]
     if args.ranking == "checkpoint":
-        net = next((net for net in comparison.encoders.values() if net.ranking), [*comparison.encoders.values()][0])
-        return rank_consistency.find_similarity(args.ranking, rankings.ALL, net, train.superclasses, classes).numpy()
-    if args.ranking:
-        return rankings.find_similarities(args.ranking, classes, train.superclasses)
-    if not comparison.superclasses:
-        return None
-    group = np.array(encoders.group_numbers(comparison.superclasses, classes))
-    return np.where(np.eye(len(group), dtype=bool), 1.0, np.where(group[:, None] == group, 0.75, 0.0))
+        net = next((net for net in nets if net.ranking), nets[0])
+        return rank_consistency.find_similarity(
+            args.ranking, rankings.ALL, net, train.superclasses, train.classes
+        ).numpy()
+    ranking = args.ranking or args.superclasses or (comparison.superclasses and "superclass")
+    return rankings.find_similarities(ranking, train.classes, train.superclasses) if ranking else None
 
 
 def relate_classes(args, comparison: encoders.Comparison) -> pairs.Relations:

@@ -101,13 +101,15 @@ def _draw_line(shown, series: list[tuple[float, float]], name: str, **how):
     return shown.line("x", "y", source=source, **how)
 
 
-def draw_matrices(document: Document, tables: dict[str, np.ndarray], low: float, first: int = 0) -> dict[str, str]:
+def draw_matrices(
+    document: Document, tables: Sequence[np.ndarray], titles: Sequence[str], low: float, first: int = 0
+) -> dict[str, str]:
     """Matrices [C, C] in one scale of colors from `low` to 1, "matrix N" from N = first on; returns the title of each
     by its name. Of differences, from -1, the colors diverge. page.js names the pair below the pointer.
     """
     colors = LinearColorMapper(interp_palette(RdBu11, 256) if low == -1 else Cividis256, low=low, high=1)
-    titles = {}
-    for number, (title, table) in enumerate(tables.items(), first):
+    found = {}
+    for number, (title, table) in enumerate(zip(titles, tables, strict=True), first):
         name, n = f"matrix {number}", len(table)
         how = dict(x_range=(0, n), y_range=(n, 0), tools="wheel_zoom,pan,reset", active_drag=None, height=400)
         shown = _new_figure(name, **how)
@@ -117,8 +119,8 @@ def draw_matrices(document: Document, tables: dict[str, np.ndarray], low: float,
         for event in ("mousemove", "tap"):
             shown.js_on_event(event, CustomJS(code=f"report.onPair(cb_obj, '{event}')"))
         document.add_root(shown)
-        titles[name] = title
-    return titles
+        found[name] = title
+    return found
 
 
 def draw_outliers(document: Document, found: dict[str, Detection], names: Sequence[str]) -> None:

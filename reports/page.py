@@ -161,8 +161,8 @@ def list_classes(compared: Compared) -> list[dict[str, Any]]:
 
 
 def _draw(compared: Compared, order: np.ndarray):
-    """The document of Bokeh with the elements of its roots; the titles of the charts of trainings by their names; and of
-    each row of matrices its title, colors, lowest value, and titles by name.
+    """The document of Bokeh with the elements of its roots; titles of the charts of trainings by name; and of each row
+    of matrices its title, colors, lowest value, and titles by name.
     """
     from bokeh.core.json_encoder import serialize_json
     from bokeh.document import Document
@@ -174,16 +174,14 @@ def _draw(compared: Compared, order: np.ndarray):
     charts = drawing.draw_training(document, compared.about.logs, names)
     cells = np.ix_(order, order)
     cosines, ranking = [table[cells] for table in compared.cosines.values()], compared.relations.similarity
-    tables = dict(zip(names, cosines, strict=True))
+    with_ranking = ["ranking"] if ranking is not None else []
+    tables, titles = [*([ranking[cells]] if ranking is not None else []), *cosines], [*with_ranking, *names]
+    low = min(0.0, *(float(np.nanmin(table)) for table in tables))
+    drawn = drawing.draw_matrices(document, tables, titles, low)
+    matrices = [("Similarity and mean cosine", "cividis", low, drawn)]
     if ranking is not None:
-        tables = {"ranking": ranking[cells], **tables}
-    low = min(0.0, *(float(np.nanmin(table)) for table in tables.values()))
-    matrices = [("Similarity and mean cosine", "cividis", low, drawing.draw_matrices(document, tables, low))]
-    if ranking is not None:
-        differences = {
-            f"{name} minus ranking": table - tables["ranking"] for name, table in zip(names, cosines, strict=True)
-        }
-        drawn = drawing.draw_matrices(document, differences, -1, len(tables))
+        differences, titles = [table - ranking[cells] for table in cosines], [f"{name} minus ranking" for name in names]
+        drawn = drawing.draw_matrices(document, differences, titles, -1, len(tables))
         matrices.append(("Difference to the ranking", "diverging", -1.0, drawn))
     if compared.outliers:
         drawing.draw_outliers(document, compared.outliers.found, names)
