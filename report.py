@@ -96,7 +96,7 @@ def detect_outliers(args, comparison: encoders.Comparison, test: datasets.ImageD
     texts = items.read_texts(args.texts_outliers, others, "--texts_outliers") if args.texts_outliers else None
     looks = items.show_items(others, sorted({i for of in found.values() for i in of.hardest}), texts)
     words = [list(files.name_classes(others.classes).values())[label] for label in others.labels.tolist()]
-    title = datasets.title(args.dataset_outliers, folder)
+    title = f"{datasets.title(args.dataset_outliers, folder)} {', '.join(args.outlier_classes)}".strip()
     return page.Outliers(title, detectors.DETECTORS[args.detector], found, looks, words)
 
 

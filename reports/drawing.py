@@ -148,6 +148,7 @@ def draw_outliers(document: Document, found: dict[str, Detection], names: Sequen
             )  # fmt: skip
         shown.vspan(x=float(np.clip(of.threshold, edges[0], edges[-1])), line_color=GRAY, line_dash="dashed")
         shown.legend.background_fill_alpha, shown.legend.border_line_color = 0, None
+        shown.legend.location = "top_left"  # the scores of ID items are the larger ones
         document.add_root(shown)
         truth = np.r_[np.ones(len(of.inlier)), np.zeros(len(of.outlier))]
         fpr, tpr, _ = roc_curve(truth, np.r_[of.inlier, of.outlier])
