@@ -48,10 +48,13 @@ def get_parser():
     return p
 
 
-def check_count(args) -> None:
-    """Raise InputError for more encoders than a page has room for."""
+def check_counts(args, test: datasets.ImageData) -> None:
+    """Raise InputError for more encoders than a page has room for, or test items that cannot be compared."""
     if len(args.ckpt or ()) > MOST_ENCODERS:
         raise InputError(f"--ckpt: {len(args.ckpt)} encoders; a page compares at most {MOST_ENCODERS}")
+    if len(test.labels.unique()) < 2:
+        source = "--features_val" if args.features else f"--data_folder {args.data_folder}"
+        raise InputError(f"{source}: all test items are of one class; a page needs two classes to compare")
 
 
 def find_similarity(args, comparison: encoders.Comparison) -> np.ndarray | None:
@@ -114,9 +117,7 @@ def main():
     begin = time.perf_counter()
     comparison = encoders.Comparison(get_parser(), page.check_page)
     args, test = comparison.args, comparison.test
-    check_count(args)
-    if len(test) < 2:
-        raise InputError("--data_folder: there is one test item, which has no neighbors")
+    check_counts(args, test)
     texts = items.read_texts(args.texts, test, "--texts") if args.texts else None
     tables = results.read_tables(args.table) if args.table else []
     relations, total = relate_classes(args, comparison), len(test)

@@ -9,9 +9,8 @@ const report = (() => {
   const related = Uint8Array.from(atob(data.related), (c) => c.charCodeAt(0)); // [C, C] percent
   const count = data.classes.length;
   const place = new Map(data.shown.map((item, i) => [item, i])); // item -> its place on the maps
-  let doc, items, current = 0, listed = [];
-  const relation = (a, b) => related[a * count + b];
-  const kind = (a, b) => (a === b ? 0 : relation(a, b) > 0 ? 1 : 2);
+  let doc, items, night = dark.matches, current = 0, listed = [];
+  const kind = (a, b) => (a === b ? 0 : related[a * count + b] > 0 ? 1 : 2);
   const nameOf = (item) => data.classes[data.label[item]];
   // children that are texts become text nodes: no name is ever markup
   function make(tag, name, ...children) {
@@ -69,7 +68,7 @@ const report = (() => {
     show(places[0]);
   }
   function color() {
-    const palette = data.palette[dark.matches ? "dark" : "light"], mode = $("color").value;
+    const palette = data.palette[night ? "dark" : "light"], mode = $("color").value;
     const own = data.label[data.shown[current]];
     const number = (label) => (mode === "superclass" ? data.groupOf[label] : label);
     const byRank = (label) => palette.kinds[kind(own, label)];
@@ -156,6 +155,7 @@ const report = (() => {
 
   // ---- colors of the system, and of paper
   function theme(isDark) {
+    night = isDark;
     const ink = isDark ? "#d6d9de" : "#30343a", grid = isDark ? "#3a3f47" : "#e2e4e8";
     for (const shown of doc.roots()) {
       for (const axis of [...shown.below, ...shown.left])
