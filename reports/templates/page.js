@@ -1,10 +1,10 @@
-// What Bokeh does not link by itself: colors of the maps, neighbors of an item, search, pairs of classes, sorted tables.
+// What Bokeh does not link by itself: colors of the maps, neighbors of an item, search, pairs of classes, tables.
 "use strict";
 const report = (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const KINDS = ["own class", "related class", "other class"], SHOWN = 24;
+  const KINDS = ["own class", "related class", "other class"], SHOWN = 24, NAMED = 30;
   const MARKERS = ["circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star", "plus"];
   const related = Uint8Array.from(atob(data.related), (c) => c.charCodeAt(0)); // [C, C] percent
   const count = data.classes.length;
@@ -70,15 +70,17 @@ const report = (() => {
   function color() {
     const palette = data.palette[night ? "dark" : "light"], mode = $("color").value;
     const own = data.label[data.shown[current]];
-    const number = (label) => (mode === "superclass" ? data.groupOf[label] : label);
-    const byRank = (label) => palette.kinds[kind(own, label)];
-    const cycle = palette.classes, labels = data.shown.map((item) => data.label[item]);
-    items.data = {
-      ...items.data,
-      color: labels.map((label) => (mode === "rank" ? byRank(label) : cycle[number(label) % cycle.length])),
-      marker: labels.map((label) => MARKERS[mode === "rank" ? kind(own, label)
-        : Math.floor(number(label) / cycle.length) % MARKERS.length]),
-    };
+    const names = { rank: KINDS, superclass: data.groups }[mode] ?? data.classes;
+    const cycle = mode === "rank" ? palette.kinds : palette.classes;
+    const marker = (number) => MARKERS[Math.floor(number / cycle.length) % MARKERS.length];
+    const numbers = data.shown.map((item) => data.label[item])
+      .map((label) => ({ rank: kind(own, label), superclass: data.groupOf[label] }[mode] ?? label));
+    items.data = { ...items.data, color: numbers.map((n) => cycle[n % cycle.length]), marker: numbers.map(marker) };
+    $("legend").replaceChildren(...(names.length > NAMED ? [] : names.map((name, n) => {
+      const mark = make("span", "swatch");
+      mark.style.background = cycle[n % cycle.length];
+      return make("li", "", mark, n < cycle.length ? name : `${name} (${marker(n)})`);
+    })));
     $("rank-of").textContent = mode === "rank" ? `ranks to ${data.classes[own]}` : "";
   }
   function onHover(found) {
@@ -161,10 +163,8 @@ const report = (() => {
       for (const axis of [...shown.below, ...shown.left])
         for (const part of ["axis_label_text", "major_label_text", "axis_line", "major_tick_line", "minor_tick_line"])
           axis[`${part}_color`] = ink;
-      for (const part of shown.center) {
-        if ("grid_line_color" in part) part.grid_line_color = grid;
-        if ("label_text_color" in part) part.label_text_color = ink;
-      }
+      for (const part of shown.center) // grids, and legends
+        Object.assign(part, "label_text_color" in part ? { label_text_color: ink } : { grid_line_color: grid });
     }
     color();
   }

@@ -121,6 +121,7 @@ def test_colors_follow_the_choice(driver):
     assert driver.execute_script(code, "class") == 10
     assert driver.execute_script(code, "superclass") == 2
     assert driver.execute_script(code, "rank") == 3
+    assert text_of(driver, "legend") == "own classrelated classother class"
 
 
 def test_a_pair_of_classes_is_named_and_shown_on_the_map(driver):
