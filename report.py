@@ -26,7 +26,6 @@ from figures import encoders
 from reports import items, maps, measures, outliers, page, pairs, results, runs
 from util import InputError
 
-MOST_ENCODERS = 6
 MEASURED = 20_000  # test items that look for one another: of more, so many
 NEIGHBORS = 10
 
@@ -50,8 +49,8 @@ def get_parser():
 
 def check_counts(args, test: datasets.ImageData) -> None:
     """Raise InputError for more encoders than a page has room for, or test items that cannot be compared."""
-    if len(args.ckpt or ()) > MOST_ENCODERS:
-        raise InputError(f"--ckpt: {len(args.ckpt)} encoders; a page compares at most {MOST_ENCODERS}")
+    if len(args.ckpt or ()) > options.MOST_ENCODERS:
+        raise InputError(f"--ckpt: {len(args.ckpt)} encoders; a page compares at most {options.MOST_ENCODERS}")
     if len(test.labels.unique()) < 2:
         source = "--features_val" if args.features else f"--data_folder {args.data_folder}"
         raise InputError(f"{source}: all test items are of one class; a page needs two classes to compare")

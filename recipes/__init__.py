@@ -30,7 +30,7 @@ def read(path: Path) -> dict:
     recipe = check_entry(config.read_yaml(path, str(path), as_written=True), "recipe", str(path))
     recipe = {
         "about": "", "before": [], "after": [], "jobs": "1", "published": None, "baseline": None, "grid": {},
-        "means": {}, "correction": None, "results": None, **recipe,
+        "means": {}, "correction": None, "results": None, "report": None, **recipe,
     }  # fmt: skip
     recipe["jobs"] = int(recipe["jobs"])
     for kind, key in (("method", "methods"), ("evaluation", "evaluations")):
@@ -56,7 +56,28 @@ def read(path: Path) -> dict:
     check_columns(recipe, path)
     recipe["published"] = read_published(recipe, path)
     check_baseline(recipe, path)
+    if recipe["report"]:
+        check_entry(recipe["report"], "report", f"{path}: report")
+        recipe["after"].append({"command": make_report(recipe, f"{path}: report")})
     return recipe
+
+
+def make_report(recipe: dict, where: str) -> str:
+    """The command that writes the page of a table: of the methods under `for`, by default all, with seed 0. Raises
+    InputError, beginning with `where`, where they are too many, or the script refuses it.
+    """
+    named = recipe["report"].get("for") or recipe["methods"]
+    names = [cell for method in named for cell in grid.find_methods(recipe, method, f"{where}: for")]
+    if len(names) > options.MOST_ENCODERS:
+        raise InputError(
+            f"{where}: for: {len(names)} methods; name at most {options.MOST_ENCODERS} that the page compares"
+        )
+    folders = [given(recipe, name) or run_folder(commands(recipe, name, 0, Scope())["training"]) for name in names]
+    titles = [grid.find_title(recipe, name) for name in names]
+    command = f"{in_one_line(recipe['report']['command'])} --ckpt {shlex.join(map(str, folders))}"
+    command += f" --names {shlex.join(titles)} --table"
+    parse(f"{command} table.json", where)
+    return f"{command} $table"
 
 
 def check_source(method: dict, where: str) -> None:

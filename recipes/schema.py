@@ -13,6 +13,7 @@ FORMS = {
         "title*": "text", "methods*": "a mapping", "evaluations*": "a mapping", "about": "text",
         "jobs": "a whole number", "before": "a list", "after": "a list", "published": "a mapping", "baseline": "text",
         "grid": "a mapping", "means": "a mapping", "correction": "text", "results": "text",
+        "report": "a mapping",
     },
     "method": {
         "command": "a command", "checkpoint": "text", "title": "text", "scaled": "a mapping", "with": "a mapping",
@@ -21,6 +22,7 @@ FORMS = {
     "evaluation": {"command*": "a command", "columns*": "a mapping", "scaled": "a mapping", "for": "a list"},
     "before": {"command*": "a command", "makes": "text"},
     "after": {"command*": "a command"},
+    "report": {"command*": "a command", "for": "a list"},
 }  # fmt: skip
 
 

@@ -45,6 +45,7 @@ HEAD = dict(
 )  # fmt: skip
 
 LAYERS = ("output", "hidden")  # of a head on features
+MOST_ENCODERS = 6  # that a page of report.py compares
 RAW = "raw"  # in the place of a checkpoint: the features themselves
 
 

@@ -6,6 +6,9 @@ import pytest
 import yaml
 from commands import error_of, run
 
+import recipes
+from util import InputError
+
 CE, LOOK_UP = "python main_ce.py --exp_name a", "python retrieval.py --ckpt $path2chkpt"
 GIVEN = {"given": {"checkpoint": "a.pth"}}
 RECIPE = {
@@ -53,6 +56,9 @@ def changed(key, value):
         ("methods/given/seeds", 1, "method given: seeds has no use without"),
         ("methods/source", {"command": CE}, "method source: give it another name; source has a meaning in published"),
         ("methods/a_", {"command": CE}, "method a: two have this name but for blanks and signs; rename one"),
+        ("report", {"for": ["a"]}, "r.yaml: report: command is missing"),
+        ("report", {"command": "python report.py", "for": ["aa"]}, "report: for: there is no method aa; did you mean"),
+        ("report", {"command": "python report.py --max_item 9"}, "r.yaml: report: report.py: unrecognized arguments"),
         # evaluations
         ("evaluations/e/for", "a", "evaluation e: for must be a list"),
         ("evaluations/e/for", ["aa"], "evaluation e: for: there is no method aa; did you mean a?"),
@@ -121,3 +127,17 @@ def test_what_a_recipe_may_leave_out_may_be_empty_too(monkeypatch, capsys, tmp_p
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
     run(monkeypatch, tmp_path, "r.yaml --dry-run", "reproduce")
     assert capsys.readouterr().out.endswith("\npython x.py\n")
+
+
+def test_a_page_of_a_table_compares_its_methods_with_their_checkpoints_and_titles(tmp_path):
+    recipe = changed("report", {"command": "python report.py --out page.html", "for": ["b", "given"]})
+    recipe["methods"]["b"]["title"] = "two words"
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    (after,) = recipes.read(tmp_path / "r.yaml")["after"]
+    own = "--ckpt save/SupCon/digits_models/b a.pth --names 'two words' given"
+    assert after == {"command": f"python report.py --out page.html {own} --table $table"}
+    recipe["report"].pop("for")
+    recipe["methods"] |= {f"m{i}": {"command": f"{CE} --exp_name m{i}"} for i in range(4)}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(InputError, match="report: for: 7 methods; name at most 6"):
+        recipes.read(tmp_path / "r.yaml")
