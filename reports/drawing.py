@@ -1,12 +1,8 @@
-"""The charts of a page, as Bokeh's models: each is a root of one document, drawn into an element of its name."""
+"""The charts of a page, as Bokeh's models: each is a root of one Document, drawn into an element of its name."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from bokeh.document import Document
-from bokeh.models import BoxSelectTool, ColumnDataSource, CustomJS, HoverTool, LinearColorMapper, TapTool
-from bokeh.palettes import Cividis256, RdBu11, interp_palette
-from bokeh.plotting import figure
 
 from reports.outliers import Detection
 
@@ -36,17 +32,21 @@ MAP_TOOLS = "pan,wheel_zoom,lasso_select,reset"
 
 
 def _new_figure(name: str, **how):
+    from bokeh.plotting import figure
+
     shown = figure(name=name, sizing_mode="scale_width", width=400, background_fill_color=None, **how)
     shown.border_fill_color = shown.outline_line_color = None
     shown.toolbar.logo = None
     return shown
 
 
-def draw_maps(document: Document, maps: Sequence[np.ndarray]) -> None:
+def draw_maps(document, maps: Sequence[np.ndarray]) -> None:
     """A map of each encoder, "map 0" and on, over one source "items", so that what is selected in one is in all.
 
     page.js chooses colors and markers, and is called with what the pointer is on and what is selected.
     """
+    from bokeh.models import BoxSelectTool, ColumnDataSource, CustomJS, HoverTool, TapTool
+
     columns = {"color": [GRAY] * len(maps[0]), "marker": ["circle"] * len(maps[0])}
     for number, points in enumerate(maps):
         columns |= {f"x{number}": points[:, 0].astype(np.float32), f"y{number}": points[:, 1].astype(np.float32)}
@@ -64,8 +64,10 @@ def draw_maps(document: Document, maps: Sequence[np.ndarray]) -> None:
         document.add_root(shown)
 
 
-def draw_training(document: Document, logs: dict[str, list[dict]], names: Sequence[str]) -> dict[str, str]:
+def draw_training(document, logs: dict[str, list[dict]], names: Sequence[str]) -> dict[str, str]:
     """A chart of each of MEASURES that some log has; returns the title of each by its name. names: of all encoders."""
+    from bokeh.models import HoverTool
+
     titles = {}
     for title, (key, factor) in MEASURES.items():
         chance = key.replace("loss_rank", "chance_rank") if key.startswith("loss_rank") else None
@@ -94,6 +96,8 @@ def _read_series(log: list[dict], key: str, factor: float) -> list[tuple[float, 
 
 
 def _draw_line(shown, series: list[tuple[float, float]], name: str, **how):
+    from bokeh.models import ColumnDataSource
+
     x, y = zip(*series, strict=True)
     source = ColumnDataSource({"x": x, "y": y, "name": [name] * len(x)})
     if len(x) == 1:
@@ -102,12 +106,15 @@ def _draw_line(shown, series: list[tuple[float, float]], name: str, **how):
 
 
 def draw_matrices(
-    document: Document, tables: Sequence[np.ndarray], titles: Sequence[str], low: float, first: int = 0
+    document, tables: Sequence[np.ndarray], titles: Sequence[str], low: float, first: int = 0
 ) -> dict[str, str]:
     """Matrices [C, C] in one scale of colors from `low` to 1, "matrix N" from N = first on; returns the title of each
     by its name. Of differences, from -1, the colors diverge. page.js names the pair below the pointer.
     """
-    colors = LinearColorMapper(interp_palette(RdBu11, 256) if low == -1 else Cividis256, low=low, high=1)
+    from bokeh.models import CustomJS, LinearColorMapper
+    from bokeh.palettes import Cividis256, RdBu11, interp_palette
+
+    colors = LinearColorMapper(palette=interp_palette(RdBu11, 256) if low == -1 else Cividis256, low=low, high=1)
     found = {}
     for number, (title, table) in enumerate(zip(titles, tables, strict=True), first):
         name, n = f"matrix {number}", len(table)
@@ -123,7 +130,7 @@ def draw_matrices(
     return found
 
 
-def draw_outliers(document: Document, found: dict[str, Detection], names: Sequence[str]) -> None:
+def draw_outliers(document, found: dict[str, Detection], names: Sequence[str]) -> None:
     """For each encoder a histogram "ood 0" and on; the ROC curves of all as "roc"."""
     from sklearn.metrics import roc_curve
 

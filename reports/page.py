@@ -13,7 +13,7 @@ import yaml
 
 import util
 from figures import encoders
-from reports import pairs
+from reports import drawing, pairs
 from reports.items import Looks
 from reports.measures import Measured, average_by_class, compare_neighbors
 from reports.outliers import Detection
@@ -167,8 +167,6 @@ def _draw(compared: Compared, order: np.ndarray):
     from bokeh.core.json_encoder import serialize_json
     from bokeh.document import Document
 
-    from reports import drawing
-
     names, document = [*compared.measured], Document()
     drawing.draw_maps(document, compared.maps)
     charts = drawing.draw_training(document, compared.about.logs, names)
@@ -212,9 +210,6 @@ def render(compared: Compared) -> str:
     """The page, one text of HTML: what users named is text in it, never markup."""
     import jinja2
     from bokeh.resources import Resources
-    from markupsafe import Markup
-
-    from reports.drawing import COLORS, DASHES
 
     relations, about, names = compared.relations, compared.about, [*compared.measured]
     order = pairs.thin_out(pairs.order_classes(relations, next(iter(compared.cosines.values()))))
@@ -232,8 +227,8 @@ def render(compared: Compared) -> str:
         word=about.word,
         terms=yaml.safe_load((HERE / "terms.yaml").read_text()),
         names=names,
-        colors=COLORS,
-        dashes=[*DASHES],
+        colors=drawing.COLORS,
+        dashes=[*drawing.DASHES],
         rows=about.rows,
         tables=about.tables,
         charts=charts,
@@ -259,9 +254,9 @@ def render(compared: Compared) -> str:
         command=about.command,
         versions=about.versions,
         data=make_data(compared, order) | content,
-        library=Markup(library),
-        style=Markup((HERE / "templates/style.css").read_text()),
-        script=Markup((HERE / "templates/page.js").read_text()),
+        library=library,
+        style=(HERE / "templates/style.css").read_text(),
+        script=(HERE / "templates/page.js").read_text(),
     )
     if len(page.encode()) > MOST_BYTES:
         size = len(page.encode()) / 1e6

@@ -119,7 +119,7 @@ def foreign(files, everywhere=True):
 
 def test_the_dependencies_and_extras_are_what_is_imported_the_optional_ones_only_where_they_are_used():
     assert foreign(GROUND_FLOOR) == declared("timm") and foreign(GROUND_FLOOR, everywhere=False) <= declared()
-    optional = declared("wordnet", "umap", "timm", "parquet", "video", "slurm", "bench") - declared()
+    optional = declared("wordnet", "umap", "timm", "parquet", "video", "slurm", "report", "bench") - declared()
     assert foreign(SCRIPTS) | declared() == declared("scripts") | optional
     assert foreign(SCRIPTS, everywhere=False) <= declared("scripts") and {"scipy", "PIL"} <= foreign(SCRIPTS)
     assert foreign(TESTS) <= declared("scripts", "timm", "dev", "oracles")
