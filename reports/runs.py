@@ -15,9 +15,9 @@ from util import InputError
 UNSAID = {
     "exp_name", "save_folder", "save_freq", "save_minutes", "keep_checkpoints", "print_freq", "max_hours", "resume",
     "overwrite", "num_workers", "nproc_per_node", "world_size", "rank", "dist_url", "dist_backend", "timeout_minutes",
-    "knn_freq", "data_folder", "config",
+    "knn_freq", "config", "dataset", "data_folder", "features", "features_val",
 }  # fmt: skip
-SAID = ("ranking", "positives", "seed", "epochs", "model", "dataset")  # the rows of every encoder, with its loss
+SAID = ("ranking", "positives", "seed", "epochs", "model")  # the rows of every encoder, with its loss and data
 
 
 def hide_path(text: str) -> str:
@@ -40,6 +40,14 @@ def _in_words(value: Any) -> str:
     return " ".join(map(_in_words, value)) if isinstance(value, list | tuple) else hide_path(str(value))
 
 
+def _name_data(options: dict) -> str:
+    """The data set that an encoder was trained on; of a folder, or of files of features, the folder's name."""
+    dataset, files = options.get("dataset"), options.get("features") or ()
+    if dataset == "path":
+        return Path(options.get("data_folder", "")).name
+    return " ".join("/".join(Path(file).parts[-2:]) for file in files) or _in_words(dataset)
+
+
 def describe_encoders(nets: dict[str, FrozenEncoder]) -> dict[str, list[str]]:
     """What is said of encoders, row by row, a cell each: loss, epochs and data first, then the options that differ."""
     contents = [pretrained.read_file(net.record["path"], "--ckpt").content if net.record["model"] else {}
@@ -48,7 +56,7 @@ def describe_encoders(nets: dict[str, FrozenEncoder]) -> dict[str, list[str]]:
     dims = [str(net.encoder.dim) for net in nets.values()]
     losses = [net.record["objective"] or ("none: raw features" if net.record["model"] is None else "-")
               for net in nets.values()]  # fmt: skip
-    rows = {"loss": losses}
+    rows = {"loss": losses, "data": [_name_data(options) for options in given]}
     for name in SAID:
         rows[name] = [_in_words(options.get(name)) for options in given]
     rows["epoch"] = [_in_words(content.get("epoch")) for content in contents]

@@ -108,6 +108,19 @@ def test_a_command_is_shown_without_the_folders_of_the_machine(word, shown):
     assert runs.describe_command(["/opt/rince/report.py", word]) == f"python report.py {shown}"
 
 
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"dataset": "cifar100", "data_folder": "/home/someone"}, "cifar100"),
+        ({"dataset": "path", "data_folder": "/home/someone/birds"}, "birds"),
+        ({"dataset": "features", "features": ["/home/someone/minilm/train-*"]}, "minilm/train-*"),
+        ({}, "-"),
+    ],
+)
+def test_data_are_named_without_the_folders_above_them(options, name):
+    assert runs._name_data(options) == name
+
+
 def test_names_are_text_and_the_page_asks_for_nothing():
     text = page.render(pages.make_page())
     assert text.count("alert(1)") > 10
