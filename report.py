@@ -69,7 +69,7 @@ def find_similarity(args, comparison: encoders.Comparison) -> np.ndarray | None:
 
 
 def relate_classes(args, comparison: encoders.Comparison) -> pairs.Relations:
-    """What is known of the classes."""
+    """Collect what is known of the classes."""
     classes, groups = comparison.train.classes, comparison.superclasses
     words = list(files.name_classes(classes).values())
     names = list(files.name_classes(groups).values()) if groups else []
@@ -78,7 +78,7 @@ def relate_classes(args, comparison: encoders.Comparison) -> pairs.Relations:
 
 
 def detect_outliers(args, comparison: encoders.Comparison, test: datasets.ImageData, features: dict):
-    """What --dataset_outliers asks for; None without."""
+    """Detect the outliers that --dataset_outliers asks for; None without."""
     if not args.dataset_outliers:
         return None
     train, folder = comparison.train, factory.find_outliers(args)
@@ -103,7 +103,7 @@ def detect_outliers(args, comparison: encoders.Comparison, test: datasets.ImageD
 
 
 def describe(comparison: encoders.Comparison, word: str, measured: int, tables: list) -> page.About:
-    """What the page says of itself. word: for an item; measured: how many of them are."""
+    """Make what the page says of itself. word: for an item; measured: how many of them are."""
     nets, total = comparison.encoders, len(comparison.test)
     title = f"Comparison of {', '.join(nets)} on {comparison.data}"
     data = f"{total:,} test {word}s of {len(comparison.train.classes)} classes"

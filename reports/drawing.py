@@ -41,7 +41,7 @@ def _new_figure(name: str, **how):
 
 
 def draw_maps(document, maps: Sequence[np.ndarray]) -> None:
-    """A map of each encoder, "map 0" and on, over one source "items", so that what is selected in one is in all.
+    """Draw a map of each encoder, "map 0" and on, over one source "items", so that what is selected in one is in all.
 
     page.js chooses colors and markers, and is called with what the pointer is on and what is selected.
     """
@@ -65,7 +65,7 @@ def draw_maps(document, maps: Sequence[np.ndarray]) -> None:
 
 
 def draw_training(document, logs: dict[str, list[dict]], names: Sequence[str]) -> dict[str, str]:
-    """A chart of each of MEASURES that some log has; returns the title of each by its name. names: of all encoders."""
+    """Draw a chart of each of MEASURES that some log has; returns the title of each by its name. names: of all encoders."""
     from bokeh.models import HoverTool
 
     titles = {}
@@ -108,7 +108,7 @@ def _draw_line(shown, series: list[tuple[float, float]], name: str, **how):
 def draw_matrices(
     document, tables: Sequence[np.ndarray], titles: Sequence[str], low: float, first: int = 0
 ) -> dict[str, str]:
-    """Matrices [C, C] in one scale of colors from `low` to 1, "matrix N" from N = first on; returns the title of each
+    """Draw matrices [C, C] in one scale of colors from `low` to 1, "matrix N" from N = first on; returns the title of each
     by its name. Of differences, from -1, the colors diverge. page.js names the pair below the pointer.
     """
     from bokeh.models import CustomJS, LinearColorMapper
@@ -131,7 +131,7 @@ def draw_matrices(
 
 
 def draw_outliers(document, found: dict[str, Detection], names: Sequence[str]) -> None:
-    """For each encoder a histogram "ood 0" and on; the ROC curves of all as "roc"."""
+    """Draw for each encoder a histogram "ood 0" and on; the ROC curves of all as "roc"."""
     from sklearn.metrics import roc_curve
 
     roc = _new_figure(

@@ -30,7 +30,7 @@ class Looks:
 
 
 def sample_items(labels: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of the items with labels [n], as many of each class as can be, in order; the same every time."""
+    """Choose at most so many of the items with labels [n], as many of each class as can be, in order; the same every time."""
     if len(labels) <= most:
         return np.arange(len(labels))
     mixed = np.random.default_rng(0).permutation(len(labels))
@@ -41,7 +41,7 @@ def sample_items(labels: np.ndarray, most: int) -> np.ndarray:
 
 
 def make_thumbnail(image: Image.Image) -> str:
-    """A small webp of the middle of an image, in base64."""
+    """Make a small webp of the middle of an image, in base64."""
     side = min(*image.size, SIDE)
     content = io.BytesIO()
     ImageOps.fit(image, (side, side)).save(content, "WEBP", quality=70, method=4, lossless=side <= LOSSLESS)
@@ -49,7 +49,7 @@ def make_thumbnail(image: Image.Image) -> str:
 
 
 def make_thumbnails(data: ImageData, wanted: list[int], most_bytes: int = MOST_BYTES) -> Looks:
-    """Thumbnails of the items, the first ones before all, as many as have room. Raises InputError for a corrupt one."""
+    """Make thumbnails of the items, the first ones before all, as many as have room. Raises InputError for a corrupt one."""
     found, room = {}, most_bytes
     small = min(data.readable(wanted[0], data.image)[1].size) <= SIDE // 2
     for i in wanted:
@@ -62,7 +62,7 @@ def make_thumbnails(data: ImageData, wanted: list[int], most_bytes: int = MOST_B
 
 
 def read_texts(files: list[str], data: ImageData, flag: str) -> list[str]:
-    """The text of each row of features. Raises InputError where there are more or fewer, or their labels differ."""
+    """Read the text of each row of features. Raises InputError where there are more or fewer, or their labels differ."""
     tables = [text_tables.read_texts(Path(path), flag) for path in files]
     texts = [text for table in tables for text in table.texts]
     if len(texts) != len(data):
@@ -76,7 +76,7 @@ def read_texts(files: list[str], data: ImageData, flag: str) -> list[str]:
 
 
 def show_items(data: ImageData, wanted: list[int], texts: list[str] | None) -> Looks:
-    """What is shown of the items: images, else texts, else nothing but their numbers."""
+    """Make what is shown of the items: images, else texts, else nothing but their numbers."""
     if texts is not None:
         return Looks(texts={i: texts[i][:MOST_LETTERS] for i in wanted})
     return Looks() if data.are_features else make_thumbnails(data, wanted)

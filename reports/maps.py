@@ -12,21 +12,21 @@ MOST_MDS = 2000  # items: its time and memory grow with their square
 
 
 def choose_map(items: int) -> str:
-    """How maps of so many items are made."""
+    """Choose how maps of so many items are made."""
     if importlib.util.find_spec("umap") and items > 3:
         return "UMAP"
     return "MDS" if items <= MOST_MDS else "PCA"
 
 
 def pca(z: np.ndarray) -> np.ndarray:
-    """[n, d] -> [n, 2]."""
+    """Map [n, d] to [n, 2]."""
     from sklearn.decomposition import PCA
 
     return PCA(2, random_state=0).fit_transform(z)
 
 
 def make_maps(units: list[np.ndarray], kind: str) -> list[np.ndarray]:
-    """A map [n, 2] of each list of unit vectors [n, d], about its middle, within -1 and 1, turned onto the first."""
+    """Make a map [n, 2] of each list of unit vectors [n, d], about its middle, within -1 and 1, turned onto the first."""
     make = {"UMAP": umap, "MDS": mds, "PCA": pca}[kind]
     maps = []
     for z in units:

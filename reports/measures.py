@@ -33,7 +33,7 @@ class Nearest:
         self.cosines = torch.empty(len(labels), k)
 
     def add(self, rows: Tensor, ranked: Ranked) -> None:
-        """The chunk of these rows [n], as it is ranked."""
+        """Add the chunk of these rows [n], as it is ranked."""
         first = ranked.order[:, : self.indices.shape[1]]
         self.indices[rows], self.cosines[rows] = first, ranked.similarity.gather(1, first)
 
@@ -53,7 +53,7 @@ def measure(features: Tensor, labels: Tensor, k: int) -> Measured:
 
 
 def compare_neighbors(nearest: list[np.ndarray]) -> np.ndarray:
-    """[n] how far encoders disagree on each item's neighbors [n, k], in percent: 100 minus the mean share of common
+    """Return [n] how far encoders disagree on each item's neighbors [n, k], in percent: 100 minus the mean share of common
     ones (Jaccard) over all pairs of encoders.
     """
     shares = []
@@ -64,7 +64,7 @@ def compare_neighbors(nearest: list[np.ndarray]) -> np.ndarray:
 
 
 def average_by_class(values: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """[C] the mean of values [n] over each class's items that have one; NaN of a class without."""
+    """Return [C] the mean of values [n] over each class's items that have one; NaN of a class without."""
     there = ~np.isnan(values)
     total = np.bincount(labels[there], values[there], minlength=classes)
     with np.errstate(invalid="ignore"):
@@ -72,7 +72,7 @@ def average_by_class(values: np.ndarray, labels: np.ndarray, classes: int) -> np
 
 
 def list_needed(shown: np.ndarray, nearest: list[np.ndarray]) -> list[int]:
-    """The items of which a page shows something: those on the maps, then their neighbors, the most frequent first."""
+    """List the items of which a page shows something: those on the maps, then their neighbors, the most frequent first."""
     found, counts = np.unique(np.concatenate([of[shown].ravel() for of in nearest]), return_counts=True)
     others = found[np.argsort(-counts, kind="stable")]
     return [*shown.tolist(), *others[~np.isin(others, shown)].tolist()]

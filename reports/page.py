@@ -100,17 +100,17 @@ def check_page(path: Path, flag: str) -> None:
 
 
 def _encode(table: np.ndarray) -> str:
-    """Numbers from 0 to 1 as bytes of percent, in base64."""
+    """Encode numbers from 0 to 1 as bytes of percent, in base64."""
     return base64.b64encode(np.rint(100 * table).clip(0, 255).astype(np.uint8).tobytes()).decode()
 
 
 def _known(values: np.ndarray) -> list[float]:
-    """Percentages with a digit, -1 where unknown."""
+    """Round percentages to a digit, -1 where unknown."""
     return [-1.0 if math.isnan(x) else round(float(x), 1) for x in values]
 
 
 def make_data(compared: Compared, order: np.ndarray) -> dict[str, Any]:
-    """What page.js reads, besides the document of Bokeh. order: the classes of the matrices."""
+    """Make what page.js reads, besides the document of Bokeh. order: the classes of the matrices."""
     relations, shown, found = compared.relations, compared.shown, [*compared.measured.values()]
     nearest = [of.nearest for of in found]
     ranking = ["ranking"] if relations.similarity is not None else []
@@ -138,7 +138,7 @@ def make_data(compared: Compared, order: np.ndarray) -> dict[str, Any]:
 
 
 def list_classes(compared: Compared) -> list[dict[str, Any]]:
-    """The rows of the table of classes: name, superclass, queries, R@1 and mAP of each encoder, None where unknown."""
+    """Make the rows of the table of classes: name, superclass, queries, R@1 and mAP of each encoder, None where unknown."""
     relations, count = compared.relations, len(compared.relations.names)
     columns, encoder_of = {}, {}
     for measure in ("first", "ap"):
@@ -161,8 +161,8 @@ def list_classes(compared: Compared) -> list[dict[str, Any]]:
 
 
 def _draw(compared: Compared, order: np.ndarray):
-    """The document of Bokeh with the elements of its roots; titles of the charts of trainings by name; and of each row
-    of matrices its title, colors, lowest value, and titles by name.
+    """Draw the document of Bokeh with the elements of its roots; titles of the charts of trainings by name; and of
+    each row of matrices its title, colors, lowest value, and titles by name.
     """
     from bokeh.core.json_encoder import serialize_json
     from bokeh.document import Document
@@ -207,7 +207,7 @@ def _list_hardest(outliers: Outliers, classes: list[str]) -> dict[int, list[dict
 
 
 def render(compared: Compared) -> str:
-    """The page, one text of HTML: what users named is text in it, never markup."""
+    """Write the page, one text of HTML: what users named is text in it, never markup."""
     import jinja2
     from bokeh.resources import Resources
 

@@ -48,15 +48,15 @@ class Relations:
 
 
 def compute_cosines(features: torch.Tensor, labels: torch.Tensor, classes: int) -> np.ndarray:
-    """[C, C] mean cosine between the items of two classes; NaN of a class without items."""
+    """Return [C, C] the mean cosine between the items of two classes; NaN of a class without items."""
     sums = torch.zeros(classes, features.shape[1]).index_add_(0, labels, F.normalize(features.float(), dim=1))
     means = sums / torch.bincount(labels, minlength=classes)[:, None]
     return (means @ means.T).numpy()
 
 
 def order_classes(relations: Relations, cosines: np.ndarray) -> np.ndarray:
-    """An order of the classes that have items: similar ones side by side, superclass by superclass. cosines: [C, C] of
-    the first encoder, NaN of a class without items.
+    """Order the classes that have items: similar ones side by side, superclass by superclass. cosines: [C, C] of the
+    first encoder, NaN of a class without items.
     """
     there = np.flatnonzero(~np.isnan(cosines.diagonal()))
     table = cosines if relations.similarity is None else relations.similarity
@@ -65,12 +65,12 @@ def order_classes(relations: Relations, cosines: np.ndarray) -> np.ndarray:
 
 
 def thin_out(order: np.ndarray, most: int = MOST_CLASSES) -> np.ndarray:
-    """At most so many of the classes in order, evenly spread."""
+    """Keep at most so many of the classes in order, evenly spread."""
     return order[np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).astype(int))]
 
 
 def find_extremes(similarity: np.ndarray, cosines: np.ndarray, most: int = 10) -> tuple[list[Pair], list[Pair]]:
-    """The pairs whose cosine is most above their similarity [C, C], and most below: too near, and too far."""
+    """Find the pairs whose cosine is most above their similarity [C, C], and most below: too near, and too far."""
     first, second = np.triu_indices(len(similarity), 1)
     apart = (cosines - similarity)[first, second]
     known = np.flatnonzero(~np.isnan(apart))

@@ -12,7 +12,7 @@ def _split(line: str) -> list[str]:
 
 
 def read_tables(path: Path) -> list[Table]:
-    """The results of a table's JSON, and the differences to its baseline where it has seeds, with their notes."""
+    """Read the results of a table's JSON, and the differences to its baseline where it has seeds, with their notes."""
     content = read_table(path)
     found, title = [], "Results"
     for part in table.markdown(content).strip().split("\n\n"):

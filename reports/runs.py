@@ -21,7 +21,7 @@ SAID = ("ranking", "positives", "seed", "epochs", "model")  # the rows of every 
 
 
 def hide_path(text: str) -> str:
-    """A word of a command or an option; of a path that begins at the root or climbs up, its last part alone."""
+    """Return a word of a command or an option; of a path that begins at the root or climbs up, its last part alone."""
     name, equals, value = text.rpartition("=")
     path = Path(value)
     if path.is_absolute() or ".." in path.parts:
@@ -30,7 +30,7 @@ def hide_path(text: str) -> str:
 
 
 def describe_command(words: list[str]) -> str:
-    """A command line, without the folders of the machine."""
+    """Write a command line without the folders of the machine."""
     return shlex.join(["python", Path(words[0]).name, *map(hide_path, words[1:])])
 
 
@@ -41,7 +41,7 @@ def _in_words(value: Any) -> str:
 
 
 def _name_data(options: dict) -> str:
-    """The data set that an encoder was trained on; of a folder, or of files of features, the folder's name."""
+    """Name the data set that an encoder was trained on; of a folder, or of files of features, the folder's name."""
     dataset, files = options.get("dataset"), options.get("features") or ()
     if dataset == "path":
         return Path(options.get("data_folder", "")).name
@@ -49,7 +49,7 @@ def _name_data(options: dict) -> str:
 
 
 def describe_encoders(nets: dict[str, FrozenEncoder]) -> dict[str, list[str]]:
-    """What is said of encoders, row by row, a cell each: loss, epochs and data first, then the options that differ."""
+    """Make what is said of encoders, row by row, a cell each: loss, epochs and data first, then the options that differ."""
     contents = [pretrained.read_file(net.record["path"], "--ckpt").content if net.record["model"] else {}
                 for net in nets.values()]  # fmt: skip
     given = [checkpoint.trained_options(content) for content in contents]
@@ -72,12 +72,12 @@ def describe_encoders(nets: dict[str, FrozenEncoder]) -> dict[str, list[str]]:
 
 
 def describe_page() -> dict[str, str]:
-    """Versions and commit of the code that a page is made with."""
+    """Return versions and commit of the code that a page is made with."""
     return {**config.versions(), "commit": (config.commit() or "unknown")[:12]}
 
 
 def read_logs(nets: dict[str, FrozenEncoder]) -> dict[str, list[dict]]:
-    """The epochs of the encoders whose folder holds the log of their training."""
+    """Read the epochs of the encoders whose folder holds the log of their training."""
     found = {}
     for name, net in nets.items():
         path = Path(net.record["path"]).parent / "log.jsonl"
