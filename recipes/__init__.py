@@ -63,7 +63,7 @@ def read(path: Path) -> dict:
 
 
 def make_report(recipe: dict, where: str) -> str:
-    """Return the command that writes the page of a table: of the methods under `for`, by default all, with seed 0. Raises
+    """Return the command that writes the page of a table, of the methods under `for` (default: all) with seed 0. Raises
     InputError, beginning with `where`, where they are too many, or the script refuses it.
     """
     named = recipe["report"].get("for") or recipe["methods"]

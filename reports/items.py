@@ -30,7 +30,7 @@ class Looks:
 
 
 def sample_items(labels: np.ndarray, most: int) -> np.ndarray:
-    """Choose at most so many of the items with labels [n], as many of each class as can be, in order; the same every time."""
+    """Choose at most so many items by labels [n], as many of each class as can be, in order; the same every time."""
     if len(labels) <= most:
         return np.arange(len(labels))
     mixed = np.random.default_rng(0).permutation(len(labels))
@@ -49,7 +49,7 @@ def make_thumbnail(image: Image.Image) -> str:
 
 
 def make_thumbnails(data: ImageData, wanted: list[int], most_bytes: int = MOST_BYTES) -> Looks:
-    """Make thumbnails of the items, the first ones before all, as many as have room. Raises InputError for a corrupt one."""
+    """Make thumbnails of the items, the first ones first, while there is room. Raises InputError for a corrupt one."""
     found, room = {}, most_bytes
     small = min(data.readable(wanted[0], data.image)[1].size) <= SIDE // 2
     for i in wanted:
@@ -62,7 +62,7 @@ def make_thumbnails(data: ImageData, wanted: list[int], most_bytes: int = MOST_B
 
 
 def read_texts(files: list[str], data: ImageData, flag: str) -> list[str]:
-    """Read the text of each row of features. Raises InputError where there are more or fewer, or their labels differ."""
+    """Read the text of each row of features. Raises InputError where their number or their labels differ."""
     tables = [text_tables.read_texts(Path(path), flag) for path in files]
     texts = [text for table in tables for text in table.texts]
     if len(texts) != len(data):

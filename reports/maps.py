@@ -26,7 +26,7 @@ def pca(z: np.ndarray) -> np.ndarray:
 
 
 def make_maps(units: list[np.ndarray], kind: str) -> list[np.ndarray]:
-    """Make a map [n, 2] of each list of unit vectors [n, d], about its middle, within -1 and 1, turned onto the first."""
+    """Make a map [n, 2] of each list of unit vectors [n, d], centered, within -1 and 1, turned onto the first."""
     make = {"UMAP": umap, "MDS": mds, "PCA": pca}[kind]
     maps = []
     for z in units:

@@ -53,8 +53,8 @@ def measure(features: Tensor, labels: Tensor, k: int) -> Measured:
 
 
 def compare_neighbors(nearest: list[np.ndarray]) -> np.ndarray:
-    """Return [n] how far encoders disagree on each item's neighbors [n, k], in percent: 100 minus the mean share of common
-    ones (Jaccard) over all pairs of encoders.
+    """Return [n] how far encoders disagree on each item's neighbors [n, k]: 100 minus the mean percentage of common ones
+    (Jaccard) over all pairs of encoders.
     """
     shares = []
     for one, other in itertools.combinations(nearest, 2):
@@ -72,7 +72,7 @@ def average_by_class(values: np.ndarray, labels: np.ndarray, classes: int) -> np
 
 
 def list_needed(shown: np.ndarray, nearest: list[np.ndarray]) -> list[int]:
-    """List the items of which a page shows something: those on the maps, then their neighbors, the most frequent first."""
+    """List the items that a page shows: those on the maps, then their neighbors, the most frequent first."""
     found, counts = np.unique(np.concatenate([of[shown].ravel() for of in nearest]), return_counts=True)
     others = found[np.argsort(-counts, kind="stable")]
     return [*shown.tolist(), *others[~np.isin(others, shown)].tolist()]

@@ -138,7 +138,7 @@ def make_data(compared: Compared, order: np.ndarray) -> dict[str, Any]:
 
 
 def list_classes(compared: Compared) -> list[dict[str, Any]]:
-    """Make the rows of the table of classes: name, superclass, queries, R@1 and mAP of each encoder, None where unknown."""
+    """Make the rows of the table of classes: name, superclass, queries, R@1 and mAP per encoder, None where unknown."""
     relations, count = compared.relations, len(compared.relations.names)
     columns, encoder_of = {}, {}
     for measure in ("first", "ap"):

@@ -49,7 +49,7 @@ def _name_data(options: dict) -> str:
 
 
 def describe_encoders(nets: dict[str, FrozenEncoder]) -> dict[str, list[str]]:
-    """Make what is said of encoders, row by row, a cell each: loss, epochs and data first, then the options that differ."""
+    """Make what is said of encoders, row by row, a cell each: loss and data first, then the options that differ."""
     contents = [pretrained.read_file(net.record["path"], "--ckpt").content if net.record["model"] else {}
                 for net in nets.values()]  # fmt: skip
     given = [checkpoint.trained_options(content) for content in contents]
