@@ -53,8 +53,8 @@ def measure(features: Tensor, labels: Tensor, k: int) -> Measured:
 
 
 def compare_neighbors(nearest: list[np.ndarray]) -> np.ndarray:
-    """Return [n] how far encoders disagree on each item's neighbors [n, k]: 100 minus the mean percentage of common ones
-    (Jaccard) over all pairs of encoders.
+    """Return [n] how far encoders disagree on each item's neighbors [n, k]: 100 minus the mean percentage of common
+    ones (Jaccard) over all pairs of encoders.
     """
     shares = []
     for one, other in itertools.combinations(nearest, 2):
