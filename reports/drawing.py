@@ -108,7 +108,7 @@ def _draw_line(shown, series: list[tuple[float, float]], name: str, **how):
 def draw_matrices(
     document, tables: Sequence[np.ndarray], titles: Sequence[str], low: float, first: int = 0
 ) -> dict[str, str]:
-    """Draw matrices [C, C] in one scale of colors from `low` to 1, "matrix N" from N = first on; returns titles by name.
+    """Draw matrices [C, C] in one scale of colors from `low` to 1, "matrix N" from N = first on; returns titles.
     Of differences, from -1, the colors diverge. page.js names the pair below the pointer.
     """
     from bokeh.models import CustomJS, LinearColorMapper

@@ -80,8 +80,8 @@ def place_of(driver, at, number=0):
 
 def find_lonely(driver):
     """The two items whose nearest other one on the first map is farthest: no other point hides them."""
-    x, y = (np.array(driver.execute_script(
-        f"return [...Bokeh.documents[0].get_model_by_name('items').data.{name}]")) for name in ("x0", "y0"))  # fmt: skip
+    read = "return [...Bokeh.documents[0].get_model_by_name('items').data.{}]"
+    x, y = (np.array(driver.execute_script(read.format(name))) for name in ("x0", "y0"))
     apart = np.hypot(x[:, None] - x, y[:, None] - y) + np.eye(len(x)) * 9
     return np.argsort(-apart.min(1))[:2].tolist()
 
