@@ -146,6 +146,9 @@ OF_HELD_OUT = draw_rows(
     ["R@1", "coarse mAP, other classes", "held-out AUROC", "unseen fine mAP", "unseen coarse mAP"],
 )
 LOSSES = "(raw|SupCon|SCL|two|RINCE|HiMulCon|X-CLR|y-aware|rank-n|cross)"
+OF_FEATURES = draw_rows(
+    "cifar100_features", ["R@1", "fine mAP", "coarse mAP, other classes", "AUROC 1>2", "CIFAR-10 AUROC"]
+)
 OF_CIFAR = draw_rows("cifar100_small", [*FOUR, "probe", "CIFAR-10 AUROC"])
 OF_CIFAR |= draw_rows("cifar100_small", ["AUROC 0>1", "AUROC 1>2", "H-AP"])
 
@@ -155,6 +158,7 @@ OF_CIFAR |= draw_rows("cifar100_small", ["AUROC 0>1", "AUROC 1>2", "H-AP"])
     [
         (section(README, "Results"), LOSSES, 8, OF_CLINC150),
         (CLINC150, LOSSES, 96, OF_CLINC150 | OF_HELD_OUT),
+        (RESULTS.partition("## CIFAR-100: a head")[2].partition("\n* ")[0], LOSSES, 18, OF_FEATURES),
         (RESULTS.partition("## CIFAR-100 from scratch")[2].partition("### Held-out classes")[0],
          "(RINCE|SCL|cross)", 14, OF_CIFAR),
         (RESULTS.partition("### Held-out classes")[2].partition("\n## ")[0], "(RINCE|SCL)", 5,
@@ -162,7 +166,7 @@ OF_CIFAR |= draw_rows("cifar100_small", ["AUROC 0>1", "AUROC 1>2", "H-AP"])
         (PAGES["docs/choosing.md"], "(SCL|RINCE|cosines|other) ", 15,
          draw_rows("cifar100_choices", [*FOUR, "kind mAP", "AUROC 1>2", "AUROC 2>3"])),
     ],
-    ids=["README", "CLINC150", "CIFAR-100", "held-out classes", "choices"],
+    ids=["README", "CLINC150", "CIFAR-100, features", "CIFAR-100", "held-out classes", "choices"],
 )  # fmt: skip
 def test_the_rows_of_a_table_are_drawn_from_its_json(text, begins, count, drawn):
     rows = [line for line in text.splitlines() if re.match(rf"\| ?{begins}", line)]
@@ -172,10 +176,10 @@ def test_the_rows_of_a_table_are_drawn_from_its_json(text, begins, count, drawn)
 
 def test_a_difference_that_is_claimed_is_one_of_the_table_and_holds():
     """In text an interval stands for a cell of the differences; bold there: it holds after Holm's correction."""
-    bold = {cell.strip(" *") for row in OF_HELD_OUT | OF_CLINC150 for cell in row.split("|") if "**" in cell}
+    bold = {cell.strip(" *") for row in OF_HELD_OUT | OF_CLINC150 | OF_FEATURES for cell in row.split("|") if "**" in cell}
     claimed = re.findall(r"[+-]\d+\.\d+ \[[^\]]+\]", section(README, "Results"))
     claimed += re.findall(
-        r"\(([+-]\d+\.\d+ \[[^\]]+\])\)", RESULTS.partition("### Findings on CLINC150")[2].partition("###")[0]
+        r"\(([+-]\d+\.\d+ \[[^\]]+\])\)", RESULTS.partition("### Findings on CLINC150")[2].partition("## CIFAR-100 from scratch")[0]
     )
     assert len(claimed) >= 9
     assert set(claimed) <= bold
