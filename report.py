@@ -128,7 +128,7 @@ def main():
     measured = {name: measures.measure(x, labels, NEIGHBORS) for name, x in features.items()}
     kind = maps.choose_map(len(shown))
     points = maps.make_maps([F.normalize(x[torch.from_numpy(shown)], dim=1).numpy() for x in features.values()], kind)
-    cosines = {name: pairs.compute_cosines(x, labels, len(relations.names)) for name, x in features.items()}
+    cosines = {name: encoders.class_cosines(x, labels, len(relations.names)) for name, x in features.items()}
     wanted = measures.list_needed(shown, [of.nearest for of in measured.values()])
     word = "text" if texts else "row" if test.are_features else "image"
     about = describe(comparison, word, len(test), tables)

@@ -117,7 +117,7 @@ def class_means(features: torch.Tensor, labels: torch.Tensor, classes: int) -> t
 
 
 def class_cosines(features: torch.Tensor, labels: torch.Tensor, classes: int) -> np.ndarray:
-    """[C, C] mean cosine between the images of two classes (of an image with itself included)."""
+    """[C, C] mean cosine between the images of two classes (of an image with itself included); NaN without images."""
     means = class_means(features, labels, classes)
     return (means @ means.T).numpy()
 

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from figures.ranking import clustered
 
@@ -45,13 +43,6 @@ class Relations:
         found = np.where((group[:, None] == group) & bool(self.groups), 0.75, 0.0)
         np.fill_diagonal(found, 1)
         return found
-
-
-def compute_cosines(features: torch.Tensor, labels: torch.Tensor, classes: int) -> np.ndarray:
-    """Return [C, C] the mean cosine between the items of two classes; NaN of a class without items."""
-    sums = torch.zeros(classes, features.shape[1]).index_add_(0, labels, F.normalize(features.float(), dim=1))
-    means = sums / torch.bincount(labels, minlength=classes)[:, None]
-    return (means @ means.T).numpy()
 
 
 def order_classes(relations: Relations, cosines: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 import datasets
+from figures import encoders
 from reports import items, maps, measures, outliers, page, pairs
 
 NASTY = "<script>alert(1)</script>"
@@ -40,7 +41,7 @@ def make_page(count=100, most=60) -> page.Compared:
     looks = items.make_thumbnails(data, list(range(count)))
     return page.Compared(
         ABOUT, pairs.Relations(NAMES, groups, ["<i>low</i>", "high"], table), labels.numpy(), shown, 1234, measured,
-        {name: pairs.compute_cosines(x, labels, 10) for name, x in features.items()},
+        {name: encoders.class_cosines(x, labels, 10) for name, x in features.items()},
         maps.make_maps(units, "PCA"), "PCA", items.make_thumbnails(data, wanted),
         page.Outliers("turned <u>digits</u>", "a distance", found, looks, [NAMES[label] for label in labels.tolist()]),
     )  # fmt: skip

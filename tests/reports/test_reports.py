@@ -11,6 +11,7 @@ import yaml
 from made_data import clouds
 
 import datasets
+from figures import encoders
 from reports import items, maps, measures, page, pairs, results, runs
 from util import InputError
 
@@ -57,7 +58,7 @@ def test_a_class_has_the_mean_of_its_items_that_are_known():
 def test_classes_are_compared_by_mean_cosines_and_the_pairs_that_stand_out_are_found():
     z, labels = clouds(each=3)
     want = np.array(reference.class_cosines(z.tolist(), labels.tolist(), 3))
-    cosines = pairs.compute_cosines(z * 5, labels, 4)
+    cosines = encoders.class_cosines(z * 5, labels, 4)
     assert cosines[:3, :3] == pytest.approx(want, abs=1e-6) and np.isnan(cosines[3]).all()
     near, far = pairs.find_extremes(np.array([[1, 0, 0.9, 0]] * 4), cosines)
     assert near[0][:2] == (0, 1)
