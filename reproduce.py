@@ -72,7 +72,8 @@ def run_methods(
     finder, found = Finder(runner.logs, runner.jobs), {}
     for name, own in seeds.items():
         found[name] = [earlier.get((name, seed)) or attempt(recipe, name, seed, scope, finder) for seed in own]
-    to_come, lock = {(name, seed) for name in names for seed in seeds[name]} - earlier.keys(), threading.Lock()
+    order = [both for both in recipes.list_runs(recipe, names, scope) if both not in earlier]
+    to_come, lock = {*order}, threading.Lock()
 
     def run(name, seed):
         result = attempt(recipe, name, seed, scope, runner)
@@ -84,9 +85,7 @@ def run_methods(
             save(found, len(to_come))
 
     with ThreadPoolExecutor(runner.jobs) as pool:
-        # seed by seed: a table that is broken off has pairs to compare
-        order = [(name, seed) for seed in range(scope.seeds) for name in names]
-        tasks = [pool.submit(run, *both) for both in order if both in to_come]
+        tasks = [pool.submit(run, *both) for both in order]
         try:
             for task in tasks:
                 task.result()
@@ -120,7 +119,7 @@ def find_before(recipe: dict) -> list[dict]:
 
 
 def run_recipe(recipe: dict, names, scope: recipes.Scope, args, failures=()) -> list[dict]:
-    """Return runs what is not done, writes and prints the table; returns what failed, after `failures` of before."""
+    """Run what is not done, write and print the table; return what failed, after `failures` of before."""
     util.check_folder(args.out, "--out")
     runner, place = make_runner(recipe, args), args.out / name_table(args)
     runner.failures += failures
@@ -139,7 +138,7 @@ def run_recipe(recipe: dict, names, scope: recipes.Scope, args, failures=()) -> 
     earlier = completed.take_up(recipe, scope)
     for name, seed in earlier:
         say(f"== {recipes.title(recipe, name, seed)}: is done, {recipe['results']}")
-    if any((name, seed) not in earlier for name in names for seed in recipes.seeds(recipe, name, scope)):
+    if not earlier.keys() >= {*recipes.list_runs(recipe, names, scope)}:
         for entry in find_before(recipe):
             call("before", entry, place, runner)
     results = run_methods(recipe, names, scope, runner, save_meanwhile, earlier)
@@ -161,8 +160,8 @@ def locate_jobs(args) -> Path:
 
 
 def submit(recipe: dict, names, scope: recipes.Scope, args) -> list[dict]:
-    """Hands what is not done over as jobs: what comes before, each method with each seed, the table. Of jobs on this
-    machine, which it waits for, it returns what failed.
+    """Hand over as jobs what is not done: what comes before, each method with each seed, the table. Of jobs on this
+    machine, which it waits for, return what failed.
     """
     options = submitting.read_options(args.slurm) if args.submit == "slurm" else {}
     util.check_folder(args.out, "--out")
@@ -172,17 +171,14 @@ def submit(recipe: dict, names, scope: recipes.Scope, args) -> list[dict]:
     words += ["--scale", str(args.scale), f"--options={args.options}"]
     words += ["--jobs", str(limit if args.submit == "local" else 1)]
     finder, earlier, runs = Finder(runner.logs, runner.jobs), completed.take_up(recipe, scope), []
-    for seed in range(scope.seeds):  # seed by seed, as run_methods does
-        for name in names:
-            if seed not in recipes.seeds(recipe, name, scope):
-                continue
-            title, steps = recipes.title(recipe, name, seed), recipes.commands(recipe, name, seed, scope)
-            found = earlier.get((name, seed)) or attempt(recipe, name, seed, scope, finder)
-            whole = "sha256" in found and found["records"].keys() == steps.keys() - {"training"}
-            if (name, seed) in earlier or whole:
-                say(f"== {title}: is done")
-            else:
-                runs.append(submitting.Task(title, [*words, "--task", "run", name, str(seed)]))
+    for name, seed in recipes.list_runs(recipe, names, scope):
+        title, steps = recipes.title(recipe, name, seed), recipes.commands(recipe, name, seed, scope)
+        found = earlier.get((name, seed)) or attempt(recipe, name, seed, scope, finder)
+        whole = "sha256" in found and found["records"].keys() == steps.keys() - {"training"}
+        if (name, seed) in earlier or whole:
+            say(f"== {title}: is done")
+        else:
+            runs.append(submitting.Task(title, [*words, "--task", "run", name, str(seed)]))
     only = ["--only", *args.only] if args.only else []
     makes = [submitting.Task(submitting.BEFORE, [*words, "--task", "before"])]
     shows = [submitting.Task(submitting.TABLE, [*words, "--seeds", str(args.seeds), *only, "--task", "table"])]
@@ -197,7 +193,7 @@ def submit(recipe: dict, names, scope: recipes.Scope, args) -> list[dict]:
 
 
 def run_task(recipe: dict, scope: recipes.Scope, args) -> list[dict]:
-    """Return what one job does, and leaves as its outcome; exits with 75 where a script saved, to be started again."""
+    """Do what one job does, and leave its outcome; exit with 75 where a script saved, to be started again."""
     kind, place, runner = args.task[0], locate_jobs(args), make_runner(recipe, args)
     if kind == "before":
         title = submitting.BEFORE

@@ -188,6 +188,11 @@ def seeds(recipe: dict, name: str, scope: Scope) -> range:
     return range(1 if given(recipe, name) else min(scope.seeds, int(own or scope.seeds)))
 
 
+def list_runs(recipe: dict, names, scope: Scope) -> list[tuple[str, int]]:
+    """List (method, seed) of these methods, seed by seed: a table that is broken off has pairs to compare."""
+    return [(name, seed) for seed in range(scope.seeds) for name in names if seed in seeds(recipe, name, scope)]
+
+
 def title(recipe: dict, name: str, seed: int) -> str:
     """Return what a method with a seed is called while it runs."""
     return name if given(recipe, name) else f"{name}, seed {seed}"
