@@ -4,8 +4,6 @@ Its authors publish two JSON files. `data_full.json` maps a split to its pairs o
 domain to its intents.
 """
 
-import csv
-import io
 import json
 import urllib.request
 from pathlib import Path
@@ -86,9 +84,5 @@ def make_tables(data, domains, source: str) -> dict[str, list[tuple[str, ...]]]:
 
 
 def write_table(rows: list[tuple[str, ...]]) -> bytes:
-    """Write a CSV in UTF-8 with the columns text, label and, where rows have it, coarse."""
-    made = io.StringIO(newline="")
-    writer = csv.writer(made, lineterminator="\n")
-    writer.writerow(("text", "label", "coarse")[: len(rows[0])] if rows else ("text", "label"))
-    writer.writerows(rows)
-    return made.getvalue().encode()
+    """Return a CSV in UTF-8 with the columns text, label and, where rows have it, coarse."""
+    return text_files.format_csv([("text", "label", "coarse")[: len(rows[0])] if rows else ("text", "label"), *rows])

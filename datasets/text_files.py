@@ -126,6 +126,13 @@ def parse_path(line: str) -> str:
     return line
 
 
+def format_csv(rows: Iterable[Iterable[str]]) -> bytes:
+    """Return rows as a CSV in UTF-8."""
+    made = io.StringIO(newline="")
+    csv.writer(made, lineterminator="\n").writerows(rows)
+    return made.getvalue().encode()
+
+
 def read_paths(path: Path, source: str) -> list[str]:
     """Read the paths of a list, one a line."""
     return [found for line in read_text(path, source).split("\n") if (found := parse_path(line))]

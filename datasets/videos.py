@@ -3,10 +3,8 @@ without classes reads (`--instance_ranks`).
 """
 
 import contextlib
-import csv
 import errno
 import fcntl
-import io
 import json
 import math
 import os
@@ -21,7 +19,7 @@ import numpy as np
 import util
 from datasets import folders
 from datasets.packing import QUALITY
-from datasets.text_files import UNSAFE
+from datasets.text_files import UNSAFE, format_csv
 from util import InputError
 
 ENDINGS = {
@@ -224,7 +222,7 @@ def write_tables(changes: dict[str, dict[str, float]], out: Path, threshold: flo
             continue
         rows = [row for name in names for row in list_groups(name, changes[name], threshold)]
         levels = ("frame", "video") if threshold is None else ("frame", "shot", "video")
-        util.write_file(table, _write_csv([("image", *levels), *rows]))
+        util.write_file(table, format_csv([("image", *levels), *rows]))
         counts = [f"{len({row[at] for row in rows}):,} {level}s" for at, level in enumerate(levels, 1)]
         print(f"{table}: {', '.join(counts)}")
 
@@ -243,9 +241,3 @@ def choose_validation(names: list[str], share: float) -> list[str]:
     """Choose the videos whose frames are not trained on: evenly spread over all in their order, at most all but one."""
     count = min(round(share * len(names)), len(names) - 1)
     return [names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count)]
-
-
-def _write_csv(rows: list[tuple[str, ...]]) -> bytes:
-    made = io.StringIO(newline="")
-    csv.writer(made, lineterminator="\n").writerows(rows)
-    return made.getvalue().encode()
