@@ -215,14 +215,13 @@ def _choose_split(part: Part, split: str, word: str, labels: Labels) -> Part:
 
 def _read_tar(path: Path, labels: Labels) -> Part:
     archive, index = members.open_tar(path)
-    if not index.columns:
-        return Part(archive.members(), {}, {}, _no_splits(len(index.names)), index.left_out)
-    wanted = _choose_columns([*index.columns], [], path, labels)
     columns = {}
-    for name in wanted:
+    for name in _choose_columns([*index.columns], [], path, labels) if index.columns else ():
         values, codes = index.columns[name]
         columns[name] = np.array([*values, None], dtype=object)[codes]
     part = Part(archive.members(), columns, {}, _no_splits(len(index.names)), index.left_out)
+    if not index.columns:
+        return part
     # of KEY.jpg and KEY.mask.png, the second is no image of the set
     own = np.array([name.rpartition(b"/")[2].count(b".") == 1 for name in index.names.tolist()], dtype=bool)
     return part if own.all() else part.select(np.flatnonzero(own))

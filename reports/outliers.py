@@ -16,7 +16,7 @@ HARDEST = 12  # outliers that are shown
 
 @dataclass(frozen=True)
 class Detector:
-    """How outliers are detected: what --detector and --knn_k say, and of logits how many outputs are classes."""
+    """How outliers are detected: what --detector and --knn_k say."""
 
     name: str
     k: int

@@ -43,8 +43,7 @@ def _rank_pairs(values: np.ndarray) -> np.ndarray:
 
 def measure_overlap(a: np.ndarray, b: np.ndarray, k: int) -> tuple[float, float, float]:
     """Measure the share of a class's k most similar ones that two tables [C, C] have in common, on average over the
-    classes; the largest that their ties allow; and what tables that have nothing to do with one another have, k / (C -
-    1).
+    classes; the largest that their ties allow; and what unrelated tables have, k / (C - 1).
 
     Ties for the last places are broken at random, in each table for itself: the expected share. k < C.
     """
