@@ -5,7 +5,6 @@ import importlib.util
 import numpy as np
 
 from figures.classes import align_map
-from figures.embedding import umap
 from figures.encoders import mds
 
 MOST_MDS = 2000  # items: its time and memory grow with their square
@@ -16,6 +15,13 @@ def choose_map(items: int) -> str:
     if importlib.util.find_spec("umap") and items > 3:
         return "UMAP"
     return "MDS" if items <= MOST_MDS else "PCA"
+
+
+def umap(z: np.ndarray) -> np.ndarray:
+    """Map [n, d] to [n, 2] by UMAP of cosines; needs umap-learn."""
+    from umap import UMAP
+
+    return UMAP(n_neighbors=min(15, len(z) - 1), metric="cosine", random_state=0, n_jobs=1).fit_transform(z)
 
 
 def pca(z: np.ndarray) -> np.ndarray:

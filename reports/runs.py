@@ -7,9 +7,7 @@ from typing import Any
 from engine.cli import config
 from engine.encoder import pretrained
 from engine.encoder.trained_encoder import FrozenEncoder
-from engine.run import checkpoint
-from figures import training
-from util import InputError
+from engine.run import checkpoint, run_log
 
 # of a checkpoint's options, those that say where and how fast it was made, and not what it is
 UNSAID = {
@@ -76,14 +74,17 @@ def describe_page() -> dict[str, str]:
     return {**config.versions(), "commit": (config.commit() or "unknown")[:12]}
 
 
+def read_epochs(path: Path) -> list[dict]:
+    """Read the epochs of a log.jsonl, in order; of an epoch that was trained twice, the last. None: an empty list."""
+    try:
+        records = run_log.read_json_lines(path)
+    except (OSError, UnicodeDecodeError):  # a log that cannot be read is no reason to write no page
+        return []
+    epochs = {record["epoch"]: record for record in records if isinstance(record, dict) and "epoch" in record}
+    return [epochs[epoch] for epoch in sorted(epochs)]
+
+
 def read_logs(nets: dict[str, FrozenEncoder]) -> dict[str, list[dict]]:
     """Read the epochs of the encoders whose folder holds the log of their training."""
-    found = {}
-    for name, net in nets.items():
-        path = Path(net.record["path"]).parent / "log.jsonl"
-        if net.record["model"] is not None and path.is_file():
-            try:
-                found[name] = training.read_log(path)
-            except InputError:  # a log without an epoch is no reason to write no page
-                continue
-    return found
+    logs = {name: Path(net.record["path"]).parent / "log.jsonl" for name, net in nets.items() if net.record["model"]}
+    return {name: epochs for name, path in logs.items() if (epochs := read_epochs(path))}

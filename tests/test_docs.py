@@ -102,7 +102,7 @@ def test_every_flag_of_a_command_is_the_scripts_own(page):
 
 def test_a_flag_of_another_sub_command_would_be_found():
     assert unknown_flags("python rankings.py show ranking.csv --share 0.3") == {"--share"}
-    assert unknown_flags("python -m figures.training A --outt x.png") == {"--outt"}
+    assert unknown_flags("python -m figures.classes --outt x.png") == {"--outt"}
     assert unknown_flags("python -m datasets.rankings_of show") == {"datasets.rankings_of"}
 
 
@@ -336,8 +336,8 @@ def test_the_other_commands_evaluate_it(monkeypatch, own, number):
     assert json.loads(record.read_text())["metrics"]
 
 
-def test_the_last_command_draws_it(monkeypatch, own):
-    words = own.commands[4].removeprefix("python -m figures.embedding ")
+def test_the_last_command_writes_its_page(monkeypatch, own):
+    words = own.commands[4].removeprefix("python report.py ")
     assert len(own.commands) == 5
-    run(monkeypatch, own.root, f"{words} --num_workers 0", "figures.embedding")
-    assert (own.root / "save/mine.png").read_bytes().startswith(b"\x89PNG")
+    run(monkeypatch, own.root, f"{words} --num_workers 0", "report")
+    assert "lorry" in (own.root / "save/mine.html").read_text()

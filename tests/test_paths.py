@@ -33,10 +33,10 @@ def actions(parser):
         yield action
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "datasets.prepare", "figures.embedding"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "datasets.prepare", "report"])
 def test_every_option_that_is_a_path_expands_the_home_folder(monkeypatch, script):
     monkeypatch.setenv("HOME", "/home/somebody")
-    paths = PATHS - {"names"} if script == "figures.embedding" else PATHS  # there, what checkpoints are called
+    paths = PATHS - {"names"} if script == "report" else PATHS  # there, what checkpoints are called
     found = {a.dest: a for a in actions(importlib.import_module(script).get_parser()) if a.dest in paths}
     assert found
     for name, action in found.items():

@@ -9,7 +9,7 @@ from made_data import clouds, make_image_folders
 from PIL import Image
 
 from engine.run import checkpoint
-from figures import embedding, encoders
+from figures import encoders
 
 HELD_OUT = "--hold_out 2 3 5 7 8"  # leaves two superclasses, and half of the work
 
@@ -27,17 +27,16 @@ def test_pairs_of_images_are_told_apart_by_class_and_superclass():
     assert kinds.tolist() == [[0, 0, 1, 2], [0, 0, 1, 2], [1, 1, 0, 2], [2, 2, 2, 0]]
 
 
-@pytest.mark.parametrize("make", [embedding.tsne, encoders.mds])
-def test_a_map_keeps_the_classes_apart_and_is_the_same_every_time(make):
+def test_a_map_keeps_the_classes_apart_near_ones_near_and_is_the_same_every_time():
     z, labels = clouds(each=60)
-    points = make(z.numpy())
+    points = encoders.mds(z.numpy())
     assert points.shape == (180, 2)
-    assert np.array_equal(points, make(z.numpy()))
+    assert np.array_equal(points, encoders.mds(z.numpy()))
     middle = np.stack([points[labels == c].mean(0) for c in range(3)])
     spread = max(points[labels == c].std(0).max() for c in range(3))
     near, *far = (np.linalg.norm(middle[a] - middle[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
     assert min(near, *far) > 3 * spread
-    assert make is embedding.tsne or near < 0.8 * min(far)  # MDS keeps near classes near
+    assert near < 0.8 * min(far)
 
 
 def test_names_are_moved_apart_by_no_more_than_they_overlap():
@@ -71,10 +70,10 @@ def root(digits):
     return digits
 
 
-@pytest.mark.parametrize("script", ["embedding", "classes", "strips"])
+@pytest.mark.parametrize("script", ["classes", "strips"])
 def test_two_checkpoints_are_drawn_side_by_side_by_kept_features(monkeypatch, capsys, root, script):
     words = f"{HELD_OUT} --ckpt {CE} random --features_cache kept_{script} --out new/{script}.png"
-    words += {"embedding": " --ranking superclass --images 100", "strips": " --queries 2 --nearest 3"}.get(script, "")
+    words += " --queries 2 --nearest 3" if script == "strips" else ""
     run(monkeypatch, root, words, f"figures.{script}")
     assert capsys.readouterr().out.endswith(f"drew new/{script}.png\n")
     with Image.open(root / f"new/{script}.png") as picture:
@@ -91,22 +90,20 @@ IMAGES = "random --dataset path --data_folder images"
         ("classes", f"{CE} none.pth", "--ckpt none.pth: no such file"),
         ("classes", f"{CE} random --names SCL", "--names: 1 for 2 checkpoints of --ckpt; give one each"),
         ("strips", f"{CE} random --names SCL SCL", "--names: two are called SCL"),
-        ("embedding", "random random", "--ckpt: two are called random; give --names that differ"),
+        ("classes", "random random", "--ckpt: two are called random; give --names that differ"),
         ("strips", f"{CE} random fewer", "fewer/last.pth: was trained on other classes than "),
         ("classes", f"{CE} others", "(without 9)"),
         ("classes", f"random zero {HELD_OUT}", "zero/last.pth: all features are 0"),
-        ("embedding", "random --superclasses none.yaml", "--superclasses none.yaml: no such file"),
-        ("embedding", "random --superclasses cats.yaml", "--superclasses cats.yaml: lacks the class 0"),
+        ("classes", "random --superclasses none.yaml", "--superclasses none.yaml: no such file"),
+        ("classes", "random --superclasses cats.yaml", "--superclasses cats.yaml: lacks the class 0"),
         ("strips", "random --superclasses one.yaml", "--superclasses one.yaml: all classes are of one superclass"),
         ("classes", "random --superclasses alone.yaml", "alone.yaml: no two classes are of one superclass"),
         ("classes", IMAGES, "--dataset path: has no superclasses of its own; give"),
         ("classes", f"{IMAGES} --superclasses pets.yaml", "class car has no validation"),
-        ("embedding", "random --images 3", "--images 3: leaves some class without an image"),
-        ("embedding", "random --ranking none.csv", "--ranking none.csv"),
         ("strips", f"random {HELD_OUT} --queries 6", "there are 5 classes with test images"),
         ("strips", "random --nearest 5000", "--nearest 5000: there are 1442 training images"),
         ("strips", f"random --out {CE}/last.pth/x.png", "last.pth"),
-        ("embedding", "random --out x.xyz", "--out x.xyz: a picture's name ends in .png, .pdf, .svg, .jpg"),
+        ("classes", "random --out x.xyz", "--out x.xyz: a picture's name ends in .png, .pdf, .svg, .jpg"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(monkeypatch, capsys, root, script, words, reason):

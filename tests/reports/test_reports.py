@@ -122,6 +122,21 @@ def test_data_are_named_without_the_folders_above_them(options, name):
     assert runs._name_data(options) == name
 
 
+@pytest.mark.parametrize(
+    ("written", "losses"),
+    [
+        ('{"options": {}}\n{"epoch": 1, "loss": 3}\n{"epoch": 2, "loss": 2}\n{"epoch": 2, "loss": 1}\n', [3, 1]),
+        ('{"epoch": 1, "loss": 3}\n{"epoch": 2, "lo', [3]),
+        ("[3]\n{", []),
+        (None, []),
+    ],
+)
+def test_of_an_epoch_that_was_trained_twice_the_last_counts(tmp_path, written, losses):
+    if written is not None:
+        (tmp_path / "log.jsonl").write_text(written)
+    assert [record["loss"] for record in runs.read_epochs(tmp_path / "log.jsonl")] == losses
+
+
 def test_names_are_text_and_the_page_asks_for_nothing():
     text = page.render(pages.make_page())
     assert text.count("alert(1)") > 10
