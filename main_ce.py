@@ -49,7 +49,7 @@ def get_parser():
 
 
 def worker(args, device):
-    """One process of the run: data, model, optimiser, resume, loop."""
+    """One process of the run: data, model, optimizer, resume, loop."""
     begin = time.perf_counter()
     util.seed_everything(args.seed)
     with distributed.main_first():

@@ -56,7 +56,7 @@ def get_parser():
     k.add_argument("--from", dest="source", required=True, type=util.user_text, help=f"{groups}, {known}")
     k = kinds.add_parser("features", formatter_class=options.Help, help="cosines of a checkpoint's class means")
     _add_network(k)
-    options.flag(k, "--centre", default=True, help="about the mean of all classes")
+    options.flag(k, "--center", "--centre", default=True, help="about the mean of all classes")
     k = kinds.add_parser("confusion", formatter_class=options.Help, help="what a classifier confuses")
     _add_network(k, required=False)
     k.add_argument("--from", dest="source", type=util.user_path, help="CSV of counts instead of --ckpt")
@@ -104,7 +104,7 @@ def ask_network(args) -> tuple[np.ndarray, list[str], str]:
     if errors:
         table, about = encoder_ranking.compare_errors(net, data, loading, cache, args.dataset)
     else:
-        table, about = encoder_ranking.compare_means(net, data, loading, cache, args.centre)
+        table, about = encoder_ranking.compare_means(net, data, loading, cache, args.center)
     return table, data.classes, about
 
 

@@ -1,7 +1,7 @@
 """Retrieval with a trained encoder: test images look for their class, or superclass, among the training images.
 
 python retrieval.py --dataset cifar100 --data_folder ./data --labelset coarse --ckpt save/SupCon/cifar100_models/NAME
-python retrieval.py --dataset cifar100 --data_folder ./data --ranking superclass --ckpt ...   # was its order learnt?
+python retrieval.py --dataset cifar100 --data_folder ./data --ranking superclass --ckpt ...   # was its order learned?
 python retrieval.py --dataset path --data_folder my_images --instance_ranks my_groups.csv --ckpt ...   # no classes
 python retrieval.py --dataset path --data_folder my_list.csv --values age --ckpt ...   # numbers instead of classes
 """

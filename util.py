@@ -173,12 +173,12 @@ def check_folder(path: str | Path, flag: str) -> None:
 
 
 def closest(word: str, known: Iterable[object]) -> str | None:
-    """Find the known word that is spelt most like another; None where none is alike."""
+    """Find the known word that is spelled most like another; None where none is alike."""
     return next(iter(difflib.get_close_matches(str(word), [str(k) for k in known], n=1)), None)
 
 
 def nearest(word: str, known: Iterable[object]) -> str:
-    """ "; did you mean X?" for the end of an error, X being the known word that is spelt most like it; else ""."""
+    """ "; did you mean X?" for the end of an error, X being the known word that is spelled most like it; else ""."""
     found = closest(word, known)
     return f"; did you mean {found}?" if found else ""
 
@@ -188,7 +188,7 @@ def one_form(name: str) -> str:
     return unicodedata.normalize("NFC", str(name))
 
 
-def spelt_as(names: Iterable[str], known: Iterable[str]) -> list[str]:
+def match_spelling(names: Iterable[str], known: Iterable[str]) -> list[str]:
     """Return the names, each in the Unicode form that it has among the known ones, if it is one of them."""
     spelling = {one_form(name): name for name in known}
     return [spelling.get(one_form(name), name) for name in names]

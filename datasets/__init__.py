@@ -216,7 +216,7 @@ def build_pair(name, folder="./data", which: Selection = ALL) -> tuple[ImageData
 def _number_as(train: ImageData, test: ImageData, which: Selection, folder) -> ImageData:
     """Give the validation set the training set's numbers of the classes."""
     known = (*train.classes, *which.exclude)
-    test.classes = util.spelt_as(test.classes, known)
+    test.classes = util.match_spelling(test.classes, known)
     flag = f"{test.images.flag} {test.images.files[0]}" if test.are_features else f"--data_folder {folder}"
     lacking = [c for c in test.classes if c not in known and (not which.only or c in which.only)]
     if lacking:
@@ -256,7 +256,7 @@ def check_outliers(train: ImageData, test: ImageData, outliers: ImageData, same:
     """
     if outliers.are_features:
         train.images.check_width(outliers.images)
-    shared = [c for c in util.spelt_as(outliers.classes, train.classes) if c in train.classes]
+    shared = [c for c in util.match_spelling(outliers.classes, train.classes) if c in train.classes]
     wnids = [c for c in shared if re.fullmatch(r"n\d{8}", c)]  # the same in every folder
     if (same and shared and outliers.in_memory and not outliers.are_features) or wnids:
         hint = "leave it out of one with --exclude_classes"
@@ -395,8 +395,8 @@ def _read_values(name: str, folder, split: str, column: str, part: str) -> Image
 
 
 def _find_classes(names, classes, flag, source) -> list[str]:
-    """Find the names as they are spelt among the classes. Raises InputError for one that is none of them."""
-    names = util.spelt_as(names, classes)
+    """Find the names as they are spelled among the classes. Raises InputError for one that is none of them."""
+    names = util.match_spelling(names, classes)
     unknown = [c for c in names if c not in classes]
     if unknown:
         raise InputError(f"{flag} {unknown[0]}: {source} has no such class; it has {', '.join(classes[:10])}")

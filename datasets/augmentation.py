@@ -1,6 +1,6 @@
 """The published augmentation in two parts, and evaluation's transform.
 
-Random crops are cut, as bytes, by the process that reads an image. Flip, colour and normalisation run on whole batches,
+Random crops are cut, as bytes, by the process that reads an image. Flip, color and normalization run on whole batches,
 with parameters of each view's own, on the device or in the loader's processes: `finish`. What is drawn follows
 torchvision's RandomResizedCrop, RandomHorizontalFlip, RandomApply(ColorJitter, 0.8) and RandomGrayscale(0.2), and where
 it is asked for RandomApply(GaussianBlur, p), as in SimCLR (Chen et al. 2020, appendix A).
@@ -21,8 +21,8 @@ TRIES = 10  # of a crop that fits the image, as in torchvision
 DRAWS = 2 * TRIES + 10  # numbers a view
 BLUR_DRAWS = 2  # and for blur two more, drawn after all others, which so stay as they are
 SIGMA = (0.1, 2.0)  # of the blur, in pixels
-GREY = (0.2989, 0.587, 0.114)  # weights of red, green and blue in luma, as in torchvision
-LOOK = ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "order", "grey")
+GRAY = (0.2989, 0.587, 0.114)  # weights of red, green and blue in luma, as in torchvision
+LOOK = ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "order", "gray")
 
 # Pixels of a view that `finish` works on at a time on a CPU, for its caches.
 BLOCK = 2**16
@@ -30,7 +30,7 @@ BLOCK = 2**16
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn for a view, and what it becomes: [3, size, size], normalised by mean and std.
+    """What is drawn for a view, and what it becomes: [3, size, size], normalized by mean and std.
 
     crop_scale: share of the image's area, of aspect ratio 3/4 to 4/3; None: the whole image. colour: strength of the
     jitter, 1: (0.4, 0.4, 0.4, 0.1) with p 0.8, as published, and with it grayscale with p 0.2; 0: neither. blur: the
@@ -42,7 +42,7 @@ class Augmentation:
     std: tuple[float, ...]
     crop_scale: tuple[float, float] | None = (0.2, 1.0)
     flip: bool = True
-    colour: float = 1.0
+    colour: float = 1.0  # spelled as in what engine.extract stored
     views: int = 2
     blur: float = 0.0
 
@@ -66,15 +66,15 @@ class Augmentation:
         from BLUR_DRAWS more, a ninth: the sigma of a view that is blurred, else 0.
         """
         columns = np.moveaxis(uniform[..., DRAWS - 8 : DRAWS], -1, 0)
-        flip, jitter, brightness, contrast, saturation, hue, order, grey = columns
-        strength, coloured = self.colour, self.colour > 0
+        flip, jitter, brightness, contrast, saturation, hue, order, gray = columns
+        strength, colored = self.colour, self.colour > 0
         columns = [
             (flip < 0.5) & self.flip,
-            (jitter < 0.8) & coloured,
+            (jitter < 0.8) & colored,
             *((1 - 0.4 * strength) + 0.8 * strength * factor for factor in (brightness, contrast, saturation)),
             0.2 * strength * hue - 0.1 * strength,
             np.floor(order * len(ORDERS)),
-            (grey < 0.2) & coloured,
+            (gray < 0.2) & colored,
         ]
         if self.blur:
             blurred, sigma = np.moveaxis(uniform[..., DRAWS:], -1, 0)
@@ -98,14 +98,14 @@ def crop(pixels: Tensor, box, out: Tensor) -> None:
 _resize = torch.ops.aten._upsample_bilinear2d_aa.out
 
 
-# ---- colour ----------------------------------------------------------------------------------------------------------
+# ---- color -----------------------------------------------------------------------------------------------------------
 # Each works in place on [n, 3, H, W] float32 in [0, 1] with factors [n, 1, 1, 1], in the meaning of
 # torchvision.transforms.v2.functional.
 
 
-def grey(x: Tensor) -> Tensor:
+def gray(x: Tensor) -> Tensor:
     """[n, 1, H, W] luma."""
-    red, green, blue = GREY
+    red, green, blue = GRAY
     return x[:, :1].mul(red).add_(x[:, 1:2], alpha=green).add_(x[:, 2:], alpha=blue)
 
 
@@ -114,12 +114,12 @@ def brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    mean = grey(x).mean((1, 2, 3), keepdim=True)
+    mean = gray(x).mean((1, 2, 3), keepdim=True)
     return x.mul_(factor).add_(mean.mul_(1 - factor)).clamp_(0, 1)
 
 
 def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    luma = grey(x)
+    luma = gray(x)
     return x.mul_(factor).add_(luma.mul_(1 - factor)).clamp_(0, 1)
 
 
@@ -138,8 +138,8 @@ def hue(x: Tensor, shift: Tensor) -> Tensor:
     sixths.div_(chroma.clamp(min=torch.finfo(x.dtype).tiny)).add_(shift[:, 0] * 6)
     sixths.sub_(sixths.div(6).floor_(), alpha=6)
     low = value.sub_(chroma)
-    for channel, centre in zip((r, g, b), (3, 2, 4), strict=True):
-        torch.sub(sixths, centre, out=channel)
+    for channel, center in zip((r, g, b), (3, 2, 4), strict=True):
+        torch.sub(sixths, center, out=channel)
     x.abs_()
     red, others = x[:, :1].sub_(1).clamp_(0, 1), x[:, 1:].sub_(2).clamp_(-1, 0)  # full from 2 on; up to 1
     low, chroma = low.unsqueeze(1), chroma.unsqueeze(1)
@@ -152,7 +152,7 @@ OPERATIONS = (brightness, contrast, saturation, hue)
 
 
 def finish(views: Tensor, look: Tensor, mean, std, memory_format=torch.contiguous_format) -> Tensor:
-    """Flip, colour jitter, grayscale and normalisation, with each view's own parameters.
+    """Flip, color jitter, grayscale and normalization, with each view's own parameters.
 
     views: [n, 3, H, W] uint8, of any strides, on any device; look: [n, 8] float32 on the CPU, the columns LOOK, so that
     what is to be done is known without waiting for the device -> [n, 3, H, W] float32.
@@ -165,9 +165,9 @@ def finish(views: Tensor, look: Tensor, mean, std, memory_format=torch.contiguou
 
 def _finish_into(out, views, look, mean, std):
     order = torch.where(look[:, 1] > 0, look[:, 6], -1)  # views of one order are worked on together
-    flip, turned_grey = look[:, 0] > 0, look[:, 7] > 0
-    # among them, first those that stay coloured, then the grey; flipped ones last and first: each kind side by side
-    by_order = (order * 4 + turned_grey * 2 + (flip != turned_grey)).argsort(stable=True)
+    flip, turned_gray = look[:, 0] > 0, look[:, 7] > 0
+    # among them, first those that stay colored, then the gray; flipped ones last and first: each kind side by side
+    by_order = (order * 4 + turned_gray * 2 + (flip != turned_gray)).argsort(stable=True)
     look = look[by_order]
     rows_there, look_there = (there(x, views.device) for x in (by_order, look))
     mean, std = (there(torch.tensor(x, dtype=torch.float32)[:, None, None], views.device) for x in (mean, std))
@@ -186,7 +186,7 @@ def blur(views: Tensor, sigma: Tensor) -> Tensor:
     """Blur, in place, each of the views [n, 3, S, S] by a Gaussian of its own sigma [n] in pixels, on the CPU; 0: not.
 
     As torchvision's gaussian_blur with a kernel of a tenth of the side, an odd number of at least 3 (Chen et al. 2020),
-    and reflected borders. Normalisation before or after is the same, since the kernel's sum is 1.
+    and reflected borders. Normalization before or after is the same, since the kernel's sum is 1.
     """
     rows = sigma.nonzero()[:, 0]
     side, channels = views.shape[-1], views.shape[1]
@@ -208,14 +208,14 @@ def there(x: Tensor, device: torch.device) -> Tensor:
 
 
 def _finish_block(x, look, look_there, order):
-    flip, turned_grey = (_run(look[:, column] > 0) for column in (0, 7))
+    flip, turned_gray = (_run(look[:, column] > 0) for column in (0, 7))
     if flip:
         x[flip] = x[flip].flip(3)
     x = x.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     for o in order:
         x = OPERATIONS[o](x, look_there[:, 2 + o, None, None, None])
-    if turned_grey:
-        x[turned_grey] = grey(x[turned_grey])
+    if turned_gray:
+        x[turned_gray] = gray(x[turned_gray])
     return x
 
 
@@ -229,7 +229,7 @@ def _run(chosen: Tensor) -> slice | None:
 
 
 def evaluation(size: int, mean, std, small: bool, interpolation: str = "bilinear"):
-    """No randomness: small images at `size` whole; others resized to 256 / 224 of `size`, then the centre crop.
+    """No randomness: small images at `size` whole; others resized to 256 / 224 of `size`, then the center crop.
 
     interpolation: of the resizing, as torchvision's InterpolationMode calls it.
     """

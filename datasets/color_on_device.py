@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from datasets import augmentation
-from datasets.augmentation import GREY, LOOK, ORDERS
+from datasets.augmentation import GRAY, LOOK, ORDERS
 
 CONTRAST, SATURATION, HUE = 1, 2, 3  # in augmentation.OPERATIONS
 SLOTS = 6  # affine steps
-WIDTH = 5 + 2 * SLOTS * 3  # numbers a view: flip, grey, shift, two switches of hue; two passes of SLOTS affine steps
+WIDTH = 5 + 2 * SLOTS * 3  # numbers a view: flip, gray, shift, two switches of hue; two passes of SLOTS affine steps
 
 
 class Finish:
@@ -79,25 +79,25 @@ def plan(look: Tensor) -> Tensor:
     before = torch.where(first[..., None], steps, torch.tensor([1.0, 0.0, 0.0]))
     jitter = look["jitter"] > 0
     turns_first = jitter & (operation[:, :3] != CONTRAST).all(1)
-    head = torch.stack([look["flip"], look["grey"], look["hue"], turns_first.float(), jitter.float()], 1)
+    head = torch.stack([look["flip"], look["gray"], look["hue"], turns_first.float(), jitter.float()], 1)
     return torch.cat([head, before.flatten(1), steps.flatten(1)], 1)
 
 
 def finish(views: Tensor, plan: Tensor, mean, std, channels_last: bool) -> Tensor:
     """Finish views (n, 3, H, W), uint8, of any strides, by a plan (n, WIDTH): (n, 3, H, W), float32, normalized."""
-    flip, turned_grey, shift, turns_first, turns = (c[:, None, None] for c in plan[:, :5].unbind(1))
+    flip, turned_gray, shift, turns_first, turns = (c[:, None, None] for c in plan[:, :5].unbind(1))
     before, steps = plan[:, 5:].unflatten(1, (2, SLOTS, 3, 1, 1)).unbind(1)  # [n, SLOTS, 3, 1, 1]
     x = views.to(torch.float32) / 255
     x = torch.where(flip[:, None] > 0, x.flip(3), x).unbind(1)
     contrast_mean = _compute_luma(_change_colors(x, before, shift, turns_first, 0.0)).mean((1, 2), keepdim=True)
     x = _change_colors(x, steps, shift, turns, contrast_mean)
     luma = _compute_luma(x)
-    x = [(torch.where(turned_grey > 0, luma, c) - m) / s for c, m, s in zip(x, mean, std, strict=True)]
+    x = [(torch.where(turned_gray > 0, luma, c) - m) / s for c, m, s in zip(x, mean, std, strict=True)]
     return torch.stack(x, 3).permute(0, 3, 1, 2) if channels_last else torch.stack(x, 1)
 
 
 def _compute_luma(x) -> Tensor:
-    return sum(weight * c for weight, c in zip(GREY, x, strict=True))
+    return sum(weight * c for weight, c in zip(GRAY, x, strict=True))
 
 
 def _change_colors(x, steps, shift, turns, mean):

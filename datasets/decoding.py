@@ -75,7 +75,7 @@ def decode(content: bytes, name) -> Tensor:
 
 
 def decode_plain_jpeg(content: bytes | np.ndarray, name) -> Tensor:
-    """[H, W, 3] uint8 of the bytes, or [n] uint8, of a JPEG in RGB or grey that is not turned: the pixels of PIL."""
+    """[H, W, 3] uint8 of the bytes, or [n] uint8, of a JPEG in RGB or gray that is not turned: the pixels of PIL."""
     with _name_damage(name):
         try:
             return torch.from_numpy(simplejpeg.decode_jpeg(content, "RGB"))
@@ -87,7 +87,7 @@ def decode_plain_jpeg(content: bytes | np.ndarray, name) -> Tensor:
 
 
 def is_plain_jpeg(path) -> bool:
-    """Whether a file is a JPEG in RGB or grey that is not turned."""
+    """Whether a file is a JPEG in RGB or gray that is not turned."""
     with _open_image(_find_source(path), path) as file:
         return _is_plain_jpeg(file)
 

@@ -61,7 +61,7 @@ class Source:
     std: tuple | None = IMAGENET_STD
     crop_scale: tuple = (0.2, 1.0)
     flip: bool = True  # False where a mirrored image is another thing
-    colour: bool = True  # False for grey images
+    color: bool = True  # False for gray images
     superclasses: str | None = None  # file in datasets/rankings/superclasses
     read_outliers: Callable | None = None  # the same for outliers, which need no classes; None = `read`
     vectors: bool = False  # rows of features, and no images
@@ -72,7 +72,7 @@ class Source:
 
 
 def read_digits(folder: Path, split: str):
-    """scikit-learn's 1,797 handwritten digits, 8 x 8, 17 grey levels; every fifth of a class is a test image.
+    """scikit-learn's 1,797 handwritten digits, 8 x 8, 17 gray levels; every fifth of a class is a test image.
 
     They lie in no folder: InputError where class folders or an image list were given, since --dataset path must have
     been meant.
@@ -258,7 +258,7 @@ def read_tiny_imagenet(folder: Path, split: str):
     return [str(f) for f in images], *lists.number_labels([wnid for _, wnid in rows])
 
 
-GRAY = dict(small=True, colour=False)
+GRAY = dict(small=True, color=False)
 
 SOURCES = {
     "digits": Source(

@@ -123,11 +123,11 @@ def resize_weights(length: int, size: int) -> np.ndarray:
     """[size, length] how torch makes `size` pixels of `length`: bilinear, antialiased, as fractions of 15 bits."""
     scale = length / size
     reach = max(scale, 1.0)
-    centre = scale * (np.arange(size)[:, None] + 0.5)
+    center = scale * (np.arange(size)[:, None] + 0.5)
     place = np.arange(length)
-    first = np.maximum((centre - reach + 0.5).astype(int), 0)
-    last = np.minimum((centre + reach + 0.5).astype(int), length)
-    weight = np.maximum(0, 1 - np.abs((place - centre + 0.5) / reach)) * (first <= place) * (place < last)
+    first = np.maximum((center - reach + 0.5).astype(int), 0)
+    last = np.minimum((center + reach + 0.5).astype(int), length)
+    weight = np.maximum(0, 1 - np.abs((place - center + 0.5) / reach)) * (first <= place) * (place < last)
     weight /= weight.sum(1, keepdims=True)
     bits = next(b for b in range(22) if int(0.5 + weight.max() * 2 ** (b + 1)) >= 2**15)  # the largest fits 16 bits
     return np.floor(weight * 2**bits + 0.5) / 2**bits

@@ -1,6 +1,6 @@
 """Take an encoder away: safetensors under torchvision's or timm's names, and a card of what it was trained on.
 
-python -m engine.export --ckpt save/SupCon/cifar100_models/NAME --out my_encoder --licence CC-BY-4.0
+python -m engine.export --ckpt save/SupCon/cifar100_models/NAME --out my_encoder --license CC-BY-4.0
 """
 
 import argparse
@@ -23,7 +23,7 @@ def get_parser():
     p.add_argument("--ckpt", type=util.user_text, required=True, help="checkpoint, or a run's folder")
     p.add_argument("--out", type=util.user_path, required=True, help="folder to write, which holds no encoder yet")
     p.add_argument("--model", help="encoder, where the checkpoint does not say it")
-    p.add_argument("--licence", help="of the weights, such as CC-BY-4.0: yours to say")
+    p.add_argument("--license", "--licence", help="of the weights, such as CC-BY-4.0: yours to say")
     records = "folder of evaluations' records (default: save/results)"
     p.add_argument("--results", type=util.user_path, default=Path("save/results"), help=records)
     return p
@@ -42,7 +42,7 @@ def find_metrics(sha256: str, folder: Path) -> list[dict]:
     return found
 
 
-def describe(trained: pretrained.TrainedWeights, licence: str | None, results: Path) -> dict:
+def describe(trained: pretrained.TrainedWeights, license: str | None, results: Path) -> dict:
     """Return what a card says of an encoder and its training. results: folder of evaluations' records."""
     path, state = trained.path, trained.content
     given, sha256 = checkpoint.trained_options(state), util.sha256(path)
@@ -65,7 +65,7 @@ def describe(trained: pretrained.TrainedWeights, licence: str | None, results: P
         "epoch": state.get("epoch"),
         "published": official and official.name,
         "metrics": find_metrics(sha256, results),
-        "licence": licence,
+        "licence": license,  # the key of cards written before
         "checkpoint_sha256": sha256,
         "versions": config.versions() | {name: importlib.metadata.version(name) for name in libraries},
         "commit": config.commit(),
@@ -114,12 +114,12 @@ def main():
             raise InputError(f"--out {args.out}: holds {name} already; nothing is overwritten")
     util.check_folder(args.out, "--out")
     trained = pretrained.read_file(args.ckpt, "--ckpt", args.model)
-    card = describe(trained, args.licence, args.results)
+    card = describe(trained, args.license, args.results)
     encoder = trained.build(False, card["size"]) if trained.model not in vectors.NAMES else build_head(trained, card)
     card = exported.save(args.out, encoder, card)
     print(f"saved {args.out / cards.WEIGHTS}: {card['encoder']}, {card['dim']} dimensions; and {cards.CARD}")
-    if args.licence is None:
-        print("its card says no licence: others may not know whether they can use it; give --licence")
+    if args.license is None:
+        print("its card says no license: others may not know whether they can use it; give --license")
     print(f"read it back:\n{card['how_to_load']}")
 
 

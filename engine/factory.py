@@ -107,10 +107,10 @@ def make_transform(args, views: datasets.ViewSettings):
     return augmentation.evaluation(views.size, views.mean, views.std, datasets.spec(args.dataset).small)
 
 
-def make_training_views(args, data, views: datasets.ViewSettings, device, colour: bool = True, count: int = 2):
+def make_training_views(args, data, views: datasets.ViewSettings, device, color: bool = True, count: int = 2):
     """Make the training images, or features, as views that are drawn by --seed. The other arguments: of `augmented`."""
     if not args.features:
-        of_image = augmented(args, datasets.spec(args.dataset), views, colour, count)
+        of_image = augmented(args, datasets.spec(args.dataset), views, color, count)
         return build_views(data, of_image, args.seed, args.augment_on, device)
     dropout = (0.1 if data.images.views == 1 else 0.0) if args.dropout is None else args.dropout
     if dropout >= 1:
@@ -130,13 +130,13 @@ def build_encoder(args, start: TrainedWeights, views: datasets.ViewSettings):
     return vectors.vector_encoder(args.model, views.size, args.hidden_dim, args.batch_norm)
 
 
-def augmented(args, spec, views: datasets.ViewSettings, colour: bool = True, count: int = 2) -> Augmentation:
-    """Return the augmentation of training images: as given, else of the data set. colour: whether it is jittered where
+def augmented(args, spec, views: datasets.ViewSettings, color: bool = True, count: int = 2) -> Augmentation:
+    """Return the augmentation of training images: as given, else of the data set. color: whether it is jittered where
     --color is not given; count: views of an image.
     """
     scale = spec.crop_scale if args.crop_scale is None else args.crop_scale or None
     flip = spec.flip if args.flip is None else args.flip
-    strength = float(colour and spec.colour) if args.colour is None else args.colour
+    strength = float(color and spec.color) if args.colour is None else args.colour
     return Augmentation(views.size, views.mean, views.std, scale, flip, strength, count, args.blur)
 
 

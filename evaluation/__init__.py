@@ -3,7 +3,7 @@
 Shapes: Q queries, G gallery entries, n images, d dimensions, C classes, L levels, R ranks.
 """
 
-from .features import alignment, extract, knn_accuracy, neighbour_accuracy, uniformity
+from .features import alignment, extract, knn_accuracy, neighbor_accuracy, uniformity
 from .ood import (
     auroc_by_class,
     energy_scores,
@@ -53,7 +53,7 @@ __all__ = [
     "mahalanobis_scores",
     "msp_scores",
     "nearest",
-    "neighbour_accuracy",
+    "neighbor_accuracy",
     "not_alone",
     "ood_metrics",
     "other_class_map",

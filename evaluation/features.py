@@ -129,7 +129,7 @@ def knn_accuracy(
     return right / int(asks.sum())
 
 
-def neighbour_accuracy(features: Tensor, groups: Tensor) -> list[float | None]:
+def neighbor_accuracy(features: Tensor, groups: Tensor) -> list[float | None]:
     """Compute at each level the share of images whose nearest other one is of their group.
 
     Args:
@@ -141,7 +141,7 @@ def neighbour_accuracy(features: Tensor, groups: Tensor) -> list[float | None]:
 
     Example:
         >>> features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
-        >>> neighbour_accuracy(features, groups=torch.tensor([[0, 0], [1, 0], [2, 1], [3, 1]]))
+        >>> neighbor_accuracy(features, groups=torch.tensor([[0, 0], [1, 0], [2, 1], [3, 1]]))
         [None, 1.0]
     """
     groups = groups.long()

@@ -138,10 +138,10 @@ def _gaussian(x: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
     a = (x - mean) / math.sqrt(n)  # covariance = a^T a + ridge
     if n >= d:
         whiten, log_det = _inverse_factor(a.T @ a, ridge)
-        centre = whiten @ mean
+        center = whiten @ mean
 
         def squared_distance(y: Tensor) -> Tensor:
-            return torch.addmm(centre, y, whiten.T, beta=-1).square_().sum(1)
+            return torch.addmm(center, y, whiten.T, beta=-1).square_().sum(1)
     else:
         # fewer images than dimensions: all but n directions have variance `ridge` (Woodbury's identity)
         factor, log_det = _inverse_factor(a @ a.T, ridge)
@@ -207,9 +207,9 @@ def mahalanobis_scores(
         gram += apart.T @ apart / len(train_features)
     whiten, _ = _inverse_factor(gram, ridge)
     origin = means.mean(0)
-    centres = (means - origin) @ whiten.T
+    centers = (means - origin) @ whiten.T
     whitened = ((x.double() - origin) @ whiten.T for x in features.split(chunk))
-    return torch.cat([-torch.cdist(x, centres).amin(1).square() for x in whitened])[which]
+    return torch.cat([-torch.cdist(x, centers).amin(1).square() for x in whitened])[which]
 
 
 @torch.no_grad()
@@ -287,8 +287,8 @@ NEAR = 0.1  # the square of a distance from products is right to about 5e-7 in f
 
 def _kth_distance(train: Tensor, test: Tensor, k: int, chunk: int) -> Tensor:
     """Compute the distance (M,) of each of test (M, d) to its k-th nearest of train (n, d)."""
-    centre = train.mean(0, dtype=torch.float64).to(train.dtype)  # a narrow cone keeps its digits; distances stay
-    train, test = train - centre, test - centre
+    center = train.mean(0, dtype=torch.float64).to(train.dtype)  # a narrow cone keeps its digits; distances stay
+    train, test = train - center, test - center
     squares = train.square().sum(1)
     distances = (torch.addmm(squares, x, train.T, alpha=-2) for x in test.split(chunk))
     places = [part.topk(k, dim=1, largest=False).indices[:, -1] for part in distances]

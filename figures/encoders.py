@@ -92,12 +92,12 @@ def find_superclasses(file: str | None, known, classes: list[str]) -> dict[str, 
         return None
     if file:
         rankings.number_superclasses(groups, classes, source)
-    found = {g: [c for c in util.spelt_as(members, classes) if c in classes] for g, members in groups.items()}
+    found = {g: [c for c in util.match_spelling(members, classes) if c in classes] for g, members in groups.items()}
     return {g: members for g, members in found.items() if members}
 
 
 def _check_same_classes(first: dict, other: dict) -> None:
-    others = util.spelt_as(other["classes"], first["classes"])
+    others = util.match_spelling(other["classes"], first["classes"])
     lacking = [c for c in first["classes"] if c not in others]
     more = [c for c in others if c not in first["classes"]]
     if lacking or more:

@@ -186,11 +186,11 @@ class BankLoss(nn.Module):
         for name, x in vectors.items():
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
                 norm = widen([x.detach()])[0].norm(dim=-1)
-            # rounding to bfloat16 passes, and so do zeros, which are not to be normalised, and NaN, which shows
+            # rounding to bfloat16 passes, and so do zeros, which are not to be normalized, and NaN, which shows
             wrong = norm[((norm - 1).abs() > 0.02) & (norm > 1e-3)]
             if len(wrong):
                 length = f"{float(wrong[0]):.4g}"
-                raise ValueError(f"{name} holds a vector of length {length}; normalise: F.normalize({name}, dim=1)")
+                raise ValueError(f"{name} holds a vector of length {length}; normalize: F.normalize({name}, dim=1)")
         self.checked = True
 
     @torch.no_grad()

@@ -85,7 +85,7 @@ def find_methods(recipe: dict, name: str, where: str) -> list[str]:
     """Find the methods that a name stands for: one, a cell, or all cells of one; InputError beginning with `where`."""
     check(where, name, "text")
     method_of = {key: method.get("cell", {}).get("method", key) for key, method in recipe["methods"].items()}
-    (name,) = util.spelt_as([name], [*method_of.values(), *method_of])
+    (name,) = util.match_spelling([name], [*method_of.values(), *method_of])
     found = [name] if name in method_of else [key for key, method in method_of.items() if method == name]
     if not found:
         known = dict.fromkeys([*method_of.values(), *method_of])

@@ -14,13 +14,13 @@ from datasets import rankings
 
 
 def make_image_folders(root, classes, each, size=(48, 40)):
-    """`each` JPEGs a class: a colour of the class's own under noise."""
+    """`each` JPEGs a class: a color of the class's own under noise."""
     rng = np.random.default_rng(0)
     for name in classes:
         (root / name).mkdir(parents=True, exist_ok=True)
-        colour = rng.integers(0, 255, 3)
+        color = rng.integers(0, 255, 3)
         for i in range(each):
-            pixels = (0.7 * colour + 0.3 * rng.integers(0, 255, (size[1], size[0], 3))).astype(np.uint8)
+            pixels = (0.7 * color + 0.3 * rng.integers(0, 255, (size[1], size[0], 3))).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f"{name}_{i}.JPEG")
 
 
@@ -144,10 +144,10 @@ def make_crops(root, each=20, training=14, side=40):
 def clouds(each=20, dim=8):
     """Three clouds of unit vectors, the first two near one another."""
     g = torch.Generator().manual_seed(0)
-    centres = torch.eye(3, dim)
-    centres[1] = centres[0] + 0.8 * centres[1]
+    centers = torch.eye(3, dim)
+    centers[1] = centers[0] + 0.8 * centers[1]
     labels = torch.arange(3).repeat_interleave(each)
-    return F.normalize(centres[labels] + 0.05 * torch.randn(3 * each, dim, generator=g), dim=1), labels
+    return F.normalize(centers[labels] + 0.05 * torch.randn(3 * each, dim, generator=g), dim=1), labels
 
 
 def make_text_encoder(folder):

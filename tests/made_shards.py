@@ -51,7 +51,7 @@ def write(form, source, out):
         for split in ("train", "val"):
             rows = [row for row in images if row[0] == split]
             for i in range(0, len(rows), 8):
-                write_tar(out / f"{split}-{i // 8:06}.tar", labelled(rows[i : i + 8]))
+                write_tar(out / f"{split}-{i // 8:06}.tar", labeled(rows[i : i + 8]))
         (out / "classes.txt").write_text("\n".join(CLASSES) + "\n")
     elif form == "tar of folders":
         with tarfile.open(out / "all.tar", "w") as tar:
@@ -72,7 +72,7 @@ def write(form, source, out):
             (out / split / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def labelled(rows):
+def labeled(rows):
     """(name, content) of a shard's members: image and class number of each key."""
     for _, number, file in rows:
         yield f"{file.stem}{file.suffix.lower()}", file.read_bytes()

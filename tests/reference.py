@@ -367,7 +367,7 @@ def overlap(a, b, k):
     return sum(shares) / len(shares)
 
 
-def neighbour_accuracy(features, groups):
+def neighbor_accuracy(features, groups):
     """By level of groups (a list an image): share of the images, not alone there, whose nearest other is of theirs."""
     found = []
     for level in range(len(groups[0])):

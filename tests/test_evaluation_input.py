@@ -185,7 +185,7 @@ def test_an_image_that_cannot_be_read_is_named(monkeypatch, capsys, tmp_path, di
         ("main_ce", "--mean (0.5,0.5,0.5) --std (0,0,0)", "argument --std"),
         ("main_ce", f"--exp_name ce --epochs 20 --resume {CE} --hold_out 1", "was trained on other classes"),
         ("main_supcon", f"--resume {CE}", "was written by main_ce.py, not by main_supcon.py"),
-        ("main_ce", "--resume random", "holds no state of an optimiser"),
+        ("main_ce", "--resume random", "holds no state of an optimizer"),
         ("retrieval", "--ckpt probe", "is a linear probe"),
         ("main_linear", "--ckpt nowhere/last.pth", "--ckpt nowhere/last.pth: no such file"),
         ("out_of_dist_detection", f"{NEAR} --model resnet18", "last.pth holds a resnet20; give --model resnet20"),

@@ -255,7 +255,7 @@ OOD_KNN = f"--ckpt {CE} --hold_out 4 --dataset_outliers digits --outlier_classes
          "--knn_freq: there are 190 training images, fewer than its 200 neighbors; "),
     ],
 )  # fmt: skip
-def test_more_neighbours_than_there_are_near_ones_is_a_line(
+def test_more_neighbors_than_there_are_near_ones_is_a_line(
     monkeypatch, capsys, tmp_path, digits, script, options, line
 ):
     run(monkeypatch, digits, f"{options} --save_folder {tmp_path}", script)

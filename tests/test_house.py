@@ -114,10 +114,10 @@ ADDED = {
     "A ranking by name": {
         "datasets/rankings/table.py": (
             "NAMED = {",
-            "def neighbours(classes, superclasses):\n"
+            "def neighbors(classes, superclasses):\n"
             "    n = np.arange(len(classes))\n"
             "    return np.where(abs(n[:, None] - n) == 1, 0.6, np.eye(len(n)))\n\n\n"
-            'NAMED = {"neighbours": neighbours, ',
+            'NAMED = {"neighbors": neighbors, ',
         )
     },
     "A loss variant": {"losses/equations.py": ("VARIANTS = {", 'VARIANTS = {"in_out": ("in", "out"), ')},
@@ -146,7 +146,7 @@ def test_each_addition_touches_the_files_that_contributing_names():
 
 def test_trainings_take_what_was_added(extended, tmp_path):
     common = "--dataset stripes --model resnet8 --epochs 1 --batch_size 20 --num_workers 0"
-    runs = f"{common} --ranking superclass", f"{common} --ranking neighbours --variant in_out"
+    runs = f"{common} --ranking superclass", f"{common} --ranking neighbors --variant in_out"
     code = "import sys, main_supcon\nfor words in sys.argv[1:]:\n"
     code += "    sys.argv = ['main_supcon.py', *words.split()]\n    main_supcon.main()\n"
     done = subprocess.run(

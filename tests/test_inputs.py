@@ -96,7 +96,7 @@ CALLS = {
     "mahalanobis_scores": (evaluation.mahalanobis_scores, *OOD),
     "msp_scores": (evaluation.msp_scores, TEST),
     "nearest": (lambda x, y: evaluation.nearest(x, y, 3), TEST, TRAIN),
-    "neighbour_accuracy": (evaluation.neighbour_accuracy, TRAIN, GROUPS[TRAIN_LABELS]),
+    "neighbor_accuracy": (evaluation.neighbor_accuracy, TRAIN, GROUPS[TRAIN_LABELS]),
     "not_alone": (evaluation.not_alone, TEST_LABELS),
     "other_class_map": (evaluation.other_class_map, *LOOK_UP, torch.arange(4) // 2),
     "knn_regression": (lambda x, _, *gallery: evaluation.knn_regression(x, *gallery), *VALUED),

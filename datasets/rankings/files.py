@@ -53,7 +53,7 @@ def read_square(path: Path, source: str) -> tuple[np.ndarray, list[str]]:
         hint = "a square of the classes, in a CSV with a first line `class,a,b,...`"
         raise InputError(f"{source}: has {len(names)} classes and {shape} numbers; it must be {hint}")
     text_files.check_once(names, source, "class")
-    if util.spelt_as(columns, names) != names:
+    if util.match_spelling(columns, names) != names:
         raise InputError(f"{source}: header and first column must name the same classes, in the same order")
     return table, names
 

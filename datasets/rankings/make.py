@@ -14,14 +14,14 @@ from datasets.rankings.taxonomy import match_classes, read_taxonomy
 from util import InputError
 
 
-def average_features(features: torch.Tensor, labels: torch.Tensor, classes: int, centre: bool) -> np.ndarray:
-    """[C, d] the mean unit feature of each class; centre: minus the mean of these means.
+def average_features(features: torch.Tensor, labels: torch.Tensor, classes: int, center: bool) -> np.ndarray:
+    """[C, d] the mean unit feature of each class; center: minus the mean of these means.
 
     Features after a ReLU all point into one corner; about their mean, their cosines spread over [-1, 1].
     """
     unit = torch.nn.functional.normalize(features.double(), dim=1)
     means = torch.stack([unit[labels == c].mean(0) for c in range(classes)])
-    return (means - means.mean(0) if centre else means).numpy()
+    return (means - means.mean(0) if center else means).numpy()
 
 
 def compute_cosines(x: np.ndarray) -> np.ndarray:
@@ -140,7 +140,7 @@ def read_classes(names_file: Path | None, folder: Path | None) -> dict[str, str]
     if not names_file:
         return files.name_classes(classes)
     names, source = files.read_names(names_file), f"--names {names_file}"
-    foreign = [c for c in util.spelt_as(names, classes) if c not in classes]
+    foreign = [c for c in util.match_spelling(names, classes) if c not in classes]
     if foreign:
         known = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
         raise InputError(f"{source}: {foreign[0]} is no class of {folder} ({len(foreign)} in all), which has {known}")

@@ -32,7 +32,7 @@ def match_classes(classes: list[str], found: dict[str, Any], source: str) -> lis
     """Return what stands for each class in `found`, where its name may have another Unicode form. Raises InputError,
     beginning with `source`, where it lacks one of the classes.
     """
-    names = dict(zip(util.spelt_as(found, classes), found.values(), strict=True))
+    names = dict(zip(util.match_spelling(found, classes), found.values(), strict=True))
     missing = [c for c in classes if c not in names]
     if missing:
         count = f"{len(missing)} in all" if len(missing) > 1 else "it alone"

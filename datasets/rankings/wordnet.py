@@ -50,7 +50,7 @@ def _parse_data_noun(lines) -> dict[str, tuple[str, ...]]:
     """
     parents = {}
     for line in lines:
-        if line.startswith("  "):  # the licence
+        if line.startswith("  "):  # the license
             continue
         fields = line.split()
         at = 4 + 2 * int(fields[3], 16)

@@ -26,7 +26,7 @@ from engine.cli.parsing import (
 from losses import POSITIVES, REDUCTIONS, VARIANTS
 from util import user_text
 
-# option -> its value where none is given, of optimisers that want others than SGD; the rate is Touvron et al.'s (2021)
+# option -> its value where none is given, of optimizers that want others than SGD; the rate is Touvron et al.'s (2021)
 # for a batch of a thousand, on the side of safety for fewer
 OPTIMIZERS = {"sgd": {}, "adamw": {"learning_rate": 1e-3, "weight_decay": 0.05, "warm": True}}
 
@@ -50,7 +50,7 @@ RAW = "raw"  # in the place of a checkpoint: the features themselves
 
 
 def parser(description: str, defaults: str = "") -> argparse.ArgumentParser:
-    """Make a parser whose help shows defaults and whose options must be spelt in full.
+    """Make a parser whose help shows defaults and whose options must be spelled in full.
 
     defaults: which of them are not the published ones, for the help's last lines.
     """
@@ -171,8 +171,8 @@ def add_ranks(g) -> None:
 
 
 def add_training(p, warm: str = "linear warm-up over 10 epochs; always above batch size 256") -> None:
-    """Optimisation and what a run leaves behind. warm: the help of --warm."""
-    g = p.add_argument_group("optimisation", means=Means.RESULT)
+    """Optimization and what a run leaves behind. warm: the help of --warm."""
+    g = p.add_argument_group("optimization", means=Means.RESULT)
     g.add_argument("--epochs", type=positive_int, default=1000, means=Means.CARD, help="epochs")
     own = "adamw: no decay of biases and norms, and, if not given, rate 0.001, weight decay 0.05, --warm"
     g.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", means=Means.FIXED | Means.CARD, help=own)
@@ -247,7 +247,7 @@ def add_outliers(p, names, detectors):
     g.add_argument("--outlier_classes", nargs="+", default=[], metavar="CLASS", help="these of its classes only")
     g.add_argument("--outlier_split", choices=["test", "train", "all"], default="test", help="a folder without: whole")
     g.add_argument("--detector", choices=detectors, default="gaussian", help="msp, energy: cross-entropy models only")
-    g.add_argument("--knn_k", type=positive_int, default=50, help="neighbour of --detector knn")
+    g.add_argument("--knn_k", type=positive_int, default=50, help="neighbor of --detector knn")
     return g
 
 

@@ -12,7 +12,7 @@ from util import InputError
 
 DETECTORS = {
     "gaussian": "largest class log-density",
-    "knn": "minus the distance to the k-th neighbour",
+    "knn": "minus the distance to the k-th neighbor",
     "mahalanobis": "minus the squared Mahalanobis distance",
     "rmds": "minus the relative Mahalanobis distance",
     "msp": "log of the largest softmax probability",
@@ -40,7 +40,7 @@ def compute_scores(
 ) -> list[Tensor]:
     """Scores of each part, a list of features [m, d] or logits [m, C]; larger = more like the training data.
 
-    k: neighbour of "knn"; train, labels: features [n, d], which those on logits do without, and
+    k: neighbor of "knn"; train, labels: features [n, d], which those on logits do without, and
     labels [n] of the training set. Raises InputError where they do not suffice.
     """
     joined = torch.cat(parts)  # equal features of two parts have equal scores, and Gaussians are fitted once
@@ -72,7 +72,7 @@ def compute_nearness(ranking: str, superclasses, classes: list[str], outliers: l
     """
     if ranking == "checkpoint":
         raise InputError("--ranking checkpoint: knows the classes that were trained on alone; give a ranking of both")
-    both = list(dict.fromkeys([*classes, *util.spelt_as(outliers, classes)]))
+    both = list(dict.fromkeys([*classes, *util.match_spelling(outliers, classes)]))
     table = torch.as_tensor(rankings.find_similarities(ranking, both, superclasses))
     rows, columns = (rankings.find_rows(both, names, f"--ranking {ranking}") for names in (outliers, classes))
     return table[rows][:, columns].amax(1)

@@ -11,12 +11,12 @@ from engine.encoder.trained_encoder import FrozenEncoder
 from util import InputError
 
 
-def compare_means(net: FrozenEncoder, data: ImageData, loading: Loading, cache, centre: bool) -> tuple[np.ndarray, str]:
-    """Cosines [C, C] of the class means of unit features, by `centre` about their mean; and what they are, in words."""
+def compare_means(net: FrozenEncoder, data: ImageData, loading: Loading, cache, center: bool) -> tuple[np.ndarray, str]:
+    """Cosines [C, C] of the class means of unit features, by `center` about their mean; and what they are, in words."""
     _check_images(data)
     x = trained_encoder.extract_features(net, data, "ranking", loading, cache)
-    means = make.average_features(x, data.labels, len(data.classes), centre)
-    about = f"class means of features; {_checkpoint(net)}" + (", about their mean" if centre else "")
+    means = make.average_features(x, data.labels, len(data.classes), center)
+    about = f"class means of features; {_checkpoint(net)}" + (", about their mean" if center else "")
     return make.compute_cosines(means), about
 
 

@@ -19,7 +19,7 @@ RANKS = "ranks"  # the row of a record that is no label set
 @dataclass
 class RetrievalTask:
     """What is looked for: by name of a label set, [C] the label of each class or group; levels: the ranks whose order
-    is measured, if any; similarity: [C, C] of classes, what class means are held against; vote: of how many neighbours
+    is measured, if any; similarity: [C, C] of classes, what class means are held against; vote: of how many neighbors
     a kNN accuracy is taken, None: of none; at_r: whether R-precision and MAP@R are wanted; classes: their names, for
     figures of each, [] of groups without; apart: the label set, of superclasses, that is also looked for without the
     query's own class, if any. Of numbers there is no set, but query_values and gallery_values: [C] the number of each

@@ -108,7 +108,7 @@ def load(
         "model": trained.model,
         "epoch": state.get("epoch"),
         "dataset": options.get("dataset"),
-        "classes": util.spelt_as(state.get("classes") or (), train.classes) or None,
+        "classes": util.match_spelling(state.get("classes") or (), train.classes) or None,
         "pretrained": trained.pretrained,
         "objective": state.get("objective"),
         "instance_ranks": options.get("instance_ranks"),
@@ -167,7 +167,7 @@ def warn_of_seen(net: FrozenEncoder, dataset: str, classes: list[str]) -> None:
     """
     record = net.record
     trained_on = record["classes"] or ()
-    seen = [c for c in util.spelt_as(classes, trained_on) if c in trained_on]
+    seen = [c for c in util.match_spelling(classes, trained_on) if c in trained_on]
     of_imagenet = [c for c in classes if re.fullmatch(r"n\d{8}", c)]
     if not distributed.is_main():
         return

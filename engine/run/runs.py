@@ -136,7 +136,7 @@ class Run:
             raise InputError(f"{flag}: was written by {state['script']}.py, not by {self.script}.py")
         if "format" not in state or "optimizer" not in state or not isinstance(state.get("epoch"), int):
             raise InputError(
-                f"{flag}: holds no state of an optimiser of this code; evaluate it, or start from it by --init"
+                f"{flag}: holds no state of an optimizer of this code; evaluate it, or start from it by --init"
             )
         before = checkpoint.trained_options(state)
         means = self.args.means
@@ -145,7 +145,7 @@ class Run:
         if changed:
             self.say(f"resumed with other options: {', '.join(changed.values())}")
         classes, now = state.get("classes"), self.facts["classes"]
-        if classes != now and not (isinstance(classes, list) and util.spelt_as(classes, now) == now):
+        if classes != now and not (isinstance(classes, list) and util.match_spelling(classes, now) == now):
             raise InputError(f"{flag}: was trained on other classes than --data_folder holds")
         if state.get("encoder") != self.facts.get("encoder"):
             raise InputError(f"{flag}: was trained on the features of another --ckpt")

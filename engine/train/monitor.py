@@ -24,7 +24,7 @@ ADVISE_ABOVE, ADVISE_AFTER = 0.25, 60.0  # share of the time, seconds of trainin
 PAIRS = 128  # training images whose two views are measured
 PROJECTED = 512  # images in the projector
 VOTES = 200  # of so many nearest training images the kNN accuracy is taken
-NEIGHBOURS = 5000  # images of each part that neighbours are looked for among
+NEIGHBORS = 5000  # images of each part that neighbors are looked for among
 
 
 def advise_on_waiting(waiting: float, seconds: float, workers: int) -> str:
@@ -76,7 +76,7 @@ class Neighbors:
     def features(self, features: Callable) -> list[Tensor]:
         """features(data, indices) -> features and labels of these images; here those of validation, then training."""
         parts = self.images, self.train
-        return [x for data in parts for x in features(data, spread_indices(len(data), NEIGHBOURS))]
+        return [x for data in parts for x in features(data, spread_indices(len(data), NEIGHBORS))]
 
 
 class ClassNeighbors(Neighbors):
@@ -110,18 +110,18 @@ class GroupNeighbors:
     def scalars(self, features: Callable) -> dict[str, float]:
         """As ClassNeighbors."""
         labels = self.images.labels
-        share = min(1.0, NEIGHBOURS / len(labels))
+        share = min(1.0, NEIGHBORS / len(labels))
         kept = spread_indices(len(self.groups), max(1, int(share * len(self.groups))))
         chosen = torch.isin(labels, torch.tensor(kept)).nonzero()[:, 0].tolist()
         x, y = features(self.images, chosen)
-        found = evaluation.neighbour_accuracy(x, self.groups[y])
+        found = evaluation.neighbor_accuracy(x, self.groups[y])
         return {f"nn_{level}": 100 * a for level, a in zip(self.levels, found, strict=True) if a is not None}
 
 
 class Watch:
     """Measures a contrastive model between epochs and draws for TensorBoard, in the main process.
 
-    views: the training images as two views each; held_out: images whose neighbours are looked at every `knn_freq`
+    views: the training images as two views each; held_out: images whose neighbors are looked at every `knn_freq`
     epochs and after the last of `epochs`; None: they are not. autocast: the context that training's encoders run in,
     and here those of kNN.
     """

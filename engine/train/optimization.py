@@ -47,7 +47,7 @@ def describe_precision(precision: torch.dtype) -> dict:
     return {"precision": str(precision).removeprefix("torch."), "tf32": torch.backends.cudnn.allow_tf32}
 
 
-# what a run keeps of each optimiser's state, of every parameter
+# what a run keeps of each optimizer's state, of every parameter
 MOMENTA = {torch.optim.SGD: ("momentum_buffer",), torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq")}
 
 

@@ -91,7 +91,7 @@ class Stepper:
 class FiniteGuard:
     """Lets an optimizer step only while loss and gradients are finite, and remembers the step where that ended.
 
-    Nothing waits for the device: torch's fused optimisers look themselves at `found_inf`, a number on the device, and
+    Nothing waits for the device: torch's fused optimizers look themselves at `found_inf`, a number on the device, and
     leave weights and momenta as they are where it is 1 (made for loss scaling). From the first bad step on, all are
     skipped, until the run looks at `first_bad` (-1: none) and stops. Gradients are looked at once they are averaged,
     so that all processes see the same.
@@ -102,7 +102,7 @@ class FiniteGuard:
 
     def __init__(self, optimizer, device):
         if not all(group["fused"] for group in optimizer.param_groups):
-            raise ValueError("FiniteGuard needs a fused optimiser: others do not look at found_inf")
+            raise ValueError("FiniteGuard needs a fused optimizer: others do not look at found_inf")
         self.optimizer = optimizer
         for group in optimizer.param_groups:
             for p in group["params"] if group.get("momentum") else ():

@@ -1,4 +1,4 @@
-"""Crops, colour and what is drawn for them, against torchvision; views by (seed, epoch, sample) alone."""
+"""Crops, color and what is drawn for them, against torchvision; views by (seed, epoch, sample) alone."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def uniforms(count, seed=0):
 
 
 def some_views(count, size=24, seed=0):
-    """Crops of a photograph, [n, 3, size, size] uint8, and extreme colours."""
+    """Crops of a photograph, [n, 3, size, size] uint8, and extreme colors."""
     rng, x = np.random.default_rng(seed), torch.from_numpy(PHOTOGRAPH).permute(2, 0, 1)
     places = rng.integers(0, 400, (count, 2)).tolist()
     views = torch.stack([x[:, a : a + size, b : b + size] for a, b in places])
@@ -65,7 +65,7 @@ def look_of(**columns):
         ("hue", (-0.1, 0.0, 0.1, 0.5)),
     ],
 )
-def test_each_colour_operation_is_torchvisions(name, factors):
+def test_each_color_operation_is_torchvisions(name, factors):
     x = some_views(len(factors)).float() / 255
     operation = dict(zip(("brightness", "contrast", "saturation", "hue"), augmentation.OPERATIONS, strict=True))[name]
     got = operation(x.clone(), torch.tensor(factors)[:, None, None, None])
@@ -75,12 +75,12 @@ def test_each_colour_operation_is_torchvisions(name, factors):
 
 def by_torchvision(view, row):
     """One view with one row of parameters, by torchvision's functions."""
-    flip, jitter, *factors, order, grey = row.tolist()
+    flip, jitter, *factors, order, gray = row.tolist()
     x = tv.to_dtype(tv.horizontal_flip(view) if flip else view, torch.float32, scale=True)
     names = ("brightness", "contrast", "saturation", "hue")
     for i in ORDERS[int(order)] if jitter else ():
         x = getattr(tv, f"adjust_{names[i]}")(x, factors[i])
-    x = tv.rgb_to_grayscale(x, 3) if grey else x
+    x = tv.rgb_to_grayscale(x, 3) if gray else x
     return tv.normalize(x, MEAN, STD)
 
 
@@ -218,7 +218,7 @@ def test_orders_flips_jitter_and_grey_have_their_probabilities():
     look = recipe().look(uniforms(24_000))
     counts = np.bincount(look[:, 6].long().numpy(), minlength=24)
     assert (np.abs(counts - 1000) < 5 * np.sqrt(1000)).all()
-    for column, p in (("flip", 0.5), ("jitter", 0.8), ("grey", 0.2)):
+    for column, p in (("flip", 0.5), ("jitter", 0.8), ("gray", 0.2)):
         assert look[:, LOOK.index(column)].mean().item() == pytest.approx(p, abs=5 * (p * (1 - p) / 24_000) ** 0.5)
 
 

@@ -13,7 +13,7 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
 def every_order(repeats=3, seed=0):
-    """[24 repeats, 8] parameters: each order of the operations, each with flips and grey views among them."""
+    """[24 repeats, 8] parameters: each order of the operations, each with flips and gray views among them."""
     look = recipe().look(uniforms(len(ORDERS) * repeats, seed))
     look[:, LOOK.index("order")] = torch.arange(len(look)) % len(ORDERS)
     look[: len(ORDERS), LOOK.index("jitter")] = 1

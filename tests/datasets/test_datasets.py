@@ -43,7 +43,7 @@ def test_so_many_images_of_each_class_are_spread_evenly_over_its_images(per_clas
     assert len(part) == 10 * per_class
 
 
-@pytest.mark.parametrize("shape", [(5, 8, 8), (5, 8, 8, 3)], ids=["grey", "RGB"])
+@pytest.mark.parametrize("shape", [(5, 8, 8), (5, 8, 8, 3)], ids=["gray", "RGB"])
 @pytest.mark.parametrize("size", [8, 6])
 def test_images_in_memory_taken_at_once_are_those_taken_one_by_one_to_the_bit(shape, size):
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -160,7 +160,7 @@ def test_views_are_as_given_else_as_the_weights_want_else_as_known_of_the_data_s
 
 def test_evaluation_resizes_to_256_for_224_and_takes_the_centre():
     image = Image.new("RGB", (600, 300))
-    image.paste((255, 0, 0), (150, 0, 450, 300))  # the centre square
+    image.paste((255, 0, 0), (150, 0, 450, 300))  # the center square
     out = augmentation.evaluation(224, (0, 0, 0), (1, 1, 1), small=False)(image)
     assert out.shape == (3, 224, 224)
     assert out[0].min() > 0.99

@@ -108,8 +108,8 @@ def test_transparency_lies_over_white_also_in_a_palette_and_in_grey(tmp_path):
     palette = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), mode="P")
     palette.putpalette([10, 20, 30, 40, 50, 60])
     assert read(tmp_path, palette, transparency=0).tolist() == [[[255] * 3, [40, 50, 60]]]
-    grey = Image.fromarray(np.dstack([alpha, np.zeros_like(alpha)]), mode="LA")
-    assert (read(tmp_path, grey) == 255).all()
+    gray = Image.fromarray(np.dstack([alpha, np.zeros_like(alpha)]), mode="LA")
+    assert (read(tmp_path, gray) == 255).all()
 
 
 def png(depth, color, row, transparent):
@@ -142,7 +142,7 @@ def test_the_transparent_color_of_a_png_of_any_depth_is_white(content, second):
     assert found == (second if isinstance(second, list) else [second] * 3)
 
 
-def test_cmyk_has_the_colours_that_it_prints(tmp_path):
+def test_cmyk_has_the_colors_that_it_prints(tmp_path):
     image = Image.fromarray(np.kron(COLOURS, np.ones((16, 16, 1), dtype=np.uint8))).convert("CMYK")
     found = read(tmp_path, image, "a.jpg", quality=95)
     assert abs(found[8, 8] - [255, 0, 0]).max() < 12

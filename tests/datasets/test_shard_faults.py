@@ -26,7 +26,7 @@ def make_bad(case, root):
     two = [("a.jpg", jpeg()), ("a.cls", b"0"), ("b.jpg", jpeg(1))]
     images = [{"bytes": jpeg(i), "path": None} for i in range(3)]
     shards_of = {
-        "unlabelled": two,
+        "unlabeled": two,
         "mixed": [*two, ("b.cls", b"dog")],
         "fraction": [("a.jpg", jpeg()), ("a.json", b'{"label": 0.5}')],
         "outside": [*two, ("b.cls", b"3")],
@@ -78,14 +78,14 @@ def make_bad(case, root):
             "no split": '{"file_name": "a.jpg", "label": 0, "split": "most"}',
             "no name": '{"label": 0}',
             "no line": "{",
-            "unlabelled line": '{"file_name": "a.jpg", "label": null}',
+            "unlabeled line": '{"file_name": "a.jpg", "label": null}',
         }
         (root / "metadata.jsonl").write_text(lines[case] + "\n")
     return root
 
 
 BAD = {
-    "unlabelled": "train-0.tar:b.jpg: has no label (cls)",
+    "unlabeled": "train-0.tar:b.jpg: has no label (cls)",
     "mixed": "train-0.tar:b.jpg: has a name as label, dog, and ROOT/train-0.tar:a.jpg an integer (cls)",
     "fraction": "train-0.tar:a.jpg: has the label 0.5, neither an integer nor a name (label)",
     "outside": "train-0.tar:b.jpg: its cls is 3, and there are 3 class names; labels count from 0",
@@ -112,7 +112,7 @@ BAD = {
     "no split": "metadata.jsonl, line 1: split most is none of train, val and test",
     "no name": "metadata.jsonl, line 1: names no image; it must have a file_name",
     "no line": "metadata.jsonl, line 1: not readable as JSON",
-    "unlabelled line": "a.jpg: has no label (label)",
+    "unlabeled line": "a.jpg: has no label (label)",
 }
 
 

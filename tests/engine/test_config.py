@@ -99,7 +99,7 @@ def test_the_commit_is_none_where_there_is_no_git(monkeypatch):
 
 
 @pytest.mark.parametrize(("text", "value"), [("t", True), ("y", True), ("True", True), ("F", False), ("n", False)])
-def test_booleans_are_spelt_as_the_published_parser_takes_them(text, value):
+def test_booleans_are_match_spelling_the_published_parser_takes_them(text, value):
     assert parsing.boolean(text) is value
 
 

@@ -109,7 +109,7 @@ def test_a_card_that_is_none_is_one_line(monkeypatch, capsys, taken, tmp_path):
 def test_the_module_runs_as_documented(digits, tmp_path):
     words = [sys.executable, "-m", "engine.export", "--ckpt", str(digits / CE), "--out", str(tmp_path / "x")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "its card says no licence" in done.stdout
+    assert "its card says no license" in done.stdout
     assert "exported.load" in done.stdout
     assert checkpoint.find(tmp_path / "x").name == "encoder.safetensors"
 

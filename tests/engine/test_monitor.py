@@ -141,8 +141,8 @@ def test_knn_without_validation_images_is_refused_at_once(monkeypatch, capsys, t
     assert not (tmp_path / "save").exists()
 
 
-def test_neighbours_of_groups_are_looked_for_among_whole_groups(monkeypatch):
-    monkeypatch.setattr(monitor, "NEIGHBOURS", 6)
+def test_neighbors_of_groups_are_looked_for_among_whole_groups(monkeypatch):
+    monkeypatch.setattr(monitor, "NEIGHBORS", 6)
     labels = torch.tensor([0, 0, 1, 1, 1, 2, 3, 3, 4, 4, 4, 4])
     images = torch.zeros(12, 8, 8, 3, dtype=torch.uint8).numpy()
     held = monitor.GroupNeighbors(

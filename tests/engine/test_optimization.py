@@ -136,7 +136,7 @@ def test_the_guard_changes_no_bit_of_a_good_step():
             guard.step(torch.ones(()), step) if guarded else optimizer.step()
         weights.append(weight.detach())
     assert torch.equal(*weights)
-    with pytest.raises(ValueError, match="needs a fused optimiser"):
+    with pytest.raises(ValueError, match="needs a fused optimizer"):
         FiniteGuard(torch.optim.SGD([weight], 0.1), torch.device("cpu"))
 
 

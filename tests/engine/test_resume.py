@@ -78,7 +78,7 @@ def test_what_loading_would_not_notice_is_one_line_and_leaves_no_folder(monkeypa
     assert not (begun / FOLDER).with_name("b").exists()
 
 
-def test_options_of_the_optimiser_are_the_runs_and_not_the_files(monkeypatch, begun):
+def test_options_of_the_optimizer_are_the_runs_and_not_the_files(monkeypatch, begun):
     words = RUN.replace("name a", "name c")
     run(monkeypatch, begun, f"{words} --epochs 2 --resume {FOLDER} --momentum 0.5 --weight_decay 0.25")
     (group,) = checkpoint.load(begun / FOLDER.replace("/a", "/c"))["optimizer"]["param_groups"]
@@ -120,7 +120,7 @@ def test_a_resumed_run_by_adamw_ends_with_the_bits_of_one_left_alone(monkeypatch
         assert all(torch.equal(x, other["optimizer"]["state"][i][name]) for name, x in state.items())
 
 
-def test_a_run_is_not_resumed_with_another_optimiser(monkeypatch, capsys, by_adamw, begun):
+def test_a_run_is_not_resumed_with_another_optimizer(monkeypatch, capsys, by_adamw, begun):
     folder, runs = by_adamw
     line = error_of(monkeypatch, capsys, folder, f"{RUN} --epochs 3 --exp_name b --resume {runs}")
     assert "was trained with --optimizer adamw, not sgd" in line

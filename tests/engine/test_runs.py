@@ -39,13 +39,13 @@ def test_neither_tensorboard_nor_the_log_ends_a_training(monkeypatch, capsys, tm
         append(path, record)
 
     def fault(*_):
-        raise ValueError("no such colour\nmap")
+        raise ValueError("no such color\nmap")
 
     monkeypatch.setattr(run_log, "append_json", full)
     monkeypatch.setattr(runs.monitor.Watch, "draw_pairs", fault)
     run(monkeypatch, tmp_path, f"{RUN} --epochs 3")
     printed = capsys.readouterr().out
-    assert printed.count("TensorBoard in save/SupCon/digits_tensorboard/a: no such colour; nothing more is shown") == 1
+    assert printed.count("TensorBoard in save/SupCon/digits_tensorboard/a: no such color; nothing more is shown") == 1
     assert printed.count("log.jsonl: epoch 2 cannot be added (No space left on device); the run goes on") == 1
     assert checkpoint.load(tmp_path / FOLDER)["epoch"] == 3
     assert [r["epoch"] for r in run_log.read_json_lines(tmp_path / FOLDER / "log.jsonl")] == [1, 3]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import evaluation
 from engine.encoder import detectors
-from evaluation import Levels, knn_accuracy, nearest, neighbour_accuracy, rank_metrics, retrieval_metrics
+from evaluation import Levels, knn_accuracy, nearest, neighbor_accuracy, rank_metrics, retrieval_metrics
 
 TABLE = [[1.0, 0.75, 0.0], [0.75, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
@@ -67,8 +67,8 @@ def test_of_equally_near_neighbors_the_first_ones_vote():
     for k in (1, 2, 3, 7, 30):
         want = reference.knn_accuracy(*(x.tolist() for x in (queries, labels, gallery, known)), k=k, tau=0.07)
         assert knn_accuracy(queries, labels, gallery, known, k=k) == pytest.approx(want, abs=1e-9)
-    want = reference.neighbour_accuracy(queries.tolist(), labels[:, None].tolist())
-    assert neighbour_accuracy(queries, labels[:, None]) == pytest.approx(want, abs=1e-9)
+    want = reference.neighbor_accuracy(queries.tolist(), labels[:, None].tolist())
+    assert neighbor_accuracy(queries, labels[:, None]) == pytest.approx(want, abs=1e-9)
 
 
 @pytest.mark.parametrize("detector", detectors.DETECTORS)

@@ -1,11 +1,11 @@
-"""How features lie, and what their neighbours say, against slow references."""
+"""How features lie, and what their neighbors say, against slow references."""
 
 import pytest
 import reference
 import torch
 import torch.nn.functional as F
 
-from evaluation import alignment, features, knn_accuracy, neighbour_accuracy, uniformity
+from evaluation import alignment, features, knn_accuracy, neighbor_accuracy, uniformity
 
 
 def unit(seed, rows, dim=5):
@@ -60,12 +60,12 @@ def test_features_come_in_order_however_many_wait_on_the_device(monkeypatch, hel
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_accuracy_of_the_nearest_neighbour_equals_the_loop_reference(seed):
+def test_the_accuracy_of_the_nearest_neighbor_equals_the_loop_reference(seed):
     g = torch.Generator().manual_seed(seed)
     x, groups = torch.randn(300, 4, generator=g), torch.randint(0, 40, (300, 1), generator=g)
     groups = torch.cat([torch.arange(300)[:, None], groups, groups // 7], 1)
-    want = reference.neighbour_accuracy(x.tolist(), groups.tolist())
-    assert want[0] is None and neighbour_accuracy(x, groups) == [None, *map(pytest.approx, want[1:])]
+    want = reference.neighbor_accuracy(x.tolist(), groups.tolist())
+    assert want[0] is None and neighbor_accuracy(x, groups) == [None, *map(pytest.approx, want[1:])]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
@@ -73,4 +73,4 @@ def test_figures_that_are_watched_in_training_do_not_end_it_where_a_feature_is_n
     x, y = torch.eye(6), torch.arange(6) % 2
     x[2, 2] = bad
     assert 0 <= knn_accuracy(x, y, x, y) <= 1
-    assert 0 <= neighbour_accuracy(x, y[:, None])[0] <= 1
+    assert 0 <= neighbor_accuracy(x, y[:, None])[0] <= 1

@@ -24,7 +24,7 @@ CLASS_SCORES = (gaussian_scores, mahalanobis_scores, relative_mahalanobis_scores
 
 
 def made(classes, each, dim, tests, seed=0, spread=0.3):
-    """Normalised features of classes around their own means, and test features, half of them far away."""
+    """Normalized features of classes around their own means, and test features, half of them far away."""
     g = torch.Generator().manual_seed(seed)
     means = torch.randn(classes, dim, generator=g)
     labels = torch.arange(classes).repeat_interleave(each)

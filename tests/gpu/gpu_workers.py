@@ -188,7 +188,7 @@ def every_loss(total: int, device) -> dict:
 
 
 def whole_batch(total: int, device) -> dict:
-    """An encoder with BatchNorm, synchronised where there are several processes: output, gradient, running statistics
+    """An encoder with BatchNorm, synchronized where there are several processes: output, gradient, running statistics
     over the whole batch.
     """
     allow_tf32(False)

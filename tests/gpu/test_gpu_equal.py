@@ -132,7 +132,7 @@ def test_a_loss_and_its_gradient_are_alike(device, name):
 
 
 def patches(seed):
-    """Two views [128, 3, 32, 32] of smooth patches of colour, under a little noise, and labels [128]."""
+    """Two views [128, 3, 32, 32] of smooth patches of color, under a little noise, and labels [128]."""
     g = drawn(seed)
     smooth = 2 * F.interpolate(torch.randn(128, 3, 4, 4, generator=g), 32, mode="bilinear")
     views = smooth + 0.3 * torch.randn(2, 128, 3, 32, 32, generator=g)
@@ -234,12 +234,12 @@ QUERIES = 500
 @pytest.fixture(scope="module")
 def features():
     """Unit features of 20 classes that overlap: 500 queries, a gallery of 5,000, and the labels of both."""
-    centres = torch.randn(20, 64, generator=drawn(0))
+    centers = torch.randn(20, 64, generator=drawn(0))
     parts = []
     for count, seed in ((QUERIES, 1), (5000, 2)):
         labels = torch.randint(20, (count,), generator=drawn(seed))
         noise = torch.randn(count, 64, generator=drawn(seed + 2))
-        parts += [F.normalize(centres[labels] + 2 * noise, dim=1), labels]
+        parts += [F.normalize(centers[labels] + 2 * noise, dim=1), labels]
     return parts
 
 

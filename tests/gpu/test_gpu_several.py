@@ -24,11 +24,11 @@ def together(monkeypatch, gpus, backend):
 
 
 @pytest.mark.parametrize("compute", [gpu_workers.every_loss, gpu_workers.whole_batch], ids=["losses", "--syncBN"])
-def test_losses_gradients_and_synchronised_batchnorm_are_those_of_one_process(
+def test_losses_gradients_and_synchronized_batchnorm_are_those_of_one_process(
     together, gpus, tmp_path, device, compute
 ):
     if compute is gpu_workers.whole_batch and device.type != "cuda":
-        pytest.skip("torch has synchronised BatchNorm on CUDA alone")
+        pytest.skip("torch has synchronized BatchNorm on CUDA alone")
     compute = partial(compute, 8 * gpus)
     together(partial(gpu_workers.save_what, compute, tmp_path))
     gpu_workers.assert_all_saved(tmp_path, compute(device), gpus)

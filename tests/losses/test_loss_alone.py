@@ -132,9 +132,9 @@ def test_labels_may_be_of_any_integer_type(criterion):
         ("labels", torch.zeros(8, dtype=torch.bool), "labels are of type torch.bool; integers"),
         ("bank_labels", torch.full((32,), -2), "bank_labels hold -2; they must lie from -1 to 2"),
         ("bank_labels", torch.zeros(32), "bank_labels are of type torch.float32"),
-        ("query", torch.randn(8, 16), r"query holds a vector of length \S+; normalise: F.normalize\(query, dim=1\)"),
-        ("key", 0.9 * given()["key"], r"key holds a vector of length 0.9; normalise"),
-        ("bank", 1.1 * given()["bank"], r"bank holds a vector of length 1.1; normalise"),
+        ("query", torch.randn(8, 16), r"query holds a vector of length \S+; normalize: F.normalize\(query, dim=1\)"),
+        ("key", 0.9 * given()["key"], r"key holds a vector of length 0.9; normalize"),
+        ("bank", 1.1 * given()["bank"], r"bank holds a vector of length 1.1; normalize"),
     ],
 )
 def test_what_is_no_label_and_no_unit_vector_is_named(name, value, reason):

@@ -124,7 +124,7 @@ def test_bfloat16_inputs_give_a_finite_float32_loss(variant, min_tau):
 
 @pytest.mark.parametrize("tau", [0.05, 0.07, 0.1])
 @pytest.mark.parametrize("variant", ["in", "out"])
-def test_float32_keeps_its_digits_where_almost_all_is_learnt(variant, tau):
+def test_float32_keeps_its_digits_where_almost_all_is_learned(variant, tau):
     """Classes at the corners of a simplex, their images close together: odds far below float32's last digit of 1."""
     gen, corners = generator(16), torch.eye(32, dtype=torch.float64) - 1 / 32
     labels, bank_labels = torch.arange(8), torch.arange(64) % 32

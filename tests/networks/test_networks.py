@@ -111,7 +111,7 @@ def views(n=4):
 
 @torch.no_grad()
 def disturb(model):
-    """Moves the query parameters away from the key's, as an optimiser would."""
+    """Moves the query parameters away from the key's, as an optimizer would."""
     for parameter in (*model.encoder.parameters(), *model.head.parameters()):
         parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
 

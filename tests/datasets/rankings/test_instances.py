@@ -31,7 +31,7 @@ def made(folder, table=TABLE):
     return folder / "groups.csv"
 
 
-def test_a_row_is_an_image_labelled_by_its_finest_group(tmp_path):
+def test_a_row_is_an_image_labeled_by_its_finest_group(tmp_path):
     data, groups, levels = instances.build(tmp_path, made(tmp_path))
     assert levels == ["frame", "shot", "video"]
     assert data.classes == ["f1", "f2", "f3", "f4"]

@@ -37,10 +37,10 @@ def test_superclasses_come_from_yaml_or_a_tree_ship_with_data_sets_and_lie_in_ci
     assert ((table == 0.75).sum(1) == 4).all() and len(classes) == 100
 
 
-@pytest.mark.parametrize("centre", [True, False])
-def test_features_are_cosines_of_the_class_means_of_a_checkpoint(monkeypatch, digits, centre):
-    command(monkeypatch, digits, f"features --ckpt {CE} --centre {centre} --num_workers 0 --out {centre}.csv")
-    table, classes = files.read_matrix(digits / f"{centre}.csv")
+@pytest.mark.parametrize(("flag", "center"), [("--center", True), ("--centre", False)])  # the old spelling, too
+def test_features_are_cosines_of_the_class_means_of_a_checkpoint(monkeypatch, digits, flag, center):
+    command(monkeypatch, digits, f"features --ckpt {CE} {flag} {center} --num_workers 0 --out {center}.csv")
+    table, classes = files.read_matrix(digits / f"{center}.csv")
     assert classes == [str(c) for c in range(10)]
     data, spec = datasets.build("digits"), datasets.spec("digits")
     encoder = resnet.encoder("resnet20", small_images=True)
@@ -50,11 +50,11 @@ def test_features_are_cosines_of_the_class_means_of_a_checkpoint(monkeypatch, di
         features = encoder.eval()(torch.stack([transform(data.image(i)) for i in range(len(data))])).double().numpy()
     unit = features / [[math.hypot(*row)] for row in features]
     means = [unit[(data.labels == c).numpy()].mean(0) for c in range(10)]
-    means = [mean - sum(means) / 10 for mean in means] if centre else means
+    means = [mean - sum(means) / 10 for mean in means] if center else means
     for a, b in np.ndindex(10, 10):
         cosine = means[a] @ means[b] / (math.hypot(*means[a]) * math.hypot(*means[b]))
         assert table[a, b] == pytest.approx(cosine, abs=1e-4)
-    run(monkeypatch, digits, f"--ranking {centre}.csv --thresholds 0.1 --epochs 1 --model resnet8 --exp_name {centre}")
+    run(monkeypatch, digits, f"--ranking {center}.csv --thresholds 0.1 --epochs 1 --model resnet8 --exp_name {center}")
 
 
 def test_a_cosine_between_two_sixth_places_is_the_same_in_any_order_of_summation():

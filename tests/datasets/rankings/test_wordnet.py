@@ -48,7 +48,7 @@ def test_several_roots_meet_in_one_more():
     assert wordnet.compute_similarities(["cat", "car"], parents, "wup")[0, 1] == pytest.approx(2 / (4 + 2))
 
 
-NOUNS = """  1 a licence
+NOUNS = """  1 a license
 00000001 03 n 01 root 0 001 ~ 00000002 n 0000 | the top
 00000002 03 n 0b a 0 b 0 c 0 d 0 e 0 f 0 g 0 h 0 i 0 j 0 k 0 001 @ 00000001 n 0000 | eleven words
 00000003 03 n 01 dog 0 002 @ 00000002 n 0000 ! 00000001 n 0101 | a kind of 2
