@@ -95,6 +95,34 @@ def test_one_version_of_ruff_is_pinned():
     assert [hook["additional_dependencies"] for hook in hooks] == [[pinned], [pinned]]
 
 
+@pytest.mark.parametrize(
+    ("message", "passes"),
+    [
+        ("loss: count the anchor once in L_out", True),
+        ("datasets, reports: read tars faster\n\nA body may have any length, " + "and more, " * 9, True),
+        ("docs/data.md: embed a table", True),
+        ("area: " + "a" * 66, True),
+        ("Merge branch 'main' into a-branch", True),
+        ('Revert "an old subject of more than 72 characters, which git quotes, whatever it was in the past"', True),
+        ("fixup! loss: count the anchor once in L_out", True),
+        ("area: " + "a" * 67, False),
+        ("Count the anchor once\n\nloss: not the first line", False),
+        ("loss: counted the anchor once", False),
+        ("loss: counting the anchor once", False),
+        ("loss: count the anchor once.", False),
+        ("loss:count the anchor once", False),
+        ("loss: ", False),
+        ("\nloss: count the anchor once", False),
+    ],
+)
+def test_the_hook_takes_subjects_of_the_agreed_form_alone(message, passes):
+    """As pygrep does with --multiline --negate."""
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][1]["hooks"]
+    assert hook["language"] == "pygrep" and hook["args"] == ["--multiline", "--negate"]
+    found = re.search(hook["entry"].encode(), f"{message}\n".encode(), re.MULTILINE | re.DOTALL)
+    assert bool(found) == passes
+
+
 # ---- a data set, a ranking and a variant, added as CONTRIBUTING.md says ----------------------------------------------
 
 ADDED = {
