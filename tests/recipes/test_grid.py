@@ -119,7 +119,7 @@ def test_thresholds_and_noise_are_the_documented_command_but_for_their_ranking_a
 
 
 def test_the_grid_in_the_docs_has_the_cells_that_they_say(monkeypatch, capsys, tmp_path):
-    page = (ROOT / "docs/recipes.md").read_text().partition("## A grid of values\n")[2]
+    page = (ROOT / "docs/recipes.md").read_text().partition("## Try several values of an option\n")[2]
     recipe = recipe_of(tmp_path, yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])["methods"])
     first, *others = recipe["methods"]
     assert [name.partition("_")[0] for name in others] == 5 * ["rince"] + 2 * ["noisy"]
