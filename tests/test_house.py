@@ -129,7 +129,7 @@ ADDED = {
     "A data set": {
         "datasets/sources.py": (
             "SOURCES = {\n",
-            'def stripes(folder, split):\n    """Grey stripes of three widths."""\n'
+            'def stripes(folder, split):\n    """Gray stripes of three widths."""\n'
             "    labels = np.arange(60) % 3\n"
             "    rows = [np.arange(12) // (c + 1) % 2 * 200 + i % 7 for i, c in enumerate(labels)]\n"
             "    images = np.stack([np.tile(row, (12, 1)) for row in rows]).astype(np.uint8)\n"

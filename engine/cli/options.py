@@ -172,7 +172,7 @@ def add_ranks(g) -> None:
 
 def add_training(p, warm: str = "linear warm-up over 10 epochs; always above batch size 256") -> None:
     """Optimization and what a run leaves behind. warm: the help of --warm."""
-    g = p.add_argument_group("optimization", means=Means.RESULT)
+    g = p.add_argument_group("optimisation", means=Means.RESULT)
     g.add_argument("--epochs", type=positive_int, default=1000, means=Means.CARD, help="epochs")
     own = "adamw: no decay of biases and norms, and, if not given, rate 0.001, weight decay 0.05, --warm"
     g.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", means=Means.FIXED | Means.CARD, help=own)
@@ -247,7 +247,7 @@ def add_outliers(p, names, detectors):
     g.add_argument("--outlier_classes", nargs="+", default=[], metavar="CLASS", help="these of its classes only")
     g.add_argument("--outlier_split", choices=["test", "train", "all"], default="test", help="a folder without: whole")
     g.add_argument("--detector", choices=detectors, default="gaussian", help="msp, energy: cross-entropy models only")
-    g.add_argument("--knn_k", type=positive_int, default=50, help="neighbor of --detector knn")
+    g.add_argument("--knn_k", type=positive_int, default=50, help="neighbour of --detector knn")
     return g
 
 

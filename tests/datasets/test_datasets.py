@@ -158,7 +158,7 @@ def test_views_are_as_given_else_as_the_weights_want_else_as_known_of_the_data_s
     assert datasets.complete_views("digits", datasets.ViewSettings(), digits) == datasets.spec("digits").views
 
 
-def test_evaluation_resizes_to_256_for_224_and_takes_the_centre():
+def test_evaluation_resizes_to_256_for_224_and_takes_the_center():
     image = Image.new("RGB", (600, 300))
     image.paste((255, 0, 0), (150, 0, 450, 300))  # the center square
     out = augmentation.evaluation(224, (0, 0, 0), (1, 1, 1), small=False)(image)
