@@ -103,7 +103,7 @@ def declared(*extras):
 
 def foreign(files, everywhere=True):
     """Other people's modules that files import, anywhere or only where they are loaded with the file."""
-    ours = {path.stem for path in [*ROOT.glob("*.py"), *PACKAGES, *TESTS]} | {"rince"}
+    ours = {path.stem for path in [*ROOT.glob("*.py"), *PACKAGES, *TESTS]} | {"rince", "examples"}
     found = set()
     for file in files:
         tree = ast.parse(file.read_text())
@@ -129,7 +129,7 @@ def test_the_dependencies_and_extras_are_what_is_imported_the_optional_ones_only
 @pytest.mark.parametrize("file", ["Makefile", "requirements.yml"])
 def test_environments_are_made_with_the_scripts_dependencies_and_the_tools(file):
     text = (ROOT / file).read_text()
-    assert re.findall(r"\.\[([\w,]+)\]", re.sub(r"\.\[(oracles|bench)\]", "", text)) == ["scripts,timm,dev"]
+    assert re.findall(r"\.\[([\w,]+)\]", re.sub(r"\.\[(oracles|bench|docs)\]", "", text)) == ["scripts,timm,dev"]
     assert not re.search(r"\s-e\s", text)  # an editable install holds copies, which no edit reaches
 
 
