@@ -4,6 +4,9 @@ DEVICE ?= cuda
 GPUS   ?= 1
 BENCH  ?= save/bench.json
 BIN    := $(VENV)/bin
+# what the site shows, and what its pages link
+SITE   := README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff LICENSE pyproject.toml docs cluster/slurm.sh \
+	examples/own_loop.py figures/*.png figures/*.svg
 BENCHMARKS := peers loss "loss --growth" "evaluation --growth" "train_step --model resnet20 --rounds 3" data "features --threads 1" "features --threads 2"
 
 # what computes, and kinds of processors as torch, oneDNN and MKL name them, each with all that those before it have
@@ -13,7 +16,7 @@ CPUS := default,sse41,SSE4_2,COMPATIBLE avx2,avx2,AVX2,AVX2 avx512,avx512_core,A
 ON_THREADS = for threads in 1 2; do echo "== $$kind, threads: $$threads"; \
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(NUMERIC) -n $$((3 - threads)) --threads $$threads; done
 
-.PHONY: demo test test-browser test-cpus test-slow check bench gpu
+.PHONY: demo docs test test-browser test-cpus test-slow check bench gpu
 
 demo: $(VENV)/.installed
 	$(BIN)/python reproduce.py recipes/digits.yaml
@@ -42,6 +45,20 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/site. build/pages has the pages as their links expect them, the README without the badges that another
+# server draws. build/rince has the modules under the names of the wheel, with the title that mkdocstrings knows.
+# --strict aborts on dead links between pages; mkdocstrings' warnings are looked for here.
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --only-deps ".[docs]"
+	rm -rf .cache build/pages build/rince build/site
+	mkdir -p build/pages build/rince
+	tar cf - $(SITE) | tar xf - -C build/pages
+	sed '/img.shields.io/d' README.md > build/pages/README.md
+	cp -R .wheel/__init__.py losses networks evaluation build/rince
+	perl -i -pe 's/^( +)Example:$$/$$1Examples:/' build/rince/*/*.py
+	$(BIN)/zensical build --strict 2> build/warnings.txt || { cat build/warnings.txt; exit 1; }
+	@! grep griffe build/warnings.txt
 
 # about twelve minutes on two cores, and as much again for benchmarks.evaluation, which is run by itself;
 # the results are added to those of $(BENCH), and benchmarks.page makes tables of them

@@ -18,6 +18,7 @@ import evaluation
 import losses
 import networks
 from engine.encoder.records import read_table
+from examples import own_loop
 from networks import memory_bank, resnet
 from recipes import schema, table
 
@@ -131,6 +132,25 @@ def test_links_lead_to_files_and_headings_that_exist(page):
             assert anchor in anchors_of(file.read_text()), link
 
 
+def test_the_navigation_of_the_site_names_every_page_once():
+    named = re.findall(r'"([\w/]+\.md)"', (ROOT / "zensical.toml").read_text())
+    assert sorted(named) == sorted({*PAGES, "CHANGELOG.md"})
+
+
+@every_page
+def test_the_site_has_every_file_that_a_page_links(page):
+    patterns = re.search(r"^SITE +:= (.+)$", (ROOT / "Makefile").read_text().replace("\\\n", ""), re.MULTILINE)[1]
+    on_site = {file for pattern in patterns.split() for file in ROOT.glob(pattern)}
+    for link in re.findall(r"\]\(([^)#\s]+)", PAGES[page]):
+        file = ((ROOT / page).parent / link).resolve()
+        assert re.match(r"https?://", link) or {file, file.parent} & on_site, link
+
+
+@every_page
+def test_a_block_in_a_list_is_indented_by_four_spaces_so_that_the_site_nests_it(page):
+    assert re.findall(r"^ {1,3}```.*", PAGES[page], flags=re.MULTILINE) == []
+
+
 def draw_rows(name, columns=None):
     """The lines of a table kept in figures/, and the same without the seconds, which some pages leave out."""
     lines = table.markdown(read_table(ROOT / f"figures/{name}.json"), columns).splitlines()
@@ -231,6 +251,13 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(monkeypatch, tmp_path, wheel
     names = {}
     for code in blocks(PAGES[page], "python"):
         exec(code.replace("path/to/this/folder", str(ROOT)), names)
+
+
+def test_the_loop_of_ones_own_learns_classes_and_ranks(capsys):
+    before, after = own_loop.main(epochs=4)
+    assert after["mAP"] > before["mAP"] + 0.1
+    assert after["mAP of other digits"] > before["mAP of other digits"]
+    assert len(capsys.readouterr().out.splitlines()) == 4 + len(after)
 
 
 # ---- plain words -----------------------------------------------------------------------------------------------------
