@@ -1,6 +1,6 @@
-"""Cross-entropy baseline: encoder and linear classifier, trained together.
+"""Cross-entropy baseline: joint training of an encoder and a linear classifier.
 
-python main_ce.py                           scikit-learn's digits, a minute on a laptop
+python main_ce.py                           the digits of scikit-learn, a minute on a laptop
 python main_ce.py --dataset path --data_folder MY_IMAGES --model resnet18 --cosine --epochs 100
 """
 
@@ -35,10 +35,10 @@ RECIPES = {
 def get_parser():
     p = options.parser(__doc__)
     options.add_data(p, datasets.NAMES)
-    g = p.add_argument_group("model and views", means=Means.RESULT)
+    g = p.add_argument_group("model and classes", means=Means.RESULT)
     options.add_encoder(g)
     options.flag(g, "--syncBN", help=options.SYNC_BN)
-    of_more = "use ImageNet-100's classes only, of a folder that holds more"
+    of_more = "train on the classes of ImageNet-100 only, of a folder that holds more"
     options.flag(g, "--imagenet100", means=Means.SUBSET | Means.PIXELS, help=of_more)
     options.add_cross_entropy(p)
     options.add_views(p)

@@ -36,9 +36,10 @@ def get_parser():
     p = options.parser(__doc__)
     options.add_data(p, datasets.NAMES)
     options.add_evaluation(p)
-    once = "probe features without augmentation, extracted once: far cheaper, other figures"
-    options.flag(p, "--cache_features", means=Means.FIXED, help=once)
-    options.add_training(p, warm="linear warm-up over 10 epochs")
+    once = "probe features without augmentation, extracted once: much faster, other results"
+    g = p.add_argument_group("probe", means=Means.RESULT)
+    options.flag(g, "--cache_features", means=Means.FIXED, help=once)
+    options.add_training(p, warm="warm up linearly over 10 epochs")
     options.add_distributed(p)
     # the probe's own defaults: Khosla et al. 2020
     p.set_defaults(

@@ -1,9 +1,9 @@
-"""Contrastive pre-training with ranked positives: RINCE, and SupCon (SCL) as its one-rank case.
+"""Contrastive training of an encoder with ranked positives (RINCE), SupCon and other losses.
 
-python main_supcon.py                       RINCE on scikit-learn's digits, a minute on a laptop
+python main_supcon.py                       RINCE on the digits of scikit-learn, a minute on a laptop
 python main_supcon.py --dataset path --data_folder MY_IMAGES --ranking MY_SUPERCLASSES.yaml
 python main_supcon.py --dataset path --data_folder MY_IMAGES --instance_ranks MY_GROUPS.csv
-python main_supcon.py --features MY_FEATURES.npz --ranking MY_SUPERCLASSES.yaml     a head, in seconds
+python main_supcon.py --features MY_FEATURES.npz --ranking MY_SUPERCLASSES.yaml     a head on features, in seconds
 """
 
 from functools import partial
@@ -47,12 +47,12 @@ def get_parser():
     g = p.add_argument_group("model", means=Means.RESULT)
     options.add_encoder(g)
     fixed = {"type": options.positive_int, "means": Means.FIXED}
-    g.add_argument("--feat_dim", default=128, help="dimensions after the head", **fixed)
-    g.add_argument("--memorybank_size", default=4096, help="keys in the bank", **fixed)
+    g.add_argument("--feat_dim", default=128, help="dimensions of the embedding after the projection head", **fixed)
+    g.add_argument("--memorybank_size", default=4096, help="keys in the memory bank", **fixed)
     names = "--momentum_encoder_decay", "--m"
-    g.add_argument(*names, dest="m", type=options.fraction, default=0.99, help="momentum of the key encoder")
+    g.add_argument(*names, dest="m", type=options.fraction, default=0.99, help="momentum of the momentum (key) encoder")
     options.flag(g, "--syncBN", help=options.SYNC_BN)
-    options.flag(g, "--shuffle_bn", help="encode keys in batches shuffled over the processes, as MoCo does")
+    options.flag(g, "--shuffle_bn", help="shuffle keys over the processes for BatchNorm, as MoCo does")
     options.add_objective(p)
     options.add_views(p)
     options.add_training(p)

@@ -1,4 +1,4 @@
-"""Out-of-distribution detection: do an encoder's features tell images of its classes from other images?
+"""Out-of-distribution (OOD) detection: how well features tell images of the training classes from other images.
 
 python out_of_dist_detection.py --exclude_classes 4 8 --dataset_outliers digits --outlier_classes 4 8
     --outlier_split all --ckpt save/SupCon/digits_models/NAME
@@ -36,8 +36,8 @@ def get_parser():
     options.add_data(p, datasets.NAMES)
     options.add_evaluation(p)
     g = options.add_outliers(p, datasets.NAMES, DETECTORS)
-    nearness = "of training and outlier classes, as in training: AUROC of each outlier class by its nearness"
-    g.add_argument("--ranking", type=util.user_text, means=Means.FILE, help=nearness)
+    nearness = "ranking of training and OOD classes, to report AUROC by similarity"
+    g.add_argument("--ranking", type=util.user_text, metavar="FILE", means=Means.FILE, help=nearness)
     p.needed["dataset_outliers"] = "features_outliers"
     options.add_output(p)
     options.add_distributed(p)
@@ -96,7 +96,7 @@ def evaluate(args, net: FrozenEncoder, data: list[datasets.ImageData], near: Ten
         if said["nearness"]["Spearman"] is not None:
             metrics["nearness"] = said["nearness"]["Spearman"]
         else:
-            print("nearness: no correlation, since there are not three outlier classes of two similarities")
+            print("nearness: no correlation; it needs three OOD classes, and two similarities")
     label, inliers = outliers_label(args, ", "), datasets.title(args.dataset, factory.find_data(args))
     detector = args.detector + (str(args.knn_k) if args.detector == "knn" else "")
     detail = f"{outliers_label(args, '-').replace(' ', '_')}_{detector}"

@@ -1,18 +1,17 @@
-"""Makes rankings of classes, and shows them.
+"""Make, show and compare rankings of classes.
 
 python rankings.py text --names names.csv --out ranking.csv         # cosines of class-name embeddings
-python rankings.py text --data_folder my_images --out ranking.csv   # the folders' names
+python rankings.py text --data_folder my_images --out ranking.csv   # of the folder names
 python rankings.py wordnet --names names.csv --is_a wordnet.is_a.txt --out ranking.csv  # of wnids
 python rankings.py superclass --from my_superclasses.yaml --out ranking.csv
-python rankings.py features --dataset cifar100 --ckpt FOLDER --out ranking.csv  # what a network finds similar
-python rankings.py features --features FILE --out ranking.csv                   # what features find similar
-python rankings.py confusion --dataset cifar100 --ckpt FOLDER --out ranking.csv  # what a classifier confuses
+python rankings.py features --dataset cifar100 --ckpt FOLDER --out ranking.csv  # cosines of class means
+python rankings.py features --features FILE --out ranking.csv                   # the same, of stored features
+python rankings.py confusion --dataset cifar100 --ckpt FOLDER --out ranking.csv  # confusions of a classifier
 python rankings.py noise --from ranking.csv --share 0.3 --seed 0 --out noisy.csv
 python rankings.py show ranking.csv --thresholds 0.6 0.4 --out ranking.png
 python rankings.py compare my_superclasses.yaml ranking.csv --thresholds 0.6 --bank 4096 --out compare.png
 """
 
-import argparse
 import itertools
 from pathlib import Path
 
@@ -37,54 +36,63 @@ DRAWN = {"show": "the ranking's name with .png", "compare": "compare.png"}  # ki
 
 
 def get_parser():
-    p = options.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = options.Parser(description=__doc__)
     kinds = p.add_subparsers(dest="kind", required=True)
-    k = kinds.add_parser("text", aliases=["roberta"], help="cosines of text embeddings of the class names")
+
+    def add(name, about, **how):
+        return kinds.add_parser(name, help=about, description=f"{about}.", **how)
+
+    k = add("text", "cosines of text embeddings of the class names", aliases=["roberta"])
     _add_classes(k)
-    encoder = f"hub name or local folder (default: {text_encoders.ENCODER})"
+    encoder = "text encoder: name on the Hugging Face hub, or local folder"
     k.add_argument("--model", type=util.user_text, default=text_encoders.ENCODER, help=encoder)
-    several = 'such as "a photo of a {}"; several are averaged (default: the name alone)'
-    k.add_argument("--template", nargs="+", default=["{}"], help=several)
-    k = kinds.add_parser("wordnet", help="nearness of wnids in WordNet's tree")
+    several = 'prompt, such as "a photo of a {}"; several are averaged (default: the name alone)'
+    k.add_argument("--template", nargs="+", metavar="TEXT", default=["{}"], help=several)
+    k = add("wordnet", "similarity of wnids in the tree of WordNet")
     _add_classes(k)
-    is_a = "ImageNet's wordnet.is_a.txt or WordNet's data.noun (default: NLTK's)"
-    k.add_argument("--is_a", type=util.user_path, help=is_a)
-    k.add_argument("--measure", choices=wordnet.MEASURES, default="path", help="path or Wu-Palmer (default: path)")
-    k = kinds.add_parser("superclass", help="0.75 inside a superclass, or a step a level of a taxonomy")
+    is_a = "ImageNet's wordnet.is_a.txt or WordNet's data.noun (default: from NLTK)"
+    k.add_argument("--is_a", type=util.user_path, metavar="FILE", help=is_a)
+    similarity = "path similarity, or that of Wu and Palmer"
+    k.add_argument("--measure", choices=wordnet.MEASURES, default="path", help=similarity)
+    k = add("superclass", "0.75 inside a superclass, or one step per level of a taxonomy")
     groups = "YAML file, CSV class,genus,family, folder superclass/class/, folder cifar-100-python"
     known = f"or one of {', '.join(rankings.list_shipped())}"
-    k.add_argument("--from", dest="source", required=True, type=util.user_text, help=f"{groups}, {known}")
-    k = kinds.add_parser("features", formatter_class=options.Help, help="cosines of a checkpoint's class means")
+    k.add_argument(
+        "--from", dest="source", required=True, type=util.user_text, metavar="FILE", help=f"{groups}, {known}"
+    )
+    k = add("features", "cosines of the class means of a checkpoint's features", usage=options.USAGE)
     _add_network(k)
-    options.flag(k, "--center", "--centre", default=True, help="about the mean of all classes")
-    k = kinds.add_parser("confusion", formatter_class=options.Help, help="what a classifier confuses")
+    options.flag(k, "--center", "--centre", default=True, help="subtract the mean of all classes first")
+    k = add("confusion", "how often a classifier confuses two classes", usage=options.USAGE)
     _add_network(k, required=False)
-    k.add_argument("--from", dest="source", type=util.user_path, help="CSV of counts instead of --ckpt")
-    k = kinds.add_parser("noise", aliases=["random"], help="a share of the pairs dealt anew at random")
+    k.add_argument("--from", dest="source", type=util.user_path, metavar="FILE", help="CSV of counts instead of --ckpt")
+    k = add("noise", "a ranking with a share of its pairs exchanged at random", aliases=["random"])
     ranking = f"ranking: matrix in CSV or .npz, {groups}, {known}, roberta_threshold"
-    k.add_argument("--from", dest="source", type=util.user_text, required=True, help=ranking)
-    k.add_argument("--share", type=float, default=1.0, help="of the pairs, in [0, 1] (default: 1, a random ranking)")
-    k.add_argument("--seed", type=options.count, default=0, help="random seed (default: 0)")
-    k = kinds.add_parser("show", help="draw a ranking and the ranks that training takes from it")
+    k.add_argument("--from", dest="source", type=util.user_text, required=True, metavar="FILE", help=ranking)
+    share = "share of the pairs (default: 1, a random ranking)"
+    k.add_argument("--share", type=float, metavar="P", default=1.0, help=share)
+    k.add_argument("--seed", type=options.count, default=0, help="random seed")
+    k = add("show", "picture of a ranking, and of the ranks that training takes from it")
     k.add_argument("ranking", type=util.user_text, help=ranking)
     options.add_ranks(k)
-    k = kinds.add_parser("compare", help="what rankings share, and what training would find in each of them")
+    k = add("compare", "agreement of rankings, and the ranks that training takes from each")
     k.add_argument("tables", nargs="+", type=util.user_text, help=ranking)
     options.add_ranks(k)
-    k.add_argument("--k", type=options.positive_int, help="most similar classes to compare (None: 5, or all others)")
-    k.add_argument("--bank", type=options.positive_int, default=4096, help="keys in the bank (default: 4096)")
-    k.add_argument("--permutations", type=options.positive_int, default=999, help="of the test (default: 999)")
+    k.add_argument("--k", type=options.positive_int, help="most similar classes to compare (default: 5, or all others)")
+    k.add_argument("--bank", type=options.positive_int, default=4096, help="keys in the memory bank")
+    k.add_argument("--permutations", type=options.positive_int, default=999, help="permutations of the test")
     for name, k in {id(k): (name, k) for name, k in kinds.choices.items()}.values():  # an alias is the same parser
-        picture = f"picture to draw: {', '.join(figures.FORMATS)} (default: {DRAWN.get(name)})"
-        what = picture if name in DRAWN else "ranking file to write: .csv, .npz"
+        picture = f"picture to write: {', '.join(figures.FORMATS)} (default: {DRAWN.get(name)})"
+        what = picture if name in DRAWN else "ranking file to write: .csv or .npz"
         k.add_argument("--out", type=util.user_path, required=name not in DRAWN, metavar="FILE", help=what)
     return p
 
 
 def _add_classes(k) -> None:
-    k.add_argument("--names", type=util.user_path, help="CSV class,name, one class a line, or a data set as cifar100")
-    folder = "folder of class folders; with --names, their names are there"
-    k.add_argument("--data_folder", type=util.user_path, help=folder)
+    names = "CSV class,name with one class per line, or a data set, such as cifar100"
+    k.add_argument("--names", type=util.user_path, metavar="FILE", help=names)
+    folder = "folder of class folders; with --names, only to choose the classes"
+    k.add_argument("--data_folder", type=util.user_path, metavar="FOLDER", help=folder)
 
 
 def _add_network(k, required: bool = True) -> None:
@@ -155,7 +163,7 @@ def compare(args, out: Path) -> None:
         try:
             similarity = rankings.assign_ranks(table, Ranks(args.thresholds, args.ranks), name)
         except InputError as error:
-            print(f"{name}: not to be trained on as it is: {str(error).removeprefix(f'{name}: ')}")
+            print(f"{name}: training cannot use it as it is: {str(error).removeprefix(f'{name}: ')}")
         else:
             print_numbers(f"ranks of {name}", comparison.foresee_ranks(similarity, args.bank))
     rho = {b: None if np.isnan(row["rho"]) else row["rho"] for (a, b), row in pairs.items() if a == args.tables[0]}

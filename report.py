@@ -1,4 +1,4 @@
-"""Writes one page that compares encoders: maps, neighbors, classes and outliers, in one file for any browser.
+"""Write one HTML page that compares encoders: maps, neighbors, classes and OOD scores.
 
 python report.py --ckpt SCL_RUN RINCE_RUN --names SCL RINCE --out report.html
 python report.py --features 'features/train-*' --features_val 'features/val-*' --texts val.csv --ckpt raw RINCE_RUN
@@ -32,16 +32,16 @@ NEIGHBORS = 10
 
 def get_parser():
     p = encoders.parser(__doc__, "report.html", "page")
-    g = p.add_argument_group("what is shown", means=Means.RESULT)
-    ranking = "what --ranking is in training, or checkpoint (None: superclass, if there are any)"
-    g.add_argument("--ranking", type=util.user_text, help=ranking)
-    most = "test items on the maps, as many of each class"
+    g = p.add_argument_group("contents", means=Means.RESULT)
+    ranking = "ranking as in training, or checkpoint (default: superclass, if there are superclasses)"
+    g.add_argument("--ranking", type=util.user_text, metavar="FILE", help=ranking)
+    most = "test items on the maps, equally many per class"
     g.add_argument("--max_items", type=options.positive_int, default=2000, metavar="N", help=most)
-    texts = "CSV of the texts of --features_val, row by row"
+    texts = "texts of --features_val, CSV with the same rows"
     rows = {"type": util.user_text, "nargs": "+", "metavar": "FILE", "means": Means.VECTORS}
     g.add_argument("--texts", help=texts, **rows)
-    g.add_argument("--texts_outliers", help="of --features_outliers", **rows)
-    table = "JSON of a recipe's table, to show its results"
+    g.add_argument("--texts_outliers", help="texts of --features_outliers, CSV with the same rows", **rows)
+    table = "JSON file of a recipe's table, whose results are shown"
     g.add_argument("--table", type=util.user_path, metavar="FILE", help=table)
     options.add_outliers(p, datasets.NAMES, detectors.DETECTORS)
     return p

@@ -1,4 +1,4 @@
-"""Runs a recipe: trains and evaluates the methods of a table through the scripts, as a user would, and tables them.
+"""Run a recipe: train and evaluate the methods of a table, then write the table.
 
 python reproduce.py recipes/digits.yaml
 python reproduce.py recipes/cifar100.yaml --seeds 3 --only rince_out_in
@@ -6,9 +6,9 @@ python reproduce.py recipes/imagenet100.yaml --dry-run
 python reproduce.py recipes/imagenet100.yaml --submit slurm --slurm="--partition=gpu --gres=gpu:8 --time=12:00:00"
 python reproduce.py recipes/imagenet100.yaml --status
 
-What is done is skipped: a training whose folder has the same command and all its epochs, an evaluation with a record of
-the same command on the same checkpoint. A training that was cut off goes on. A failure is reported at the end, and the
-rest goes on. The table (Markdown, and JSON with the records behind each figure) lies in save/tables.
+Finished steps are skipped: a training whose folder has the same command and all its epochs, an evaluation with a record
+of the same command on the same checkpoint. A stopped training resumes. After a failure the other steps run, and the
+failure is reported at the end. The table is stored in save/tables, as Markdown and as JSON with all records.
 """
 
 import argparse
@@ -34,28 +34,24 @@ from util import InputError
 
 def get_parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("recipe", type=util.user_path, help="YAML file, one of recipes/")
-    p.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ... of each method (default: 1)")
-    p.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="run these methods or cells; show the rest if done"
-    )
-    p.add_argument("--scale", type=float, default=1.0, help="share of the epochs, to try a recipe out (default: 1)")
-    p.add_argument("--options", default="", help='for every script, as --options="--num_workers 4"; one that all have')
-    p.add_argument(
-        "--jobs", type=int, help="models at a time, one core each; 0: one a core (default: the recipe's, or 1)"
-    )
-    p.add_argument(
-        "--out", type=util.user_path, default=Path("save/tables"), help="folder of the table (default: save/tables)"
-    )
-    p.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
-    p.add_argument("--submit", choices=("slurm", "local"), help="run as jobs: of SLURM, or processes of this machine")
-    p.add_argument(
-        "--slurm",
-        default="",
-        metavar="OPTIONS",
-        help='of sbatch, as --slurm="--gres=gpu:8 --time=12:00:00"',
-    )
-    p.add_argument("--status", action="store_true", help="show the jobs of the last --submit and what they do")
+    p.add_argument("recipe", type=util.user_path, help="YAML file of a recipe, such as recipes/digits.yaml")
+    p.add_argument("--seeds", type=int, metavar="N", default=1, help="seeds per method, from 0 (default: 1)")
+    only = "methods or grid cells to run; others are shown if they are done (default: all)"
+    p.add_argument("--only", nargs="+", default=[], metavar="NAME", help=only)
+    scale = "share of the epochs, to try a recipe (default: 1)"
+    p.add_argument("--scale", type=float, metavar="P", default=1.0, help=scale)
+    added = 'options that all scripts have, added to every command, such as --options="--num_workers 4"'
+    p.add_argument("--options", default="", help=added)
+    jobs = "models at a time, one core each; 0: one per core (default: from the recipe, or 1)"
+    p.add_argument("--jobs", type=int, metavar="N", help=jobs)
+    tables, folder = Path("save/tables"), "folder of the table (default: save/tables)"
+    p.add_argument("--out", type=util.user_path, metavar="FOLDER", default=tables, help=folder)
+    p.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
+    submit = "run as jobs of SLURM, or as processes of this machine"
+    p.add_argument("--submit", choices=("slurm", "local"), help=submit)
+    sbatch = 'options of sbatch, such as --slurm="--gres=gpu:8 --time=12:00:00"'
+    p.add_argument("--slurm", default="", metavar="OPTIONS", help=sbatch)
+    p.add_argument("--status", action="store_true", help="show the jobs of the last --submit and their state")
     p.add_argument("--task", nargs="+", help=argparse.SUPPRESS)  # what a job calls
     return p
 
@@ -234,9 +230,9 @@ def main():
     recipe = recipes.read(args.recipe)
     if args.seeds < 1 or not 0 < args.scale <= 1 or (args.jobs or 0) < 0:
         given = f"--seeds {args.seeds} --scale {args.scale} --jobs {args.jobs}"
-        raise InputError(f"{given}: seeds start at 1, jobs at 0, the scale lies in (0, 1]")
+        raise InputError(f"{given}: --seeds must be >= 1, --jobs >= 0, --scale in (0, 1]")
     if args.slurm and args.submit != "slurm":
-        raise InputError("--slurm is of no use without --submit slurm")
+        raise InputError("--slurm: has no use without --submit slurm")
     if args.status:
         return submitting.show_status(locate_jobs(args), args.recipe)
     only = [method for name in args.only for method in grid.find_methods(recipe, name, f"{args.recipe}: --only")]
@@ -252,7 +248,7 @@ def main():
             else:
                 failures = (submit if args.submit else run_recipe)(recipe, names, scope, args)
     except KeyboardInterrupt:
-        print("reproduce.py: stopped; the same command goes on where it stopped", file=sys.stderr)
+        print("reproduce.py: stopped; the same command continues", file=sys.stderr)
         sys.exit(130)
     if failures:
         sys.exit(1)

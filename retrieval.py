@@ -1,7 +1,7 @@
-"""Retrieval with a trained encoder: test images look for their class, or superclass, among the training images.
+"""Retrieval: training images of the class, or superclass, of each test image, by the features of a trained encoder.
 
 python retrieval.py --dataset cifar100 --data_folder ./data --labelset coarse --ckpt save/SupCon/cifar100_models/NAME
-python retrieval.py --dataset cifar100 --data_folder ./data --ranking superclass --ckpt ...   # was its order learned?
+python retrieval.py --dataset cifar100 --data_folder ./data --ranking superclass --ckpt ...   # rank consistency
 python retrieval.py --dataset path --data_folder my_images --instance_ranks my_groups.csv --ckpt ...   # no classes
 python retrieval.py --dataset path --data_folder my_list.csv --values age --ckpt ...   # numbers instead of classes
 """
@@ -36,23 +36,23 @@ def get_parser():
     p = options.parser(__doc__)
     options.add_data(p, datasets.NAMES)
     options.add_evaluation(p)
-    g = p.add_argument_group("labels", means=Means.RESULT)
-    gallery = "where queries, the test images, look: among the training images, or for one another"
+    g = p.add_argument_group("retrieval", means=Means.RESULT)
+    gallery = "images to search for each test image: the training images, or the other test images"
     g.add_argument("--gallery", "--within", dest="within", choices=["train", "test"], default="train", help=gallery)
-    vote = "column kNN: accuracy of a vote of so many (None: none); with --values neighbors of the regression (10)"
-    g.add_argument("--knn_vote", "--knn_k", dest="knn_k", type=options.positive_int, metavar="K", help=vote)
-    labelsets = "classes, superclasses, or every level of a taxonomy"
+    vote = "neighbors of the k-NN accuracy, with --values of the regression (default: no accuracy, 10 with --values)"
+    g.add_argument("--knn_vote", "--knn_k", dest="knn_k", type=options.positive_int, help=vote)
+    labelsets = "labels to retrieve: classes, superclasses, both, or every level of a taxonomy"
     g.add_argument("--labelset", default="fine", choices=["fine", "coarse", "both", "levels"], help=labelsets)
-    superclasses = "YAML of superclasses; for levels a taxonomy's file, or inaturalist (None: the data set's own)"
-    g.add_argument("--superclasses", type=util.user_text, means=Means.FILE, help=superclasses)
-    only = "queries and gallery of these only: a file of names, or excluded, those that were not trained on"
+    superclasses = "YAML file of superclasses, or a taxonomy or inaturalist for levels (default: the data set's own)"
+    g.add_argument("--superclasses", type=util.user_text, metavar="FILE", means=Means.FILE, help=superclasses)
+    only = "classes of queries and gallery: a file of names, or excluded, which are those left out of training"
     g.add_argument("--classes", type=util.user_text, metavar="FILE", means=Means.FILE, help=only)
-    groups = "no classes: CSV of nested groups, as in training; each image looks for the others"
+    groups = "nested groups instead of classes, CSV as in training; each image retrieves the others"
     g.add_argument("--instance_ranks", type=util.user_text, metavar="FILE", means=Means.FILE, help=groups)
     options.add_values(g)
-    g = p.add_argument_group("order of the ranks (None: it is not measured)", means=Means.RESULT)
-    ranking = "checkpoint, as it was trained on, or what --ranking is in training"
-    g.add_argument("--ranking", type=util.user_text, means=Means.FILE, help=ranking)
+    g = p.add_argument_group("rank consistency", means=Means.RESULT)
+    ranking = "ranking to compare with, as in training; checkpoint: the one that it was trained on"
+    g.add_argument("--ranking", type=util.user_text, metavar="FILE", means=Means.FILE, help=ranking)
     options.add_ranks(g)
     options.add_output(p)
     options.add_distributed(p)
@@ -74,7 +74,9 @@ def label_sets(args, classes, known) -> dict[str, torch.Tensor]:
         raise InputError(f"--superclasses {args.superclasses}: has no use with --labelset fine")
     for name, labels in sets.items():
         if len(labels.unique()) < 2 and args.labelset != "levels":  # a kingdom of its own is a level all the same
-            raise InputError(f"--labelset {name}: there is a single class, so that every image is a hit")
+            raise InputError(
+                f"--labelset {name}: there is one class only, so every image is relevant; give another one"
+            )
     return sets
 
 
@@ -92,14 +94,16 @@ def choose_task(args, net, train) -> RetrievalTask:
     similarity = rank_consistency.find_similarity(args.ranking, ranks, net, train.superclasses, classes)
     levels = evaluation.Levels.of_table(similarity)
     if len(levels.values) < 2:
-        raise InputError(f"--ranking {args.ranking}: has a single rank, and no order to measure")
+        raise InputError(f"--ranking {args.ranking}: has a single rank, so rank consistency is not defined")
     return replace(task, levels=levels, similarity=similarity)
 
 
 def choose_group_task(args, groups, names) -> RetrievalTask:
     """Every level of nested groups, and their order."""
     if args.within != "train" or args.knn_k:
-        raise InputError("--gallery and --knn_vote: have no use with --instance_ranks: its images look for one another")
+        raise InputError(
+            "--gallery and --knn_vote: have no use with --instance_ranks, whose images retrieve each other"
+        )
     if args.labelset != "fine" or args.superclasses or args.classes:
         others = "--labelset, --superclasses or --classes"
         raise InputError(f"--instance_ranks: has no classes for {others}; every level is measured")

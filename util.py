@@ -267,7 +267,7 @@ class Progress:
             self.bar.set_postfix_str(text)
         elif self.show and step < self.steps and step % self.every == 0:
             left = (time.perf_counter() - self.start) / step * (self.steps - step)
-            parts = f"{self.title} step {step}/{self.steps}", text, f"{clock(left)} left of it"
+            parts = f"{self.title} step {step}/{self.steps}", text, f"ETA {clock(left)}"
             print("  ".join(filter(None, parts)), flush=True)
 
     def close(self) -> None:

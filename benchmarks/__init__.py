@@ -1,6 +1,5 @@
 """Scripts that measure the numbers of docs/speed.md, each next to a plain reference in the same run."""
 
-import argparse
 import datetime
 import importlib.metadata
 import json
@@ -21,15 +20,17 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from engine.cli import config
+from engine.cli.parsing import Parser
 from engine.train.optimization import cpu_capabilities
 
+ROUNDS = "rounds of measurement"
 LIBRARIES = ("torch", "torchvision", "numpy")
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
+def parser(doc: str) -> Parser:
     """Make the parser of a benchmark, which measures under the settings of the scripts."""
     config.huge_pages()
-    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(description=doc)
     p.add_argument("--json", type=Path, metavar="FILE", help="file to add the results to")
     return p
 

@@ -1,4 +1,4 @@
-"""Images per second that one core makes into two augmented views, by every path, against the published pipeline.
+"""Measure images per second that one core makes into two augmented views, on every path.
 
 python -m benchmarks.data [--images DIR] [--takes IMAGES_PER_SECOND] [--rounds 5] [--json FILE]
 
@@ -21,7 +21,7 @@ from PIL import Image
 from torchvision import transforms
 
 import datasets
-from benchmarks import in_turn, parser, ratio, report
+from benchmarks import ROUNDS, in_turn, parser, ratio, report
 from datasets import augmentation, packed, packing
 from datasets.augmentation import Augmentation
 from datasets.views import Views
@@ -174,12 +174,20 @@ def report_small_images(args) -> None:
     report("the same images as evaluation sees them", rows, args.json, name="evaluation_views")
 
 
-def main():
+def get_parser():
     p = parser(__doc__)
-    p.add_argument("--images", type=Path, metavar="DIR", help="folder of class folders")
-    p.add_argument("--takes", type=float, metavar="N", help="images/s of a device, for the cores that feed it")
-    p.add_argument("--rounds", type=int, default=5)
-    args = p.parse_args()
+    p.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="folder of class folders (default: crops of two photographs)"
+    )
+    p.add_argument(
+        "--takes", type=float, metavar="X", help="images per second of a device, to compute the cores that it needs"
+    )
+    p.add_argument("--rounds", type=int, default=5, help=ROUNDS)
+    return p
+
+
+def main():
+    args = get_parser().parse_args()
     torch.set_num_threads(1)
     report_photographs(args)
     report_small_images(args)

@@ -1,4 +1,4 @@
-"""Retrieval and the Gaussian OOD scores at ImageNet-100's size, next to their bare products: seconds, peak memory.
+"""Measure retrieval and Gaussian OOD scores at the size of ImageNet-100: seconds and peak memory.
 
 python -m benchmarks.evaluation [--queries 5000 --gallery 126000 --test 42000 --dim 512] [--growth] [--json FILE]
 
@@ -100,15 +100,19 @@ def measure_growth(size: int, queries: int = 64, dim: int = 128) -> dict:
     return growth_row(size, forms, queries, rounds=3 if size <= 10**5 else 1)
 
 
-def main():
+def get_parser():
     p = parser(__doc__)
-    p.add_argument("--queries", type=int, default=5000)
-    p.add_argument("--gallery", type=int, help="training images (default: 126000, with --growth a million)")
-    p.add_argument("--test", type=int, default=42_000, help="images that get an OOD score")
-    p.add_argument("--dim", type=int, default=512)
-    p.add_argument("--classes", type=int, default=100)
+    p.add_argument("--queries", type=int, default=5000, help="number of queries")
+    p.add_argument("--gallery", type=int, help="number of training images (default: 126000, or 1000000 with --growth)")
+    p.add_argument("--test", type=int, default=42_000, help="number of images that get an OOD score")
+    p.add_argument("--dim", type=int, default=512, help="dimensions of a feature")
+    p.add_argument("--classes", type=int, default=100, help="number of classes")
     p.add_argument("--growth", action="store_true", help="measure how time and memory grow with the gallery")
-    args = p.parse_args()
+    return p
+
+
+def main():
+    args = get_parser().parse_args()
     if args.growth:
         rows = [measure_growth(10**n) for n in range(3, 10) if 10**n <= (args.gallery or 10**6)]
         report("retrieval, 64 queries of 128 dimensions", rows, args.json, name="growth_gallery")

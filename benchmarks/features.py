@@ -1,4 +1,4 @@
-"""A training step of a head on features as main_supcon.py takes it, against plain loops of torch.
+"""Measure a training step of a head on features, compared with plain loops of torch.
 
 python -m benchmarks.features [--peers] [--threads 1] [--json FILE]
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks import in_turn, parser, ratio, report
+from benchmarks import ROUNDS, in_turn, parser, ratio, report
 from benchmarks.loss import plain_infonce
 from benchmarks.train_step import Training
 
@@ -124,12 +124,16 @@ def measure(rounds: int, peers: bool) -> list[dict]:
     return rows
 
 
-def main():
+def get_parser():
     p = parser(__doc__)
-    p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--threads", type=int, help="of torch (default: all cores)")
-    p.add_argument("--peers", action="store_true", help="add pytorch-metric-learning")
-    args = p.parse_args()
+    p.add_argument("--rounds", type=int, default=5, help=ROUNDS)
+    p.add_argument("--threads", type=int, help="threads of torch (default: all cores)")
+    p.add_argument("--peers", action="store_true", help="compare with pytorch-metric-learning")
+    return p
+
+
+def main():
+    args = get_parser().parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     threads = torch.get_num_threads()

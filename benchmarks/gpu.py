@@ -1,4 +1,4 @@
-"""Measure a machine with a GPU: what a training takes on it, next to what the card allows; a page in words.
+"""Measure a machine with a GPU: times of a training, next to the limits of the card.
 
 python -m benchmarks.gpu --out gpu.json
 python -m benchmarks.gpu --device cpu       # tries this code in small; nothing about a GPU is measured
@@ -7,7 +7,6 @@ python -m benchmarks.gpu --device cpu       # tries this code in small; nothing 
 what was measured before, and the exit code is 1.
 """
 
-import argparse
 import contextlib
 import datetime
 import gc
@@ -32,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import in_turn, loss, table
 from benchmarks.train_step import Case, Training, compare
 from engine.cli import config
+from engine.cli.parsing import Parser
 from engine.train import optimization
 from util import InputError
 
@@ -46,7 +46,9 @@ PRODUCTS = 20  # matrix products between two readings of the clock
 def check(gpus: int) -> None:
     """InputError where the machine lacks the GPUs."""
     if not torch.cuda.is_available():
-        raise InputError("no CUDA device: nothing can be measured; DEVICE=cpu, or --device cpu, tries the code alone")
+        raise InputError(
+            "--device cuda: this machine has no CUDA device; --device cpu (make gpu DEVICE=cpu) tries the code"
+        )
     if gpus > torch.cuda.device_count():
         raise InputError(f"--check {gpus}: this machine has {torch.cuda.device_count()} GPUs")
 
@@ -221,12 +223,18 @@ def page(record: dict) -> str:
     return "\n".join([*lines, *errors_of(record)])
 
 
+def get_parser():
+    p = Parser(description=__doc__)
+    p.add_argument(
+        "--device", default="cuda", choices=["cuda", "cpu"], help="device to measure; cpu only tries the code"
+    )
+    p.add_argument("--check", type=int, metavar="N", help="only check that the machine has N GPUs")
+    p.add_argument("--out", type=Path, metavar="FILE", help="JSON file of all results to write")
+    return p
+
+
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    p.add_argument("--check", type=int, metavar="N", help="only look whether the machine has N GPUs")
-    p.add_argument("--out", type=Path, metavar="FILE", help="JSON file of all results")
-    args = p.parse_args()
+    args = get_parser().parse_args()
     if args.device == "cuda":
         check(args.check or 1)
     if args.check:

@@ -1,4 +1,4 @@
-"""Hours of the trainings of a recipe on GPUs, computed from its commands: nothing is run.
+"""Compute the hours of the trainings of a recipe on GPUs; nothing is run.
 
 python -m benchmarks.hours [recipes/cifar100.yaml recipes/imagenet100.yaml] [--tflops 60] [--json FILE]
 
@@ -38,7 +38,7 @@ def count_operations(model: str, size: int, small: bool) -> float:
 def count_images(args, command: str) -> float:
     """Training images of a command, as far as its options tell. Raises InputError for a data set of unknown size."""
     if args.dataset not in IMAGES:
-        raise InputError(f"{command}: how many images --dataset {args.dataset} has is not known here")
+        raise InputError(f"{command}: the number of images of --dataset {args.dataset} is not known")
     whole, classes = IMAGES[args.dataset]
     return (args.images_per_class or whole / classes) * (classes - len(args.hold_out))
 
@@ -59,12 +59,16 @@ def compute_row(command: str, tflops: float) -> dict:
     }  # fmt: skip
 
 
-def main():
+def get_parser():
     p = parser(__doc__)
     known = [Path("recipes/cifar100.yaml"), Path("recipes/imagenet100.yaml")]
-    p.add_argument("recipes", type=Path, nargs="*", default=known)
-    p.add_argument("--tflops", type=options.positive, default=60.0)
-    args = p.parse_args()
+    p.add_argument("recipes", type=Path, nargs="*", default=known, help="YAML files of recipes")
+    p.add_argument("--tflops", type=options.positive, default=60.0, help="operations per second of the GPUs, in 10^12")
+    return p
+
+
+def main():
+    args = get_parser().parse_args()
     rows = []
     for path in args.recipes:
         recipe = recipes.read(path)

@@ -1,4 +1,4 @@
-"""The RINCE loss against plain forms, forward and backward, in the same run: time, operations, memory.
+"""Measure the RINCE loss, forward and backward, compared with plain forms: time, operations, memory.
 
 python -m benchmarks.loss [--device cuda] [--keys 8192] [--growth | --rivals] [--json FILE]
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
-from benchmarks import growth_row, in_turn, must_equal, parser, peak_bytes, ratio, report
+from benchmarks import ROUNDS, growth_row, in_turn, must_equal, parser, peak_bytes, ratio, report
 from losses import (
     BankLoss,
     CoarseSupConLoss,
@@ -162,14 +162,18 @@ def measure_growth(keys: int, anchors: int = 128) -> dict:
     return growth_row(keys, forms, anchors, rounds=3 if keys <= 2**16 else 1)
 
 
-def main():
+def get_parser():
     p = parser(__doc__)
-    p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    p.add_argument("--rounds", type=int, default=15)
-    p.add_argument("--keys", type=int, help="in the bank (default: 8192, with --growth 1048576)")
+    p.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to measure")
+    p.add_argument("--rounds", type=int, default=15, help=ROUNDS)
+    p.add_argument("--keys", type=int, help="keys in the memory bank (default: 8192, or 1048576 with --growth)")
     p.add_argument("--growth", action="store_true", help="measure how time and memory grow with the bank")
-    p.add_argument("--rivals", action="store_true", help="measure every loss beside SupCon")
-    args = p.parse_args()
+    p.add_argument("--rivals", action="store_true", help="measure every loss next to SupCon")
+    return p
+
+
+def main():
+    args = get_parser().parse_args()
     torch.manual_seed(0)
     if args.growth:
         rows = [measure_growth(4**n) for n in range(5, 16) if 4**n <= (args.keys or 4**10)]

@@ -1,4 +1,4 @@
-"""docs/speed.md from what the benchmarks found: benchmarks/speed.md.in with its tables filled in.
+"""Write docs/speed.md: the template benchmarks/speed.md.in, filled with the results of the benchmarks.
 
 python -m benchmarks.page [--json docs/speed.json] [--out docs/speed.md]
 
@@ -7,12 +7,12 @@ In the template, {{table NAME}} is the table of a record of the JSON file, {{cel
 benchmark but these.
 """
 
-import argparse
 import json
 import re
 from pathlib import Path
 
 import util
+from engine.cli.parsing import Parser
 from util import InputError
 
 HERE = Path(__file__).parent
@@ -42,7 +42,7 @@ def fill(template: str, records: dict) -> str:
         try:
             return _fill_one(wanted, records)
         except KeyError:
-            raise InputError(f"{{{{{wanted}}}}}: not in the records") from None
+            raise InputError(f"template: {{{{{wanted}}}}}: not among the results; run the benchmark first") from None
 
     return re.sub(r"\{\{(.+?)\}\}", replace, template)
 
@@ -67,11 +67,16 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (headers, ["---"] * len(columns), *cells))
 
 
+def get_parser():
+    p = Parser(description=__doc__)
+    records, page = "file of results (default: docs/speed.json)", "page to write (default: docs/speed.md)"
+    p.add_argument("--json", type=util.user_path, metavar="FILE", default=DOCS / "speed.json", help=records)
+    p.add_argument("--out", type=util.user_path, metavar="FILE", default=DOCS / "speed.md", help=page)
+    return p
+
+
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--json", type=util.user_path, metavar="FILE", default=DOCS / "speed.json")
-    p.add_argument("--out", type=util.user_path, metavar="FILE", default=DOCS / "speed.md")
-    args = p.parse_args()
+    args = get_parser().parse_args()
     try:
         records = json.loads(args.json.read_text())
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Ours next to the packages of the field and to plain forms, on equal inputs, in one run.
+"""Compare our times with those of other packages and of plain forms, on equal inputs.
 
 python -m benchmarks.peers [--only NAME ...] [--rounds 5] [--threads N] [--json FILE]
 
@@ -30,7 +30,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 import datasets
-from benchmarks import data, in_turn, must_equal, parser, ratio, report
+from benchmarks import ROUNDS, data, in_turn, must_equal, parser, ratio, report
 from benchmarks.data import JITTER, MEAN, STD, build_published_view, by_batch, one_by_one
 from benchmarks.evaluation import make_features, rank_alone, score_by_scikit_learn
 from benchmarks.loss import TAU, forward_and_backward, make_inputs, make_table, plain_infonce
@@ -395,15 +395,20 @@ def measure(work: Work, rounds: int) -> list[dict]:
     return rows
 
 
-def main():
+def get_parser():
     p = parser(__doc__)
-    p.add_argument("--only", nargs="+", choices=WORKS, default=list(WORKS), metavar="NAME", help=", ".join(WORKS))
-    p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--threads", type=int, help="of torch (default: one per core)")
-    args = p.parse_args()
+    what = f"comparisons to run: {', '.join(WORKS)} (default: all)"
+    p.add_argument("--only", nargs="+", choices=WORKS, default=list(WORKS), metavar="NAME", help=what)
+    p.add_argument("--rounds", type=int, default=5, help=ROUNDS)
+    p.add_argument("--threads", type=int, help="threads of torch (default: one per core)")
+    return p
+
+
+def main():
+    args = get_parser().parse_args()
     missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise util.InputError(f'missing: {", ".join(missing)}; install them with: pip install ".[bench]"')
+        raise util.InputError(f'--only: packages are missing: {", ".join(missing)}; pip install ".[bench]"')
     threads = args.threads or torch.get_num_threads()
     for name in args.only:
         torch.set_num_threads(threads)

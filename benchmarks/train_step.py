@@ -1,4 +1,4 @@
-"""A training step of RINCE as main_supcon.py takes it, option by option, against a plain form.
+"""Measure a training step of RINCE, option by option, compared with a plain form.
 
 python -m benchmarks.train_step [--device cuda] [--model resnet18] [--size 32] [--batch_size 256] [--bank 4096]
     [--compile] [--json FILE]
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from benchmarks import in_turn, parser, ratio, report
+from benchmarks import ROUNDS, in_turn, parser, ratio, report
 from benchmarks.data import MEAN, STD, make_photographs
 from benchmarks.loss import C, plain_rince
 from engine.cli import config
@@ -153,17 +153,21 @@ def compare(case: Case, device: torch.device, forms: dict, rounds: int, steps: i
     return rows
 
 
-def main():
+def get_parser():
     p = parser(__doc__)
-    p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    p.add_argument("--model", default="resnet18")
-    p.add_argument("--size", type=int, default=32)
-    p.add_argument("--batch_size", type=int, default=256)
-    p.add_argument("--bank", type=int, default=4096)
-    p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--steps", type=int, default=1, help="of a round; on a GPU 10 or more")
-    p.add_argument("--compile", action="store_true", help="add rows with compiled encoders")
-    args = p.parse_args()
+    p.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to measure")
+    p.add_argument("--model", default="resnet18", help="name of the encoder")
+    p.add_argument("--size", type=int, default=32, help="side of an image in pixels")
+    p.add_argument("--batch_size", type=int, default=256, help="images per step")
+    p.add_argument("--bank", type=int, default=4096, help="keys in the memory bank")
+    p.add_argument("--rounds", type=int, default=5, help=ROUNDS)
+    p.add_argument("--steps", type=int, default=1, help="steps per round; on a GPU 10 or more")
+    p.add_argument("--compile", action="store_true", help="measure compiled encoders, too")
+    return p
+
+
+def main():
+    args = get_parser().parse_args()
     case = Case(args.model, args.size, args.batch_size, args.bank)
     forms = FORMS | (COMPILED if args.compile else {})
     rows = compare(case, torch.device(args.device), forms, args.rounds, args.steps)

@@ -18,8 +18,8 @@ export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 
 srun --kill-on-bad-exit=1 --wait=60 .venv/bin/python main_supcon.py \
     --dataset=imagenet --data_folder=./data/imagenet100/train --size=224 --model=resnet18 \
-    --loss_type=rince --mixed_out_in=True --similarity_ranking_imagenet=roberta_threshold \
-    --roberta_float_threshold=0.4 --min_tau=0.1 --max_tau=0.6 --memorybank_size=8192 \
+    --loss_type=rince --variant=out_in --ranking=roberta_threshold \
+    --thresholds=0.4 --min_tau=0.1 --max_tau=0.6 --memorybank_size=8192 \
     --batch_size=768 --learning_rate=0.3 --cosine --epochs=500 --save_freq=100 --num_workers=10 \
     --exp_name="rince_imagenet100" --resume auto "$@"
 status=$?

@@ -123,7 +123,7 @@ class ImageData(Dataset):
                     raise InputError(f"{error}; {WAY_ROUND}") from None
                 self.bad[i] = True
                 print(f"warning: {error}; another image takes its place", file=sys.stderr, flush=True)
-        raise InputError(f"none of the {len(self)} training images can be read")
+        raise InputError(f"--data_folder: none of the {len(self)} training images can be read")
 
     @property
     def in_memory(self) -> bool:
@@ -260,20 +260,21 @@ def check_outliers(train: ImageData, test: ImageData, outliers: ImageData, same:
     wnids = [c for c in shared if re.fullmatch(r"n\d{8}", c)]  # the same in every folder
     if (same and shared and outliers.in_memory and not outliers.are_features) or wnids:
         hint = "leave it out of one with --exclude_classes"
-        raise InputError(f"--outlier_classes: class {shared[0]} is an inlier too; {hint}")
+        raise InputError(f"--outlier_classes: class {shared[0]} is also a class of --dataset; {hint}")
     if (train.in_memory or outliers.in_memory) and not outliers.are_features:
         return ""
     inliers, trained, real = set(test.names()), set(train.names()), outliers.names()
     flag = "--features_outliers" if outliers.are_features else f"--data_folder_outliers {folder}"
     if found := [f for f in real if f in inliers]:
-        raise InputError(f"{flag}: holds inliers, {found[0]} ({len(found)} of its {len(real)} images)")
+        raise InputError(f"{flag}: {len(found)} of {len(real)} OOD images are validation images, such as {found[0]}")
     if found := [f for f in real if f in trained]:
-        line = f"{len(found)} of the {len(real)} outliers are training images, such as {found[0]}"
+        line = f"{len(found)} of the {len(real)} OOD images are training images, such as {found[0]}"
         if len(found) == len(real):
             raise InputError(f"{flag}: {line}; leave their classes out with --exclude_classes, or give other images")
         return f"warning: {line}"
     if moved := _find_moved_pack([train, test, outliers]):
-        return f"{moved.path}: its images' folder {moved.root} is gone: outliers among them are known by old paths only"
+        missing = f"{moved.path}: its folder of images {moved.root} is missing"
+        return f"{missing}; its images are compared with OOD images by path alone"
     return ""
 
 
@@ -300,10 +301,10 @@ def leave_out_images(skip: str | Path | None, parts: dict[str, ImageData]) -> li
     if listed and all(len(kept[name]) == len(data) for name, data in files.items()):
         if moved := _find_moved_pack(list(files.values())):
             know = f"{moved.path}, whose images' folder was {moved.root} and is gone; give their paths of then"
-            raise InputError(f"{flag}: none of its lines, as {listed[0]}, is an image of {know}")
+            raise InputError(f"{flag}: no line, such as {listed[0]}, is an image of {know}")
         if not any(map(_exists, listed)):
             hint = "give paths from the root, or relative to the folder that the command is run in"
-            raise InputError(f"{flag}: none of its lines is a file, as {listed[0]}; {hint}")
+            raise InputError(f"{flag}: no line, such as {listed[0]}, is a file; {hint}")
     return [data.reduce_to(kept[name], flag, name) if name in kept else data for name, data in parts.items()]
 
 
@@ -385,7 +386,7 @@ def _read_values(name: str, folder, split: str, column: str, part: str) -> Image
         except ValueError:
             numbers.append(np.nan)
         if not np.isfinite(numbers[-1]):
-            raise InputError(f"--values {column}: the {part} data have {label}, which is no finite number")
+            raise InputError(f"--values {column}: the {part} data have {label}; it must be a finite number")
     values, place = np.unique(np.array(numbers), return_inverse=True)
     if len(values) < 2:
         raise InputError(f"--values {column}: the {part} data have a single value, {data.classes[0]}")

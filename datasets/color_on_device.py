@@ -45,7 +45,7 @@ class Finish:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 self.say(
                     f"warning: the augmentation cannot be compiled here ({reason}); it runs operation by operation, in "
-                    "thousands of launches a step; --augment_on worker may be faster"
+                    "thousands of launches per step; --augment_on worker may be faster"
                 )
             else:
                 if not self.ran:

@@ -162,7 +162,7 @@ def find_damage(paths: list, show: bool = True) -> dict[int, str]:
         for i, reason in enumerate(pool.map(describe_damage, paths)):
             if reason:
                 found[i] = reason
-            progress.tick(i + 1, f"{len(found)} damaged")
+            progress.tick(i + 1, f"{len(found)} corrupt")
     progress.close()
     return found
 

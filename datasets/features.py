@@ -223,7 +223,7 @@ def _rows_of_split(tables: list[Table], flag: str, parts: tuple[str, ...]) -> np
     split = np.array([value for table in tables for value in table.split or ()], dtype=object)
     unknown = next((value for value in {*split} if value not in SPLITS["all"]), None)
     if unknown is not None:
-        raise InputError(f"{flag} {tables[0].path}: split {unknown} is none of train, val and test")
+        raise InputError(f"{flag} {tables[0].path}: split {unknown} is unknown; write train, val or test")
     part = next((part for part in parts if part in {*split}), None)
     if part is None:
         raise InputError(f"{flag} {tables[0].path}: has no row of the split {' or '.join(parts)}")
@@ -240,7 +240,7 @@ def number_column(column: np.ndarray, class_names: str | None, classes: list[str
     names = read_lines(Path(class_names), source) if class_names else classes
     of_integers, order = isinstance(values[0], int), util.one_form
     if class_names and not of_integers:
-        raise InputError(f"{source}: the labels are names already, as {values[0]}")
+        raise InputError(f"{source}: has no use, since labels are names, such as {values[0]}; leave it out")
     if of_integers and names is None:
         names_of, order = [str(value) for value in values], int
     elif of_integers:
@@ -248,7 +248,7 @@ def number_column(column: np.ndarray, class_names: str | None, classes: list[str
         if off is not None:
             raise InputError(f"{source}: has {len(names)} class names, and a label is {off}; labels count from 0")
         if (again := util.twice(names)) is not None:
-            raise InputError(f"{source}: the class name {again} stands in it twice")
+            raise InputError(f"{source}: the class name {again} is there twice; give each class a name of its own")
         names_of = [names[value] for value in values]
     else:
         names_of = values
@@ -277,7 +277,7 @@ def nest(columns: dict[str, tuple[list, np.ndarray]], source: str) -> Taxonomy:
         for pair in np.unique(numbers * len(groups) + of).tolist():
             name, group = str(names[pair // len(groups)]), str(groups[pair % len(groups)])
             if parents.setdefault(name, group) != group:
-                where = f"{fine} {name} lies in {coarse} {parents[name]} and in {coarse} {group}"
+                where = f"{fine} {name} belongs to {coarse} {parents[name]} and to {coarse} {group}"
                 raise InputError(f"{source}: {where}; columns of labels must be nested, the finest first")
         paths = {name: (*path, parents[path[-1]]) for name, path in paths.items()}
     groups_of = {name: tuple(path[at:] for at in range(1, len(path))) for name, path in paths.items()}

@@ -50,7 +50,7 @@ def read_list(
     """
     if path.suffix.lower() == ".txt":
         if not outliers:
-            raise InputError(f"{path}: lines of `path label` do for outliers alone; give a CSV path,label,split")
+            raise InputError(f"{path}: lines of `path label` are for OOD images alone; give a CSV path,label,split")
         return _read_openood(path)
     rows, head = _read_rows(path)
     column = head.index("split") if "split" in head else None
@@ -66,7 +66,7 @@ def read_list(
     trained = {label for label, part in zip(labels, parts, strict=True) if part == "train"}
     for (line, _), label, part in zip(rows, labels, parts, strict=True):
         if part not in SPLITS["all"]:
-            raise InputError(f"{path}, line {line}: split {part} is none of train, val and test")
+            raise InputError(f"{path}, line {line}: split {part} is unknown; write train, val or test")
         if trained and label not in trained and not values:
             raise InputError(f"{path}, line {line}: no training image has the label {label}")
     chosen = [i for i, part in enumerate(parts) if part in SPLITS[split]]
@@ -86,9 +86,9 @@ def find_images(rows: list[tuple[int, str]], root: Path, source: str, home: str 
     seen: dict[str, int] = {}
     for (line, name), image, real in zip(rows, images, find_real_paths(images), strict=True):
         if not os.path.isfile(image):
-            raise InputError(f"{source}, line {line}: there is no image {image}; paths are relative to {home}")
+            raise InputError(f"{source}, line {line}: the image {image} does not exist; paths are relative to {home}")
         if seen.setdefault(real, line) != line:
-            raise InputError(f"{source}, line {line}: the image {name} stands in line {seen[real]} too")
+            raise InputError(f"{source}, line {line}: the image {name} is also in line {seen[real]}; name it once")
     return images
 
 
@@ -114,7 +114,7 @@ def _read_openood(path: Path) -> tuple[list[str], list[int], list[str]]:
     root = next((place for place in places if (place / first).is_file()), None)
     if root is None:
         where = " or ".join(OPENOOD)
-        raise InputError(f"{path}: there is no image {first} in {where} near the list, nor beside it")
+        raise InputError(f"{path}: the image {first} is neither in {where} near the list nor in the folder of the list")
     images = find_images([(line, row[0]) for line, row in rows], root, str(path), str(root))
     return images, *number_labels([row[1] for _, row in rows])
 

@@ -74,7 +74,7 @@ class ZipArchive(Archive):
         begin = int(self.begin[row])
         mark, name, extra = LOCAL_HEADER.unpack(self.file.read(begin, LOCAL_HEADER.size))
         if mark != b"PK\3\4":
-            raise ValueError("its header in the archive is damaged")
+            raise ValueError("its header in the archive is corrupt")
         content = self.file.read(begin + LOCAL_HEADER.size + name + extra, int(self.size[row])).tobytes()
         return zlib.decompress(content, -zlib.MAX_WBITS) if self.deflated[row] else content
 
@@ -170,7 +170,7 @@ def _keep_index(index: Index, state: tuple[int, int], places: tuple[Path, Path])
     for place in places:
         with contextlib.suppress(InputError):
             return stored_files.write_arrays(place, arrays)
-    print(f"{places[0]}: cannot be written, nor {places[1]}; the members are listed at each start", flush=True)
+    print(f"{places[0]} and {places[1]}: cannot be written; the archive is listed again at each start", flush=True)
 
 
 def list_tar(path: Path) -> Index:
@@ -249,7 +249,9 @@ class _Listing:
         row = self._find_row(key)
         if self.names[row]:
             first = self.names[row].decode(errors="surrogateescape")
-            raise InputError(f"{self.path}:{name}: the key {key} is there twice, first as {first}; give each its own")
+            raise InputError(
+                f"{self.path}:{name}: the key {key} is there twice, first as {first}; give each image a key of its own"
+            )
         self.names[row] = name.encode(errors="surrogateescape")
         self.begin[row], self.size[row] = member.offset_data, member.size
 
@@ -316,7 +318,7 @@ def open_zip(path: Path) -> tuple[ZipArchive, LeftOut]:
             how = "is encrypted" if info.flag_bits & 1 else f"is compressed by method {info.compress_type}"
             raise InputError(f"{path}:{name}: {how}; pack the zip again, without that")
         if name in names:
-            raise InputError(f"{path}:{name}: stands in the zip twice; give each image a name of its own")
+            raise InputError(f"{path}:{name}: is in the zip twice; give each image a name of its own")
         names[name] = len(rows)
         rows.append((info.header_offset, info.compress_size, info.compress_type))
     begin, size, method = np.array(rows, dtype=np.int64).reshape(-1, 3).T

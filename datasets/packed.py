@@ -22,7 +22,7 @@ from util import InputError
 MAGIC = b"RINCEPK1"
 TAIL = struct.Struct("<QQI8s")
 FORMATS = ("jpeg", "raw")
-MAKE_AGAIN = "make it anew with python -m datasets.prepare pack"
+MAKE_AGAIN = "make it again with python -m datasets.prepare pack"
 
 
 class Pack:
@@ -40,7 +40,7 @@ class Pack:
             file.seek(begin)
             content = file.read(length)
         if len(content) != length or zlib.crc32(content) != crc:
-            raise InputError(f"{path}: its index is damaged; {MAKE_AGAIN}")
+            raise InputError(f"{path}: its index is corrupt; {MAKE_AGAIN}")
         with np.load(io.BytesIO(content), allow_pickle=False) as index:
             self.begin, self.length, self.crc, self.shape = (index[k] for k in ("begin", "length", "crc", "shape"))
             self.labels, self.names, self.classes = index["labels"], index["names"], index["classes"].tolist()

@@ -39,7 +39,7 @@ def pack(folder: Path, out: Path, side: int, format: str, skip: str | None, chec
     paths = {split: out / f"{SPLITS[split][0]}.pack" for split in found}
     for split, root in found.items():
         if root.suffix == ".pack":
-            raise InputError(f"--data_folder {folder}: {root} is a pack already")
+            raise InputError(f"--data_folder {folder}: {root} is already packed; give the folder of the images")
         if out.resolve() == root.resolve() or out.resolve() == folder.resolve():
             raise InputError(f"--out {out}: is the source; nothing is ever written there")
         data, path = datasets.build("path", folder, split, datasets.Selection(skip=skip)), paths[split]
@@ -47,7 +47,7 @@ def pack(folder: Path, out: Path, side: int, format: str, skip: str | None, chec
             print(line)
         if path.exists():
             _check_same(path, data, side, format)
-            print(f"{path}: is there already, of the same {len(data):,} images")
+            print(f"{path}: exists already, with the same {len(data):,} images")
             continue
         try:
             made = write(data, root, path, side, format)
@@ -61,7 +61,7 @@ def pack(folder: Path, out: Path, side: int, format: str, skip: str | None, chec
             if damaged:
                 first, reason = min(damaged.items())
                 count = f"{len(damaged)} of {len(images)} images"
-                raise InputError(f"--check: {count} are damaged, as {images[first]}: {reason}")
+                raise InputError(f"--check: {count} are corrupt, such as {images[first]}: {reason}")
         print("checked: every image is as it was written")
 
 
@@ -95,14 +95,14 @@ def _list_damage(first: InputError, folder: Path, splits, out: Path, skip: str |
         return first  # it could not be read just then
     write_list(listed, [*before, *damaged])
     count = f"{len(damaged)} of {len(images)} images"
-    return InputError(f"--data_folder {folder}: {count} are damaged, listed in {listed}; give --skip_images {listed}")
+    return InputError(f"--data_folder {folder}: {count} are corrupt, listed in {listed}; give --skip_images {listed}")
 
 
 def _check_same(path: Path, data, side: int, format: str) -> None:
     there = packed.Pack(path)
     same = there.side == side and there.format == format and there.classes == data.classes
     if not same or [os.fspath(f) for f in there.images()] != [os.path.abspath(f) for f in data.images]:
-        raise InputError(f"--out {path}: is there already, made of other images or with other options; remove it first")
+        raise InputError(f"--out {path}: exists, made of other images or with other options; remove it first")
 
 
 def write(data: datasets.ImageData, root: Path, out: Path, side: int, format: str) -> int:
@@ -130,7 +130,7 @@ def write(data: datasets.ImageData, root: Path, out: Path, side: int, format: st
         os.replace(unfinished, out)
         journal.unlink()
     except OSError as error:
-        raise InputError(f"--out {out}: {error.strerror or error}; the same command goes on where it stopped") from None
+        raise InputError(f"--out {out}: {error.strerror or error}; the same command continues") from None
     return len(images) - len(done)
 
 

@@ -1,15 +1,15 @@
-"""From downloads to the folders that the documented commands read.
+"""Prepare data sets: folders of downloads, packed images, frames of videos.
 
-python -m datasets.prepare imagenet100 --imagenet DIR --out data     # ImageNet-100 and its three outlier splits
-python -m datasets.prepare tiny_imagenet --source DIR --out data     # 180 inlier and 20 outlier classes
-python -m datasets.prepare awa2 --source DIR --out data              # Animals with Attributes 2
+python -m datasets.prepare imagenet100 --imagenet FOLDER --out data  # ImageNet-100 and its three OOD splits
+python -m datasets.prepare tiny_imagenet --source FOLDER --out data  # 180 classes, and 20 OOD classes
+python -m datasets.prepare awa2 --source FOLDER --out data           # Animals with Attributes 2
 python -m datasets.prepare cifar --out data                          # CIFAR-10 and CIFAR-100, downloaded
-python -m datasets.prepare clinc150 --out data                       # CLINC150, texts, downloaded, or --from DIR
+python -m datasets.prepare clinc150 --out data                       # CLINC150, texts, downloaded
 python -m datasets.prepare pack --data_folder data/imagenet100 --out data/imagenet100_256   # smaller and faster to read
-python -m datasets.prepare video DIR --fps 2 --shots                 # frames of video files, for --instance_ranks
+python -m datasets.prepare video FOLDER --fps 2 --shots              # frames of video files, for --instance_ranks
 
-Links into the source, or copies with --copy. The source is never written to, and what is already there is left alone.
---check then looks at every class, count and image.
+Images are links to the source, or copies with --copy. The source is never changed, and existing files are kept.
+--check verifies every class, count and image.
 """
 
 import argparse
@@ -38,7 +38,7 @@ AWA2_CLASSES, AWA2_IMAGES = 50, 37_322
 
 
 def plan_imagenet100(source: Path) -> list[tuple[Path, Path]]:
-    """Class folders of ImageNet-100 and the outlier splits; validation by class folder or by the ground truth."""
+    """ImageNet-100 and its three OOD splits; validation by class folder or by the ground truth."""
     root = _find_root(source, ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC"), "train", "--imagenet")
     if not (root / "val").is_dir():
         raise InputError(f"--imagenet {source}: {root} has no folder val")
@@ -58,7 +58,7 @@ def _plan_class_folders(lists: dict[str, str], root: Path, by_class: dict[str, l
             if by_class is None:
                 plan.append((Path(folder, "val", wnid), _check_exists(root / "val" / wnid, flag)))
             elif wnid not in by_class:
-                raise InputError(f"{flag} {root}: there is no validation image of {wnid}")
+                raise InputError(f"{flag} {root}: has no validation image of {wnid}; is the download complete?")
             else:
                 plan += [(Path(folder, "val", wnid, f.name), f) for f in by_class[wnid]]
     return plan
@@ -99,7 +99,7 @@ def _read_development_kit(root: Path, val: Path) -> dict[str, str]:
     except (ValueError, KeyError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"--imagenet {folder / name}: must be a class number a line ({error})") from None
+        raise InputError(f"--imagenet {folder / name}: must have one class number per line ({error})") from None
     files = [f.name for f in folders.find_images_below(val, folders.LeftOut())]
     if len(files) != len(numbers):
         raise InputError(f"--imagenet {val}: {len(files)} images, but the ground truth has {len(numbers)} lines")
@@ -107,7 +107,7 @@ def _read_development_kit(root: Path, val: Path) -> dict[str, str]:
 
 
 def plan_tiny_imagenet(source: Path) -> list[tuple[Path, Path]]:
-    """tiny_imagenet (180 classes) and tiny_imagenet_outliers (20), each with train and val by class."""
+    """Tiny-ImageNet: 180 classes (tiny_imagenet) and 20 OOD classes (tiny_imagenet_outliers)."""
     root = _find_root(source, ("", "tiny-imagenet-200"), "train", "--source")
     val = sources.read_tiny_imagenet(root, "test")
     by_class: dict[str, list[Path]] = {}
@@ -117,7 +117,7 @@ def plan_tiny_imagenet(source: Path) -> list[tuple[Path, Path]]:
 
 
 def plan_awa2(source: Path) -> list[tuple[Path, Path]]:
-    """Animals_with_Attributes2/JPEGImages, by class."""
+    """Animals with Attributes 2, by class."""
     root = _find_root(source, ("", "Animals_with_Attributes2"), "JPEGImages", "--source") / "JPEGImages"
     classes = [root / name for name in folders.list_subfolders(root, folders.LeftOut())]
     if len(classes) != AWA2_CLASSES:
@@ -146,7 +146,7 @@ def carry_out(plan: list[tuple[Path, Path]], out: Path, copy: bool) -> int:
     """Link or copy what is not there yet; returns how many. Raises InputError before anything is overwritten."""
     for place, source in plan:
         if out.resolve().is_relative_to(source.resolve()):
-            raise InputError(f"--out {out}: lies in the source {source}; nothing is ever written there")
+            raise InputError(f"--out {out}: is inside the source {source}, which is never changed; give another folder")
         for folder in (out / place).parents:
             if folder != out and folder.is_relative_to(out) and folder.is_symlink():
                 raise InputError(f"--out {out}: {folder} is a link; remove it first, nothing is written through links")
@@ -158,7 +158,7 @@ def carry_out(plan: list[tuple[Path, Path]], out: Path, copy: bool) -> int:
         except (OSError, shutil.Error) as error:
             progress.close()
             reason = getattr(error, "strerror", None) or str(error).split("\n")[0][:200]
-            made = f"{i - 1} of {len(new)} were made and stay; the same command goes on"
+            made = f"{i - 1} of {len(new)} are made and stay; the same command continues"
             raise InputError(f"--out {place}: {reason}; {made}") from None
         progress.tick(i, "")
     progress.close()
@@ -189,11 +189,11 @@ def _is_there(place: Path, source: Path, copy: bool) -> bool:
     if place.is_symlink() and place.resolve() != source.resolve():
         raise InputError(f"--out: {place} is a link to {place.resolve()}, not to {source}; remove it first")
     if place.is_symlink() and copy:
-        raise InputError(f"--out: {place} is there already and is a link, where --copy was asked for; remove it first")
+        raise InputError(f"--out: {place} exists and is a link, unlike with --copy; remove it first")
     if not place.is_symlink() and not copy:
-        raise InputError(f"--out: {place} is there already and is no link; remove it first")
+        raise InputError(f"--out: {place} exists and is not a link; remove it first")
     if copy and _measure_extent(place) != _measure_extent(source):
-        raise InputError(f"--out: {place} is there already and is not the same as {source}; remove it first")
+        raise InputError(f"--out: {place} exists and differs from {source}; remove it first")
     return True
 
 
@@ -258,40 +258,47 @@ PLANS = {"imagenet100": plan_imagenet100, "tiny_imagenet": plan_tiny_imagenet, "
 def get_parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = p.add_subparsers(dest="name", required=True)
-    folder = dict(type=util.user_path, metavar="DIR")
-    abouts = {name: plan.__doc__ for name, plan in PLANS.items()} | {"cifar": "CIFAR-10 and CIFAR-100."}
-    abouts["clinc150"] = "CLINC150: texts of 150 intents in 10 domains, and out-of-scope texts."
+    folder = dict(type=util.user_path, metavar="FOLDER")
+    abouts = {name: plan.__doc__ for name, plan in PLANS.items()} | {"cifar": "CIFAR-10 and CIFAR-100"}
+    abouts["clinc150"] = "CLINC150: texts of 150 intents in 10 domains, and out-of-scope texts"
+
+    def add(name, about):
+        about = about.split("\n")[0].rstrip(".")
+        return kinds.add_parser(name, help=about, description=f"{about}.")
+
     for name, about in abouts.items():
-        k = kinds.add_parser(name, help=about.split("\n")[0])
+        k = add(name, about)
         k.add_argument("--out", **folder, default=Path("data"), help="folder of all data sets (default: data)")
         if name == "clinc150":
-            files = f"folder of {clinc150.DATA} and {clinc150.DOMAINS} (default: they are downloaded)"
+            files = f"folder of {clinc150.DATA} and {clinc150.DOMAINS} (default: download them)"
             k.add_argument("--from", dest="source", **folder, help=files)
         if name in ("cifar", "clinc150"):
             continue
         flag = "--imagenet" if name == "imagenet100" else "--source"
-        k.add_argument(flag, dest="source", **folder, required=True, help="the unpacked download")
+        k.add_argument(flag, dest="source", **folder, required=True, help="folder of the unpacked download")
         k.add_argument("--copy", action="store_true", help="copy the images instead of linking to them")
-        k.add_argument("--check", action="store_true", help="verify classes, counts, every image, and the splits")
-    k = kinds.add_parser("pack", help="train.pack and val.pack: images in one file, made smaller")
-    source = "folder of class folders, image list, or shards, as training takes it"
+        k.add_argument("--check", action="store_true", help="verify classes, counts, splits and every image")
+    k = add("pack", "images of each split in one file (train.pack, val.pack), made smaller")
+    source = "folder of class folders, image list, or shards, as in training"
     k.add_argument("--data_folder", **folder, required=True, help=source)
-    k.add_argument("--out", **folder, required=True, help="folder of the packs: the new --data_folder")
-    k.add_argument("--side", type=int, default=256, help="shorter side in pixels; smaller images stay (default: 256)")
-    k.add_argument("--format", choices=packed.FORMATS, default="jpeg", help="raw: no decoding, 6 to 9 times the size")
-    listed = "list of images to leave out, one path a line"
+    k.add_argument("--out", **folder, required=True, help="folder to write, which is the new --data_folder")
+    side = "shorter side in pixels; smaller images keep theirs (default: 256)"
+    k.add_argument("--side", type=int, metavar="N", default=256, help=side)
+    form = "format of the images; raw needs no decoding and 6 to 9 times the space (default: jpeg)"
+    k.add_argument("--format", choices=packed.FORMATS, default="jpeg", help=form)
+    listed = "list of images to leave out, one path per line"
     k.add_argument("--skip_images", type=util.user_text, metavar="FILE", help=listed)
-    k.add_argument("--check", action="store_true", help="verify every image of the packs")
-    k = kinds.add_parser("video", help="frames of video files, and the groups they lie in: frame, shot, video")
+    k.add_argument("--check", action="store_true", help="verify every packed image")
+    k = add("video", "frames of video files, and their groups: frame, shot, video")
     k.add_argument("source", type=util.user_path, metavar="FOLDER", help="folder of video files, at any depth")
-    frames = "folder of frames and groups: the new --data_folder (default: data/video)"
+    frames = "folder of frames and groups, which is the new --data_folder (default: data/video)"
     k.add_argument("--out", **folder, default=Path("data/video"), help=frames)
-    k.add_argument("--fps", type=float, metavar="N", default=2.0, help="frames to keep per second (default: 2)")
+    k.add_argument("--fps", type=float, metavar="X", default=2.0, help="frames to keep per second (default: 2)")
     cut = (
-        f"tell shots apart: one ends where the colors of more than this share change (default: {videos.SHOT_THRESHOLD})"
+        f"split into shots where the colors of more than this share of pixels change ({videos.SHOT_THRESHOLD} if alone)"
     )
     k.add_argument("--shots", type=float, nargs="?", const=videos.SHOT_THRESHOLD, metavar="P", help=cut)
-    held = "share of the videos that are not trained on (default: 0.2)"
+    held = "share of the videos for validation (default: 0.2)"
     k.add_argument("--val_share", type=float, metavar="P", default=0.2, help=held)
     return p
 
@@ -323,7 +330,7 @@ def main():
         for problem in problems[:20]:
             print(problem, file=sys.stderr)
         if problems:
-            more = f", {len(problems) - 20} of them not shown" if len(problems) > 20 else ""
+            more = f", of which {len(problems) - 20} are not shown" if len(problems) > 20 else ""
             raise InputError(f"--check: {len(problems)} problems in {args.out}{more}")
         print("checked: classes, counts, every image, no image in two splits")
 

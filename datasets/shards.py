@@ -173,7 +173,7 @@ def read(shards: Shards, split: str, labels: Labels = USUAL):
         parts = {file: _label_by_folder(part, shards.place, labels) for file, part in parts.items()}
     part = _choose_split(_join(parts), split, word, labels) if parts else None
     if part is None or not part.images:
-        hint = f"names of files, or of folders, say it, as {' or '.join(f'{word}-0.tar' for word in SPLITS[split])}"
+        hint = f"name files or folders by split, such as {' or '.join(f'{word}-0.tar' for word in SPLITS[split])}"
         raise InputError(f"{shards.place}: holds no {'training' if split == 'train' else 'validation'} image; {hint}")
     try:
         return part.images, *_number(part, files, labels, shards.root)
@@ -253,7 +253,7 @@ def _read_metadata(path: Path, labels: Labels) -> Part:
     said = [str(row.get("split") or row[FILE_NAME].removeprefix("./").partition("/")[0]) for _, row in rows]
     for (line, row), word in zip(rows, said, strict=True):
         if row.get("split") and word not in WORDS:
-            raise InputError(f"{path}, line {line}: split {word} is none of train, val and test")
+            raise InputError(f"{path}, line {line}: split {word} is unknown; write train, val or test")
     splits = np.array([WORDS.get(word, "") for word in said], dtype=object)
     if not columns:  # of outliers
         columns = {"file": np.full(len(rows), path.absolute().parent.name, dtype=object)}

@@ -78,7 +78,7 @@ def read_digits(folder: Path, split: str):
     been meant.
     """
     if folder != DEFAULT and (lists.is_list(folder) or holds_classes(folder) or shards.find(folder)):
-        hint = "give --dataset path, or for outliers --dataset_outliers path"
+        hint = "give --dataset path, or for OOD images --dataset_outliers path"
         what = "is an image list" if lists.is_list(folder) else "holds images"
         raise InputError(f"{folder}: {what}, and the data set digits reads none: {hint}")
     from sklearn.datasets import load_digits
@@ -107,7 +107,7 @@ def _find_idx(folder: Path, name: str) -> Path:
         if place.is_file():
             return place
     check_folder(folder)
-    raise InputError(f"{folder}: {name}[.gz] is neither there nor in FashionMNIST/raw")
+    raise InputError(f"{folder}: has no {name}[.gz], nor has its folder FashionMNIST/raw")
 
 
 def _read_idx(path: Path) -> np.ndarray:
@@ -144,7 +144,7 @@ def _read_cifar(name: str, folder: Path, split: str):
             failed = f"the download failed ({util.reason(error)})"
             raise InputError(f"{folder}: holds no {kind.base_folder}, and {failed}") from None
     except Exception as error:  # a damaged pickle
-        raise InputError(f"{folder}: {kind.base_folder} is damaged ({error})") from None
+        raise InputError(f"{folder}: {kind.base_folder} is corrupt ({error}); remove it to download it again") from None
     return data.data, data.targets, list(data.classes)
 
 
@@ -163,7 +163,7 @@ def find_split_folder(folder: Path, split: str) -> Path:
     check_folder(folder)
     if split == "train":
         return folder
-    raise InputError(f"{folder}: neither it nor its parent holds a folder val; evaluation needs one")
+    raise InputError(f"{folder}: has no folder val, nor has its parent; evaluation needs one")
 
 
 def _find_parts(folder: Path, split: str) -> Iterator[Path]:
@@ -191,7 +191,7 @@ def read_image_folder(folder: Path, split: str, labels: shards.Labels = shards.U
     classes = list_subfolders(folder, left_out)
     if not classes:
         if list(folder.glob("*.pack.unfinished")):
-            raise InputError(f"{folder}: holds a pack that is not finished; give the command that packs again")
+            raise InputError(f"{folder}: the packed data set is incomplete; run the command that packs again")
         raise _build_error(f"{folder}: empty; it must hold one folder a class", left_out)
     images, labels = [], []
     for label, name in enumerate(classes):
@@ -223,7 +223,7 @@ def read_any_images(folder: Path, split: str):
     there = list(_find_parts(folder, split))
     if packs := [part for part in there if part.suffix == ".pack"]:
         if split == "all":
-            raise InputError(f"{folder}: {packs[0].name} is a pack, of one split; give --outlier_split train or test")
+            raise InputError(f"{folder}: {packs[0].name} is a packed split; give --outlier_split train or test")
         return packed.read_pack(packs[0])
     whole = split == "all" or not there
     folder = folder if whole else there[0]
@@ -244,7 +244,7 @@ def read_tiny_imagenet(folder: Path, split: str):
     places = [folder / sub for sub in ("", "tiny-imagenet-200", "tiny_imagenet") if (folder / sub / "val").is_dir()]
     if not places:
         check_folder(folder)
-        raise InputError(f"{folder}: neither it nor tiny-imagenet-200 in it holds the folders train and val")
+        raise InputError(f"{folder}: has no folders train and val, nor has its folder tiny-imagenet-200")
     annotations = places[0] / "val" / "val_annotations.txt"
     if split == "train" or not annotations.is_file():
         return read_image_folder(places[0], split)

@@ -77,7 +77,7 @@ def read_rows(path: Path, source: str) -> list[tuple[int, list[str]]]:
 def check_once(names: Iterable[str], source: str, what: str) -> None:
     """Raise InputError, beginning with `source` and `what`, where a name is there twice, in whatever Unicode form."""
     if (again := twice(names)) is not None:
-        raise InputError(f"{source}: {what} {again} stands in it twice")
+        raise InputError(f"{source}: {what} {again} is there twice; name it once")
 
 
 def check_widths(head: list[str], rows: list[tuple[int, list[str]]], source: str) -> None:

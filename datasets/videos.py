@@ -56,7 +56,7 @@ def prepare(source: Path, out: Path, fps: float, threshold: float | None, val_sh
     _check_values(fps, threshold, val_share)
     paths = find_videos(source)
     if out.resolve().is_relative_to(source.resolve()):
-        raise InputError(f"--out {out}: lies in the source {source}; nothing is ever written there")
+        raise InputError(f"--out {out}: is inside the source {source}, which is never changed; give another folder")
     with _hold(out):
         changes = make_frames(paths, out / "frames", fps)
         if not changes:
@@ -98,7 +98,7 @@ def find_videos(source: Path) -> dict[str, Path]:
     if unsafe := next(filter(UNSAFE.search, paths), None):
         raise InputError(f"{source}: a table cannot hold the name {unsafe!r}; rename the video")
     if not paths:
-        raise InputError(f"{source}: holds no video, as {', '.join(sorted(ENDINGS))}")
+        raise InputError(f"{source}: holds no video; endings are {', '.join(sorted(ENDINGS))}")
     return paths
 
 
@@ -179,7 +179,7 @@ def decode(path: Path) -> Iterator[TimedFrame]:
             length = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / av.time_base
             for number, frame in enumerate(container.decode(stream)):
                 if frame.is_corrupt:
-                    raise DamagedVideo(f"frame {number} is damaged")
+                    raise DamagedVideo(f"frame {number} is corrupt")
                 # a stream without container has no times
                 seconds = number / (stream.guessed_rate or 25) if frame.time is None else frame.time
                 start = seconds if start is None else start

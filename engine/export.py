@@ -1,9 +1,8 @@
-"""Take an encoder away: safetensors under torchvision's or timm's names, and a card of what it was trained on.
+"""Export an encoder: weights in safetensors, under the names of torchvision or timm, and a model card.
 
 python -m engine.export --ckpt save/SupCon/cifar100_models/NAME --out my_encoder --license CC-BY-4.0
 """
 
-import argparse
 import importlib.metadata
 import json
 from pathlib import Path
@@ -19,13 +18,15 @@ from util import InputError
 
 
 def get_parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--ckpt", type=util.user_text, required=True, help="checkpoint, or a run's folder")
-    p.add_argument("--out", type=util.user_path, required=True, help="folder to write, which holds no encoder yet")
-    p.add_argument("--model", help="encoder, where the checkpoint does not say it")
-    p.add_argument("--license", "--licence", help="of the weights, such as CC-BY-4.0: yours to say")
-    records = "folder of evaluations' records (default: save/results)"
-    p.add_argument("--results", type=util.user_path, default=Path("save/results"), help=records)
+    p = Parser(description=__doc__)
+    p.add_argument("--ckpt", type=util.user_text, required=True, metavar="FILE", help="checkpoint, or run folder")
+    p.add_argument(
+        "--out", type=util.user_path, required=True, metavar="FOLDER", help="folder to write, without an encoder"
+    )
+    p.add_argument("--model", help="name of the encoder (default: from the checkpoint)")
+    p.add_argument("--license", "--licence", help="license of the weights, such as CC-BY-4.0, for the model card")
+    records = "folder of the records of evaluations"
+    p.add_argument("--results", type=util.user_path, metavar="FOLDER", default=Path("save/results"), help=records)
     return p
 
 
@@ -51,7 +52,7 @@ def describe(trained: pretrained.TrainedWeights, license: str | None, results: P
     if name in datasets.NAMES:  # an official checkpoint does not say them
         views = views.fill_from(datasets.spec(name).views)
     if not views.size or not (views.mean or views.normalize):
-        raise InputError(f"--ckpt {path}: does not say the size, mean and std of its images")
+        raise InputError(f"--ckpt {path}: has no size, mean and std of its images, which an export needs")
     ranking = state.get("ranking")
     libraries = ("safetensors", "timm") if encoders.is_timm(trained.name) else ("safetensors",)  # read it back
     return {
@@ -111,7 +112,7 @@ def main():
     args = get_parser().parse_args()
     for name in (cards.WEIGHTS, cards.CARD):
         if (args.out / name).exists():
-            raise InputError(f"--out {args.out}: holds {name} already; nothing is overwritten")
+            raise InputError(f"--out {args.out}: holds {name}, which is not overwritten; give another folder")
     util.check_folder(args.out, "--out")
     trained = pretrained.read_file(args.ckpt, "--ckpt", args.model)
     card = describe(trained, args.license, args.results)
@@ -119,7 +120,7 @@ def main():
     card = exported.save(args.out, encoder, card)
     print(f"saved {args.out / cards.WEIGHTS}: {card['encoder']}, {card['dim']} dimensions; and {cards.CARD}")
     if args.license is None:
-        print("its card says no license: others may not know whether they can use it; give --license")
+        print("warning: the model card has no license; give --license, so that others know how to use the encoder")
     print(f"read it back:\n{card['how_to_load']}")
 
 

@@ -1,12 +1,12 @@
-"""Writes features, labels and superclasses of a data set as safetensors, to train and evaluate on features.
+"""Write features, labels and superclasses of a data set as safetensors, to train and evaluate on features.
 
 python -m engine.extract --dataset cifar100 --ckpt save/SupCon/cifar100_models/NAME --out features
 python -m engine.extract --dataset cifar100 --model timm:resnet50 --pretrained --views 8 --out features
 python -m engine.extract --features features/train-*.safetensors --ckpt HEAD --split train --out embeddings
 python -m engine.extract --texts train.csv test.csv --text_encoder FOLDER --out features   # CSV text,label,coarse
 
-It writes train-00000-of-00001.safetensors and so on, val-... of the test images, and of texts files named after each
-CSV. The same command resumes what was cut off: it keeps the files that are stored.
+Files are train-00000-of-00001.safetensors and so on, val-... for test images, and for texts they have the name of the
+CSV. The same command continues an extraction that was stopped: stored files are kept.
 """
 
 import importlib.metadata
@@ -37,30 +37,37 @@ def get_parser():
     p = options.parser(__doc__)
     p.epilog = None  # it is about trainings
     options.add_data(p, datasets.NAMES)
-    g = p.add_argument_group("encoder: --ckpt, or of images --model with --pretrained or --init")
-    g.add_argument("--ckpt", type=util.user_text, metavar="FILE", help="checkpoint or export, or a run's folder")
-    g.add_argument("--model", help="encoder (default: as the checkpoint says)")
-    flag(g, "--pretrained", means=Means.PIXELS, help="the library's own weights of --model")
-    init = "weights of --model, of its library"
+    g = p.add_argument_group("encoder: --ckpt, or for images --model with --pretrained or --init")
+    g.add_argument("--ckpt", type=util.user_text, metavar="FILE", help="checkpoint, exported encoder, or run folder")
+    g.add_argument("--model", help="name of the encoder (default: from the checkpoint)")
+    flag(g, "--pretrained", means=Means.PIXELS, help="use the library's pretrained weights of --model")
+    init = "file of weights of --model, from its library"
     g.add_argument("--init", type=util.user_text, metavar="FILE", means=Means.PIXELS, help=init)
-    parts = "of a head on features (default: its output)"
+    parts = "features of a head (default: its output)"
     g.add_argument("--layer", choices=options.LAYERS, means=Means.VECTORS, help=parts)
-    g = p.add_argument_group("images to take, and views of them")
-    g.add_argument("--split", choices=["train", "test", "both"], default="both", help="test is written as val")
-    stored = "augmented views of each training image, stored after the plain one"
+    g = p.add_argument_group("images and views")
+    g.add_argument(
+        "--split",
+        choices=["train", "test", "both"],
+        default="both",
+        help="images to extract; files of test are called val",
+    )
+    stored = "augmented views to store per training image, after the plain one"
     g.add_argument("--views", type=count, default=0, metavar="N", means=Means.PIXELS, help=stored)
     options.add_augmentation(g)
     g.add_argument("--seed", type=int, default=0, help="random seed of the augmented views")
-    superclasses = "YAML of superclasses (default: the data set's own)"
+    superclasses = "YAML file of superclasses (default: the data set's own)"
     g.add_argument("--superclasses", type=util.user_text, metavar="FILE", help=superclasses)
-    g = p.add_argument_group("texts, instead of images")
-    g.add_argument("--texts", type=util.user_text, nargs="+", metavar="CSV", help="columns text,label,coarse")
-    encoder = f"hub name or local folder (default: {text_encoders.ENCODER})"
-    g.add_argument("--text_encoder", type=util.user_text, metavar="MODEL", help=encoder)
+    g = p.add_argument_group("texts instead of images")
+    g.add_argument(
+        "--texts", type=util.user_text, nargs="+", metavar="FILE", help="CSV files with columns text,label,coarse"
+    )
+    encoder = f"name on the Hugging Face hub, or local folder (default: {text_encoders.ENCODER})"
+    g.add_argument("--text_encoder", type=util.user_text, help=encoder)
     g = p.add_argument_group("output")
-    g.add_argument("--out", type=util.user_path, required=True, metavar="DIR", help="folder of the files")
+    g.add_argument("--out", type=util.user_path, required=True, metavar="FOLDER", help="folder to write")
     g.add_argument("--dtype", choices=feature_shards.DTYPES, default="float32", help="type of the stored numbers")
-    g.add_argument("--shard_size", type=positive, default=100, metavar="MB", help="largest file, in megabytes")
+    g.add_argument("--shard_size", type=positive, default=100, help="largest file size in MB")
     options.add_distributed(p)
     return p
 
@@ -71,14 +78,16 @@ def check_options(args) -> None:
         if idle := next((name for name in OTHERS if getattr(args, name)), None):
             raise InputError(f"{args.spelling[idle]}: has no use with --texts; leave it out")
         if (again := util.twice(Path(path).stem for path in args.texts)) is not None:
-            raise InputError(f"--texts: two files are called {again}, and so would their features; rename one")
+            raise InputError(f"--texts: two files are called {again}, as their features would be; rename one")
         return
     if args.text_encoder:
         raise InputError(f"--text_encoder {args.text_encoder}: has no use without --texts")
     if sum(map(bool, (args.ckpt, args.pretrained, args.init))) != 1:
-        raise InputError("give one encoder: --ckpt FILE, --model NAME --pretrained, or --model NAME --init FILE")
+        raise InputError(
+            "--ckpt or --model: give one encoder: --ckpt FILE, --model NAME --pretrained, or --model NAME --init FILE"
+        )
     if not args.ckpt and not args.model:
-        raise InputError(f"--{'init' if args.init else 'pretrained'}: does not say which encoder; give --model NAME")
+        raise InputError(f"--{'init' if args.init else 'pretrained'}: needs the name of the encoder; give --model NAME")
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------
@@ -93,7 +102,7 @@ def read_parts(args) -> tuple[datasets.ImageData, dict[str, datasets.ImageData]]
     try:
         train, test = datasets.build_pair(args.dataset, folder, which)
     except InputError as error:
-        raise InputError(f"{error}; --split train or test takes one of them alone") from None
+        raise InputError(f"{error}; --split train or test extracts one of them") from None
     return train, {"train": train, "val": test}
 
 

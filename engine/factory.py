@@ -47,7 +47,7 @@ def choose_classes(args) -> datasets.Selection:
     elif args.ckpt:
         names = trained_encoder.read_excluded(args.ckpt, flag)
     else:
-        why = "raw features have no checkpoint that says which these are"
+        why = "raw features have no checkpoint that lists these classes"
         raise InputError(f"{flag}: {why}; give --ckpt, or a file of class names")
     if not names:
         raise InputError(f"{flag}: holds no class name; write one per line")
@@ -154,7 +154,9 @@ def choose_balance(args, labels: Tensor, names: list[str]) -> Balance | None:
     if rest:
         raise InputError(f"{flag} do not divide --batch_size {args.batch_size}")
     if classes > len(counts[0]):
-        raise InputError(f"{flag} in --batch_size {args.batch_size} want {classes} classes; there are {len(counts[0])}")
+        raise InputError(
+            f"{flag} in --batch_size {args.batch_size} need {classes} classes; the data have {len(counts[0])}"
+        )
     least = int(counts[1].argmin())
     if counts[1][least] < each:
         name = names[int(counts[0][least])] if names else f"group {int(counts[0][least])}"
@@ -208,7 +210,7 @@ def loading(args, device, channels_last: bool = False) -> Loading:
     workers = cpu_threads.loaders(per_node) if args.num_workers is None else args.num_workers
     distributed.say(cpu_threads.line(workers, per_node))
     if workers > usable:
-        distributed.say(f"--num_workers {workers}: more loader processes than the {usable} cores")
+        distributed.say(f"--num_workers {workers}: more DataLoader workers than the {usable} cores")
     minutes = getattr(args, "timeout_minutes", Loading.timeout_minutes)  # the pictures have no such option
     return Loading(args.batch_size, workers, device, channels_last, minutes)
 
@@ -254,7 +256,7 @@ def refuse(args, names: tuple[str, ...], flag: str, why: str) -> None:
 def check_values(args, *others: str) -> None:
     """Raise InputError where an option has no use with --values; others: further ones that a script has."""
     names = (*OF_CLASSES, "n_sim_classes", "similarity_threshold", "instance_ranks", *others)
-    refuse(args, names, "--values", "whose numbers make the order; they are no classes")
+    refuse(args, names, "--values", "which has numbers instead of classes")
 
 
 def load_data(args):
@@ -300,7 +302,7 @@ def held_out(args, transform, data, nested=None) -> monitor.Neighbors | monitor.
         distributed.say(parts[1].left_out.describe())
         if len(parts[0]) < monitor.VOTES and not args.values:
             few = f"there are {len(parts[0])} training images, fewer than its {monitor.VOTES} neighbors"
-            distributed.say(f"--knn_freq: {few}; all of them vote")
+            distributed.say(f"--knn_freq: {few}; all of them are neighbors")
         held = (monitor.ValueNeighbors if args.values else monitor.ClassNeighbors)(*parts)
     for part in parts:
         part.tolerate_damage()  # a picture of the run is not worth ending it

@@ -158,11 +158,11 @@ def build_loss(args, data: datasets.ImageData, nested=None):
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"objective: {error}") from None
+        raise InputError(f"--loss_type {loss_type(args)}: {error}") from None
     if args.memorybank_size > 2 * len(data):
         lines.append(
             f"warning: --memorybank_size {args.memorybank_size} holds the keys of "
-            f"{args.memorybank_size / len(data):.0f} epochs, most of them made by encoders long past; try "
+            f"{args.memorybank_size / len(data):.0f} epochs, most of them from much older encoders; try "
             f"{max(args.batch_size, 2 ** (len(data).bit_length() - 1))}, and a small --batch_size"
         )
     images = f"{len(data)} images, {len(data.classes)} {'groups' if nested else 'values' if args.values else 'classes'}"
@@ -242,7 +242,7 @@ def _over_classes(args, kind: LossKind, data: datasets.ImageData):
     criterion = kind.make(args, Graded(own, ClassRanks(table)))
     lines = _describe_ranks(table, criterion, raw, data)
     if loss_type(args) == "rince" and len(table[table > 0].unique()) == 1:
-        lines.append("warning: no class has a similar class in this ranking; one rank alone is SCL")
+        lines.append("warning: no class has a related class in this ranking; with one rank the loss is SCL")
     return criterion, lines, {"similarity": table, "source": source}
 
 
@@ -325,5 +325,5 @@ def find_superclasses(args, data: datasets.ImageData) -> torch.Tensor:
     groups = rankings.number_superclasses(found, data.classes, source).unique(return_inverse=True)[1]
     if not 1 < int(groups.max()) + 1 < len(groups):
         count = f"{int(groups.max()) + 1} superclasses of {len(groups)} classes"
-        raise InputError(f"{flags}: {source} has {count}; it needs several, and two classes in one of them")
+        raise InputError(f"{flags}: {source} has {count}; it needs several, and one with two classes")
     return groups

@@ -45,7 +45,7 @@ def ood_metrics(inlier_scores: Tensor | Sequence[float], outlier_scores: Tensor 
 
     inlier, outlier = (torch.as_tensor(s).detach().cpu().double() for s in (inlier_scores, outlier_scores))
     if len(inlier) == 0 or len(outlier) == 0:
-        raise ValueError(f"AUROC needs inliers and outliers; there are {len(inlier)} and {len(outlier)}")
+        raise ValueError(f"AUROC needs ID and OOD scores; there are {len(inlier)} and {len(outlier)}")
     scores = torch.cat([inlier, outlier])
     if not scores.isfinite().all():
         raise ValueError(f"{int((~scores.isfinite()).sum())} of {len(scores)} scores are NaN or infinite")
@@ -84,7 +84,7 @@ def auroc_by_class(inlier_scores: Tensor, outlier_scores: Tensor, labels: Tensor
     """
     inlier, outlier = inlier_scores.double().sort().values, outlier_scores.double().contiguous()
     if len(inlier) == 0 or not inlier.isfinite().all() or not outlier.isfinite().all():
-        raise ValueError("AUROC needs inliers, and scores that are finite")
+        raise ValueError("AUROC needs ID scores, and finite scores")
     below, upto = (torch.searchsorted(inlier, outlier, right=right) for right in (False, True))
     beaten = 1 - (below + upto).double() / (2 * len(inlier))  # the share of the inliers above each outlier
     labels = labels.long()

@@ -164,7 +164,7 @@ class Order:
 
     def __init__(self, labels: Tensor, gallery_labels: Tensor | None, levels: Levels):
         if len(labels) and int(labels.min()) < 0:
-            raise ValueError(f"label {int(labels.min())} is none: labels count from 0")
+            raise ValueError(f"label {int(labels.min())} is invalid: labels count from 0")
         self.labels, self.levels, self.means = labels.long(), levels, _Means()
         self.gallery_labels = self.labels if gallery_labels is None else gallery_labels.long()
 
@@ -202,7 +202,7 @@ class Order:
         scores = {name: scores[name] for name in (*steps, *OTHERS) if name in scores}
         pairs = [score for name, score in scores.items() if name.startswith("AUROC ")]
         if not pairs:
-            raise ValueError("no query has entries of two ranks: there is no order to measure")
+            raise ValueError("no query has gallery entries of two ranks, so rank consistency is not defined")
         return {"AUROC": sum(pairs) / len(pairs), **scores}
 
 

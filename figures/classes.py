@@ -1,10 +1,10 @@
-"""Compares how encoders place the classes: maps of the class means by superclass, and the cosines of the classes.
+"""Draw how encoders place the classes: maps of the class means by superclass, and cosines of the classes.
 
 python -m figures.classes --ckpt SCL_RUN RINCE_RUN --names SCL RINCE --out classes.png
 python -m figures.classes --dataset cifar100 --data_folder ./data --ckpt A B --names SCL RINCE --out classes.png
 
-One column a checkpoint. Maps: a point a class, the mean of its test images' features, all maps on one scale.
-Matrices: the mean cosine between the test images of two classes, superclasses framed, all in one scale of colors.
+There is one column per checkpoint. Maps have one point per class, the mean feature of its test images; all maps have
+one scale. Matrices show the mean cosine of the test images of two classes, with superclasses framed.
 """
 
 import math

@@ -38,7 +38,7 @@ def draw_ood(path: Path, inlier, outlier, metrics: dict, title: str, score_name:
     at = (tpr >= 0.95).argmax()  # where FPR95 is taken; of scores that tie, above 95
     right.plot(100 * fpr[at], 100 * tpr[at], "o", color=OUTLIER, clip_on=False)
     right.set(
-        xlabel="outliers taken for inliers in %", ylabel="inliers kept in %", xlim=(0, 100), ylim=(0, 101),
+        xlabel="OOD images accepted in %", ylabel="ID images accepted in %", xlim=(0, 100), ylim=(0, 101),
         title=f"AUROC {metrics['AUROC']:.2f}, FPR95 {metrics['FPR95']:.2f} (dot)",
     )  # fmt: skip
     figures.save(figure, path)
@@ -89,7 +89,7 @@ def draw_nearness(path: Path, near, auroc, found: dict, ranking: str, title: str
     rho = "" if found["Spearman"] is None else f"Spearman {found['Spearman']:.2f}, p {found['p']:.2g}, "
     axes.set(
         xlabel=f"largest similarity to a training class, by {ranking}", ylabel="AUROC of the class in %",
-        title=f"{title}\n{rho}{len(names)} outlier classes" + ("; bar: median" if few else ""),
+        title=f"{title}\n{rho}{len(names)} OOD classes" + ("; bar: median" if few else ""),
     )  # fmt: skip
     axes.margins(x=0.12)
     figures.save(figure, path)

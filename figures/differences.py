@@ -1,4 +1,4 @@
-"""Draws what methods of a recipe's table have over its baseline: a panel a column, every seed and the 95 % interval.
+"""Draw differences to the baseline of a recipe's table: one panel per column, every seed and the 95 % interval.
 
 python -m figures.differences save/tables/TABLE.json --columns "coarse mAP" "fine mAP" --out differences.png
 """
@@ -58,8 +58,8 @@ def main():
     there = list(dict.fromkeys(c for method in methods for c, found in method["columns"].items() if "mean" in found))
     if not there:
         raise InputError(
-            f"{args.table}: has no differences to draw, which want a recipe with a baseline, and two seeds of it and "
-            "of another method; in a table of an older version they stand once reproduce.py has run again"
+            f"{args.table}: has no differences; its recipe needs a baseline, and two seeds of it and of one "
+            "more method. Run reproduce.py again to add them to a table of an older version"
         )
     check_columns(args.columns or [], there, f"{args.table} has no difference")
     draw_differences(args.out, content, args.columns or there)

@@ -29,11 +29,11 @@ def parser(description: str, out: str, kind: str = "picture"):
     options.add_data(p, datasets.NAMES)
     options.add_evaluation(p, several=True)
     g = p.add_argument_group("comparison")
-    g.add_argument("--names", nargs="+", metavar="NAME", help="one a checkpoint (None: their runs' names)")
-    superclasses = "YAML of superclasses (None: the data set's own)"
+    g.add_argument("--names", nargs="+", metavar="NAME", help="name of each checkpoint (default: of its run)")
+    superclasses = "YAML file of superclasses (default: the data set's own)"
     g.add_argument("--superclasses", type=util.user_text, metavar="FILE", help=superclasses)
     g = p.add_argument_group(kind)
-    g.add_argument("--out", type=util.user_path, default=Path(out), help="file to write")
+    g.add_argument("--out", type=util.user_path, metavar="FILE", default=Path(out), help="file to write")
     return p
 
 
@@ -53,7 +53,7 @@ class Comparison:
         """Raise InputError unless there are superclasses that tell classes apart."""
         args, groups = self.args, self.superclasses
         if groups is None:
-            raise InputError(f"--dataset {args.dataset}: has no superclasses of its own; give --superclasses FILE.yaml")
+            raise InputError(f"--dataset {args.dataset}: has no superclasses; give --superclasses FILE.yaml")
         few = "all classes" if len(groups) < 2 else "no two classes" if max(map(len, groups.values())) < 2 else None
         if few:
             source = f"--superclasses {args.superclasses}" if args.superclasses else f"--dataset {args.dataset}"

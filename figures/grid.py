@@ -1,9 +1,8 @@
-"""Draws figures of a recipe's table over an axis of its grid: a panel a column, a line a method.
+"""Draw results of a recipe's table over an axis of its grid: one panel per column, one line per method.
 
 python -m figures.grid save/tables/TABLE.json --axis memorybank_size --columns "coarse mAP" "fine mAP" --out curve.png
 """
 
-import argparse
 import itertools
 import math
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 import figures
 import util
+from engine.cli.parsing import Parser
 from engine.encoder.records import read_table
 from figures.curves import COLORS
 from util import InputError
@@ -120,10 +120,10 @@ def draw_legend(figure, titles: list[str]) -> None:
 
 def table_parser(description: str, out: str):
     """Make the options of a picture of a recipe's table."""
-    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("table", type=util.user_path, help="JSON that reproduce.py wrote")
-    p.add_argument("--columns", nargs="+", metavar="COLUMN", help="(default: all, without seconds)")
-    p.add_argument("--out", type=util.user_path, default=Path(out), help=f"file to draw (default: {out})")
+    p = Parser(description=description)
+    p.add_argument("table", type=util.user_path, help="JSON file of reproduce.py")
+    p.add_argument("--columns", nargs="+", metavar="COLUMN", help="columns to draw (default: all but seconds)")
+    p.add_argument("--out", type=util.user_path, metavar="FILE", default=Path(out), help="picture to write")
     return p
 
 
@@ -137,8 +137,8 @@ def check_columns(columns: list[str], there: list[str], source: str) -> None:
 
 def get_parser():
     p = table_parser(__doc__, "grid.png")
-    p.add_argument("--axis", required=True, help="option that the recipe's grid varies")
-    p.add_argument("--only", nargs="+", metavar="METHOD", help="draw these methods (default: all)")
+    p.add_argument("--axis", required=True, help="option that the grid of the recipe varies")
+    p.add_argument("--only", nargs="+", metavar="METHOD", help="methods to draw (default: all)")
     return p
 
 
@@ -156,8 +156,8 @@ def main():
     filled = list(dict.fromkeys(c for runs in content["results"].values() for run in runs for c in run["values"]))
     chosen = args.columns or [column for column in filled if column != "seconds"]
     if not chosen:
-        raise InputError(f"{args.table}: has no figures yet")
-    check_columns(chosen, filled, f"{args.table} has no figure")
+        raise InputError(f"{args.table}: has no results yet")
+    check_columns(chosen, filled, f"{args.table} has no result")
     draw_grid(args.out, content, args.axis, chosen)
     print(f"drew {args.out}")
 

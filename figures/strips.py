@@ -1,4 +1,4 @@
-"""Draws what encoders find: test images, and the training images nearest to each, one strip an encoder.
+"""Draw retrieved images: test images and the nearest training images of each, one strip per encoder.
 
 python -m figures.strips --ckpt SCL_RUN RINCE_RUN --names SCL RINCE --out strips.png
 python -m figures.strips --dataset cifar100 --data_folder ./data --ckpt A B --names SCL RINCE --queries 8 --nearest 10
@@ -36,7 +36,7 @@ def choose_queries(labels: np.ndarray, n: int) -> tuple[list[int], int]:
     """
     present, first = np.unique(labels, return_index=True)
     if n > len(present):
-        raise InputError(f"--queries {n}: there are {len(present)} classes with test images; give at most so many")
+        raise InputError(f"--queries {n}: only {len(present)} classes have test images; give at most {len(present)}")
     step = len(present) // n
     return first[::step][:n].tolist(), step
 
@@ -125,8 +125,12 @@ def _draw_image(ax, image: np.ndarray, x: float, y: float, frame: str | None = N
 def get_parser():
     p = encoders.parser(__doc__, "strips.png")
     g = p.add_argument_group("strips")
-    g.add_argument("--queries", type=options.positive_int, default=8, help="test images, each of another class")
-    g.add_argument("--nearest", type=options.positive_int, default=10, help="training images shown for each")
+    g.add_argument(
+        "--queries", type=options.positive_int, default=8, help="number of test images, each of another class"
+    )
+    g.add_argument(
+        "--nearest", type=options.positive_int, default=10, help="number of training images to show for each"
+    )
     return p
 
 
@@ -134,11 +138,11 @@ def main():
     comparison = encoders.Comparison(get_parser())
     args, train, test = comparison.args, comparison.train, comparison.test
     if train.are_features:
-        raise InputError("--features: are rows of numbers, and no images to draw")
+        raise InputError("--features: features have no images to draw; give a data set of images")
     comparison.check_superclasses()
     chosen, step = choose_queries(test.labels.numpy(), args.queries)
     if args.nearest > len(train):
-        raise InputError(f"--nearest {args.nearest}: there are {len(train)} training images; give at most so many")
+        raise InputError(f"--nearest {args.nearest}: give at most {len(train)}, the number of training images")
     gallery, features = comparison.features(train, "gallery"), comparison.features(test, "queries")
     group_of = encoders.group_numbers(comparison.superclasses, train.classes)
     nearest = {name: evaluation.nearest(features[name], gallery[name], args.nearest)[1].numpy() for name in features}

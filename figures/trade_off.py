@@ -1,4 +1,4 @@
-"""Draws the methods of a recipe's table over two of its columns: what one gains in the first, and pays in the other.
+"""Draw the methods of a recipe's table over two of its columns, as a trade-off.
 
 python -m figures.trade_off save/tables/TABLE.json --columns "fine mAP" "coarse mAP" --highlight RINCE --out front.png
 """
@@ -90,8 +90,10 @@ def draw_trade_off(path: Path, content: dict, columns: list[str], highlight: str
 
 def get_parser():
     p = table_parser(__doc__, "trade_off.png")
-    p.add_argument("--highlight", metavar="TEXT", help="fill the methods whose title begins so")
-    p.add_argument("--zoom", nargs=2, type=float, metavar="X", default=[], help="a second panel from these values on")
+    p.add_argument("--highlight", metavar="TEXT", help="beginning of the titles of methods to draw filled")
+    p.add_argument(
+        "--zoom", nargs=2, type=float, metavar="X", default=[], help="smallest values of a second panel, right and up"
+    )
     return p
 
 
@@ -101,7 +103,7 @@ def main():
     content = read_table(args.table)
     there = list(dict.fromkeys(c for runs in content["results"].values() for run in runs for c in run["values"]))
     if len(args.columns or []) != 2:
-        raise InputError(f"--columns: give two of {', '.join(there)}: the one to the right, then the one up")
+        raise InputError(f"--columns: give two of {', '.join(there)}: the horizontal one, then the vertical one")
     check_columns(args.columns, there, f"{args.table} has no column")
     draw_trade_off(args.out, content, args.columns, args.highlight, args.zoom)
     print(f"drew {args.out}")

@@ -188,7 +188,7 @@ def rince_terms(
     if similarity.ndim != 2 or similarity.shape != rank.shape:
         raise ValueError(f"similarity {tuple(similarity.shape)} and rank {tuple(rank.shape)} must be the same [N, K]")
     if len(taus) == 0 or min(taus) <= 0:
-        raise ValueError(f"taus are {tuple(taus)}; one temperature above 0 a rank is needed")
+        raise ValueError(f"taus are {tuple(taus)}; one temperature above 0 per rank is needed")
     (similarity,) = widen([similarity])
     positives = [rank == r for r in range(len(taus))]
     terms = [

@@ -355,7 +355,7 @@ class RankNContrastLoss(GradedLoss):
         else:
             ranks = as_ranks(graded_by)
             if len(ranks.similarities) < 2:
-                raise ValueError("no class has a similar class, and this loss needs an order of classes, not one rank")
+                raise ValueError("no class has a related class, and this loss needs an order of classes, not one rank")
             super().__init__(torch.arange(len(ranks.has_rank)), temperature)
             self.ranks = ranks
 

@@ -265,7 +265,7 @@ class NestedRanks(Ranks):
         for i in range(1, levels.shape[1]):
             pairs = levels[:, i - 1 : i + 1].unique(dim=0)  # a finer group and the coarser one that it lies in
             if len(pairs) > int(levels[:, i - 1].max()) + 1:
-                raise ValueError(f"groups are not nested: some group of level {i - 1} lies in two of level {i}")
+                raise ValueError(f"groups are not nested: some group of level {i - 1} is in two groups of level {i}")
             has_rank[:, i] = torch.bincount(pairs[:, 1])[levels[:, i]] > 1
         self.register_buffer("levels", levels, persistent=False)  # [G, L]
         self.register_buffer("has_rank", has_rank, persistent=False)  # [G, R], R = L

@@ -35,16 +35,16 @@ def read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: is no card of an encoder ({error})") from None
+        raise ValueError(f"{path}: is not a model card ({error})") from None
     if not isinstance(card, dict) or not card.keys() >= {"format", "encoder", "small_stem", "size"}:
-        raise ValueError(f"{path}: is no card of an encoder, which has format, encoder, small_stem and size")
+        raise ValueError(f"{path}: is not a model card: it must have format, encoder, small_stem and size")
     three = {name: card.get(name) for name in ("mean", "std") if card.get(name) is not None}
     forms = {"encoder": str, "small_stem": bool, "size": int, "options": dict}
     wrong = [name for name, form in forms.items() if not isinstance(card.get(name, form()), form)]
     wide = card["size"] if "normalize" in card else 3  # of vectors, a number for each dimension
     wrong += [n for n, x in three.items() if not isinstance(x, list) or len(x) != wide or not all(map(_is_number, x))]
     if wrong or len(three) == 1:
-        raise ValueError(f"{path}: is no card of an encoder: its {wrong[0] if wrong else 'mean or std'} is none")
+        raise ValueError(f"{path}: is not a model card: its {wrong[0] if wrong else 'mean or std'} is invalid")
     if card["format"] != FORMAT:
         raise ValueError(f"{path}: has format {card['format']}, this version reads {FORMAT}; update this code")
     return card

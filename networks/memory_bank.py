@@ -37,7 +37,7 @@ class MemoryBank(nn.Module):
     def __init__(self, size: int, dim: int):
         super().__init__()
         if size < 1:
-            raise ValueError(f"a memory bank of {size} keys is none; the size must be at least 1")
+            raise ValueError(f"the memory bank has size {size}; it must be at least 1")
         self.register_buffer("keys", F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("labels", torch.full((size,), -1, dtype=torch.long))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))

@@ -70,7 +70,7 @@ def vector_encoder(name: str, dim: int, hidden: int | None = None, batch_norm: b
         encoder = Residual(dim, hidden, batch_norm)
         encoder.dim = dim  # type: ignore[assignment]
     else:
-        raise ValueError(f"{name} is no encoder of vectors; choose one of {', '.join(NAMES)}")
+        raise ValueError(f"{name} is not an encoder of features; choose one of {', '.join(NAMES)}")
     return encoder
 
 

@@ -86,7 +86,7 @@ def check_source(method: dict, where: str) -> None:
     if not command and not given:
         raise InputError(f"{where}: command is missing, or checkpoint, a file that needs no training")
     if command and given:
-        raise InputError(f"{where}: command or checkpoint: give one of them")
+        raise InputError(f"{where}: command and checkpoint: give one of the two")
     for key in ("scaled", "seeds"):
         if given and method.get(key):
             raise InputError(f"{where}: {key} has no use without a command")
@@ -103,7 +103,7 @@ def check_names(recipe: dict, path: Path) -> None:
         if ours in names:
             raise InputError(f"{path}: {kind} {ours}: give it another name; {ours} has a meaning in {what}")
         if (again := util.twice(map(util.plain_name, names))) is not None:
-            raise InputError(f"{path}: {kind} {again}: two have this name but for blanks and signs; rename one")
+            raise InputError(f"{path}: {kind} {again}: two have this name, apart from spaces and signs; rename one")
 
 
 def check_columns(recipe: dict, path: Path) -> None:
@@ -114,12 +114,12 @@ def check_columns(recipe: dict, path: Path) -> None:
         for column, place in evaluation["columns"].items():
             check(f"{path}: evaluation {name}: columns: {column}", place, "text")
             if taken.setdefault(column, set()) & methods:
-                raise InputError(f"{path}: evaluation {name}: column {column} is there already; give another name")
+                raise InputError(f"{path}: evaluation {name}: column {column} exists; give another name")
             taken[column] |= methods
     measured = columns({**recipe, "means": {}})
     for mean, parts in recipe["means"].items():
         if mean in taken:
-            raise InputError(f"{path}: means: column {mean} is there already; give another name")
+            raise InputError(f"{path}: means: column {mean} exists; give another name")
         check(f"{path}: means: {mean}", parts, "a list")
         for part in parts:
             if part not in measured:
@@ -130,7 +130,7 @@ def read_published(recipe: dict, path: Path) -> dict | None:
     """Read what is under `published`, a method's for each of its cells without its own; InputError for wrong names."""
     published = dict(recipe["published"] or {})
     if published and not published.get("source"):
-        raise InputError(f"{path}: published: source is missing, the text that says where the figures are from")
+        raise InputError(f"{path}: published: source is missing, the text that names where the values are from")
     known, found = columns(recipe), {}
     for name, figures in published.items():
         if name == "source":
@@ -273,7 +273,7 @@ def parse(command: str, where: str) -> Options:
     if not script.endswith(".py"):
         return Options()
     if not (ROOT / script).is_file():
-        raise InputError(f"{where}: there is no script {script}")
+        raise InputError(f"{where}: the script {script} does not exist")
     parser = find_parser(script)
 
     def refuse(message):

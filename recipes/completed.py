@@ -65,7 +65,7 @@ def find_run(folders, command: str) -> Path | None:
         try:
             called = found["about"]["command"]
         except (TypeError, KeyError):
-            raise InputError(f"{file}: does not say by which command the run was started") from None
+            raise InputError(f"{file}: has no command that the run was started with") from None
         script, number = words(command)[1], found["about"].get("protocol", 1)
         if number == protocol(script) and same(called, command) and kept_its_options(folder, script):
             return folder

@@ -7,7 +7,7 @@ import util
 from recipes.schema import NUMBERS, check, option, words
 from util import InputError
 
-NO_AXES = {"seed": "--seeds says which seeds there are", "exp_name": "a cell's name has its values"}
+NO_AXES = {"seed": "--seeds sets the seeds", "exp_name": "a cell's name has its values"}
 
 
 def axes(grid: dict, where: str) -> dict[str, dict[str, str]]:
@@ -17,16 +17,16 @@ def axes(grid: dict, where: str) -> dict[str, dict[str, str]]:
         if axis.startswith("-"):
             raise InputError(f"{where}: {axis}: write the option without dashes, {axis.lstrip('-')}")
         if axis in NO_AXES:
-            raise InputError(f"{where}: {axis} is no axis: {NO_AXES[axis]}")
+            raise InputError(f"{where}: {axis} cannot be an axis: {NO_AXES[axis]}")
         if not isinstance(values, list | dict) or not values:
             raise InputError(f"{where}: {axis} must be a list of values, or a mapping `label: value`, not {values!r}")
         pairs = list(values.items()) if isinstance(values, dict) else [(value, value) for value in values]
         for label, value in pairs:
             check(f"{where}: {axis}: {label}", value, "text")
             if not words(value):
-                raise InputError(f"{where}: {axis}: {value!r} is no value, as a command would have it")
+                raise InputError(f"{where}: {axis}: {value!r} must be a value as in a command")
         if (again := util.twice(util.plain_name(label) for label, _ in pairs)) is not None:
-            raise InputError(f"{where}: {axis}: two cells would be called {axis}{again}; give other labels")
+            raise InputError(f"{where}: {axis}: two cells have the name {axis}{again}; give other labels")
         found[axis] = dict(pairs)
     return found
 
@@ -49,10 +49,10 @@ def expand(recipe: dict, source: str) -> dict[str, dict]:
             values = {axis: of_method[axis][label] for axis, label in chosen.items()}
             key, cell = make_cell(name, {k: v for k, v in method.items() if k != "grid"}, chosen, values, where)
             if key in methods or (key != name and key in recipe["methods"]):
-                raise InputError(f"{where}: two methods would be called {key}; give other names or labels")
+                raise InputError(f"{where}: two methods have the name {key}; give other names or labels")
             methods[key] = cell
     if of_all and not used:
-        raise InputError(f"{source}: grid: there is no method that is trained and has no grid of its own")
+        raise InputError(f"{source}: grid: it needs a method with a command and without a grid of its own")
     return methods
 
 
@@ -62,7 +62,7 @@ def make_cell(name: str, method: dict, labels: dict, values: dict, where: str) -
         return name, method
     taken = next((axis for axis in values if axis in (method.get("with") or {})), None)
     if taken:
-        raise InputError(f"{where}: {taken}: stands under `with`, too, which says what {{{taken}}} is in a command")
+        raise InputError(f"{where}: {taken}: is under `with`, too, which sets {{{taken}}} in commands; rename one")
     suffix = "".join(f"_{axis}{util.plain_name(label)}" for axis, label in labels.items())
     options = " ".join(f"--{axis} {value}" for axis, value in values.items())
     run = shlex.quote(option(method["command"], "--exp_name") + suffix)
@@ -89,7 +89,7 @@ def find_methods(recipe: dict, name: str, where: str) -> list[str]:
     found = [name] if name in method_of else [key for key, method in method_of.items() if method == name]
     if not found:
         known = dict.fromkeys([*method_of.values(), *method_of])
-        raise InputError(f"{where}: there is no method {name}{util.nearest(name, known)}")
+        raise InputError(f"{where}: unknown method {name}{util.nearest(name, known)}")
     return found
 
 

@@ -32,7 +32,7 @@ def cut_patches(folder: Path, side: int = 32) -> int:
 
 def main():
     if len(sys.argv) != 2:
-        raise util.InputError("give one folder, which is made")
+        raise util.InputError("folder: give one, in which the patches are stored")
     print(f"made {cut_patches(Path(sys.argv[1]))} patches in {sys.argv[1]}")
 
 

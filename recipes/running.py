@@ -167,7 +167,7 @@ def run_method(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner:
                 values[column] = measured[path]
             else:
                 near, there = util.nearest(path, measured), ", ".join(measured)
-                why = f"no figure {path} for column {column}{near}; there are {there}, in {found['file']}"
+                why = f"no value {path} for column {column}{near}; it has {there}, in {found['file']}"
                 runner.fail(f"{title}: {step}", command, why)
     values = recipes.add_means(recipe, values) | ({} if seconds is None else {"seconds": seconds})
     about["protocols"] = {script: config.protocol(script) for script in scripts}

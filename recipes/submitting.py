@@ -245,7 +245,9 @@ def read_options(text: str) -> dict:
             given = f"--{name.replace('_', '-')}={found[name]}"
             raise InputError(f"--slurm: {given}: a job is one task on one node, and starts a process per GPU itself")
     if "time" not in found:
-        raise InputError("--slurm: --time is missing, after which a job is queued again, as --time=12:00:00")
+        raise InputError(
+            "--slurm: --time is missing, after which a job is queued again; give it, such as --time=12:00:00"
+        )
     return {**found, "time": read_minutes(str(found["time"]))}
 
 
@@ -283,7 +285,9 @@ def submit_to_slurm(stages: list[list[Task]], place: Path, options: dict, limit:
     """
     submitit = load_submitit()
     if not (shutil.which("sbatch") and shutil.which("srun")):
-        raise InputError("--submit slurm: there is no sbatch and srun here; submit where they are, or --submit local")
+        raise InputError(
+            "--submit slurm: this machine has no sbatch and srun; submit from one that has, or give --submit local"
+        )
     executor = submitit.SlurmExecutor(place, max_num_timeout=MAX_TIMEOUTS, python=find_python())
     cpus = options.get("cpus_per_task")
     executor.update_parameters(

@@ -1,9 +1,8 @@
-"""The table of a recipe: the JSON that reproduce.py writes, and the Markdown, drawn from that alone.
+"""Write the table of a recipe as Markdown, from the JSON file of reproduce.py alone.
 
-python -m recipes.table save/tables/digits.json --out save/tables/digits.md    (without --out: printed)
+python -m recipes.table save/tables/digits.json --out save/tables/digits.md
 """
 
-import argparse
 import dataclasses
 import re
 from pathlib import Path
@@ -13,6 +12,7 @@ import util  # first: where packages are missing it says what to do
 # isort: split
 import numpy as np
 
+from engine.cli.parsing import Parser
 from engine.encoder.records import are_small, read_table, spreads
 from engine.run import run_log
 from recipes import ROOT, Scope, columns, given, grid, seeds
@@ -179,7 +179,7 @@ def differences(recipe: dict, results: dict, scope: Scope, names: list[str]) -> 
     if recipe.get("correction"):
         how += "p < 0.05 after Holm's correction over the columns of a row; the intervals are not corrected."
     else:
-        how += "it excludes 0, as one in twenty does by chance where differences are normal."
+        how += "it excludes 0. Without a difference, 1 in 20 does, if differences are normal."
     if len({run.get("machine") for runs in results.values() for run in runs if run["values"]}) > 1:
         how += " Runs come from several kinds of machines; those of one kind are paired."
     return [head, rows(["method", *names], body), how]
@@ -196,7 +196,7 @@ def notes(content: dict, scope: Scope) -> list[str]:
         found.append("Given checkpoints are evaluated once: seeds are those of trainings.")
     if scope.scale != 1:
         found.append(
-            f"SCALED: {100 * scope.scale:g} % of the epochs. This shows that the recipe runs; it is no result."
+            f"SCALED: {100 * scope.scale:g} % of the epochs. This shows that the recipe runs. It is not a result."
         )
     if scope.options:
         found.append(f"With {scope.options} added to every command.")
@@ -209,10 +209,12 @@ def notes(content: dict, scope: Scope) -> list[str]:
 
 
 def get_parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("table", type=util.user_path, help="JSON that reproduce.py wrote")
-    p.add_argument("--columns", nargs="+", metavar="COLUMN", help="(default: all)")
-    p.add_argument("--out", type=util.user_path, help="Markdown file to write (default: none, it is printed)")
+    p = Parser(description=__doc__)
+    p.add_argument("table", type=util.user_path, help="JSON file of reproduce.py")
+    p.add_argument("--columns", nargs="+", metavar="COLUMN", help="columns to write (default: all)")
+    p.add_argument(
+        "--out", type=util.user_path, metavar="FILE", help="Markdown file to write (default: print the table)"
+    )
     return p
 
 

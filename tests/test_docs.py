@@ -17,6 +17,7 @@ from made_data import make_image_folders, original_checkpoint
 import evaluation
 import losses
 import networks
+from engine.cli import reference
 from engine.encoder.records import read_table
 from examples import own_loop
 from networks import memory_bank, resnet
@@ -25,9 +26,9 @@ from recipes import schema, table
 PAGES = {p.relative_to(ROOT).as_posix(): p.read_text() for p in [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md"))]}
 del PAGES["CHANGELOG.md"]  # names what is gone, too
 README = PAGES["README.md"]
-# torchrun's, tensorboard's and sbatch's
+# torchrun's, tensorboard's, argparse's and sbatch's
 FOREIGN = {"--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts", "--logdir"}
-FOREIGN |= {"--partition", "--gres", "--cpus-per-task", "--time", "--nodes", "--ntasks"}
+FOREIGN |= {"--help", "--partition", "--gres", "--cpus-per-task", "--time", "--nodes", "--ntasks"}
 every_page = pytest.mark.parametrize("page", PAGES)
 
 
@@ -94,6 +95,24 @@ def test_every_flag_that_is_written_about_exists(page):
     named = set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", PAGES[page]))
     files = [p for p in ROOT.rglob("*.py") if ".venv" not in p.parts and "tests" not in p.relative_to(ROOT).parts]
     assert named - set().union(*map(flags_written_in, files)) - FOREIGN == set()
+
+
+def test_the_page_of_the_command_line_is_what_the_parsers_say():
+    assert PAGES["docs/command_line.md"] == reference.write_page(), "run: python -m engine.cli.reference"
+
+
+def test_it_has_every_module_with_a_parser():
+    files = (f for f in ROOT.rglob("*.py") if not {".venv", "tests"} & {*f.relative_to(ROOT).parts})
+    have = {".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files if "\ndef get_parser(" in f.read_text()}
+    assert have == {*reference.SCRIPTS, *reference.MODULES}
+
+
+def test_published_and_earlier_spellings_are_in_the_last_group_alone_with_their_modern_form():
+    *others, last = importlib.import_module("main_supcon").get_parser()._action_groups
+    old = {a.option_strings[0]: a.help for a in last._group_actions}
+    assert {"--mixed_out_in", "--mixed_out_in_log", "--m", "--roberta_float_threshold", "--colour"} <= old.keys()
+    assert all(re.search(r"spelling of --\w+", text) for text in old.values())
+    assert old.keys() & {a.option_strings[0] for group in others for a in group._group_actions} == set()
 
 
 @every_page
@@ -326,6 +345,58 @@ def test_a_long_sentence_and_a_word_that_is_not_plain_would_be_found():
         "so many: * An item, so many.",
     ]
     assert faults_of(f"```\n{long}\n```\n\n`grey`\n") == []
+
+
+CODE = {
+    f.relative_to(ROOT).as_posix(): ast.parse(f.read_text())
+    for f in sorted(ROOT.rglob("*.py"))
+    if not {".venv", "tests"} & {*f.relative_to(ROOT).parts}
+}
+NOT_A_MESSAGE = re.compile(r"\b(?:(?<!there )(?:is|are) no (?!longer)|wants?\b|stands? in\b|told\b)")
+
+
+def text_of(node):
+    """A literal's text, with the word VALUE for what is filled in; "" of what is no literal."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(part) or "VALUE" for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return text_of(node.left) + text_of(node.right)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def texts_of(tree):
+    """What a module can print, be it an error, a warning, a log line or help: literals of three words and more."""
+    nodes = [*ast.walk(tree)]
+    known = {id(n.value) for n in nodes if isinstance(n, ast.Expr)}  # docstrings
+    known |= {id(part) for n in nodes if isinstance(n, ast.JoinedStr) for part in n.values}
+    found = [text_of(n) for n in nodes if isinstance(n, ast.JoinedStr | ast.Constant) and id(n) not in known]
+    return [text for text in found if len(text.split()) > 2]
+
+
+def faults_of_texts(tree):
+    """As of a page, and what is unclear in a message."""
+    texts = [re.sub(r"--[a-z][\w-]*", "--option", text) for text in texts_of(tree)]
+    return [fault for text in texts for fault in [*faults_of(text), *(t for t in [text] if NOT_A_MESSAGE.search(t))]]
+
+
+def unnamed_errors(tree):
+    """Messages of InputError that begin neither with an option, nor a value, such as a file, nor with what is wrong."""
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "InputError"]
+    texts = [text_of(n.args[0]) for n in calls]
+    return [text for text in texts if text and not re.match(r"VALUE|--|[\w ]+: ", text)]
+
+
+@pytest.mark.parametrize("file", CODE)
+def test_what_the_code_can_print_is_in_plain_words(file):
+    faults = faults_of_texts(CODE[file]) + unnamed_errors(CODE[file])
+    assert not faults, "\n".join(faults)
+
+
+def test_a_message_that_is_not_plain_or_names_nothing_would_be_found():
+    code = "def f(x):\n    'Docs are no message.'\n    print(f'the image {x} is no image')\n"
+    assert faults_of_texts(ast.parse(code)) == ["the image VALUE is no image"]
+    assert faults_of_texts(ast.parse("help = 'start ' 'training anew'")) == ["anew: start training anew"]
+    assert unnamed_errors(ast.parse("InputError('wrong')\nInputError(f'{x}: wrong')")) == ["wrong"]
 
 
 # ---- images of one's own ---------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ OBJECTIVES = {
     "rince_imagenet100": [
         "RINCE out_in: 200 images, 100 classes",
         "rank 1: similarity 0.75, from 0.402 to 0.7401, tau 0.225; positives of a class 0/2/10 classes, 0/4/20 images",
-        "25 classes without a similar class: ",
+        "25 classes without a related class: ",
     ],
     "imagenet100_SCL_out": [
         "SCL out: 200 images, 100 classes",
@@ -176,12 +176,12 @@ IMAGENET = "--dataset imagenet_100 --data_folder data/imagenet100 --ckpt imagene
         (
             "out_of_dist_detection",
             f"{IMAGENET} --dataset_outliers path --data_folder_outliers data/imagenet100/val",
-            f"class {WNIDS[0]} is an inlier too",
+            f"class {WNIDS[0]} is also a class of --dataset",
         ),
         (
             "main_supcon",
             "--dataset imagenet --data_folder data/imagenet100 --ranking roberta_threshold",
-            "give --thresholds (--roberta_float_threshold), published: 0.4",
+            "give --thresholds, published: 0.4",
         ),
     ],
 )

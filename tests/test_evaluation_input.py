@@ -21,9 +21,9 @@ NEAR = f"--ckpt {CE} --hold_out 4 8 --dataset_outliers digits --outlier_classes 
         ("--dataset_outliers AwA2 --data_folder_outliers empty", "--data_folder_outliers empty: holds no image"),
         (
             "--dataset_outliers tiny_imagenet --data_folder_outliers empty",
-            "--data_folder_outliers empty: neither it nor",
+            "--data_folder_outliers empty: has no folders train and val",
         ),
-        ("--dataset_outliers digits", "class 0 is an inlier too"),
+        ("--dataset_outliers digits", "class 0 is also a class of --dataset"),
         ("--dataset_outliers cifar10 --data_folder_outliers none", "--data_folder_outliers none: holds no cifar-10"),
         ("--dataset_outliers digits --outlier_classes 11", "--outlier_classes 11: digits has no such class"),
         ("--dataset_outliers digits --outlier_classes 4 --hold_out 4 --detector knn --knn_k 5000", "k = 5000"),
@@ -62,7 +62,7 @@ def test_a_damaged_cache_file_is_named_and_made_anew(monkeypatch, capsys, digits
     middle = len(whole) // 2
     file.write_bytes(whole[:middle] + bytes(b ^ 255 for b in whole[middle : middle + 60]) + whole[middle + 60 :])
     run(monkeypatch, digits, f"--ckpt {CE} --features_cache broken", "retrieval")
-    line = f"--features_cache: broken/{file.name} damaged, or of an older version (BadZipFile); it is made anew\n"
+    line = f"--features_cache: broken/{file.name} corrupt, or of an older version (BadZipFile); it is made again\n"
     assert capsys.readouterr().out.count(line) == 1
     found = result(digits, "retrieval_digits_ce_fine_*")
     assert found["metrics"] == before
@@ -107,20 +107,24 @@ def outliers_of(inliers, outliers):
 @pytest.mark.parametrize(
     ("inliers", "outliers", "reason"),
     [
-        ("mine", "mine/val", "holds inliers, ROOT/mine/val/cat/cat_0.JPEG (4 of its 4 images)"),
-        ("mine", "mine --outlier_split all", "(4 of its 8 images)"),
-        ("mine", "links", "holds inliers, ROOT/mine/val/cat/cat_0.JPEG (1 of its 3 images)"),
-        ("mine", "packs", "(4 of its 4 images)"),
-        ("mine", "list.csv", "(4 of its 4 images)"),
-        ("mine", "openood.txt", "holds inliers, ROOT/mine/val/dog/dog_1.JPEG (1 of its 2 images)"),
-        ("packs", "packs", "(4 of its 4 images)"),
-        ("packs", "mine", "(4 of its 4 images)"),
-        ("packs", "list.csv", "(4 of its 4 images)"),
-        ("list.csv", "packs", "(4 of its 4 images)"),
-        ("mine", "mine --outlier_split train", "4 of the 4 outliers are training images, such as ROOT/mine/train/cat"),
-        ("mine --images_per_class 1", "mine/train", "4 of the 4 outliers are training images"),
-        ("packs", "packs --outlier_split train", "4 of the 4 outliers are training images"),
-        ("list.csv", "mine --outlier_split train", "4 of the 4 outliers are training images"),
+        ("mine", "mine/val", "4 of 4 OOD images are validation images, such as ROOT/mine/val/cat/cat_0.JPEG"),
+        ("mine", "mine --outlier_split all", "4 of 8 OOD images are validation images"),
+        ("mine", "links", "1 of 3 OOD images are validation images, such as ROOT/mine/val/cat/cat_0.JPEG"),
+        ("mine", "packs", "4 of 4 OOD images are validation images"),
+        ("mine", "list.csv", "4 of 4 OOD images are validation images"),
+        ("mine", "openood.txt", "1 of 2 OOD images are validation images, such as ROOT/mine/val/dog/dog_1.JPEG"),
+        ("packs", "packs", "4 of 4 OOD images are validation images"),
+        ("packs", "mine", "4 of 4 OOD images are validation images"),
+        ("packs", "list.csv", "4 of 4 OOD images are validation images"),
+        ("list.csv", "packs", "4 of 4 OOD images are validation images"),
+        (
+            "mine",
+            "mine --outlier_split train",
+            "4 of the 4 OOD images are training images, such as ROOT/mine/train/cat",
+        ),
+        ("mine --images_per_class 1", "mine/train", "4 of the 4 OOD images are training images"),
+        ("packs", "packs --outlier_split train", "4 of the 4 OOD images are training images"),
+        ("list.csv", "mine --outlier_split train", "4 of the 4 OOD images are training images"),
     ],
 )
 def test_outliers_that_are_inliers_or_training_images_are_refused(monkeypatch, capsys, same, inliers, outliers, reason):
@@ -132,11 +136,11 @@ def test_outliers_that_are_inliers_or_training_images_are_refused(monkeypatch, c
 @pytest.mark.parametrize(
     ("inliers", "outliers", "line"),
     [
-        ("mine", "some", "warning: 2 of the 3 outliers are training images, such as ROOT/mine/train/cat/cat_0.JPEG"),
-        ("packs", "some", "warning: 2 of the 3 outliers are training images, such as ROOT/mine/train/cat/cat_0.JPEG"),
+        ("mine", "some", "warning: 2 of the 3 OOD images are training images, such as ROOT/mine/train/cat/cat_0.JPEG"),
+        ("packs", "some", "warning: 2 of the 3 OOD images are training images, such as ROOT/mine/train/cat/cat_0.JPEG"),
         ("packs", "out", ""),
         ("mine --hold_out dog", "mine --outlier_split train --outlier_classes dog", ""),
-        ("moved", "out", "packs/train.pack: its images' folder ROOT/moved/train is gone"),
+        ("moved", "out", "packs/train.pack: its folder of images ROOT/moved/train is missing"),
     ],
 )
 def test_training_images_among_outliers_are_counted(monkeypatch, capsys, same, inliers, outliers, line):
@@ -198,7 +202,7 @@ def test_an_image_that_cannot_be_read_is_named(monkeypatch, capsys, tmp_path, di
         ("main_linear", "--ckpt random --model_type cross_entropy", "--model_type cross_entropy: "),
         ("retrieval", f"--ckpt {CE} --model foo", "--model foo is unknown"),
         ("retrieval", f"--ckpt {CE} --superclasses x.yaml", "--superclasses x.yaml: has no use with --labelset fine"),
-        ("retrieval", f"--ckpt {CE} --hold_out 0 1 2 3 4 5 6 7 8", "--labelset fine: there is a single class"),
+        ("retrieval", f"--ckpt {CE} --hold_out 0 1 2 3 4 5 6 7 8", "--labelset fine: there is one class only"),
     ],
 )
 def test_what_cannot_work_is_said_before_any_work(monkeypatch, capsys, digits, script, options, reason):

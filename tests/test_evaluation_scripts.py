@@ -101,7 +101,7 @@ def test_classes_left_out_are_the_outliers_of_one_split_or_all_and_their_trainin
         name = "digits_4-8" + ("" if split == "test" else f"_{split}")
         found = result(digits, f"ood_digits_without_4-8_ce_{name}_gaussian_*")
         assert found["images"]["outliers"] == images
-        assert "was trained on the outliers' class 4" in capsys.readouterr().err
+        assert "was trained on the OOD class 4" in capsys.readouterr().err
 
 
 def test_the_three_scripts_share_cached_features_and_read_no_image_twice(monkeypatch, digits):
@@ -248,9 +248,9 @@ OOD_KNN = f"--ckpt {CE} --hold_out 4 --dataset_outliers digits --outlier_classes
         ("out_of_dist_detection", OOD_KNN, "--knn_k 50: more than half of the 63 training images: "),
         ("out_of_dist_detection", f"{OOD_KNN} --knn_k 8", "--knn_k 8: more than the 7 images of the smallest class: "),
         ("out_of_dist_detection", f"{OOD_KNN} --knn_k 7", ""),
-        ("retrieval", f"--ckpt {CE} --images_per_class 2 --knn_k 21", "--knn_vote 21: there are 20 images to look "),
+        ("retrieval", f"--ckpt {CE} --images_per_class 2 --knn_k 21", "--knn_vote 21: the gallery has 20 images; "),
         ("retrieval", f"--ckpt {CE} --images_per_class 2 --knn_k 20", ""),
-        ("retrieval", f"--ckpt {CE} --within test --knn_k 355", "--knn_vote 355: there are 354 images to look among; "),
+        ("retrieval", f"--ckpt {CE} --within test --knn_k 355", "--knn_vote 355: the gallery has 354 images; "),
         ("main_supcon", "--images_per_class 19 --batch_size 64 --memorybank_size 64 --epochs 1 --knn_freq 1",
          "--knn_freq: there are 190 training images, fewer than its 200 neighbors; "),
     ],

@@ -212,7 +212,7 @@ def test_rows_of_a_list_are_left_out_and_a_list_of_none_of_them_is_refused(folde
     run(monkeypatch, tmp_path, f"{FILES} --skip_images skip.txt", "retrieval")
     assert result(tmp_path, "retrieval_features_raw*")["images"] == {"train": 158, "test": 39}
     line = error_of(monkeypatch, capsys, tmp_path, f"{FILES} --skip_images none.txt", "retrieval")
-    assert "--skip_images none.txt: none of its lines is a file, as train.npz:999" in line
+    assert "--skip_images none.txt: no line, such as train.npz:999, is a file" in line
 
 
 def test_the_first_lines_of_a_run_say_how_rows_are_normalized(folder, monkeypatch, capsys, tmp_path):
@@ -327,7 +327,7 @@ def test_classes_that_a_head_never_saw_are_asked_for_among_themselves(folder, mo
         ("retrieval", f"--features wide.npz --features_val wide.npz --ckpt {RUN}/rince", "the encoder takes 16"),
         ("retrieval", f"{FILES} --ckpt {RUN}/ce --layer output", "--layer output"),
         ("retrieval", f"--ckpt {RUN}/rince", "is an encoder of features; give features"),
-        ("retrieval", f"{FILES} --classes excluded", "--classes excluded: raw features have no checkpoint that says"),
+        ("retrieval", f"{FILES} --classes excluded", "--classes excluded: raw features have no checkpoint that lists"),
         ("retrieval", f"{FILES} --classes excluded --ckpt {RUN}/rince", "last.pth names no class that it was trained"),
         ("retrieval", f"{FILES} --classes none.txt", "--classes none.txt: no such file"),
         ("retrieval", f"{FILES} --classes empty.txt", "--classes empty.txt: holds no class name; write one per line"),
@@ -337,7 +337,7 @@ def test_classes_that_a_head_never_saw_are_asked_for_among_themselves(folder, mo
             f"{FILES} --dataset_outliers digits",
             "--features_outliers go together",
         ),
-        ("out_of_dist_detection", f"{FILES} --features_outliers val.npz", "--features_outliers: holds inliers"),
+        ("out_of_dist_detection", f"{FILES} --features_outliers val.npz", "OOD images are validation images"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(folder, monkeypatch, capsys, script, words, line):

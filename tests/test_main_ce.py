@@ -206,7 +206,7 @@ def test_official_files_have_no_second_layer(two_heads, monkeypatch, capsys, tmp
         ),
         ("--heads 2 --superclasses none.yaml", "--superclasses none.yaml: no such file"),
         ("--heads 2 --superclasses one.yaml", "--heads 2: --superclasses one.yaml has 1 superclasses of 10 classes"),
-        ("--config three.yaml", "three.yaml: heads: 3 is none of 1, 2"),
+        ("--config three.yaml", "three.yaml: heads: 3 is unknown; choose one of 1, 2"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(monkeypatch, capsys, tmp_path, words, line):

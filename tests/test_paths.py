@@ -135,7 +135,7 @@ def test_a_folder_of_classes_without_its_data_set_is_named_and_others_leave_the_
     make_image_folders(tmp_path / "mine" / train, ["cat", "dog"], each=1)
     (tmp_path / "mine.yaml").write_text("animals: [cat, dog]\n")
     line = error_of(monkeypatch, capsys, tmp_path, "--data_folder mine --ranking mine.yaml")
-    reason = "mine: holds images, and the data set digits reads none: give --dataset path, or for outliers "
+    reason = "mine: holds images, and the data set digits reads none: give --dataset path, or for OOD images "
     reason += "--dataset_outliers path"
     assert line.endswith(f"error: --data_folder {reason}")
     with pytest.raises(InputError, match=re.escape(f"--data_folder_outliers {reason}")):

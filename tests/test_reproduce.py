@@ -300,7 +300,7 @@ def test_a_fault_of_one_method_ends_that_method_alone(done):
     Path("save/results/none.json").write_text("[]")
     Path("save/results/empty.json").write_text("")
     printed = reproduced(Path.cwd())
-    assert "FAILED: bad, seed 0 (save/SupCon/path_models/bad/config.yaml: does not say by which command" in printed
+    assert "FAILED: bad, seed 0 (save/SupCon/path_models/bad/config.yaml: has no command that the run was" in printed
     assert "| a good one | 9" in printed
 
 
@@ -309,9 +309,9 @@ def test_a_column_that_no_record_has_is_a_failure_of_its_own(done, tmp_path):
     recipe["evaluations"]["retrieval"]["columns"] = {"wrong": "fine.R@2", "R@1": "fine.R@1"}
     assert list(running.run_method(recipe, "good", 0, recipes.Scope(), runner)["values"]) == ["R@1", "seconds"]
     why = runner.failures[0]["why"]
-    assert "no figure fine.R@2 for column wrong; did you mean fine.R@" in why
+    assert "no value fine.R@2 for column wrong; did you mean fine.R@" in why
     there = "fine.R@1, fine.R@5, fine.R@10, fine.R@20, fine.AP, fine.AP-published, fine.mAP"
-    assert f"; there are {there}, in save/results/" in why
+    assert f"; it has {there}, in save/results/" in why
 
 
 WAITING = 'python -c \'import time, os; open("pid", "w").write(str(os.getpid())); time.sleep(600)\' --exp_name x'
@@ -324,7 +324,7 @@ WAITING = 'python -c \'import time, os; open("pid", "w").write(str(os.getpid()))
             {"before": [WAITING]},
             signal.SIGINT,
             130,
-            "reproduce.py: stopped; the same command goes on where it stopped\n",
+            "reproduce.py: stopped; the same command continues\n",
         ),
         ({"methods": {"good": {"command": WAITING}}, "jobs": 2}, signal.SIGTERM, 143, ""),
     ],
@@ -431,7 +431,7 @@ def test_given_checkpoints_are_evaluated_once_without_training_or_seconds(given)
     assert "In percent.\n\nGiven checkpoints are evaluated once: seeds are those of trainings.\n" in table
     assert called == ["right: retrieval", "right: probe"]
     place = "data/published/ImageNet-100/CE/ckpt_epoch_500.pth"
-    assert out.count(f"--ckpt {place}: these are the published weights cross-entropy, ImageNet-100\n") == 2
+    assert out.count(f"--ckpt {place}: these are the official weights cross-entropy, ImageNet-100\n") == 2
 
 
 def test_files_that_are_missing_or_others_than_the_published_ones_are_named_with_hash_and_place(given):

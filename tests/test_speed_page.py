@@ -38,7 +38,7 @@ def test_a_template_is_filled_and_what_was_not_measured_is_named():
     assert filled == f"A loss, a loss, a machine:\n{table}"
     assert page.fill("{{cell loss | plain | ms}}", RECORDS) == "1,234"
     for wanted in ("table other", "figure loss", "cell loss | other | ms", "cell loss | ours | times"):
-        with pytest.raises(InputError, match=f"{re.escape(wanted)}.*: not in the records"):
+        with pytest.raises(InputError, match=f"{re.escape(wanted)}.*: not among the results"):
             page.fill(f"{{{{{wanted}}}}}", RECORDS)
 
 
@@ -71,7 +71,7 @@ def test_unequal_results_are_not_timed():
 def test_missing_peers_are_named_with_what_installs_them(monkeypatch):
     monkeypatch.setattr(peers, "PACKAGES", {"a_package_of_nobody": "its-name"})
     monkeypatch.setattr(sys, "argv", ["peers.py", "--only", "bank"])
-    with pytest.raises(InputError, match=r'missing: its-name; install them with: pip install "\.\[bench\]"'):
+    with pytest.raises(InputError, match=r'packages are missing: its-name; pip install "\.\[bench\]"'):
         peers.main()
 
 

@@ -69,7 +69,7 @@ def compare_pairs(tables: dict[str, np.ndarray], k: int, permutations: int) -> d
         for b in names[i + 1 :]:
             shares = [100 * share for share in measure_overlap(tables[a], tables[b], k)]
             numbers = *correlate(tables[a], tables[b], permutations), *shares
-            columns = "rho", "at most", "p", "overlap %", "at most %", "by chance %"
+            columns = "rho", "at most", "p", "overlap %", "at most %", "chance level %"
             found[a, b] = dict(zip(columns, numbers, strict=True))
     return found
 
@@ -109,7 +109,7 @@ def load_common(names: list[str]) -> tuple[dict[str, np.ndarray], list[str], str
     classes.
     """
     if len({*names}) < len(names):
-        raise InputError(f"compare {max(names, key=names.count)}: is there twice")
+        raise InputError(f"compare {max(names, key=names.count)}: is given twice; give each ranking once")
     found = {name: table.load(name, "compare") for name in names}
     shared = set.intersection(*({util.one_form(c) for c in classes} for _, classes in found.values()))
     common = [c for c in found[names[0]][1] if util.one_form(c) in shared]

@@ -104,7 +104,7 @@ def check_new(path: Path, flag: str) -> None:
     if path.suffix.lower() in (".yaml", ".yml", ".png", ".pdf", ".svg", ".jpg"):
         raise InputError(f"{flag} {path}: a ranking's name ends in .csv or .npz")
     if path.exists():
-        raise InputError(f"{flag} {path}: is there already; nothing is overwritten")
+        raise InputError(f"{flag} {path}: exists and is not overwritten; give another name")
 
 
 def write_matrix(path: Path, table: np.ndarray, classes: list[str], about: str) -> None:
@@ -114,7 +114,7 @@ def write_matrix(path: Path, table: np.ndarray, classes: list[str], about: str) 
     """
     if len(off := np.argwhere(~np.isfinite(table))):
         a, b = (classes[i] for i in off[0])
-        raise InputError(f"--out {path}: the similarity of {a} and {b} is no number; nothing is written")
+        raise InputError(f"--out {path}: the similarity of {a} and {b} is not a number; nothing is written")
     if path.suffix == ".npz":
         content = io.BytesIO()
         np.savez_compressed(content, similarity=table, classes=np.array(classes), about=np.array(about))

@@ -83,8 +83,8 @@ def compare_names(names: dict[str, str], model: str, templates: list[str]) -> tu
             raise InputError(f"--template {template!r}: must hold {{}} once, for the name")
     nameless = [name for name in names.values() if re.fullmatch(r"n\d{8}", name)]
     if nameless:
-        hint = "give --names with lines of wnid,name"
-        raise InputError(f"the name of the wnid {nameless[0]} is not known here ({len(nameless)} such); {hint}")
+        hint = "give a file with lines of wnid,name"
+        raise InputError(f"--names: the wnid {nameless[0]} has no name ({len(nameless)} such); {hint}")
     encoder = text_encoders.load_encoder(model)
     found = [
         text_encoders.embed_texts([template.format(name) for name in names.values()], encoder) for template in templates
@@ -130,7 +130,7 @@ def shuffle_pairs(table: np.ndarray, share: float, seed: int) -> np.ndarray:
 def read_classes(names_file: Path | None, folder: Path | None) -> dict[str, str]:
     """class -> name in words, of --names, --data_folder, or the folder's classes by the names of the file."""
     if not names_file and not folder:
-        raise InputError("which classes? give --names, --data_folder, or both")
+        raise InputError("--names or --data_folder is missing; give one or both, to name the classes")
     if not folder:
         return files.read_names(names_file)
     data = datasets.build("path", folder)
@@ -143,5 +143,7 @@ def read_classes(names_file: Path | None, folder: Path | None) -> dict[str, str]
     foreign = [c for c in util.match_spelling(names, classes) if c not in classes]
     if foreign:
         known = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-        raise InputError(f"{source}: {foreign[0]} is no class of {folder} ({len(foreign)} in all), which has {known}")
+        raise InputError(
+            f"{source}: {foreign[0]} is not a class of {folder} ({len(foreign)} in all), which has {known}"
+        )
     return dict(zip(classes, match_classes(classes, names, source), strict=True))

@@ -121,7 +121,7 @@ def assign_ranks(table: np.ndarray, ranks: Ranks = ALL, source: str = "ranking")
     """
     table = files.widen_numbers(np.asarray(table))
     if ranks.thresholds and ranks.every_value:
-        raise InputError("--ranks and --thresholds: give one of them; --ranks makes a rank of every value")
+        raise InputError("--ranks and --thresholds: give one; --ranks makes every value a rank")
     if ranks.thresholds:
         table = _apply_thresholds(table, ranks.thresholds, ranks.hierarchy_k)
     else:
@@ -135,9 +135,9 @@ def assign_ranks(table: np.ndarray, ranks: Ranks = ALL, source: str = "ranking")
 
 def _apply_thresholds(table, thresholds, hierarchy_k) -> np.ndarray:
     if sorted(set(thresholds), reverse=True) != list(thresholds):
-        raise InputError(f"--thresholds {' '.join(map(str, thresholds))}: must fall, one a rank")
+        raise InputError(f"--thresholds {' '.join(map(str, thresholds))}: must fall, one per rank")
     if len(thresholds) > 3:
-        raise InputError(f"--thresholds: {len(thresholds)} given; similarity falls by {STEP} a rank, so at most 3 fit")
+        raise InputError(f"--thresholds: {len(thresholds)} given; similarity falls by {STEP} per rank; give at most 3")
     distance = 1 + (table[..., None] < np.array(thresholds)).sum(-1)  # 1 = above the first threshold
     related = distance <= min(len(thresholds), hierarchy_k)
     return np.where(related, 1 - STEP * distance, 0.0)
@@ -145,17 +145,17 @@ def _apply_thresholds(table, thresholds, hierarchy_k) -> np.ndarray:
 
 def _check_values(table, source, most, every_value) -> None:
     if table.min() < 0:
-        hint = "give --thresholds (--roberta_float_threshold), published: 0.4"
+        hint = "give --thresholds, published: 0.4"
         raise InputError(f"{source}: holds values below 0; {hint}")
     ranks = len(np.unique(table[table > 0]))
     if ranks > most:
-        more = "" if every_value else f", or --ranks for a rank of every value (at most {MOST_RANKS})"
+        more = "" if every_value else f", or --ranks, which makes every value a rank (at most {MOST_RANKS})"
         raise InputError(f"{source}: {ranks} distinct values would be {ranks} ranks; give --thresholds{more}")
 
 
 def _keep_most_similar(table: np.ndarray, n: int) -> np.ndarray:
     if n < 1:
-        raise InputError(f"--n_sim_classes {n}: must be at least 1, the own class")
+        raise InputError(f"--n_sim_classes {n}: must be at least 1, which is the class itself")
     order = np.argsort(-(table + np.eye(len(table))), axis=1, kind="stable")[:, :n]  # the own class comes first
     kept = np.zeros_like(table, dtype=bool)
     np.put_along_axis(kept, order, True, axis=1)
@@ -190,7 +190,7 @@ def summarize_ranking(
     alone = [words[c] for c, some in zip(classes, similar.any(1).tolist(), strict=True) if not some]
     if alone:
         more = f" and {len(alone) - 5} more" if len(alone) > 5 else ""
-        lines.append(f"{len(alone)} classes without a similar class: {', '.join(alone[:5])}{more}")
+        lines.append(f"{len(alone)} classes without a related class: {', '.join(alone[:5])}{more}")
     return lines + [f"e.g. {line}" for line in _find_examples(similar.numpy(), source, [words[c] for c in classes])]
 
 

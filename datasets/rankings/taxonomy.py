@@ -38,7 +38,7 @@ def match_classes(classes: list[str], found: dict[str, Any], source: str) -> lis
         count = f"{len(missing)} in all" if len(missing) > 1 else "it alone"
         unused = [name for name in names if name not in classes]  # of these, one may be a wrong spelling
         near = closest(missing[0], unused)
-        instead = f"; it has {near}, which is no class: did you mean {missing[0]}?" if near else ""
+        instead = f"; it has {near}, which is not a class: did you mean {missing[0]}?" if near else ""
         raise InputError(f"{source}: lacks the class {missing[0]} of the data set ({count}){instead}")
     return [names[c] for c in classes]
 
@@ -155,7 +155,7 @@ def _walk_leaves(content: Any, above: tuple[str, ...], source: str) -> Iterator[
     """Each class, and the names above it in one Unicode form, the finest first."""
     where = " / ".join(reversed(above)) or "the file"
     if not content or not isinstance(content, (dict, list) if above else dict):
-        raise InputError(f"{source}: {where} must hold lines of `name: [class, class, ...]`, or names of names of them")
+        raise InputError(f"{source}: {where} must hold lines of `name: [class, class, ...]`, nested for more levels")
     if not all(isinstance(name, str) and name for name in content):
         raise InputError(f"{source}: {where}: an empty name, or something else than one; quote such names")
     if isinstance(content, list):
@@ -194,7 +194,7 @@ def _read_coarse_labels(folder: Path, source: str) -> dict[str, list[str]]:
         coarse, fine = meta["coarse_label_names"], meta["fine_label_names"]
         return {name: [fine[f] for c, f in pairs if coarse[c] == name] for name in coarse}
     except Exception as error:  # a damaged pickle fails in many ways
-        raise InputError(f"{source}: CIFAR-100's files are damaged ({error!r})") from None
+        raise InputError(f"{source}: the files of CIFAR-100 are corrupt ({error!r}); download them again") from None
 
 
 def is_table(rows: list[tuple[int, list[str]]]) -> bool:
@@ -229,7 +229,9 @@ def parse_list(rows: list[tuple[int, list[str]]], source: str) -> Taxonomy:
     head = rows[0][1]
     kept = [at for at, name in enumerate(head) if name != "split"]
     if len(kept) < 3:
-        raise InputError(f"{source}: an image list without levels beside path, label and split is no ranking")
+        raise InputError(
+            f"{source}: this image list has no ranking; it needs columns of levels after path, label and split"
+        )
     text_files.check_widths(head, rows, source)
     levels, groups_by_row = parse_levels([(line, [row[at] for at in kept]) for line, row in rows], "path", source)
     return Taxonomy(tuple(levels[1:]), {label: _name_groups(groups) for _, _, (label, *groups) in groups_by_row})
@@ -256,7 +258,7 @@ def parse_levels(
         groups = [spelling.setdefault(util.one_form(group), group) for group in row]
         for at, (finer, coarser) in enumerate(itertools.pairwise(groups)):
             if parents.setdefault((at, finer), coarser) != coarser:
-                where = f"{head[at + 1]} {finer} lies in {head[at + 2]} {coarser} and in {parents[at, finer]}"
+                where = f"{head[at + 1]} {finer} belongs to {head[at + 2]} {coarser} and to {parents[at, finer]}"
                 hint = f"groups must be nested, the finest column first, and their names differ ({coarser}/{finer})"
                 raise InputError(f"{source}, line {line}: {where}; {hint}")
         found.append((line, name, groups))
@@ -270,6 +272,8 @@ def parse_inaturalist(classes: list[str], source: str) -> Taxonomy:
         parts = name.split("_")
         if len(parts) < 8 or not parts[0].isdecimal():
             called = "number_kingdom_phylum_class_order_family_genus_species"
-            raise InputError(f"{source}: the class {name} is no folder of iNaturalist 2021, which are called {called}")
+            raise InputError(
+                f"{source}: the class {name} is not a folder of iNaturalist 2021, whose names are like {called}"
+            )
         found[name] = _name_groups(parts[6:0:-1])
     return Taxonomy(INATURALIST, found)

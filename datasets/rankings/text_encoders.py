@@ -181,7 +181,9 @@ def read_pooling(name: str, flag: str = "--model") -> tuple[tuple[str, ...], str
     if not found or {*found} - {*MODES.values()}:
         raise InputError(f"{flag} {name}: {place}: the pooling {found} is not known; {', '.join(MODES.values())} are")
     if not config.get("include_prompt", True) and read_prompt(name):
-        raise InputError(f"{flag} {name}: {place}: pools a text without its prompt, which is not known here")
+        raise InputError(
+            f"{flag} {name}: {place}: pools a text without its prompt, which this code cannot do; give another encoder"
+        )
     return tuple(found), part
 
 

@@ -140,4 +140,4 @@ def _measure_depths(nodes, parents) -> dict[str, int]:
     try:
         return {node: depth(node) for node in nodes}
     except RecursionError:
-        raise InputError("--is_a: goes round in a circle: some class is its own ancestor") from None
+        raise InputError("--is_a: has a cycle: some class is its own ancestor; check the file") from None

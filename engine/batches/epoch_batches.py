@@ -153,7 +153,7 @@ class Loader(DataLoader):
             print(line, file=sys.stderr, flush=True)
             self.told = True
         if asked and self.told:
-            print(f"{asked}: stopped while it waited for images; go on with --resume auto", flush=True)
+            print(f"{asked}: stopped while waiting for images; resume with --resume auto", flush=True)
             if distributed.world_size() > 1:
                 distributed.end_at_once(distributed.EXIT_STOPPED)
             raise SystemExit(distributed.EXIT_STOPPED)

@@ -68,7 +68,7 @@ def check_images(run, device, check: bool, skip: bool, parts: dict) -> list:
             continue
         bad = _damaged(data, device)
         damaged[name] = [data.images[i] for i in bad.nonzero()[:, 0].tolist()]
-        run.say(f"decoded {len(data)} {name} images, {len(damaged[name])} damaged")
+        run.say(f"decoded {len(data)} {name} images, {len(damaged[name])} corrupt")
         if bad.all():
             raise InputError(f"--check_data: none of the {len(data)} {name} images can be read")
         if bad.any():
@@ -79,7 +79,7 @@ def check_images(run, device, check: bool, skip: bool, parts: dict) -> list:
         if not skip:
             counts = " and ".join(f"{len(images)} of {len(parts[n])} {n}" for n, images in damaged.items() if images)
             raise InputError(
-                f"--check_data: {counts} images are damaged, as {found[0]}: {describe_damage(found[0])}; "
+                f"--check_data: {counts} images are corrupt, such as {found[0]}: {describe_damage(found[0])}; "
                 f"give --skip_images {listed}, or --on_bad_image skip"
             )
     option = "--on_bad_image skip"
@@ -104,7 +104,7 @@ def report_damage(run, data, device) -> dict:
     if len(damaged) > run.damaged:
         run.damaged = len(damaged)
         listed = run.list_damage([data.images[i] for i in damaged])
-        count = "1 damaged image" if len(damaged) == 1 else f"{len(damaged)} damaged images"
+        count = "1 corrupt image" if len(damaged) == 1 else f"{len(damaged)} corrupt images"
         run.say(f"{count} skipped so far, such as {data.images[damaged[-1]]}; listed in {listed}")
     return {"damaged_images": len(damaged)} if damaged else {}
 

@@ -161,7 +161,7 @@ def _option(action, key: str, value, path: Path) -> list[str]:
     """Return the words that give an option its value; of a list one word each, or with commas where one is wanted."""
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(v, str) for v in values):
-        raise InputError(f"--config {path}: {key}: {value} is neither a value nor a list of values")
+        raise InputError(f"--config {path}: {key}: {value} must be a value or a list of values")
     if isinstance(value, list) and action.nargs != "+":
         values = [",".join(values)]
     for text in values:
@@ -170,7 +170,9 @@ def _option(action, key: str, value, path: Path) -> list[str]:
         except (argparse.ArgumentTypeError, ValueError) as error:
             raise InputError(f"--config {path}: {key}: {error}") from None
         if action.choices is not None and read not in action.choices:
-            raise InputError(f"--config {path}: {key}: {text} is none of {', '.join(map(str, action.choices))}")
+            raise InputError(
+                f"--config {path}: {key}: {text} is unknown; choose one of {', '.join(map(str, action.choices))}"
+            )
     name = action.option_strings[0]
     return [name, *values] if action.nargs == "+" else [f"{name}={values[0]}"]
 

@@ -1,6 +1,7 @@
 """Values of options as they are written, what options mean, and a parser that shows defaults and nearest options."""
 
 import argparse
+import copy
 import enum
 import re
 
@@ -81,7 +82,7 @@ def crop_scale(text: str) -> tuple[float, ...]:
     """Two shares of an image's area, as 0.2,1; or none, ()."""
     values = tuple(float(x) for x in text.split(",")) if text.lower() != "none" else ()
     if values and not (len(values) == 2 and 0 < values[0] <= values[1] <= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither none nor two shares of the area, as 0.2,1")
+        raise argparse.ArgumentTypeError(f"{text!r} must be two shares of the area, such as 0.2,1, or none")
     return values
 
 
@@ -127,26 +128,59 @@ class Means(enum.Flag):
     RUNNING_SINCE = FREE | AS_DEFAULT  # likewise, of options that stand in the hashes of older records
 
 
-LETTERS = {"positive_int": "N", "count": "N", "int": "N", "float": "X", "positive": "X", "fraction": "X"}
+# type -> what stands for its value in --help: N a whole number, P one in [0, 1], X any other
+LETTERS = {
+    "positive_int": "N", "count": "N", "int": "N", "float": "X", "positive": "X", "strength": "X", "fraction": "P",
+    "share": "P",
+}  # fmt: skip
+LONGEST_CHOICES = 20  # characters; more of them are listed in the help instead of the metavar
 
 
-class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """One line an option where it fits; shows defaults where there are any, and keeps the description's lines."""
+def as_typed(value) -> str:
+    """Return a default as one would type it."""
+    if isinstance(value, (tuple, list)):
+        return (" " if isinstance(value, list) else ",").join(map(as_typed, value))
+    return f"{value:g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
+
+
+def describe(action: argparse.Action) -> str:
+    """Return an option's help with its choices, where these are long, and its default, if it has one."""
+    text, before_default, rest = action.help.partition(" (default: ")
+    if _long_choices(action):
+        text += f"; one of {', '.join(map(str, action.choices))}"
+    shown = action.nargs != 0 and action.default not in (None, argparse.SUPPRESS) and action.default != []
+    if shown and not before_default:
+        before_default, rest = " (default: ", f"{as_typed(action.default)})"
+    return text + before_default + rest
+
+
+def _long_choices(action: argparse.Action) -> bool:
+    choices = action.choices if action.metavar is None and action.option_strings else None
+    return len(",".join(map(str, choices or ()))) > LONGEST_CHOICES
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """One line per option where it fits, under its first name; keeps the description's lines."""
 
     def __init__(self, prog, **kwargs):
-        super().__init__(prog, **{"max_help_position": 34, **kwargs})
+        super().__init__(prog, **{"max_help_position": 30, **kwargs})
 
     def _get_help_string(self, action):
-        return action.help if action.default is None or action.default == [] else super()._get_help_string(action)
+        return describe(action)
 
     def _get_default_metavar_for_optional(self, action):
-        return LETTERS.get(getattr(action.type, "__name__", ""), "VALUE")
+        return LETTERS.get(getattr(action.type, "__name__", ""), "NAME")
+
+    def _metavar_formatter(self, action, default_metavar):
+        if _long_choices(action):
+            return lambda size: ("NAME",) * size
+        return super()._metavar_formatter(action, default_metavar)
 
     def _format_action_invocation(self, action):
-        if not action.option_strings or action.nargs == 0:
+        if not action.option_strings or action.option_strings[0] == "-h":
             return super()._format_action_invocation(action)
-        values = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f"{', '.join(action.option_strings)} {values}"
+        values = self._format_args(action, self._get_default_metavar_for_optional(action)) if action.nargs != 0 else ""
+        return f"{action.option_strings[0]} {values}".rstrip()
 
 
 class Options(argparse.Namespace):
@@ -158,22 +192,30 @@ class Options(argparse.Namespace):
 
 
 class _Declaring:
-    """Takes `means` with an option; without, an option means what its group does."""
+    """Takes `means` with an option; without, an option means what its group does. An option is shown in its group under
+    its first name; its other names are shown in the last group, `compatibility`.
+    """
 
     means = None
+    compatibility = None
 
     def add_argument(self, *names, means=None, **how):
         action = super().add_argument(*names, **how)
         action.means = self.means if means is None else means
+        for name in names[1:] if names[0].startswith("--") else ():
+            shown = copy.copy(action)
+            shown.option_strings, shown.default = [name], None
+            shown.help = action.help if self is self.compatibility else f"other spelling of {names[0]}"
+            self.compatibility._group_actions.append(shown)
         return action
 
 
 class Group(_Declaring, argparse._ArgumentGroup):
     """A group of options that mean the same where they do not say otherwise."""
 
-    def __init__(self, *args, means=None, **how):
-        super().__init__(*args, **how)
-        self.means = means
+    def __init__(self, parser, *args, means=None, **how):
+        super().__init__(parser, *args, **how)
+        self.means, self.compatibility = means, parser.compatibility or self
 
 
 class Parser(_Declaring, argparse.ArgumentParser):
@@ -181,8 +223,10 @@ class Parser(_Declaring, argparse.ArgumentParser):
 
     exit_with = None
 
-    def __init__(self, *args, **how):
-        super().__init__(*args, **how)
+    def __init__(self, *args, formatter_class=Help, **how):
+        super().__init__(*args, formatter_class=formatter_class, **how)
+        about = "spellings of the official implementation and of earlier versions, with the modern form"
+        self.compatibility = self.add_argument_group(f"compatibility ({about})", means=Means.RESULT)
         self.needed = {}  # option that must be given -> the one that makes it needless
 
     def meanings(self) -> dict[str, Means]:
@@ -192,6 +236,7 @@ class Parser(_Declaring, argparse.ArgumentParser):
     def add_argument_group(self, *args, **how):
         group = Group(self, *args, **how)
         self._action_groups.append(group)
+        self._action_groups.sort(key=lambda other: other is self.compatibility)
         return group
 
     def parse_known_args(self, words=None, namespace=None):

@@ -46,7 +46,7 @@ def compare_errors(
     except ValueError as error:
         raise InputError(f"{flag}: {error}") from None
     right = 100 * float((logits.argmax(1) == y).double().mean())
-    return table, f"confusions of a classifier on {len(y)} images, {right:.1f} % of them right; {_checkpoint(net)}"
+    return table, f"confusions of a classifier on {len(y)} images, {right:.1f} % of them correct; {_checkpoint(net)}"
 
 
 def _check_images(data: ImageData) -> None:

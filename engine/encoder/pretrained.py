@@ -97,7 +97,9 @@ def choose_start(model: str, init: str | None, pretrained: bool, resumed: Path |
         return TrainedWeights(model, views=views, small_stem=small, pretrained=bool(state.get("pretrained")))
 
     if init and pretrained:
-        raise InputError("--init starts from a file, --pretrained from the library's weights: give one of them")
+        raise InputError(
+            "--init and --pretrained: give one; --init starts from a file, --pretrained from the library's weights"
+        )
     if init:
         return read_file(init, "--init", model)
     if not pretrained:

@@ -128,7 +128,7 @@ def measure(
     evaluation.look_up(x, g, [*found.values(), *filter(None, [order])])
     others = len(y) - 1 if alone else len(b)
     if task.vote and task.vote > others:
-        distributed.say(f"--knn_vote {task.vote}: there are {others} images to look among; all of them vote")
+        distributed.say(f"--knn_vote {task.vote}: the gallery has {others} images; all of them are neighbors")
     metrics, curves, said = {}, {}, {"queries": counts} if alone else {}
     said |= {"by_class": {}} if task.classes else {}
     said |= {"queries_other_classes": int((found[task.apart].others > 0).sum())} if task.apart in found else {}
@@ -152,7 +152,7 @@ def measure(
         try:
             scores = order.result()
         except ValueError as error:
-            raise InputError(f"the order of the ranks: {error}") from None
+            raise InputError(f"rank consistency: {error}") from None
         metrics[RANKS] = {k: v if k == "nearest other" else 100 * v for k, v in scores.items()}
         if task.similarity is not None:
             metrics[RANKS] |= evaluation.class_correlation(queries, labels, task.similarity)

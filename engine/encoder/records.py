@@ -103,5 +103,7 @@ def read_table(path: Path) -> dict:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(content, dict) or not content.keys() >= {"recipe", "seeds", "scale", "results", "failures"}:
-        raise InputError(f"{path}: is no table of reproduce.py, which has recipe, seeds, scale, results and failures")
+        raise InputError(
+            f"{path}: is not a table of reproduce.py: it must have recipe, seeds, scale, results and failures"
+        )
     return content

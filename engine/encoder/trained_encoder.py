@@ -115,7 +115,7 @@ def load(
         "published": official and official.name,
     }
     if official:
-        distributed.say(f"{trained.source}: these are the published weights {official.name}")
+        distributed.say(f"{trained.source}: these are the official weights {official.name}")
     own, counts = record["classes"], not (record["instance_ranks"] or train.groups)
     differs = own and set(own) != set(train.classes) and not set(own).isdisjoint(train.classes)
     if distributed.is_main() and differs and counts and record["dataset"] == dataset:
@@ -172,10 +172,10 @@ def warn_of_seen(net: FrozenEncoder, dataset: str, classes: list[str]) -> None:
     if not distributed.is_main():
         return
     if seen and record["dataset"] == dataset and dataset != "path":
-        print(f"warning: {record['path']} was trained on the outliers' class {seen[0]}", file=sys.stderr)
+        print(f"warning: {record['path']} was trained on the OOD class {seen[0]}", file=sys.stderr)
     if record["pretrained"] and of_imagenet:
         text = f"is, or began with, a library's weights, which have most likely seen ImageNet's {of_imagenet[0]}"
-        print(f"warning: {record['path']} {text}: these outliers are none to it", file=sys.stderr)
+        print(f"warning: {record['path']} {text}: it was trained on these OOD images", file=sys.stderr)
 
 
 def count_outputs(net: FrozenEncoder, dataset: str, classes: list[str]) -> int:
@@ -217,7 +217,7 @@ def compute_logits(net: FrozenEncoder, outputs: int, parts: list[Tensor]) -> tup
     if outputs < len(bias):
         said["largest_among_used"] = inside = 100 * float((found[0].argmax(1) < outputs).double().mean())
         if inside < 50:
-            text = f"only {inside:.0f} % of the inliers have their largest output among the first {outputs}"
+            text = f"only {inside:.0f} % of the validation images have their largest output among the first {outputs}"
             print(f"warning: --ckpt {net.record['path']}: {text}: are these its classes?", file=sys.stderr)
     return [x[:, :outputs] for x in found], {"outputs": said}
 
@@ -241,7 +241,7 @@ def extract_features(
     net.extracted[title] = {"file": path and str(path), "reused": not missing}
     if not missing:  # on a disk that all processes see
         return kept
-    distributed.say(f"--features_cache: {path} {fault}; it is made anew" if fault else "")
+    distributed.say(f"--features_cache: {path} {fault}; it is made again" if fault else "")
     share, encoder = share_loader(data, loading), net.encoder.to(loading.device)
     batches = _show_progress(share, f"features of {len(data)} images, {title}")
     x, _ = evaluation.extract(encoder, batches, loading.device) if len(share) else (torch.zeros(0, 1), None)
@@ -307,7 +307,7 @@ def read_features(path: Path, key: str) -> tuple[Tensor | None, str]:
         kept = torch.load(path, weights_only=True)
         features, made_for = kept["features"], kept["key"]
     except Exception as error:  # torch.load meets damage in many ways
-        return None, f"damaged, or of an older version ({type(error).__name__})"
+        return None, f"corrupt, or of an older version ({type(error).__name__})"
     return (features, "") if made_for == key else (None, "holds features of other images, or of another encoder")
 
 

@@ -95,7 +95,7 @@ def _take(handler: Callable) -> dict:
     of Python, which could not be given back, stays.
     """
     if threading.current_thread() is not threading.main_thread():
-        print("not in the main thread: signals act as they do in the program, and save nothing", file=sys.stderr)
+        print("not in the main thread: signals keep their effect in this program, and save nothing", file=sys.stderr)
         return {}
     return {s: signal.signal(s, handler) for s in ASKING if signal.getsignal(s) is not None}
 

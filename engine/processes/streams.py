@@ -38,7 +38,7 @@ class Lasting:
                 util.silence(self.stream)
                 other = sys.stdout if self is sys.stderr else sys.stderr
                 reason = getattr(error, "strerror", None) or error
-                print(f"{self.name} cannot be written ({reason}): the training goes on without it", file=other)
+                print(f"{self.name} cannot be written ({reason}): the training continues without it", file=other)
 
 
 @contextlib.contextmanager

@@ -103,7 +103,9 @@ def newest(folder: Path, flag: str = "--resume") -> tuple[Path, dict, list[str]]
             raise
         except InputError as error:
             passed.append(str(error))
-    raise InputError(passed[0] + ", nor is any before it" if passed else f"{flag} {folder}: holds no checkpoint")
+    raise InputError(
+        passed[0] + ", and no earlier one is readable" if passed else f"{flag} {folder}: holds no checkpoint"
+    )
 
 
 def find(path, flag: str = "--ckpt") -> Path:
@@ -129,7 +131,7 @@ def check_sums(path: Path) -> None:
     if zipped:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
-                raise zipfile.BadZipFile(f"damaged in {damaged}")
+                raise zipfile.BadZipFile(f"corrupt in {damaged}")
 
 
 def _entries(path: Path) -> set[str]:
@@ -196,7 +198,7 @@ def holds_weights_alone(content) -> bool:
 def check_form(content, source: str) -> dict:
     """Check the content of a file, where that is a checkpoint's; else InputError, which begins with `source`."""
     if holds_weights_alone(content):
-        raise InputError(f"{source}: holds weights alone, and is no checkpoint of this code")
+        raise InputError(f"{source}: holds weights alone; a resume needs a checkpoint of this code")
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise InputError(f"{source}: not a checkpoint, it has no entry 'model' with the weights")
     for name, value in content["model"].items():

@@ -59,7 +59,7 @@ def check_images(before: dict | None, now: dict, flag: str, folder: str) -> None
     fault = f"was trained on images of other names, or in another order, than --data_folder {folder} has"
     if before.get("count") != now["count"]:
         fault = f"was trained on {before.get('count')} images, --data_folder {folder} has {now['count']}"
-    raise InputError(f"{flag}: {fault}; give the images that it was trained on, or begin a run of its own")
+    raise InputError(f"{flag}: {fault}; give the images that it was trained on, or start a new run")
 
 
 def is_other_ranking(saved, now) -> bool:

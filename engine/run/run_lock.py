@@ -35,7 +35,7 @@ class FolderLock:
             fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in NO_LOCKS:
-                say(f"{self.path}: this disk knows no locks; a second start of this run would not be noticed")
+                say(f"{self.path}: this disk has no file locks; do not start this run a second time")
                 return
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise

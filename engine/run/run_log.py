@@ -36,9 +36,7 @@ class Board:
             self.writer.flush()
         except Exception as error:  # of a disk, of TensorBoard's thread, of what is drawn
             self.broken = True
-            self.say(
-                f"TensorBoard in {self.folder}: {util.reason(error)}; nothing more is shown there, the run goes on"
-            )
+            self.say(f"TensorBoard in {self.folder}: {util.reason(error)}; the run continues without TensorBoard")
 
     def _of_thread(self, fault) -> None:
         """Instead of the traceback of TensorBoard's thread that writes: its next call raises the same."""
@@ -69,7 +67,7 @@ class Journal:
         try:
             append_json(self.log, {"epoch": epoch, **scalars})
         except OSError as error:
-            self.say(f"{error.filename}: epoch {epoch} cannot be added ({error.strerror}); the run goes on")
+            self.say(f"{error.filename}: epoch {epoch} cannot be added ({error.strerror}); the run continues")
 
     def show_latest(self) -> None:
         """Show the scalars of the last epoch, once, on TensorBoard."""

@@ -76,7 +76,7 @@ class Run:
             raise InputError(f"--exp_name {name}: must be a plain name, without a path, of at most 255 bytes")
         util.check_folder(args.save_folder, "--save_folder")
         if args.resume == "auto" and args.overwrite:
-            raise InputError("--resume auto goes on, --overwrite starts anew: give one of them")
+            raise InputError("--resume auto and --overwrite: give one; the first resumes, the second starts again")
         self.auto = resumes_by_itself(args)
         self.source = None  # what it resumes: a checkpoint or a run's folder
         if self.auto:
@@ -89,8 +89,8 @@ class Run:
             if holder := run_lock.held_by(self.folder):
                 raise InputError(run_lock.refusal(f"--exp_name {name}", self.folder, holder))
             raise InputError(
-                f"--exp_name {name}: {self.folder} already holds a run; go on with --resume {self.folder}, "
-                "start anew with --overwrite, or choose another name"
+                f"--exp_name {name}: {self.folder} already holds a run; resume it with --resume {self.folder}, "
+                "start again with --overwrite, or choose another name"
             )
 
     def begin(self, model, stepper: Stepper, sampler, facts: dict, data) -> None:
@@ -129,7 +129,7 @@ class Run:
         if self.source.is_dir():
             path, state, passed = checkpoint.newest(self.source)
             for reason in passed:
-                self.say(f"passed over: {reason}")
+                self.say(f"left out: {reason}")
         else:
             path, state = self.source, checkpoint.load(self.source, "--resume")
         if state.get("script", self.script) != self.script:
@@ -175,7 +175,7 @@ class Run:
             for process in processes:
                 self.bad[[i for i in process["skipped"] if i < len(self.bad)]] = True
         if state.get("order") != self.sampler.identity and self.step:
-            self.say("other images, --batch_size or --seed: the epoch that was under way starts anew")
+            self.say("other images, --batch_size or --seed: the unfinished epoch starts again")
             self.step = 0
         elif len(processes) == self.processes:
             self.own = processes[distributed.rank()]
@@ -279,7 +279,7 @@ class Run:
     def _leave(self, where: str) -> None:
         """End every process, once the main one has saved: the first to go would have the others ended."""
         asked, faults = zip(*distributed.gather_objects((self.stop.asked, self.stop.fault)), strict=True)
-        stopped = f"stopped after {where}; saved {self.last}, go on with --resume auto"
+        stopped = f"stopped after {where}; saved {self.last}, resume with --resume auto"
         self._let_go()
         if not any(asked):
             with distributed.main_first():
@@ -333,7 +333,7 @@ class Run:
         done, spent = epoch - self.resumed_from, time.perf_counter() - self.start
         left = util.clock(spent / done * (self.args.epochs - epoch))
         line = monitor.describe_epoch(scalars, images_per_second)
-        self.say(f"epoch {epoch}/{self.args.epochs}  {line}  {left} left of the run")
+        self.say(f"epoch {epoch}/{self.args.epochs}  {line}  ETA {left}")
         advice = monitor.advise_on_waiting(scalars["waiting_for_data"], spent, self.args.num_workers)
         if advice and not self.advised:
             self.say(advice)
@@ -342,8 +342,8 @@ class Run:
     def stop_on_nan(self, epoch: int, step: int, rate: float) -> None:
         """End the run: the loss is no number any more; what is saved stays, and the weights are those before it."""
         raise InputError(
-            f"loss or gradients turned NaN or infinite in epoch {epoch}, step {step}, at learning rate {rate:.4g}; "
-            f"last good checkpoint: {self.good}; try a smaller --learning_rate or --warm, or --detect_anomaly"
+            f"training: loss or gradients turned NaN or infinite in epoch {epoch}, step {step}, at learning rate "
+            f"{rate:.4g}; last good checkpoint: {self.good}; try a smaller --learning_rate, --warm or --detect_anomaly"
         )
 
     def show(self, draw: Callable) -> None:

@@ -43,14 +43,14 @@ def describe_epoch(scalars: dict, images_per_second: float | None) -> str:
     speed = "no step was left"
     if images_per_second is not None:
         waiting = 100 * scalars["waiting_for_data"]
-        speed = f"{images_per_second:.0f} images/s, {waiting:.0f} % of the time waiting for data"
+        speed = f"{images_per_second:.0f} img/s  data wait {waiting:.0f} %"
     return f"loss {scalars['loss']:.4f}{shown}  lr {scalars['learning_rate']:.4g}  {speed}"
 
 
 def compare_with_chance(terms: list[float], chance: list[float]) -> str:
     """One line for a run's first epoch: its mean terms, rank by rank, and what random vectors would have."""
     shown = ", ".join(f"{x:.2f} (rank {r})" for r, x in enumerate(chance))
-    return f"by chance the terms would be {shown}; in this epoch they were {', '.join(f'{x:.2f}' for x in terms)}"
+    return f"terms of random embeddings (chance level): {shown}; in this epoch: {', '.join(f'{x:.2f}' for x in terms)}"
 
 
 def replace_undecodable(name: str) -> str:

@@ -44,7 +44,7 @@ def test_a_run_skips_them_with_a_count_and_their_names(monkeypatch, capfd, mine,
     printed = capfd.readouterr()
     for name in DAMAGED:
         assert printed.err.count(f"warning: mine/{name}: not a readable image") == 1
-    assert "2 damaged images skipped so far, such as mine/train/cat/cat_3.JPEG; listed in" in printed.out
+    assert "2 corrupt images skipped so far, such as mine/train/cat/cat_3.JPEG; listed in" in printed.out
     assert listed(mine) == DAMAGED
     log = (mine / "save/SupCon/path_models/a/log.jsonl").read_text()
     assert '"damaged_images": 2' in log
@@ -52,14 +52,14 @@ def test_a_run_skips_them_with_a_count_and_their_names(monkeypatch, capfd, mine,
 
 def test_every_image_is_decoded_before_training_if_asked_and_the_list_can_be_skipped(monkeypatch, capsys, mine):
     line = error_of(monkeypatch, capsys, mine, f"{RINCE} --num_workers 0 --check_data")
-    assert "--check_data: 2 of 10 training images are damaged, as mine/train/cat/cat_1.JPEG" in line
+    assert "--check_data: 2 of 10 training images are corrupt, such as mine/train/cat/cat_1.JPEG" in line
     assert f"give --skip_images {LIST}" in line
     assert listed(mine) == DAMAGED
     assert not (mine / "save/SupCon/path_models/a/last.pth").exists()
     run(monkeypatch, mine, f"{RINCE} --num_workers 0 --check_data --skip_images {LIST}")
     printed = capsys.readouterr()
     assert "SCL in: 8 images, 2 classes" in printed.out and "warning" not in printed.err
-    assert "decoded 8 training images, 0 damaged" in printed.out
+    assert "decoded 8 training images, 0 corrupt" in printed.out
 
 
 def test_checked_and_skipped_images_leave_the_data_set(monkeypatch, capsys, mine):
@@ -68,7 +68,7 @@ def test_checked_and_skipped_images_leave_the_data_set(monkeypatch, capsys, mine
     assert "cross-entropy: 2 classes, 8 training and 3 validation images" in capsys.readouterr().out
     assert listed(mine) == [*DAMAGED, "val/dog/dog_0.JPEG"]
     line = error_of(monkeypatch, capsys, mine, f"{SMALL} --num_workers 0 --check_data --exp_name b", script="main_ce")
-    assert "--check_data: 2 of 10 training and 1 of 4 validation images are damaged, as mine/train/cat" in line
+    assert "--check_data: 2 of 10 training and 1 of 4 validation images are corrupt, such as mine/train/cat" in line
 
 
 def test_a_list_in_use_grows_with_what_is_found_later(monkeypatch, mine):
@@ -123,7 +123,7 @@ def test_a_linked_image_is_skipped_by_its_target_and_a_list_may_name_others(tmp_
     with pytest.raises(InputError, match="--skip_images nowhere: no such file"):
         datasets.build("path", tmp_path / "links", which=datasets.Selection(skip="nowhere"))
     (tmp_path / "list.txt").write_text("a/a_1.JPEG\n")  # relative to another folder than this one
-    with pytest.raises(InputError, match=r"none of its lines is a file, as a/a_1\.JPEG; give paths from the root"):
+    with pytest.raises(InputError, match=r"no line, such as a/a_1\.JPEG, is a file; give paths from the root"):
         datasets.build("path", tmp_path / "links", which=datasets.Selection(skip=tmp_path / "list.txt"))
 
 
@@ -180,7 +180,7 @@ def test_two_processes_share_the_check_and_count_each_image_once(mine):
     options = "--batch_size 4 --num_workers 0 --nproc_per_node 2 --check_data --on_bad_image skip"
     code, printed = processes.call(mine, f"{RINCE} {options}".split())
     assert code == 0, printed
-    assert printed.count("decoded 10 training images, 2 damaged") == 1
+    assert printed.count("decoded 10 training images, 2 corrupt") == 1
     assert listed(mine) == DAMAGED
     state = torch.load(mine / "save/SupCon/path_models/a/last.pth", weights_only=True)
     assert int(state["model"]["bank.pointer"]) == 8

@@ -122,7 +122,7 @@ def test_fashion_mnist_is_read_from_idx_files_zipped_or_not(tmp_path, zipped):
 def test_any_folder_of_class_folders_serves_for_training_and_says_what_evaluation_lacks(tmp_path):
     make_image_folders(tmp_path, ["a", "b"], each=2)
     assert len(datasets.build("path", tmp_path)) == 4
-    with pytest.raises(InputError, match="holds a folder val"):
+    with pytest.raises(InputError, match="has no folder val"):
         datasets.build("path", tmp_path, "test")
 
 
@@ -211,7 +211,7 @@ def test_outliers_of_a_class_lie_at_any_depth_as_in_training(tmp_path, home, spl
 def test_packs_of_two_splits_are_no_outliers_of_all(tmp_path):
     for name in ("train", "val"):
         (tmp_path / f"{name}.pack").touch()
-    with pytest.raises(InputError, match=r"train\.pack is a pack, of one split; give --outlier_split train or test"):
+    with pytest.raises(InputError, match=r"train\.pack is a packed split; give --outlier_split train or test"):
         datasets.build_outliers("path", tmp_path, "all")
 
 

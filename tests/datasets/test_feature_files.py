@@ -181,9 +181,9 @@ BAD = {
     "l.csv": (lambda p: p.write_text("x0,label\n1,a\n2\n"), "line 3: must have 2 entries"),
     "m.h5": (lambda p: p.write_bytes(b"no"), "has another ending than those that are read"),
     "n.npz": (lambda p: write(p, ROWS[0]), "have the shape [4]; it must be [n, d]"),
-    "o.npz": (lambda p: write(p, coarse=[*"abcdef"]), "labels ant lies in coarse b and in coarse e;"),
+    "o.npz": (lambda p: write(p, coarse=[*"abcdef"]), "labels ant belongs to coarse b and to coarse e;"),
     "p.npz": (lambda p: write(p, labels=[0, 1, 2, 3, 4, 5], classes=["a", "b"]), "has 2 class names, and a label is 2"),
-    "q.npz": (lambda p: write(p, split=["x"] * 6), "split x is none of train, val and test"),
+    "q.npz": (lambda p: write(p, split=["x"] * 6), "split x is unknown; write train, val or test"),
 }
 
 
@@ -209,11 +209,11 @@ def test_a_file_that_cannot_serve_is_named_with_what_is_wrong(tmp_path, name, ma
         (dict(train=["a.npz", "wide.npz"]), "--features wide.npz: a row has the shape [8], in a.npz it is [4]"),
         (
             dict(train=["a.npz"], class_names="short.txt"),
-            "--class_names short.txt: the labels are names already, as bee",
+            "--class_names short.txt: has no use, since labels are names, such as bee",
         ),
         (
             dict(train=["three.csv"], label_columns=["a", "b", "c"]),
-            "--features three.csv: b v lies in c w and in c y; columns of labels must be nested, the finest first",
+            "--features three.csv: b v belongs to c w and to c y; columns of labels must be nested, the finest first",
         ),
         (dict(train=["short.txt"]), "--features short.txt: holds labels alone; give them as --labels"),
     ],

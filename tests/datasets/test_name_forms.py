@@ -100,7 +100,7 @@ TWICE = {
 @pytest.mark.parametrize("name", TWICE)
 def test_a_name_that_stands_in_a_file_in_both_forms_stands_in_it_twice(tmp_path, name):
     (tmp_path / name).write_text(TWICE[name], encoding="utf-8")
-    with pytest.raises(InputError, match="stands in it twice"):
+    with pytest.raises(InputError, match="is there twice"):
         rankings.find_similarities(f"{tmp_path}/{name}", ["x"])
 
 
@@ -141,7 +141,7 @@ def test_a_run_on_one_form_is_evaluated_and_resumed_on_the_other(monkeypatch, ca
         f"{evaluate} --exclude_classes {ours[0]} --dataset_outliers path --data_folder_outliers b/val --detector knn"
     )
     error = error_of(monkeypatch, capsys, tmp_path, f"{outliers} --outlier_classes {ours[1]} ", "out_of_dist_detection")
-    assert "inlier" in error and "has no such class" not in error
+    assert "OOD images are validation images" in error and "has no such class" not in error
 
 
 def test_outliers_of_train_and_val_in_two_forms_are_one_class(tmp_path):

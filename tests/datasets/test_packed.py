@@ -89,7 +89,7 @@ def test_a_second_call_makes_nothing_and_other_options_are_refused(monkeypatch, 
     pack(monkeypatch, tmp_path, "pack --data_folder mine --out small --side 64")
     before = (tmp_path / "small/train.pack").stat().st_mtime_ns
     pack(monkeypatch, tmp_path, "pack --data_folder mine --out small --side 64")
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
     assert (tmp_path / "small/train.pack").stat().st_mtime_ns == before
     for other in ("--side 65", "--side 64 --format raw"):
         line = error_of(monkeypatch, capsys, tmp_path, f"pack --data_folder mine --out small {other}")
@@ -110,7 +110,7 @@ def test_a_call_that_is_cut_off_is_gone_on_with(monkeypatch, capsys, tmp_path, f
 
     monkeypatch.setattr(decoding, "read_rgb", full)
     line = error_of(monkeypatch, capsys, tmp_path, command)
-    assert f"train.pack: {os.strerror(fault)}; the same command goes on where it stopped" in line
+    assert f"train.pack: {os.strerror(fault)}; the same command continues" in line
     assert not (tmp_path / "small/train.pack").exists()
     with (tmp_path / "small/train.pack.unfinished").open("ab") as file:
         file.write(b"half an image")  # a crash in the middle of a write
@@ -153,10 +153,10 @@ def test_a_flipped_byte_of_the_index_or_of_an_image_is_named(monkeypatch, capsys
     path = tmp_path / "small/train.pack"
     flip_byte(path, 50)
     line = error_of(monkeypatch, capsys, tmp_path, "pack --data_folder mine --out small --format raw --check")
-    assert "1 of 9 images are damaged" in line
+    assert "1 of 9 images are corrupt" in line
     assert "its bytes are not those that were written" in line
     flip_byte(path, path.stat().st_size - packed.TAIL.size - 10)
-    with pytest.raises(InputError, match="its index is damaged"):
+    with pytest.raises(InputError, match="its index is corrupt"):
         datasets.build("path", tmp_path / "small")
 
 
@@ -182,7 +182,7 @@ def test_all_damaged_images_are_listed_at_once_and_the_list_leaves_them_out(monk
         (tmp_path / name).write_bytes(b"no image")
     command = "pack --data_folder mine --out small --skip_images"
     line = error_of(monkeypatch, capsys, tmp_path, f"{command} known.txt")
-    assert "3 of 7 images are damaged, listed in small/damaged_images.txt; give --skip_images" in line
+    assert "3 of 7 images are corrupt, listed in small/damaged_images.txt; give --skip_images" in line
     listed = (tmp_path / "small/damaged_images.txt").read_text().splitlines()
     assert [os.path.relpath(os.path.join(tmp_path, f), tmp_path) for f in listed] == bad
     pack(monkeypatch, tmp_path, f"{command} small/damaged_images.txt")
@@ -202,13 +202,11 @@ def test_a_list_leaves_images_of_a_pack_out_by_the_paths_that_it_knows_or_is_ref
         assert [len(part) for part in datasets.build_pair("path", "packs", which)] == [3, 4]
     for text in (first.replace("mine", "new"), elsewhere):
         Path("list.txt").write_text(text)
-        with pytest.raises(
-            InputError, match=r"--skip_images list\.txt: none of its lines, as .* is an image of packs/"
-        ):
+        with pytest.raises(InputError, match=r"--skip_images list\.txt: no line, such as .* is an image of packs/"):
             datasets.build_pair("path", "packs", which)
     Path("list.txt").write_text(first.replace("mine", "new"))
     (tmp_path / "new").rename("mine")
-    with pytest.raises(InputError, match="none of its lines is a file"):
+    with pytest.raises(InputError, match="is a file"):
         datasets.build_pair("path", "packs", which)
 
 
@@ -275,7 +273,7 @@ def test_a_pack_cut_short_while_it_is_read_ends_the_run_with_one_line(packs, for
     assert torch.equal(data.pixels(0), whole)
     with pytest.raises(packed.PackInputError) as error:
         data[4]
-    line = rf"{path}: has [\d,]+ bytes now, [\d,]+ when it was opened; make it anew .* pack"
+    line = rf"{path}: has [\d,]+ bytes now, [\d,]+ when it was opened; make it again .* pack"
     assert re.fullmatch(line, fault(error.value))
     with pytest.raises(packed.PackInputError):
         decoding.find_damage(data.images, show=False)

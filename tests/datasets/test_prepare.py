@@ -140,13 +140,15 @@ def test_nothing_that_is_there_is_overwritten_and_nothing_goes_into_the_source(m
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     make(monkeypatch, tmp_path, "awa2 --source a --out data")
     assert "not to" in error_of(monkeypatch, capsys, tmp_path, "awa2 --source b --out data")
-    assert "a link, where --copy" in error_of(monkeypatch, capsys, tmp_path, "awa2 --source a --out data --copy")
+    assert "is a link, unlike with --copy" in error_of(
+        monkeypatch, capsys, tmp_path, "awa2 --source a --out data --copy"
+    )
     make(monkeypatch, tmp_path, "awa2 --source a --out copies --copy")
-    assert "is no link" in error_of(monkeypatch, capsys, tmp_path, "awa2 --source a --out copies")
+    assert "is not a link" in error_of(monkeypatch, capsys, tmp_path, "awa2 --source a --out copies")
     os.unlink(tmp_path / "copies/Animals_with_Attributes2/JPEGImages/animal0/animal0_0.JPEG")
-    assert "not the same as" in error_of(monkeypatch, capsys, tmp_path, "awa2 --source a --out copies --copy")
+    assert "exists and differs from" in error_of(monkeypatch, capsys, tmp_path, "awa2 --source a --out copies --copy")
     inside = "a/Animals_with_Attributes2/JPEGImages/animal0"
-    assert "lies in the source" in error_of(monkeypatch, capsys, tmp_path, f"awa2 --source a --out {inside}")
+    assert "is inside the source" in error_of(monkeypatch, capsys, tmp_path, f"awa2 --source a --out {inside}")
     (tmp_path / "through").mkdir()
     (tmp_path / "through" / "Animals_with_Attributes2").symlink_to(tmp_path / "b" / "Animals_with_Attributes2")
     assert "nothing is written through links" in error_of(
@@ -171,7 +173,7 @@ def test_a_full_disk_or_no_permission_is_one_line_and_the_same_command_goes_on(
     monkeypatch.setattr(prepare, "link_or_copy", full_after_three)
     command = "awa2 --source download --out data" + (" --copy" if copy else "")
     line = error_of(monkeypatch, capsys, tmp_path, command)
-    assert f"animal11: {os.strerror(fault)}; 3 of 50 were made and stay" in line
+    assert f"animal11: {os.strerror(fault)}; 3 of 50 are made and stay" in line
     make(monkeypatch, tmp_path, command)
     assert "47 " in capsys.readouterr().out
     assert len(datasets.build_outliers("AwA2", tmp_path / "data/Animals_with_Attributes2/JPEGImages")) == 100

@@ -30,7 +30,7 @@ def test_columns_are_found_by_name_and_texts_alone_are_a_table(tmp_path):
         ("text,label\nhello,x\nhi\n", "line 3: must have 2 entries"),
         ("text,label\nhello,x\nhi,\n", "line 3: has no label"),
         ("sentence,label\nhello,x\n", "has no column text; it has sentence, label"),
-        ("text,text\na,b\n", "column text stands in it twice"),
+        ("text,text\na,b\n", "column text is there twice"),
         ("text,label\n", "holds no text"),
         ("", "holds no text"),
         ('text,label\n"hello,x\n', "not readable as CSV"),

@@ -86,11 +86,11 @@ def test_float_labels_keep_every_digit(tmp_path):
     [
         ("dose", "path,label,age\nflat/flat_0.JPEG,cat,1\n", "list.csv: has no column dose; it has path, label, age"),
         ("age", "path,label,age\nflat/flat_0.JPEG,cat,\n", "line 2: must have 3 entries"),
-        ("age", "path,label,age\nflat/flat_0.JPEG,cat,old\n", "the training data have old, which is no finite number"),
-        ("age", "path,label,age\nflat/flat_0.JPEG,cat,nan\n", "the training data have nan, which is no finite number"),
+        ("age", "path,label,age\nflat/flat_0.JPEG,cat,old\n", "the training data have old; it must be a finite number"),
+        ("age", "path,label,age\nflat/flat_0.JPEG,cat,nan\n", "the training data have nan; it must be a finite number"),
         ("age", "path,label,age\nflat/flat_0.JPEG,cat,4\n", "the training data have a single value, 4"),
-        ("label", "path,label,age\nflat/flat_0.JPEG,cat,4\n", "--values label: the training data have cat, which is"),
-        ("age", "path,label,age\nflat/flat_9.JPEG,cat,4\n", "line 2: there is no image"),
+        ("label", "path,label,age\nflat/flat_0.JPEG,cat,4\n", "--values label: the training data have cat; it must be"),
+        ("age", "path,label,age\nflat/flat_9.JPEG,cat,4\n", "flat/flat_9.JPEG does not exist"),
     ],
 )
 def test_a_bad_list_is_one_line(listed, column, text, words):
@@ -103,7 +103,7 @@ def test_a_bad_list_is_one_line(listed, column, text, words):
 @pytest.mark.parametrize(
     ("given", "column", "words"),
     [
-        ({"y": [1.5, np.nan, 3]}, "label", "the training data have nan, which is no finite number"),
+        ({"y": [1.5, np.nan, 3]}, "label", "the training data have nan; it must be a finite number"),
         ({"y": [1.5, 2]}, "label", "rows differ in number: 3 of features, 2 of y"),
         ({"age": [1.5, 2, 3]}, "label", "has no labels; give --labels"),
         ({"y": [1, 2, 3]}, "age", "has no column age; it has features, y"),

@@ -158,7 +158,7 @@ def test_damaged_videos_are_named_in_a_line_each_and_the_rest_goes_on(monkeypatc
     assert "video: 1 videos in made/frames, 1 made now; 3 left out" in printed.out
     half, holed, junk = sorted(line for line in printed.err.splitlines() if "left out" in line)
     assert half.startswith("mine/half.mkv: ends after ") and half.endswith(" of 8.0 seconds; the video is left out")
-    assert holed == "mine/holed.mp4: frame 40 is damaged; the video is left out"
+    assert holed == "mine/holed.mp4: frame 40 is corrupt; the video is left out"
     assert junk == "mine/junk.avi: Invalid data found when processing input; the video is left out"
     assert {f.name for f in (tmp_path / "made/frames").iterdir()} == {"whole.mp4"}
     assert {row["video"] for row in rows_of(tmp_path)} == {"whole.mp4"}
@@ -217,8 +217,8 @@ def test_a_training_and_retrieval_take_the_frames_and_their_groups(monkeypatch, 
     ("options", "reason"),
     [
         ("none", "none: no such folder"),
-        ("empty", "empty: holds no video, as .3gp, "),
-        ("mine --out mine/made", "--out mine/made: lies in the source mine"),
+        ("empty", "empty: holds no video; endings are .3gp, "),
+        ("mine --out mine/made", "--out mine/made: is inside the source mine"),
         ("mine --fps 0", "--fps 0: must be more than 0"),
         ("mine --fps nan", "--fps nan: must be more than 0"),
         ("mine --shots 1", "--shots 1: must lie between 0 and 1"),

@@ -82,7 +82,7 @@ def test_hundreds_of_damages_are_errors_of_one_line_or_leave_every_number_as_it_
         except InputError as error:
             assert len(str(error).splitlines()) == 1
             refused += 1
-            loaded_by_torch += "(damaged in" in str(error)
+            loaded_by_torch += "(corrupt in" in str(error)
             continue
         assert all(torch.equal(state["model"][k], v) for k, v in weights.items())
         assert repr({k: state[k] for k in numbers}) == repr(numbers)

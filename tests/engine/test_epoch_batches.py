@@ -95,7 +95,7 @@ def test_a_training_whose_disk_hangs_saves_and_exits_with_75_when_asked_to_stop(
 def test_a_training_whose_disk_hangs_for_too_long_saves_and_ends_with_a_line(monkeypatch, capsys, tmp_path, hang):
     line = error_of(monkeypatch, capsys, tmp_path, f"{HANGING} --timeout_minutes 0.1", "main_ce")
     assert re.search(r"--timeout_minutes: no images for \d+ s; does their storage answer", line)
-    assert line.endswith(f"; stopped after epoch 1, step 1; saved {FOLDER}/last.pth, go on with --resume auto")
+    assert line.endswith(f"; stopped after epoch 1, step 1; saved {FOLDER}/last.pth, resume with --resume auto")
     monkeypatch.undo()
     run(monkeypatch, tmp_path, f"{HANGING} --resume auto", "main_ce")
     assert "resumed" in (printed := capsys.readouterr().out)
@@ -108,7 +108,7 @@ def test_a_stop_while_validation_waits_for_long_ends_the_run(monkeypatch, capsys
     with signals.StopSignals() as stop, pytest.raises(SystemExit, match="75"):
         for _ in loader():
             stop.first = "SIGTERM"
-    assert "SIGTERM: stopped while it waited for images" in capsys.readouterr().out
+    assert "SIGTERM: stopped while waiting for images" in capsys.readouterr().out
 
 
 def test_a_training_that_waits_for_a_batch_sees_the_end_of_max_hours():

@@ -83,7 +83,7 @@ def test_an_exported_encoder_is_a_checkpoint_to_evaluate_and_to_start_from(monke
 @pytest.mark.parametrize(
     "words, message",
     [
-        (f"--ckpt {CE} --out {{0}}", "holds encoder.safetensors already; nothing is overwritten"),
+        (f"--ckpt {CE} --out {{0}}", "holds encoder.safetensors, which is not overwritten"),
         ("--ckpt nowhere --out other", "--ckpt nowhere: no such file"),
     ],
 )
@@ -101,7 +101,7 @@ def test_a_card_that_is_none_is_one_line(monkeypatch, capsys, taken, tmp_path):
         (tmp_path / name).write_bytes((folder / "taken" / name).read_bytes())
     card = json.loads((tmp_path / "encoder.json").read_text())
     newer = json.dumps(card | {"format": 9})
-    for content, message in (("{", "is no card"), ("{}", "is no card"), (newer, "has format 9")):
+    for content, message in (("{", "is not a model card"), ("{}", "is not a model card"), (newer, "has format 9")):
         (tmp_path / "encoder.json").write_text(content)
         assert message in error_of(monkeypatch, capsys, tmp_path, "--ckpt .", "retrieval")
 
@@ -109,7 +109,7 @@ def test_a_card_that_is_none_is_one_line(monkeypatch, capsys, taken, tmp_path):
 def test_the_module_runs_as_documented(digits, tmp_path):
     words = [sys.executable, "-m", "engine.export", "--ckpt", str(digits / CE), "--out", str(tmp_path / "x")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "its card says no license" in done.stdout
+    assert "the model card has no license" in done.stdout
     assert "exported.load" in done.stdout
     assert checkpoint.find(tmp_path / "x").name == "encoder.safetensors"
 

@@ -162,7 +162,7 @@ def extraction_crop(data):
 def test_validation_images_are_written_where_there_are_none_to_train_on(monkeypatch, capsys, tmp_path, digits):
     make_image_folders(tmp_path / "outliers" / "val", ["ant", "bee"], each=2)
     words = f"--ckpt {digits / CE} --dataset path --data_folder outliers --size 16 --num_workers 0 --out out"
-    assert "--split train or test takes one of them alone" in error_of(monkeypatch, capsys, tmp_path, words)
+    assert "--split train or test extracts one of them" in error_of(monkeypatch, capsys, tmp_path, words)
     extract(monkeypatch, tmp_path, f"{words} --split test")
     assert [f.name for f in (tmp_path / "out").glob("*.safetensors")] == ["val-00000-of-00001.safetensors"]
     assert read(tmp_path / "out", "val")[1] == ["ant", "ant", "bee", "bee"]
@@ -249,13 +249,13 @@ def test_two_processes_embed_the_texts_that_one_does(monkeypatch, texts):
     [
         ("", "give one encoder: --ckpt FILE, --model NAME --pretrained, or --model NAME --init FILE"),
         (f"--ckpt {CE} --model resnet8 --pretrained", "give one encoder"),
-        ("--pretrained", "--pretrained: does not say which encoder; give --model NAME"),
-        ("--init x", "--init: does not say which encoder; give --model NAME"),
+        ("--pretrained", "--pretrained: needs the name of the encoder; give --model NAME"),
+        ("--init x", "--init: needs the name of the encoder; give --model NAME"),
         ("--model resnet8 --pretrained", "--model resnet8"),
         ("--model resnet8 --init nowhere", "--init nowhere: no such file"),
         ("--ckpt nowhere", "--ckpt nowhere: no such file"),
         (f"--ckpt {CE} --text_encoder x", "--text_encoder x: has no use without --texts"),
-        (f"--ckpt {CE} --dataset path --data_folder images", "--split train or test takes one of them alone"),
+        (f"--ckpt {CE} --dataset path --data_folder images", "--split train or test extracts one of them"),
         ("--texts nowhere.csv", "--texts nowhere.csv: no such file"),
         (f"--texts a.csv --ckpt {CE}", "--ckpt: has no use with --texts"),
         ("--texts a.csv --views 2", "--views: has no use with --texts"),

@@ -84,9 +84,9 @@ def test_a_run_logs_what_its_losses_chance_is_by_its_bank_and_prints_it_once(mon
         assert torch.equal(labels, bank_labels[bank_labels >= 0]) and dim == 64
     assert torch.equal(found[-1][1], torch.load(folder / "last.pth", weights_only=True)["model"]["bank.labels"])
     by_chance, seen_terms = ([f"{records[0][f'{k}_rank_{r}']:.2f}" for r in (0, 1)] for k in ("chance", "loss"))
-    line = f"by chance the terms would be {by_chance[0]} (rank 0), {by_chance[1]} (rank 1); "
-    assert printed.count(f"{line}in this epoch they were {', '.join(seen_terms)}\n") == 1
-    assert printed.count("by chance") == 1
+    line = f"terms of random embeddings (chance level): {by_chance[0]} (rank 0), {by_chance[1]} (rank 1); "
+    assert printed.count(f"{line}in this epoch: {', '.join(seen_terms)}\n") == 1
+    assert printed.count("chance level") == 1
     assert "RINCE out, pairs averaged within anchors: 1442 images" in printed
 
 
@@ -176,6 +176,6 @@ def test_a_run_that_was_stopped_at_an_epochs_last_step_shows_no_speed_for_it(mon
     run(monkeypatch, tmp_path, f"{command} --resume auto")
     first, second = [line for line in capsys.readouterr().out.splitlines() if re.match(r"epoch \d/2  loss", line)]
     assert "  no step was left  " in first
-    assert "images/s" in second
+    assert "img/s" in second
     log = run_log.read_json_lines(tmp_path / "save/SupCon/digits_models/a/log.jsonl")
     assert [("images_per_second" in record, record["loss"] > 0) for record in log] == [(False, True), (True, True)]

@@ -63,8 +63,8 @@ def test_an_evaluation_says_and_records_which_published_weights_it_is_of(monkeyp
     publish(monkeypatch, tmp_path / "known" / "last.pth")
     for name in ("known", "unknown"):
         run(monkeypatch, tmp_path, f"--ckpt {name} --num_workers 0", "retrieval")
-    lines = [line for line in capsys.readouterr().out.splitlines() if "published weights" in line]
-    assert lines == ["--ckpt known/last.pth: these are the published weights RINCE made, Made-10"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "official weights" in line]
+    assert lines == ["--ckpt known/last.pth: these are the official weights RINCE made, Made-10"]
     records = [result(tmp_path, f"retrieval_digits_{name}_*")["checkpoint"] for name in ("known", "unknown")]
     assert [record["published"] for record in records] == ["RINCE made, Made-10", None]
 
@@ -116,7 +116,10 @@ def test_logits_are_those_of_the_first_outputs_and_few_inliers_among_them_are_wa
         assert torch.allclose(inliers, want[:, :outputs]) and torch.equal(others, inliers[:3])
     share = 100 * sum(row.index(max(row)) < 2 for row in want.tolist()) / 40
     assert said["outputs"] == {"of": 5, "used": 2, "largest_among_used": pytest.approx(share)}
-    for output, warning in ((3, "only 0 % of the inliers have their largest output among the first 2"), (0, "")):
+    for output, warning in (
+        (3, "only 0 % of the validation images have their largest output among the first 2"),
+        (0, ""),
+    ):
         net.classifier["bias"][output] += 1000 if warning else 2000
         capsys.readouterr()
         trained_encoder.compute_logits(net, 2, [x, x])

@@ -42,7 +42,7 @@ def parsed(script, words=""):
 @pytest.mark.parametrize(("script", "action"), ALL, ids=lambda x: getattr(x, "dest", x))
 def test_every_option_of_every_script_says_what_it_means_and_those_of_paths_whether_they_name_a_file(script, action):
     assert action.means is not None, "give it or its group `means`"
-    if action.type in (util.user_text, util.user_path) or action.metavar in ("FILE", "DIR"):
+    if action.type in (util.user_text, util.user_path) or action.metavar in ("FILE", "FOLDER"):
         assert Means.FILE in action.means or Means.RUNNING in action.means
 
 

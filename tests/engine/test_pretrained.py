@@ -204,7 +204,7 @@ def test_names_of_runs_hold_no_slash(monkeypatch):
     [
         ("--model timm:test_vti", "timm:test_vit?"),
         ("--model resnet8 --pretrained", "--model resnet8: no library has weights of it"),
-        ("--model resnet18 --pretrained --init x.pth", "give one of them"),
+        ("--model resnet18 --pretrained --init x.pth", "--init and --pretrained: give one"),
         ("--model resnet18 --init none.pth", "--init none.pth: no such file"),
         ("--model resnet34 --init {0}/resnet18.pth", "of another architecture: layer1.2.conv1.weight is missing"),
         ("--model timm:test_convnext --size 32 --init {0}/vit.pth", "of another architecture, or no weights"),
@@ -272,7 +272,9 @@ def test_a_library_s_weights_are_warned_of_where_outliers_are_of_imagenet(capsys
         trained_encoder.warn_of_seen(net, "imagenet", classes)
         return capsys.readouterr().err
 
-    assert "have most likely seen ImageNet's n01440764: these outliers are none to it" in warning(True, ["n01440764"])
+    assert "have most likely seen ImageNet's n01440764: it was trained on these OOD images" in warning(
+        True, ["n01440764"]
+    )
     assert not warning(True, ["cat"])
     assert not warning(False, ["n01440764"])
 

@@ -159,7 +159,7 @@ def test_the_order_is_measured_by_the_checkpoints_own_ranking_as_by_its_source(m
         ("--thresholds 0.5", "--thresholds and --ranks: have no use without --ranking"),
         ("--ranking lacking.csv", "--ranking lacking.csv: lacks the class 0 of the data set"),
         ("--ranking one.yaml --thresholds 0.5 0.7", "--thresholds 0.5 0.7: must fall"),
-        ("--ranking alike.csv", "--ranking alike.csv: has a single rank, and no order to measure"),
+        ("--ranking alike.csv", "--ranking alike.csv: has a single rank, so rank consistency is not defined"),
     ],
 )
 def test_a_ranking_that_does_not_fit_is_one_line_before_features_are_extracted(

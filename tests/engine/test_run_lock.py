@@ -70,5 +70,5 @@ def test_a_disk_that_knows_no_locks_is_said_and_used(monkeypatch, tmp_path):
     monkeypatch.setattr(run_lock.fcntl, "lockf", lockf)
     said = []
     FolderLock(tmp_path / "run").take("--exp_name a", said.append)
-    assert said == [f"{tmp_path}/run/lock: this disk knows no locks; a second start of this run would not be noticed"]
+    assert said == [f"{tmp_path}/run/lock: this disk has no file locks; do not start this run a second time"]
     assert held_by(tmp_path / "run") is None

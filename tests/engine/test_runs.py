@@ -27,7 +27,7 @@ def test_a_tensorboard_whose_folder_is_gone_is_said_once_and_shows_nothing_more(
     board.close()
     assert drawn == []
     assert len(said) == 1
-    assert "nothing more is shown there, the run goes on" in said[0]
+    assert "the run continues without TensorBoard" in said[0]
 
 
 def test_neither_tensorboard_nor_the_log_ends_a_training(monkeypatch, capsys, tmp_path):
@@ -45,8 +45,8 @@ def test_neither_tensorboard_nor_the_log_ends_a_training(monkeypatch, capsys, tm
     monkeypatch.setattr(runs.monitor.Watch, "draw_pairs", fault)
     run(monkeypatch, tmp_path, f"{RUN} --epochs 3")
     printed = capsys.readouterr().out
-    assert printed.count("TensorBoard in save/SupCon/digits_tensorboard/a: no such color; nothing more is shown") == 1
-    assert printed.count("log.jsonl: epoch 2 cannot be added (No space left on device); the run goes on") == 1
+    assert printed.count("TensorBoard in save/SupCon/digits_tensorboard/a: no such color; the run continues") == 1
+    assert printed.count("log.jsonl: epoch 2 cannot be added (No space left on device); the run continues") == 1
     assert checkpoint.load(tmp_path / FOLDER)["epoch"] == 3
     assert [r["epoch"] for r in run_log.read_json_lines(tmp_path / FOLDER / "log.jsonl")] == [1, 3]
 

@@ -50,7 +50,7 @@ def test_in_a_thread_all_works_without_handlers_and_says_so(capsys, programs_own
 
     with ThreadPoolExecutor() as pool:
         pool.submit(within).result()
-    assert capsys.readouterr().err.startswith("not in the main thread: signals act as they do in the program")
+    assert capsys.readouterr().err.startswith("not in the main thread: signals keep their effect in this program")
     signal.raise_signal(signal.SIGTERM)
     assert programs_own == [signal.SIGTERM]
 

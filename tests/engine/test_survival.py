@@ -255,7 +255,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_with_a_line(monk
     last.write_bytes(last.read_bytes()[:-100])
     run(monkeypatch, tmp_path, f"{SHORT} --epochs 3 --resume auto")
     printed = capsys.readouterr().out
-    assert f"passed over: --resume {FOLDER}/last.pth: not a readable checkpoint" in printed
+    assert f"left out: --resume {FOLDER}/last.pth: not a readable checkpoint" in printed
     assert f"resumed {FOLDER}/previous.pth after epoch 1" in printed
     assert "resumed with other options: --epochs 3 (was 2)" in printed
     assert [r["epoch"] for r in run_log.read_json_lines(tmp_path / FOLDER / "log.jsonl")] == [1, 2, 3]
@@ -270,7 +270,7 @@ def test_where_all_checkpoints_are_damaged_nothing_is_started_anew(monkeypatch, 
     log = (tmp_path / FOLDER / "log.jsonl").read_bytes()
     error = error_of(monkeypatch, capsys, tmp_path, f"{SHORT} --epochs 3 --resume auto")
     assert "last.pth: not a readable checkpoint" in error
-    assert error.endswith("nor is any before it")
+    assert error.endswith("and no earlier one is readable")
     assert (tmp_path / FOLDER / "log.jsonl").read_bytes() == log
 
 
@@ -282,7 +282,7 @@ def test_resume_auto_starts_from_scratch_once_and_ends_at_once_where_all_is_done
     assert "epoch 1/1" not in capsys.readouterr().out
     assert (tmp_path / FOLDER / "last.pth").read_bytes() == before
     error = error_of(monkeypatch, capsys, tmp_path, f"{CLASSIFIER} --resume auto --overwrite", "main_ce")
-    assert "--resume auto goes on, --overwrite starts anew" in error
+    assert "--resume auto and --overwrite: give one" in error
 
 
 def test_an_option_that_changes_the_mathematics_is_named_and_the_epoch_under_way_begins_anew(
@@ -295,7 +295,7 @@ def test_an_option_that_changes_the_mathematics_is_named_and_the_epoch_under_way
     run(monkeypatch, tmp_path, f"{SHORT} --epochs 1 --resume auto --seed 4 --reduction anchors --print_freq 3")
     printed = capsys.readouterr().out
     assert "resumed with other options: --reduction anchors (was pairs), --seed 4 (was 0)\n" in printed
-    assert "other images, --batch_size or --seed: the epoch that was under way starts anew" in printed
+    assert "other images, --batch_size or --seed: the unfinished epoch starts again" in printed
     assert torch.load(path, weights_only=True)["epoch"] == 1
 
 

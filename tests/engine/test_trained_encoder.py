@@ -35,7 +35,7 @@ def test_no_damage_of_any_byte_is_read_as_features(tmp_path):
     ("content", "fault"),
     [
         (KEPT | {"key": "other"}, "holds features of other images, or of another encoder"),
-        ({"features": KEPT["features"]}, "damaged, or of an older version (KeyError)"),
+        ({"features": KEPT["features"]}, "corrupt, or of an older version (KeyError)"),
     ],
 )
 def test_a_whole_file_of_something_else_is_named(tmp_path, content, fault):

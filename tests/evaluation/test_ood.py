@@ -130,7 +130,7 @@ ZERO = torch.tensor([0])
         (lambda: ood_metrics(torch.cat([ONE, NAN]), ONE), "1 of 3 scores"),
         (lambda: ood_metrics(1 / (ONE - 1), ONE), "1 of 2"),
         (lambda: auroc_by_class(ONE, NAN, ZERO, 1), "finite"),
-        (lambda: auroc_by_class(NONE, ONE, ZERO, 1), "needs inliers"),
+        (lambda: auroc_by_class(NONE, ONE, ZERO, 1), "needs ID scores"),
         *((lambda score=s: score(TRAIN, LABELS, TEST[:, :3]), "width 4, the others 3") for s in CLASS_SCORES),
         *((lambda score=s: score(TRAIN[:0], LABELS[:0], TEST), "no training features") for s in CLASS_SCORES),
         *((lambda score=s: score(TRAIN * NAN, LABELS, TEST), "features must be finite") for s in CLASS_SCORES),

@@ -115,7 +115,7 @@ def test_nested_groups_are_the_table_of_the_levels_that_labels_share():
           for t in (torch.ones(2, 3), torch.full((2, 2), 0.5), torch.tensor([[1.0, 2], [2, 1]]), -torch.eye(2))),
         *((lambda n=n: Levels.of_groups(torch.zeros(2, n, dtype=torch.long)), "1 to 126 are possible")
           for n in (0, 127)),
-        (lambda: rank_metrics(*QUERY, ARC, torch.tensor([0, 0]), levels("one rank")), "no order to measure"),
+        (lambda: rank_metrics(*QUERY, ARC, torch.tensor([0, 0]), levels("one rank")), "is not defined"),
         (lambda: rank_metrics(QUERY[0], torch.tensor([-1]), ARC, torch.tensor([0, 3]), THREE), "labels count from 0"),
         (lambda: rank_metrics(*QUERY, ARC * torch.nan, torch.tensor([0, 3]), THREE), "NaN, infinite, or too large"),
         (lambda: rank_metrics(*QUERY, None, None, THREE), "at least one"),

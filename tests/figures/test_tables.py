@@ -137,17 +137,17 @@ def test_a_bar_is_in_color_where_holms_correction_leaves_it_certain(monkeypatch,
         ("grid plain.json --axis size", "--axis size: no axis of plain.json; its recipe has no grid"),
         (
             "grid g.json --axis size --columns 'fine map'",
-            "--columns fine map: g.json has no figure of it; did you mean",
+            "--columns fine map: g.json has no result of it; did you mean",
         ),
         ("grid g.json --axis size --only alon", "--only alon: no method of g.json; did you mean alone?"),
-        ("grid empty.json --axis size", "empty.json: has no figures yet"),
+        ("grid empty.json --axis size", "empty.json: has no results yet"),
         ("grid g.json --axis size --out g.json/g.png", "--out "),
         ("grid g.json --axis a --out x.xyz", "--out x.xyz: a picture's name ends in .png, .pdf, .svg, .jpg"),
         ("grid same.json --axis size", "T: the methods m and x are both called M, tau 1; give them titles that differ"),
         ("grid twice.json --axis size", "T: the methods alone and x are both called A; give them titles that differ"),
-        ("differences one.json", "one.json: has no differences to draw, which want a recipe with a baseline, and two"),
-        ("differences plain.json", "plain.json: has no differences to draw"),
-        ("differences g.json", "g.json: has no differences to draw"),  # as of an older version
+        ("differences one.json", "one.json: has no differences; its recipe needs a baseline, and two"),
+        ("differences plain.json", "plain.json: has no differences"),
+        ("differences g.json", "g.json: has no differences"),  # as of an older version
         (
             "differences t.json --columns 'R@2'",
             "--columns R@2: t.json has no difference of it; did you mean R@1?; it h",

@@ -220,10 +220,13 @@ ZEROS = torch.zeros(2, 2)
         (lambda: NestedRINCELoss(torch.tensor([[0], [1]]), reduction="mean"), "'mean'; choose"),
         (lambda: losses.rince(ZEROS, ZEROS, [0.1], reduction="mean"), "'mean'; choose"),
         (lambda: losses.rince(torch.zeros(2, 3), torch.zeros(2, 4), [0.1]), r"similarity \(2, 3\) and rank \(2, 4\)"),
-        (lambda: losses.rince(ZEROS, ZEROS, []), "one temperature above 0 a rank"),
-        (lambda: losses.rince(ZEROS, ZEROS, [0.1, 0.0]), "one temperature above 0 a rank"),
+        (lambda: losses.rince(ZEROS, ZEROS, []), "one temperature above 0 per rank"),
+        (lambda: losses.rince(ZEROS, ZEROS, [0.1, 0.0]), "one temperature above 0 per rank"),
         (lambda: NestedRINCELoss(torch.tensor([[0, 0], [1, 0], [1, 0]])), "a label's own"),
-        (lambda: NestedRINCELoss(torch.tensor([[0, 0, 0], [1, 0, 1], [2, 1, 1]])), "level 1 lies in two of level 2"),
+        (
+            lambda: NestedRINCELoss(torch.tensor([[0, 0, 0], [1, 0, 1], [2, 1, 1]])),
+            "level 1 is in two groups of level 2",
+        ),
         (lambda: NestedRINCELoss(torch.tensor([])), "is needed"),
     ],
 )

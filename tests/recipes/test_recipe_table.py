@@ -107,7 +107,7 @@ Difference to SCL in, paired by seed, with 95 % interval:
 | given | - | - |
 
 Interval: the mean ± t(0.975, n - 1) / √n standard deviations of the paired difference, Student's; with 2 seeds 8.98 \
-of them. Bold: it excludes 0, as one in twenty does by chance where differences are normal.
+of them. Bold: it excludes 0. Without a difference, 1 in 20 does, if differences are normal.
 
 In percent, seeds 0 to 1, mean ± standard deviation; seconds of training.
 
@@ -206,7 +206,7 @@ def test_what_is_written_is_drawn_from_what_is_written_and_names_no_folder_of_th
     [
         (None, "t.json", "t.json: no such file; give the JSON of a table"),
         ("{", "t.json", "t.json: not readable as JSON"),
-        ('{"metrics": 3}', "t.json", "t.json: is no table of reproduce.py"),
+        ('{"metrics": 3}', "t.json", "t.json: is not a table of reproduce.py"),
         (json.dumps(content()), "t.json --columns R@2", "--columns R@2: no column of t.json; did you mean R@1?"),
         (json.dumps(content()), "t.json --out ./t.json", "--out t.json: is the table itself; give another file"),
     ],

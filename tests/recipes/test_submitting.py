@@ -146,7 +146,7 @@ def test_a_time_limit_is_read_as_sbatch_reads_it(given, minutes):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ("--gres=gpu:8", "--time is missing, after which a job is queued again, as --time=12:00:00"),
+        ("--gres=gpu:8", "--time is missing, after which a job is queued again; give it"),
         ("-p gpu --time=1", "-p: write an option of sbatch in its long form with =, as --partition=gpu"),
         ("--partition gpu --time=1", "gpu: write an option"),
         ("--time=12h", "--time=12h: must be as 90, 12:00:00 or 2-12:00:00"),
@@ -181,11 +181,11 @@ def test_errors_of_a_submission_are_one_line(monkeypatch, capsys, cluster, recip
         return error_of(monkeypatch, capsys, tmp_path, f"small.yaml {words}", "reproduce").partition("error: ")[2]
 
     assert error("--status").startswith("--status: small.yaml was not submitted with these options; save/tables/jobs/")
-    assert error("--slurm=--time=1") == "--slurm is of no use without --submit slurm"
+    assert error("--slurm=--time=1") == "--slurm: has no use without --submit slurm"
     refused = error("--submit slurm --slurm='--time=1 --partition=cpu'")
     assert refused == "--slurm: sbatch refuses the job: sbatch: error: invalid partition specified: cpu"
     monkeypatch.setenv("PATH", "/nowhere")
-    assert error(SLURM).startswith("--submit slurm: there is no sbatch and srun here; ")
+    assert error(SLURM).startswith("--submit slurm: this machine has no sbatch and srun; ")
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert error("--submit local") == error(SLURM) == '--submit: needs submitit; pip install ".[slurm]"'
 
@@ -329,7 +329,7 @@ def test_the_digits_as_jobs_on_this_machine_stop_at_ctrl_c_and_go_on(tmp_path):
         while not last.exists() and time.monotonic() < until:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        assert process.wait(60) == 130 and "stopped; the same command goes on" in process.stderr.read()
+        assert process.wait(60) == 130 and "stopped; the same command continues" in process.stderr.read()
     assert checkpoint.load(last)["epoch"] < 3
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

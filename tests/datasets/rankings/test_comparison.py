@@ -72,7 +72,7 @@ def test_the_largest_rho_of_two_superclasses_is_reached_by_equal_ones_alone():
 def test_a_table_of_one_similarity_correlates_with_nothing():
     found = comparison.compare_pairs({"a": np.eye(5), "b": table(0, 5)}, 2, 9)["a", "b"]
     assert np.isnan([found["rho"], found["at most"], found["p"]]).all()
-    assert found["overlap %"] == pytest.approx(50) == found["by chance %"]
+    assert found["overlap %"] == pytest.approx(50) == found["chance level %"]
 
 
 def test_what_is_foreseen_of_the_ranks_is_what_every_bank_drawn_at_random_has():
@@ -114,7 +114,7 @@ def test_rankings_are_compared_over_their_common_classes_and_drawn(monkeypatch, 
     run(monkeypatch, tmp_path, "compare five.yaml --bank 64", "rankings")  # fewer classes than k has by default
     assert "ranks of five.yaml" in capsys.readouterr().out
     run(monkeypatch, tmp_path, "compare r.csv", "rankings")
-    assert "r.csv: not to be trained on as it is: 46 distinct values would be 46 ranks;" in capsys.readouterr().out
+    assert "r.csv: training cannot use it as it is: 46 distinct values would be 46 ranks;" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_rankings_are_compared_over_their_common_classes_and_drawn(monkeypatch, 
     [
         ("none.csv", "compare none.csv: no such file or folder, and none of cifar100, clinc150, digits,"),
         ("digits --tresholds 0.4", "did you mean --thresholds?"),
-        ("r.csv r.csv", "compare r.csv: is there twice"),
+        ("r.csv r.csv", "compare r.csv: is given twice"),
         ("superclass r.csv", "compare superclass: no such file or folder, and none of cifar100, clinc150, digits,"),
         ("r.csv other.csv", "compare: 0 classes are in all rankings (of r.csv 6, other.csv 6); at least 4 are needed"),
         ("r.csv --k 6", "--k 6: must be below the number of classes, 6"),

@@ -152,15 +152,15 @@ def test_they_do_so_better_with_ranks_than_with_one(monkeypatch, tmp_path):
         ("file,g\na/a_0.JPEG,x\n", "the first line must be"),
         ("image,g\n", "names no image"),
         ("image,,shot\na/a_0.JPEG,1,A\n", "the first line must be"),
-        ("image,a b,a_b\na/a_0.JPEG,1,A\n", "each name once; a_b stands in it twice"),  # one tag of TensorBoard
+        ("image,a b,a_b\na/a_0.JPEG,1,A\n", "each name once; a_b is there twice"),  # one tag of TensorBoard
         ("image,g\na/a_0.JPEG,\n", "line 2: must have 2 entries"),
-        ("image,g\na/none.JPEG,x\n", "line 2: there is no image"),
-        ("image,g\na/a_0.JPEG,x\na/a_0.JPEG,y\n", "line 3: the image a/a_0.JPEG stands in line 2 too"),
-        ("image,g\na/a_0.JPEG,x\n./a/../a/a_0.JPEG,y\n", "line 3: the image ./a/../a/a_0.JPEG stands in line 2 too"),
-        ("# mine\nimage,g\n#a_0.JPEG,x\n", "line 3: there is no image #a_0.JPEG"),
+        ("image,g\na/none.JPEG,x\n", "line 2: the image a/none.JPEG does not exist"),
+        ("image,g\na/a_0.JPEG,x\na/a_0.JPEG,y\n", "line 3: the image a/a_0.JPEG is also in line 2"),
+        ("image,g\na/a_0.JPEG,x\n./a/../a/a_0.JPEG,y\n", "line 3: the image ./a/../a/a_0.JPEG is also in line 2"),
+        ("# mine\nimage,g\n#a_0.JPEG,x\n", "line 3: the image #a_0.JPEG does not exist"),
         (
             "image,frame,video\na/a_0.JPEG,1,A\na/a_1.JPEG,1,B\n",
-            "line 3: frame 1 lies in video B and in A; groups must be nested, the finest column first",
+            "line 3: frame 1 belongs to video B and to A; groups must be nested, the finest column first",
         ),
     ],
 )

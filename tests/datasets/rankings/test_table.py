@@ -98,11 +98,11 @@ def test_a_bad_ranking_file_is_named_with_its_fault(tmp_path, reason):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({}, "below 0; give --thresholds .--roberta_float_threshold"),
+        ({}, "below 0; give --thresholds, published"),
         ({"thresholds": [0.4, 0.6]}, "must fall"),
         ({"thresholds": [0.8, 0.6, 0.5, 0.4]}, "at most 3"),
         ({"thresholds": [0.4], "n_sim_classes": 0}, "at least 1"),
-        ({"thresholds": [0.4], "every_value": True}, "--ranks and --thresholds: give one of them"),
+        ({"thresholds": [0.4], "every_value": True}, "--ranks and --thresholds: give one;"),
     ],
 )
 def test_bad_ranking_options_are_named(options, reason):
@@ -163,7 +163,7 @@ def test_a_number_of_few_digits_is_read_as_it_is_printed(kind):
         ({"similarity": np.eye(2)}, "classes is not a file|not readable as arrays"),
         ({"similarity": np.eye(3), "classes": np.array(["a", "b"])}, "must be a square"),
         ({"similarity": np.ones((2, 3)), "classes": np.array(["a", "b"])}, "must be a square"),
-        ({"similarity": np.eye(2), "classes": np.array(["a", "a"])}, "class a stands in it twice"),
+        ({"similarity": np.eye(2), "classes": np.array(["a", "a"])}, "class a is there twice"),
         ({"similarity": np.eye(2), "classes": np.array(["a", None])}, "not readable as arrays"),
         ({"similarity": np.array([["x", "y"]] * 2), "classes": np.array(["a", "b"])}, "not readable as arrays"),
         (b"", "not readable as arrays"),
@@ -183,7 +183,7 @@ def test_a_bad_npz_is_named_and_no_pickle_in_it_is_run(tmp_path, arrays, reason)
 
 @pytest.mark.parametrize("name", ["r.csv", "r.npz"])
 def test_a_similarity_that_is_no_number_is_not_written(tmp_path, name):
-    with pytest.raises(InputError, match="the similarity of a and b is no number; nothing is written"):
+    with pytest.raises(InputError, match="the similarity of a and b is not a number; nothing is written"):
         files.write_matrix(tmp_path / name, np.array([[1, np.nan], [np.nan, 1]]), ["a", "b"], "made")
     assert not list(tmp_path.iterdir())
 
@@ -213,7 +213,7 @@ def test_a_run_says_what_it_trains_on():
         "rank 0: similarity 1, tau 0.1; positives of a class 1 classes, 5/25/50 images (min/median/max)",
         "rank 1: similarity 0.75, from 0.62 to 0.7, tau 0.225; positives of a class 0/1/1 classes, 0/15/40 images",
         "rank 2: similarity 0.5, from 0.45 to 0.45, tau 0.35; positives of a class 0/0/1 classes, 0/0/10 images",
-        "1 classes without a similar class: spoon",
+        "1 classes without a related class: spoon",
         "e.g. grey wolf: red fox 0.7, robin 0.45",
         "e.g. car: lorry 0.62",
     ]

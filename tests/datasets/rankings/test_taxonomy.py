@@ -100,7 +100,7 @@ def test_the_names_of_inaturalists_folders_say_their_levels():
     levels = taxonomy.number_groups(taxonomy.parse_inaturalist(INAT, "i"), INAT, "i")
     assert list(levels) == ["genus", "family", "order", "class", "phylum", "kingdom"]
     assert levels["phylum"].tolist() == [0, 0, 0, 1]
-    with pytest.raises(InputError, match="the class oak is no folder of iNaturalist 2021"):
+    with pytest.raises(InputError, match="the class oak is not a folder of iNaturalist 2021"):
         rankings.find_similarities("inaturalist", [*INAT, "oak"])
 
 
@@ -127,21 +127,21 @@ def test_a_matrix_is_told_from_a_taxonomy(tmp_path, rows, want):
     ("name", "text", "reason"),
     [
         ("t.yaml", "a:\n  b: [x]\nc: [y]\n", "y lies 1 deep, x 2; all classes must lie at one depth"),
-        ("t.yaml", "a:\n  b: [x]\n  c: [x]\n", "class x stands in it twice"),
+        ("t.yaml", "a:\n  b: [x]\n  c: [x]\n", "class x is there twice"),
         ("t.yaml", "a:\n  b: []\n", "a / b must hold lines of"),
         ("t.yaml", "a:\n  b: 3\n", "a / b must hold lines of"),
         ("t.yaml", "a:\n  b: [x, [y]]\n", "a / b: an empty name, or something else than one"),
-        ("t.csv", "class,genus,genus\nx,a,b\n", "the first line must have each name once; genus stands in it twice"),
+        ("t.csv", "class,genus,genus\nx,a,b\n", "the first line must have each name once; genus is there twice"),
         ("t.csv", "class,genus,family\nx,a,f\ny,a\n", "line 3: must have 3 entries"),
-        ("t.csv", "class,genus,family\nx,a,f\nx,b,f\n", "class x stands in it twice"),
+        ("t.csv", "class,genus,family\nx,a,f\nx,b,f\n", "class x is there twice"),
         (
             "t.csv",
             "class,genus,family\nx,a,f\ny,a,g\n",
-            "line 3: genus a lies in family g and in f; groups must be nested, the finest column first",
+            "line 3: genus a belongs to family g and to f; groups must be nested, the finest column first",
         ),
         ("t.csv", "class,genus\nx,a\n", "lacks the class y of the data set"),
-        ("t.csv", "path,label\na,x\n", "an image list without levels beside path, label and split is no ranking"),
-        ("t.csv", "path,label,genus\na,x,f\nb,x,g\n", "line 3: label x lies in genus g and in f;"),
+        ("t.csv", "path,label\na,x\n", "this image list has no ranking; it needs columns of levels"),
+        ("t.csv", "path,label,genus\na,x,f\nb,x,g\n", "line 3: label x belongs to genus g and to f;"),
         ("t.csv", "path,label,genus\na,x\n", "line 2: must have 3 entries"),
     ],
 )
@@ -171,7 +171,7 @@ def test_retrieval_looks_at_every_level_whatever_it_is_called(monkeypatch, capsy
     for words, reason in (
         ("", "--labelset levels: give --superclasses a taxonomy"),
         ("--superclasses none.csv", "--superclasses none.csv: no such file"),
-        ("--superclasses inaturalist", "--superclasses inaturalist: the class 0 is no folder of iNaturalist"),
+        ("--superclasses inaturalist", "--superclasses inaturalist: the class 0 is not a folder of iNaturalist"),
     ):
         assert reason in error_of(monkeypatch, capsys, tmp_path, f"{command} {words}", "retrieval")
     run(monkeypatch, tmp_path, f"{command} --superclasses own.csv --ranking superclass", "retrieval")

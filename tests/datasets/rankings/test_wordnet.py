@@ -77,7 +77,7 @@ def test_wordnet_writes_a_ranking_of_the_named_wnids(monkeypatch, tmp_path):
     ("content", "reason"),
     [
         ("root cat\n", r"lacks the class dog \(1 in all\)"),
-        ("cat dog\ndog cat\n", "goes round in a circle"),
+        ("cat dog\ndog cat\n", "has a cycle"),
         ("one two three\n", "neither lines of `parent child`"),
     ],
 )
