@@ -47,7 +47,7 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 
 # The site, in build/site. build/pages has the pages as their links expect them, the README without the badges that another
-# server draws. build/rince has the modules under the names of the wheel, with the title that mkdocstrings knows.
+# server draws. build/rince has the modules under the names of the wheel.
 # --strict aborts on dead links between pages; mkdocstrings' warnings are looked for here.
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --only-deps ".[docs]"
@@ -56,7 +56,6 @@ docs: $(VENV)/.installed
 	tar cf - $(SITE) | tar xf - -C build/pages
 	sed '/img.shields.io/d' README.md > build/pages/README.md
 	cp -R .wheel/__init__.py losses networks evaluation build/rince
-	perl -i -pe 's/^( +)Example:$$/$$1Examples:/' build/rince/*/*.py
 	$(BIN)/zensical build --strict 2> build/warnings.txt || { cat build/warnings.txt; exit 1; }
 	@! grep griffe build/warnings.txt
 

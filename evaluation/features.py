@@ -26,7 +26,7 @@ def extract(
     Returns:
         Features, (n, d), float32, and labels, (n,), on the CPU.
 
-    Example:
+    Examples:
         >>> batches = [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])), (torch.ones(1, 3, 8, 8), torch.tensor([2]))]
         >>> features, labels = extract(nn.Flatten(), batches, "cpu")
         >>> features.shape, labels
@@ -55,7 +55,7 @@ def alignment(x: Tensor, y: Tensor) -> Tensor:
     Returns:
         The mean, a scalar.
 
-    Example:
+    Examples:
         >>> alignment(torch.eye(2), -torch.eye(2))
         tensor(4.)
     """
@@ -73,7 +73,7 @@ def uniformity(x: Tensor) -> Tensor:
     Returns:
         The logarithm, a scalar.
 
-    Example:
+    Examples:
         >>> print(f"{uniformity(torch.eye(3)):.3f}")
         -4.000
     """
@@ -108,7 +108,7 @@ def knn_accuracy(
     Raises:
         ValueError: If there is no query or no gallery, or each query is alone with its label.
 
-    Example:
+    Examples:
         >>> features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
         >>> knn_accuracy(features, torch.tensor([0, 0, 1, 1]), None, None, k=1)
         1.0
@@ -139,7 +139,7 @@ def neighbor_accuracy(features: Tensor, groups: Tensor) -> list[float | None]:
     Returns:
         The share at each level, L of them, of the images that are not alone in their group; None where all are.
 
-    Example:
+    Examples:
         >>> features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
         >>> neighbor_accuracy(features, groups=torch.tensor([[0, 0], [1, 0], [2, 1], [3, 1]]))
         [None, 1.0]

@@ -36,7 +36,7 @@ def ood_metrics(inlier_scores: Tensor | Sequence[float], outlier_scores: Tensor 
     Raises:
         ValueError: If there are no scores of either kind, or one is not finite.
 
-    Example:
+    Examples:
         >>> metrics = ood_metrics(inlier_scores=[0.9, 0.8, 0.4], outlier_scores=[0.1, 0.5])
         >>> print(f"{metrics['AUROC']:.3f}")
         0.833
@@ -78,7 +78,7 @@ def auroc_by_class(inlier_scores: Tensor, outlier_scores: Tensor, labels: Tensor
     Raises:
         ValueError: If there are no in-distribution images, or a score is not finite.
 
-    Example:
+    Examples:
         >>> auroc_by_class(torch.tensor([0.9, 0.4]), torch.tensor([0.1, 0.5]), labels=torch.tensor([0, 1]), classes=2)
         tensor([1.0000, 0.5000], dtype=torch.float64)
     """
@@ -116,7 +116,7 @@ def gaussian_scores(
     Raises:
         ValueError: If there are no training features, widths differ, or a covariance is not positive definite.
 
-    Example:
+    Examples:
         >>> train = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
         >>> gaussian_scores(train, torch.zeros(4), torch.tensor([[0.5, 0.5], [3.0, 3.0]]))
         tensor([ -0.4516, -25.4515], dtype=torch.float64)
@@ -189,7 +189,7 @@ def mahalanobis_scores(
     Raises:
         ValueError: If there are no training features, widths differ, or the covariance is not positive definite.
 
-    Example:
+    Examples:
         >>> train, labels = torch.tensor([[-1.0], [1.0], [9.0], [11.0]]), torch.tensor([0, 0, 1, 1])
         >>> mahalanobis_scores(train, labels, torch.tensor([[0.5], [4.5]]), ridge=0.0)
         tensor([ -0.2500, -20.2500], dtype=torch.float64)
@@ -235,7 +235,7 @@ def relative_mahalanobis_scores(
     Raises:
         ValueError: If there are no training features, widths differ, or a covariance is not positive definite.
 
-    Example:
+    Examples:
         >>> train, labels = torch.tensor([[-1.0], [1.0], [9.0], [11.0]]), torch.tensor([0, 0, 1, 1])
         >>> relative_mahalanobis_scores(train, labels, torch.tensor([[0.5], [4.5]]), ridge=0.0)
         tensor([  0.5288, -20.2404], dtype=torch.float64)
@@ -266,7 +266,7 @@ def knn_scores(train_features: Tensor, features: Tensor, k: int = 50, chunk: int
     Raises:
         ValueError: If there are fewer than k training features, widths differ, or a feature is not finite.
 
-    Example:
+    Examples:
         >>> knn_scores(torch.eye(2), torch.tensor([[0.6, 0.8], [-1.0, 0.0]]), k=1)
         tensor([-0.6325, -1.4142])
     """
@@ -308,7 +308,7 @@ def msp_scores(logits: Tensor) -> Tensor:
     Returns:
         Score of each image, (M,), float64.
 
-    Example:
+    Examples:
         >>> msp_scores(torch.zeros(1, 4)).exp()
         tensor([0.2500], dtype=torch.float64)
     """
@@ -328,7 +328,7 @@ def energy_scores(logits: Tensor) -> Tensor:
     Returns:
         Score of each image, (M,), float64.
 
-    Example:
+    Examples:
         >>> print(f"{energy_scores(torch.tensor([[1.0, 2.0, 3.0]])).item():.3f}")
         3.408
     """

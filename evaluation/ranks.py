@@ -21,7 +21,7 @@ class Levels:
             Rank r is then the first level that two labels share.
         nested: Whether ``of`` holds groups.
 
-    Example:
+    Examples:
         >>> levels = Levels.of_table(torch.tensor([[1.0, 0.75, 0.0], [0.75, 1.0, 0.0], [0.0, 0.0, 1.0]]))
         >>> levels.between(torch.tensor([0]), torch.arange(3))
         tensor([[0, 1, 2]], dtype=torch.uint8)
@@ -133,7 +133,7 @@ def rank_metrics(
     Raises:
         ValueError: If the input is empty, a feature is not finite, or no query has entries of two ranks.
 
-    Example:
+    Examples:
         >>> levels = Levels.of_table(torch.tensor([[1.0, 0.75, 0.0], [0.75, 1.0, 0.0], [0.0, 0.0, 1.0]]))
         >>> features, labels = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), torch.arange(3)
         >>> rank_metrics(features, labels, features, labels, levels)["AUROC"]
@@ -155,7 +155,7 @@ class Order:
     Raises:
         ValueError: If a label is negative.
 
-    Example:
+    Examples:
         >>> order = Order(torch.tensor([0, 1, 2]), None, Levels.of_groups(torch.tensor([[0, 0], [1, 0], [2, 1]])))
         >>> look_up(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), None, [order])
         >>> order.result()["AUROC"]
@@ -335,7 +335,7 @@ def class_correlation(features: Tensor, labels: Tensor, similarity: Tensor) -> d
         ``Spearman``: Spearman's rho, and ``Kendall``: Kendall's tau-b, in [-1, 1]. Empty if fewer than three classes
         have images, or all pairs are equally similar or have equal cosines.
 
-    Example:
+    Examples:
         >>> features, labels = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), torch.arange(3)
         >>> similarity = torch.tensor([[1.0, 0.75, 0.0], [0.75, 1.0, 0.25], [0.0, 0.25, 1.0]])
         >>> print(f"{class_correlation(features, labels, similarity)['Kendall']:.3f}")

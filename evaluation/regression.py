@@ -33,7 +33,7 @@ def regression_metrics(
     Raises:
         ValueError: If the values are all equal, or a feature is not finite.
 
-    Example:
+    Examples:
         >>> angle = torch.linspace(0, 1.5, 16)
         >>> features = torch.stack([angle.cos(), angle.sin()], dim=1)
         >>> metrics = regression_metrics(features[::2], angle[::2], features[1::2], angle[1::2], k=2)
@@ -61,7 +61,7 @@ def regression_scores(predicted: Tensor, values: Tensor) -> dict[str, float]:
     Raises:
         ValueError: If the values are all equal: R2 is not defined.
 
-    Example:
+    Examples:
         >>> regression_scores(torch.tensor([1.0, 2.0, 4.0, 4.0]), torch.tensor([0.0, 2.0, 4.0, 6.0]))
         {'MAE': 0.75, 'R2': 0.75}
     """
@@ -85,7 +85,7 @@ def knn_regression(features: Tensor, gallery: Tensor, gallery_values: Tensor, k:
     Returns:
         Predictions, (Q,), float64.
 
-    Example:
+    Examples:
         >>> gallery = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
         >>> knn_regression(torch.tensor([[1.0, 0.0]]), gallery, torch.tensor([20.0, 30.0, 70.0]), k=2)
         tensor([25.], dtype=torch.float64)
@@ -108,7 +108,7 @@ def ridge_regression(features: Tensor, gallery: Tensor, gallery_values: Tensor) 
     Returns:
         Predictions, (Q,), float64, on the CPU.
 
-    Example:
+    Examples:
         >>> gallery = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
         >>> prediction = ridge_regression(torch.tensor([[4.0]]), gallery, torch.tensor([10.0, 20.0, 30.0, 40.0]))
         >>> print(f"{prediction.item():.1f}")
@@ -143,7 +143,7 @@ def value_consistency(
     Raises:
         ValueError: If a feature is not finite.
 
-    Example:
+    Examples:
         >>> gallery = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
         >>> value = value_consistency(gallery[:1], torch.tensor([20.0]), gallery, torch.tensor([20.0, 30.0, 70.0]))
         >>> print(f"{value:.3f}")

@@ -54,7 +54,7 @@ def retrieval_metrics(
     Raises:
         ValueError: If the input is empty, a feature is not finite, or a query's label is not in the gallery.
 
-    Example:
+    Examples:
         >>> features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.7, 0.6]])
         >>> metrics = retrieval_metrics(features, torch.tensor([0, 0, 1, 1]), None, None, topk=(1,))
         >>> print(f"R@1 {metrics['R@1']:.3f}, mAP {metrics['mAP']:.3f}")
@@ -88,7 +88,7 @@ def retrieval_curve(
     Raises:
         ValueError: As ``retrieval_metrics``.
 
-    Example:
+    Examples:
         >>> features, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
         >>> metrics, precision, recall = retrieval_curve(features, labels, features, labels)
         >>> precision, recall
@@ -128,7 +128,7 @@ def other_class_map(
     Raises:
         ValueError: As ``retrieval_metrics``, and if there is no such query.
 
-    Example:
+    Examples:
         >>> features, labels = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), torch.tensor([0, 1, 2])
         >>> other_class_map(features, labels, features, labels, groups=torch.tensor([0, 0, 1]))
         1.0
@@ -157,7 +157,7 @@ class Curve:
     Raises:
         ValueError: If a query's label is not in the gallery, or each query is alone with its label.
 
-    Example:
+    Examples:
         >>> curve = Curve(torch.tensor([0, 0, 1, 1]), None, topk=(1,))
         >>> look_up(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]), None, [curve])
         >>> curve.result()[0]["R@1"]
@@ -284,7 +284,7 @@ def look_up(features: Tensor, gallery: Tensor | None, scorers: Sequence[Scorer],
     Raises:
         ValueError: If the input is empty, a feature is not finite, or a scorer has another number of labels.
 
-    Example:
+    Examples:
         >>> curve = Curve(torch.tensor([0]), torch.tensor([1, 0]), topk=(1, 2))
         >>> look_up(torch.tensor([[1.0, 0.0]]), torch.eye(2), [curve])
         >>> curve.result()[0]["R@1"], curve.result()[0]["R@2"]
@@ -322,7 +322,7 @@ def nearest(features: Tensor, gallery: Tensor | None, k: int, chunk: int = 256) 
     Returns:
         Cosines, (Q, k), and indices, (Q, k).
 
-    Example:
+    Examples:
         >>> cosines, indices = nearest(torch.tensor([[1.0, 0.0]]), torch.eye(2), k=2)
         >>> cosines, indices
         (tensor([[1., 0.]]), tensor([[0, 1]]))
@@ -465,7 +465,7 @@ def distinct(x: Tensor) -> tuple[Tensor, Tensor]:
         The distinct rows, (m, d), and which of them each row is, (n,). Or ``x`` itself if no two rows are equal, or a
         gradient flows to each.
 
-    Example:
+    Examples:
         >>> rows, which = distinct(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
         >>> rows[which]
         tensor([[1., 0.],
@@ -500,7 +500,7 @@ def not_alone(labels: Tensor) -> Tensor:
     Returns:
         Whether another label is the same, (n,), bool.
 
-    Example:
+    Examples:
         >>> not_alone(torch.tensor([0, 1, 0]))
         tensor([ True, False,  True])
     """

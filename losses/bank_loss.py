@@ -26,7 +26,7 @@ class Candidates(NamedTuple):
             None if the entries hold neither.
         has_key: Whether the anchor's key is a candidate.
 
-    Example:
+    Examples:
         >>> x = torch.eye(2)
         >>> candidates = Candidates(x, x, labels=torch.tensor([0, 1]), entries=x, entry_labels=torch.tensor([0, -1]))
         >>> candidates.has_key
@@ -79,7 +79,7 @@ class BankLoss(nn.Module):
         - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
         - output: scalar.
 
-    Example:
+    Examples:
         >>> class PullLoss(BankLoss):
         ...     def compare(self, candidates):
         ...         total = (1 - (candidates.query * candidates.key).sum(1)).sum()

@@ -32,7 +32,7 @@ class RankTerms(NamedTuple):
         weights: Weights of a sum of the ranks' means, (R,). None means the mean over the ranks that occur.
         stand_in: Rank whose mean replaces that of each rank, (R,). None means that each rank has its own.
 
-    Example:
+    Examples:
         >>> terms = RankTerms(torch.tensor([6.0, 4.0]), torch.tensor([3, 1]), torch.tensor([True, True]))
         >>> terms.per_rank(), terms.loss()
         (tensor([2., 4.]), tensor(3.))
@@ -179,7 +179,7 @@ def rince_terms(
     Raises:
         ValueError: If shapes differ, a temperature is not above 0, or another argument is invalid.
 
-    Example:
+    Examples:
         >>> similarity, rank = torch.tensor([[0.9, 0.6, 0.1]]), torch.tensor([[0, 1, 2]])
         >>> rince_terms(similarity, rank, taus=(0.1, 0.225)).count
         tensor([1, 1])
@@ -228,7 +228,7 @@ def rince(
     Raises:
         ValueError: If shapes differ, a temperature is not above 0, or another argument is invalid.
 
-    Example:
+    Examples:
         >>> similarity, rank = torch.tensor([[0.9, 0.6, 0.1]]), torch.tensor([[0, 1, 2]])
         >>> print(f"{rince(similarity, rank, taus=(0.1, 0.225)):.3f}")
         0.076

@@ -243,7 +243,7 @@ class XCLRLoss(GradedLoss):
         - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
         - output: scalar.
 
-    Example:
+    Examples:
         >>> criterion = XCLRLoss(torch.tensor([[1.0, 0.6], [0.6, 1.0]]))
         >>> x, labels = torch.eye(2), torch.arange(2)
         >>> print(f"{criterion(x, x, labels, x, labels):.3f}")
@@ -283,7 +283,7 @@ class YAwareLoss(GradedLoss):
         - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
         - output: scalar.
 
-    Example:
+    Examples:
         >>> criterion = YAwareLoss(torch.tensor([61.0, 64.0, 80.0]), sigma=5.0)  # ages of three subjects
         >>> x, labels = torch.eye(3), torch.arange(3)
         >>> print(f"{criterion(x, x, labels, x, labels):.3f}")
@@ -335,7 +335,7 @@ class RankNContrastLoss(GradedLoss):
         - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
         - output: scalar.
 
-    Example:
+    Examples:
         >>> criterion = RankNContrastLoss(torch.tensor([61.0, 64.0, 80.0]))  # ages of three subjects
         >>> x, labels = torch.eye(3), torch.arange(3)
         >>> print(f"{criterion(x, x, labels, x, labels):.3f}")
@@ -391,7 +391,7 @@ class TripletLoss(GradedLoss):
         - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
         - output: scalar.
 
-    Example:
+    Examples:
         >>> criterion = TripletLoss(torch.tensor([[1.0, 0.75], [0.75, 1.0]]))
         >>> query, labels = torch.eye(2)[:1], torch.tensor([0])
         >>> bank, bank_labels = torch.tensor([[0.6, 0.8], [0.8, 0.6]]), torch.tensor([0, 1])

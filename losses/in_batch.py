@@ -58,7 +58,7 @@ class InBatchLoss(nn.Module):
         - query, key: (N, D), L2-normalized; labels: (N,).
         - output: scalar.
 
-    Example:
+    Examples:
         >>> criterion = InBatchLoss(SupConLoss(num_classes=2, temperature=0.5))
         >>> query = torch.eye(2)
         >>> print(f"{criterion(query, query, torch.tensor([0, 1])):.3f}")

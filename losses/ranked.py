@@ -112,7 +112,7 @@ class RINCELoss(RankedLoss):
         - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
         - output: scalar.
 
-    Example:
+    Examples:
         >>> criterion = RINCELoss(torch.tensor([[1.0, 0.75, 0.0], [0.75, 1.0, 0.0], [0.0, 0.0, 1.0]]))
         >>> query, labels = F.normalize(torch.tensor([[2.0, 1.0, 0.0], [1.0, 2.0, 0.0]]), dim=1), torch.tensor([0, 1])
         >>> print(f"{criterion(query, query, labels, bank=torch.eye(3), bank_labels=torch.arange(3)):.3f}")
@@ -175,7 +175,7 @@ class SupConLoss(RINCELoss):
         - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
         - output: scalar.
 
-    Example:
+    Examples:
         >>> criterion = SupConLoss(num_classes=2, temperature=0.5, variant="all")
         >>> x, labels = torch.eye(2), torch.tensor([0, 1])
         >>> print(f"{criterion(x, x, labels, bank=x, bank_labels=labels):.3f}")
@@ -216,7 +216,7 @@ class NestedRINCELoss(RINCELoss):
         - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
         - output: scalar.
 
-    Example:
+    Examples:
         >>> criterion = NestedRINCELoss(torch.tensor([[0, 0], [1, 0], [2, 1]]))  # frames 0 and 1 are of one video
         >>> x, labels = torch.eye(3), torch.arange(3)
         >>> print(f"{criterion(x, x, labels, bank=x, bank_labels=labels):.3f}")
@@ -258,7 +258,7 @@ class CoarseSupConLoss(RankedLoss):
         - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
         - output: scalar.
 
-    Example:
+    Examples:
         >>> criterion = CoarseSupConLoss(torch.tensor([[1.0, 0.75, 0.0], [0.75, 1.0, 0.0], [0.0, 0.0, 1.0]]))
         >>> x, labels = torch.eye(3), torch.arange(3)
         >>> print(f"{criterion(x, x, labels, bank=x, bank_labels=labels):.3f}")
@@ -301,7 +301,7 @@ class HiMulConLoss(RankedLoss):
         - query, key: (N, D), L2-normalized; labels: (N,); bank: (K, D); bank_labels: (K,), -1 for an empty entry.
         - output: scalar.
 
-    Example:
+    Examples:
         >>> criterion = HiMulConLoss(torch.tensor([[1.0, 0.75, 0.0], [0.75, 1.0, 0.0], [0.0, 0.0, 1.0]]))
         >>> x, labels = torch.eye(3), torch.arange(3)
         >>> print(f"{criterion(x, x, labels, bank=x, bank_labels=labels):.3f}")
@@ -344,7 +344,7 @@ class TwoHeadLoss(BankLoss):
           L2-normalized by the loss.
         - output: scalar.
 
-    Example:
+    Examples:
         >>> table = torch.tensor([[1.0, 0.75, 0.0], [0.75, 1.0, 0.0], [0.0, 0.0, 1.0]])
         >>> criterion = TwoHeadLoss(SupConLoss(num_classes=3), CoarseSupConLoss(table))
         >>> x, labels = F.normalize(torch.eye(3).repeat(1, 2), dim=1), torch.arange(3)

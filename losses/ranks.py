@@ -133,7 +133,7 @@ class Ranks(nn.Module):
     Raises:
         ValueError: If there are more than 126 ranks.
 
-    Example:
+    Examples:
         >>> ranks = ClassRanks(torch.tensor([[1.0, 0.75], [0.75, 1.0]]))
         >>> isinstance(ranks, Ranks), ranks.similarities
         (True, (1.0, 0.75))
@@ -194,7 +194,7 @@ class ClassRanks(Ranks):
         ValueError: If the table is not square, leaves [0, 1], is not 1 on the diagonal, or has more than 126 distinct
             positive values.
 
-    Example:
+    Examples:
         >>> ranks = ClassRanks(torch.tensor([[1.0, 0.75, 0.0], [0.75, 1.0, 0.0], [0.0, 0.0, 1.0]]))
         >>> ranks.between(torch.tensor([0]), torch.arange(3))
         tensor([[0, 1, 2]], dtype=torch.int8)
@@ -244,7 +244,7 @@ class NestedRanks(Ranks):
     Raises:
         ValueError: If groups are not nested, level 0 is not a label's own, or there are more than 126 levels.
 
-    Example:
+    Examples:
         >>> ranks = NestedRanks(torch.tensor([[0, 0], [1, 0], [2, 1]]))
         >>> ranks.between(torch.tensor([0]), torch.arange(3))
         tensor([[0, 1, 2]], dtype=torch.int8)
@@ -300,7 +300,7 @@ class ValueRanks(Ranks):
     Raises:
         ValueError: If a value is not finite, or thresholds do not rise from 0 or more.
 
-    Example:
+    Examples:
         >>> ranks = ValueRanks(torch.tensor([61.0, 64.0, 80.0]), thresholds=(1.0, 5.0))
         >>> ranks.between(torch.tensor([0]), torch.arange(3))
         tensor([[0, 1, 2]], dtype=torch.int8)

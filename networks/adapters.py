@@ -17,7 +17,7 @@ class UnitFeatures(nn.Module):
         - images: (N, 3, H, W), or what the encoder takes.
         - output: (N, d).
 
-    Example:
+    Examples:
         >>> encoder = vectors.vector_encoder("linear", dim=2)
         >>> UnitFeatures(encoder)(torch.tensor([[3.0, 4.0]]))
         tensor([[0.6000, 0.8000]])
@@ -47,7 +47,7 @@ class OpenOODNet(nn.Module):
         - x: (N, 3, H, W).
         - output: logits, (N, C).
 
-    Example:
+    Examples:
         >>> net = OpenOODNet.of_means(vectors.vector_encoder("linear", dim=2), means=torch.eye(2))
         >>> logits, features = net(torch.tensor([[3.0, 4.0]]), return_feature=True)
         >>> logits.shape, features.shape

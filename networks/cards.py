@@ -24,7 +24,7 @@ def read_card(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the file is not a model card, or of a later version; the message names the path.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "encoder.json"

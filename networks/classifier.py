@@ -19,7 +19,7 @@ class Classifier(nn.Module):
         - images: (N, 3, H, W).
         - output: logits, (N, classes + superclasses).
 
-    Example:
+    Examples:
         >>> model = Classifier(vectors.vector_encoder("linear", dim=8), classes=3, superclasses=2)
         >>> model(torch.zeros(4, 8)).shape
         torch.Size([4, 5])
@@ -51,7 +51,7 @@ def soft_targets(similarity: Tensor, beta: float) -> Tensor:
     Returns:
         Probabilities, (C, C), each row with the sum 1.
 
-    Example:
+    Examples:
         >>> soft_targets(torch.eye(2), beta=2.0)
         tensor([[0.8808, 0.1192],
                 [0.1192, 0.8808]])
@@ -71,7 +71,7 @@ def smooth_targets(superclass: Tensor, epsilon: float) -> Tensor:
     Returns:
         Probabilities, (C, C), each row with the sum 1.
 
-    Example:
+    Examples:
         >>> smooth_targets(torch.tensor([0, 0, 1]), epsilon=0.25)
         tensor([[0.7500, 0.2500, 0.0000],
                 [0.2500, 0.7500, 0.0000],
@@ -92,7 +92,7 @@ class Targets:
         superclass: Number of each class's superclass, (C,), which a second layer is to predict; None without that
             layer.
 
-    Example:
+    Examples:
         >>> targets = Targets(superclass=torch.tensor([0, 0, 1]))
         >>> targets.superclasses, f"{targets.loss(torch.zeros(4, 5), torch.tensor([0, 1, 2, 2])):.3f}"
         (2, '1.792')

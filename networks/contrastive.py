@@ -22,7 +22,7 @@ def projection_head(dim: int, out_dim: int = 128) -> nn.Module:
     Returns:
         The head, (N, d) to (N, out_dim).
 
-    Example:
+    Examples:
         >>> projection_head(512)(torch.zeros(4, 512)).shape
         torch.Size([4, 128])
     """
@@ -39,7 +39,7 @@ class Heads(nn.Module):
         - x: (N, d).
         - output: (N, sum of all D).
 
-    Example:
+    Examples:
         >>> Heads(projection_head(8, 4), projection_head(8, 4))(torch.zeros(2, 8)).shape
         torch.Size([2, 8])
     """
@@ -86,7 +86,7 @@ class ContrastiveModel(nn.Module):
         - query_view, key_view: (N, 3, H, W), two views of the same images; labels: (N,).
         - output: the terms of the criterion.
 
-    Example:
+    Examples:
         >>> encoder, bank = vectors.vector_encoder("mlp", dim=8), MemoryBank(size=32, dim=4)
         >>> model = ContrastiveModel(encoder, projection_head(8, 4), bank, losses.SupConLoss(num_classes=3))
         >>> views, labels = torch.randn(2, 6, 8), torch.arange(6) % 3  # vectors stand for images

@@ -37,7 +37,7 @@ def encoder(name: str, small_images: bool = False, size: int | None = None, weig
         ValueError: If the name is unknown, timm is missing, or the encoder cannot take such images or does not pool.
         RuntimeError: If the file is of another encoder.
 
-    Example:
+    Examples:
         >>> net = encoder("resnet20")
         >>> net(torch.zeros(2, 3, 32, 32)).shape, net.dim
         (torch.Size([2, 64]), 64)
@@ -57,7 +57,7 @@ def known_views(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
     Raises:
         ValueError: If no library has weights of the encoder.
 
-    Example:
+    Examples:
         >>> known_views("resnet18")
         (224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     """

@@ -20,7 +20,7 @@ def find_library(name: str, small_stem: bool) -> str:
     Returns:
         ``timm``, ``torchvision``, or ``rince`` for the 3x3 stem and the narrow ResNets, which only this project has.
 
-    Example:
+    Examples:
         >>> find_library("resnet18", small_stem=False)
         'torchvision'
     """
@@ -40,7 +40,7 @@ def write_recipe(name: str, library: str, size: int) -> str:
     Returns:
         The lines.
 
-    Example:
+    Examples:
         >>> print(write_recipe("resnet20", "rince", size=32))
         from rince.networks import exported
         model, card = exported.load("FOLDER")
@@ -71,7 +71,7 @@ def save(folder: str | Path, encoder: nn.Module, card: dict[str, Any]) -> dict[s
     Raises:
         FileExistsError: If the folder holds an encoder or a card.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     card = save(folder, encoders.encoder("resnet8"), {"encoder": "resnet8", "size": 32})
@@ -108,7 +108,7 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         ValueError: If the card is invalid or of a later version.
         RuntimeError: If the weights are not those of the card's encoder.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     card = save(folder, encoders.encoder("resnet8"), {"encoder": "resnet8", "size": 32})

@@ -23,7 +23,7 @@ class MemoryBank(nn.Module):
         labels: Their labels, (K,); -1 for an empty entry.
         pointer: Index of the oldest entry, a scalar.
 
-    Example:
+    Examples:
         >>> bank = MemoryBank(size=4, dim=2)
         >>> bank.push(torch.eye(2), torch.tensor([5, 6]))
         >>> bank.labels

@@ -48,7 +48,7 @@ def encoder(name: str, small_images: bool = False) -> nn.Module:
     Raises:
         ValueError: If the name is unknown.
 
-    Example:
+    Examples:
         >>> encoder("resnet18", small_images=True).conv1
         Conv2d(3, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
     """
@@ -80,7 +80,7 @@ class NarrowResNet(nn.Sequential):
         - x: (N, 3, H, W).
         - output: (N, 64).
 
-    Example:
+    Examples:
         >>> sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in NarrowResNet(depth=20).modules())
         19
     """

@@ -21,7 +21,7 @@ class Residual(nn.Module):
         - x: (N, d).
         - output: (N, d).
 
-    Example:
+    Examples:
         >>> Residual(dim=2, hidden=8)(torch.ones(1, 2))
         tensor([[1., 1.]], grad_fn=<AddBackward0>)
     """
@@ -54,7 +54,7 @@ def vector_encoder(name: str, dim: int, hidden: int | None = None, batch_norm: b
     Raises:
         ValueError: If there is no encoder of this name.
 
-    Example:
+    Examples:
         >>> encoder = vector_encoder("mlp", dim=768, hidden=256)
         >>> encoder(torch.zeros(4, 768)).shape, encoder.dim
         (torch.Size([4, 256]), 256)
@@ -85,7 +85,7 @@ def vector_encoder_like(name: str, weights: dict[str, Tensor], dim: int) -> nn.M
     Returns:
         The encoder, with random weights.
 
-    Example:
+    Examples:
         >>> weights = vector_encoder("mlp", dim=8, hidden=4).state_dict()
         >>> vector_encoder_like("mlp", weights, dim=8).dim
         4
@@ -108,7 +108,7 @@ class VectorModel(nn.Module):
         - x: (N, d).
         - output: (N, D).
 
-    Example:
+    Examples:
         >>> model = VectorModel(vector_encoder("linear", dim=2), nn.Identity(), normalize="l2")
         >>> model(torch.tensor([[3.0, 4.0]]))
         tensor([[0.6000, 0.8000]])
@@ -157,7 +157,7 @@ def build_vector_model(name: str, weights: dict[str, Tensor], card: dict[str, An
     Returns:
         The model.
 
-    Example:
+    Examples:
         >>> model = build_vector_model("linear", {}, {"size": 8, "normalize": "none"})
         >>> model(torch.zeros(4, 8)).shape
         torch.Size([4, 8])

@@ -38,7 +38,7 @@ def test_examples_print_what_they_show(name):
 def test_what_users_are_to_know_has_arguments_and_an_example_unless_one_line_says_all(name):
     for x in documented(name):
         lines = inspect.getdoc(x).splitlines()
-        assert len(lines) == 1 or "Example:" in lines, x
+        assert len(lines) == 1 or "Examples:" in lines, x
         assert len(lines) == 1 or {"Args:", "Attributes:"} & {*lines} or not inspect.signature(x).parameters, x
         assert len(lines) > 1 or x.__name__ not in EXPORTED, x
 
