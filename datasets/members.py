@@ -30,7 +30,7 @@ SIDECARS = ("cls", "json", "txt")  # beside KEY.jpg: KEY.cls with its class, KEY
 MOST_VALUES, MOST_LETTERS = 2**16, 256  # of a column of labels: what has more is captions, addresses and the like
 MOST_BYTES = 2**20  # of a sidecar
 CUT = "shards that end too early"
-FORM = 1  # of an index
+FORM = 2  # of an index
 UNREADABLE, NO_BYTES = -2, -1
 FAULTS = {UNREADABLE: "its row group cannot be read", NO_BYTES: "the file holds its path at most, and no bytes"}
 LIST_AGAIN = "give the same command again"
@@ -221,6 +221,7 @@ class _Listing:
         self.names: list[bytes] = []  # b"" until the key's image comes
         self.begin, self.size = array("q"), array("q")
         self.columns: dict[str, tuple[dict, array]] = {}  # value -> code; the code of each row
+        self.fault = ""  # of a shard with labels
 
     def add(self, name: str, member: tarfile.TarInfo, file: BinaryIO, end: int) -> None:
         """Add a member that is an image, or tells of one. end: of the file."""
@@ -249,9 +250,13 @@ class _Listing:
         row = self._find_row(key)
         if self.names[row]:
             first = self.names[row].decode(errors="surrogateescape")
-            raise InputError(
+            fault = (
                 f"{self.path}:{name}: the key {key} is there twice, first as {first}; give each image a key of its own"
             )
+            row = self._find_row(name)  # class folders may hold 1.jpg and 1.png
+            if name == first or self.names[row]:
+                raise InputError(fault)
+            self.fault = self.fault or fault
         self.names[row] = name.encode(errors="surrogateescape")
         self.begin[row], self.size[row] = member.offset_data, member.size
 
@@ -290,7 +295,10 @@ class _Listing:
             if len(values) <= MOST_VALUES:
                 of_row = np.full(len(self.names), -1, np.int32)
                 of_row[: len(codes)] = codes
-                columns[name] = Coded([*values], of_row[rows])
+                if (of_row[rows] >= 0).any():  # not of README.txt alone
+                    columns[name] = Coded([*values], of_row[rows])
+        if columns and self.fault:
+            raise InputError(self.fault)
         names = np.array([name for name in self.names if name], dtype=np.bytes_)
         begin, size = (np.array(x, dtype=np.int64)[rows] for x in (self.begin, self.size))
         return Index(names, begin, size, columns, self.left_out)

@@ -142,7 +142,8 @@ def read_labels(path: Path, choose: Callable) -> tuple[dict[str, np.ndarray], di
     import pyarrow
 
     file, types = _open(path), pyarrow.types
-    plain = (types.is_integer, types.is_floating, types.is_string, types.is_large_string, types.is_dictionary)
+    numbers = (types.is_integer, types.is_floating, types.is_boolean)
+    plain = (*numbers, types.is_string, types.is_large_string, types.is_dictionary)
     found = [field.name for field in file.schema_arrow if any(is_of(field.type) for is_of in plain)]
     features = _read_features(file.schema_arrow.metadata)
     named = {name: features[name]["names"] for name in found if "names" in features.get(name, {})}

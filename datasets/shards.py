@@ -18,12 +18,13 @@ import numpy as np
 import util
 from datasets import features, lists, members, parquet_images, text_files
 from datasets.feature_files import COARSE, LABELS, VALIDATION, read_lines
-from datasets.folders import SPLITS, LeftOut, holds_classes, is_companion, list_entries
+from datasets.folders import SPLITS, LeftOut, find_images_below, holds_classes, is_companion, list_entries
 from util import InputError
 
 METADATA, FILE_NAME = "metadata.jsonl", "file_name"
 IMAGES_IN = (".zip", ".tar", ".parquet")
-ENDINGS = (*IMAGES_IN, ".tar.gz", ".tgz", ".jsonl")
+COMPRESSED = (".tar.gz", ".tgz")
+ENDINGS = (*IMAGES_IN, *COMPRESSED, ".jsonl")
 WORDS = {**{word: word for word in SPLITS["all"]}, "training": "train", **VALIDATION}  # for a split, in names
 IN_NAME = re.compile(rf"(?<![a-z])({'|'.join(WORDS)})(?![a-z])")
 
@@ -84,7 +85,7 @@ def find(place: Path) -> Shards | None:
 
     Raises InputError where a file is missing, or compressed as a whole.
     """
-    if _find_ending(place):
+    if _find_ending(place) and not place.is_dir():
         return _sort_files(place, _expand(place))
     if not place.is_dir():
         return None
@@ -93,6 +94,8 @@ def find(place: Path) -> Shards | None:
     found = [file for folder in folders for file in _list_files(folder)]
     if found and _holds_other_images(home):
         found = [file for file in found if file.name == METADATA and _tells_labels(file)]
+    elif found and all(_find_ending(file) in COMPRESSED for file in found) and find_images_below(home, LeftOut()):
+        found = []  # what the images were downloaded in
     return _sort_files(place, found) if found else None
 
 
@@ -124,6 +127,8 @@ def _expand(pattern: Path) -> list[Path]:
     names = [str(pattern)]
     while found := re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", names[0]):
         first, last, words = found.groups()
+        if not words and int(first) > int(last):
+            raise InputError(f"{pattern}: {found[0]} names no file; the first number must not be larger than the last")
         parts = words.split(",") if words else [f"{i:0{len(first)}}" for i in range(int(first), int(last) + 1)]
         names = [name.replace(found[0], part, 1) for name in names for part in parts]
     files = []
@@ -143,7 +148,7 @@ def _sort_files(place: Path, files: list[Path]) -> Shards:
         raise InputError(
             f"{place}: holds {' and '.join(str(f) for f in kinds.values())}, images in two forms; move one"
         )
-    if kind in (".tar.gz", ".tgz"):
+    if kind in COMPRESSED:
         raise InputError(f"{first}: is compressed, so that no image is found without all before it; {members.UNZIP}")
     by_split: dict[str, list[Path]] = {}
     for file in files:
@@ -166,6 +171,7 @@ def read(shards: Shards, split: str, labels: Labels = USUAL):
     files = shards.files.get(word, [])
     if split == "all" or (labels.optional and not files):
         files = [file for of_split in shards.files.values() for file in of_split]
+    unread = [file for file in shards.files.get("", ()) if "train" in shards.files and file not in files]
     if shards.kind in (".tar", ".parquet"):
         (members if shards.kind == ".tar" else parquet_images).announce(files)
     parts = {file: READERS[shards.kind](file, labels) for file in files}
@@ -173,8 +179,11 @@ def read(shards: Shards, split: str, labels: Labels = USUAL):
         parts = {file: _label_by_folder(part, shards.place, labels) for file, part in parts.items()}
     part = _choose_split(_join(parts), split, word, labels) if parts else None
     if part is None or not part.images:
-        hint = f"name files or folders by split, such as {' or '.join(f'{word}-0.tar' for word in SPLITS[split])}"
+        named = " or ".join(f"{word}-0.tar" for word in SPLITS[split])
+        hint = f"name files or folders by split, such as {named}, and labels by KEY.cls next to KEY.jpg, or by class folders"
         raise InputError(f"{shards.place}: holds no {'training' if split == 'train' else 'validation'} image; {hint}")
+    for file in unread:
+        part.left_out.add("files whose names say no split", str(file))
     try:
         return part.images, *_number(part, files, labels, shards.root)
     except InputError:
@@ -306,9 +315,9 @@ def _label_by_folder(part: Part, place: Path, labels: Labels) -> Part:
     if labels.columns:
         raise InputError(f"{place}: has no column {labels.columns[0]}; its classes are folders")
     paths = [image.archive.name(image.row).split("/") for image in part.images]
-    while len({path[0] for path in paths}) == 1 and min(map(len, paths)) > 2 and paths[0][0] not in WORDS:
+    while len({path[0] for path in paths}) == 1 and min(map(len, paths)) > 2 and paths[0][0].lower() not in WORDS:
         paths = [path[1:] for path in paths]  # a folder that holds all
-    splits = [WORDS.get(path[0], "") if len(path) > 1 else "" for path in paths]
+    splits = [WORDS.get(path[0].lower(), "") if len(path) > 1 else "" for path in paths]
     if any(splits):
         paths = [path[bool(word) :] for path, word in zip(paths, splits, strict=True)]
     classes = [path[0] if len(path) > 1 else place.stem if labels.optional else "" for path in paths]

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import io
 import os
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import util
 from util import InputError
 
 MOST_OPEN = 256  # files that a process keeps open; most systems let it have 1,024
+LEFT_SECONDS = 3600  # since the last write to a file that nobody finishes: its process was killed
 
 
 class PackInputError(InputError):
@@ -101,6 +103,9 @@ def wait_for_others(path: str | Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
             fcntl.flock(stack.enter_context(open(f"{place}.lock", "w")), fcntl.LOCK_EX)
+            for left in place.parent.glob(f"{place.name}*.tmp"):
+                if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                    left.unlink()
         yield
 
 

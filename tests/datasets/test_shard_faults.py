@@ -14,6 +14,7 @@ from made_data import make_image_folders
 from made_shards import CLASSES, LAST, RUN, jpeg, list_images, shard, write_parquet, write_tar
 
 import datasets
+import util
 from datasets import decoding, members, packed, parquet_images, stored_files
 from util import InputError
 
@@ -34,9 +35,13 @@ def make_bad(case, root):
         "no json": [("a.jpg", jpeg()), ("a.json", b"{")],
         "captions": [("a.jpg", jpeg()), ("a.json", b'{"caption": "a cat"}')],
         "no image": [("a.cls", b"0")],
+        "no label": [("a.jpg", jpeg())],
+        "downwards": [],
+        "member twice": [("a/1.jpg", jpeg())] * 2,
     }
     columns = {
-        "null": {"label": [0, None, 1]}, "parquet outside": {"label": [0, -1, 1]}, "no label": {"age": [1, 2, 3]},
+        "null": {"label": [0, None, 1]}, "parquet outside": {"label": [0, -1, 1]}, "no column": {"age": [1, 2, 3]},
+        "truth": {"label": [True, False, True]},
     }  # fmt: skip
     if case in shards_of:
         write_tar(root / "train-0.tar", shards_of[case])
@@ -81,7 +86,7 @@ def make_bad(case, root):
             "unlabeled line": '{"file_name": "a.jpg", "label": null}',
         }
         (root / "metadata.jsonl").write_text(lines[case] + "\n")
-    return root
+    return root / ("train-{3..1}.tar" if case == "downwards" else "")
 
 
 BAD = {
@@ -92,10 +97,14 @@ BAD = {
     "key twice": "train-0.tar:a.png: the key a is there twice, first as a.jpg; give each image a key of its own",
     "no json": "train-0.tar:a.json: not readable as JSON",
     "captions": "train-0.tar: has no labels, but caption; give --label_columns",
-    "no image": "ROOT: holds no training image",
+    "no image": "ROOT: holds no training image; names of files, or of folders, say the split, as train-0.tar; KEY.cls",
+    "no label": "ROOT: holds no training image; names of files, or of folders, say the split, as train-0.tar; KEY.cls",
+    "member twice": "train-0.tar:a/1.jpg: the key a/1 is there twice, first as a/1.jpg",
+    "downwards": "train-{3..1}.tar: {3..1} names no file; the first number must not be larger than the last",
     "null": "train.parquet:1: has no label (label)",
     "parquet outside": "train.parquet:1: its label is -1, and there are 3 class names",
-    "no label": "train.parquet: has no labels, but age; give --label_columns",
+    "truth": "train.parquet:0: has the label True, neither an integer nor a name (label)",
+    "no column": "train.parquet: has no labels, but age; give --label_columns",
     "other names": "train-1.parquet: its class names are others than those of ROOT/train-0.parquet",
     "paths only": "train.parquet: holds paths of images, and none of their bytes",
     "two kinds": "images in two forms",
@@ -282,6 +291,18 @@ def build_at_once(rank, place, ends):
     data = datasets.build_pair("path", place)
     seen = [len(data[0]), len(data[1]), int(data[0].pixels(3).sum())]
     Path(ends, str(rank)).write_text(json.dumps([seen, len(made)]))
+
+
+def test_what_a_killed_copy_left_is_removed_an_hour_later(monkeypatch, cache, made):
+    data = parquet_images._find_copy(made / "parquet/data/train-00000-of-00002.parquet")
+    parquet_images.open_parquet(made / "parquet/data/train-00000-of-00002.parquet")
+    old, new = util.temporary_name(data), util.temporary_name(data)
+    for left in (old, new):
+        left.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    parquet_images.open_parquet(made / "parquet/data/train-00000-of-00002.parquet")
+    assert [*cache.glob("*.tmp")] == [new] and data.is_file()
+    new.unlink()
 
 
 @pytest.mark.parametrize("form", ["parquet", "tar"])

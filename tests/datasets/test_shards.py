@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import tarfile
 
 import processes
 import pytest
@@ -185,6 +186,45 @@ def test_class_folders_and_packs_count_more_than_shards_next_to_them(tmp_path):
     make_image_folders(tmp_path / "mine/train", ["a", "b"], each=2)
     shard(tmp_path / "mine/train-0.tar")
     assert isinstance(datasets.build("path", tmp_path / "mine").images[0], str)
+
+
+@pytest.mark.parametrize("archive", ["x.tar.gz", "x.tgz"])
+def test_what_images_were_downloaded_in_counts_less_than_they_at_whatever_depth(tmp_path, archive):
+    for name in ("a", "b"):
+        make_image_folders(tmp_path / "mine" / name, ["inner"], each=2)
+    (tmp_path / "mine" / archive).write_bytes(b"\x1f\x8b")
+    assert (
+        len(datasets.build("path", tmp_path / "mine")) == len(datasets.build_outliers("path", tmp_path / "mine")) == 4
+    )
+
+
+def test_files_that_say_no_split_next_to_those_that_do_are_counted(tmp_path):
+    for name in ("train-0", "more", "val-0"):
+        shard(tmp_path / f"{name}.tar")
+    data = datasets.build("path", tmp_path)
+    left_out = f"left out: 1 files whose names say no split (such as {tmp_path}/more.tar)"
+    assert (len(data), data.left_out.describe()) == (2, left_out)
+    assert len(datasets.build_outliers("path", tmp_path, "all")) == 6
+    (tmp_path / "train-0.tar").unlink()
+    assert not datasets.build("path", tmp_path, "test").left_out.describe()
+
+
+@pytest.mark.parametrize("more", ["README.txt", "cat/notes.txt", "info.json", "cat/cat_1.png", "eel/cat_1.a.jpg"])
+def test_class_folders_in_a_tar_are_those_that_it_unpacks_to(tmp_path, more):
+    folder = tmp_path / "x.tar"  # a folder, whatever its name
+    make_image_folders(folder, ["cat", "eel"], each=2)
+    content = {".txt": b"a text", ".json": b'{"version": 1}'}.get((folder / more).suffix, jpeg())
+    (folder / more).write_bytes(content)
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        tar.add(folder, ".")
+    ours, theirs = (datasets.build("path", place) for place in (tmp_path / "all.tar", folder))
+    assert (labels_of(ours), ours.classes) == (labels_of(theirs), theirs.classes)
+    assert all(torch.equal(ours.pixels(i), theirs.pixels(i)) for i in range(len(theirs)))
+
+
+def test_folders_in_a_tar_say_the_split_in_whatever_letters(tmp_path):
+    write_tar(tmp_path / "a.tar", [(f"set/{name}.jpg", jpeg()) for name in ("Train/a/1", "Train/b/1", "VALID/a/1")])
+    assert [len(data) for data in datasets.build_pair("path", tmp_path / "a.tar")] == [2, 1]
 
 
 def test_the_digits_say_that_shards_were_meant(tmp_path):
