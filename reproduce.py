@@ -184,8 +184,10 @@ def submit(recipe: dict, names, scope: recipes.Scope, args) -> list[dict]:
             submitting.submit_to_slurm(stages, place, options, limit)
             return []
         submitting.run_here(stages, place, limit)
-    say((args.out / f"{name_table(args)}.md").read_text())
-    return submitting.collect_failures(place)
+    failures, table_file = submitting.collect_failures(place, of_table=True), args.out / f"{name_table(args)}.md"
+    if table_file.is_file():  # its job may have been killed
+        say(table_file.read_text())
+    return failures
 
 
 def run_task(recipe: dict, scope: recipes.Scope, args) -> list[dict]:

@@ -148,16 +148,20 @@ def write_failures(place: Path, title: str, failures: list[dict]) -> None:
     util.write_file(outcome(place, title), run_log.to_json(failures, indent=1).encode())
 
 
-def collect_failures(place: Path) -> list[dict]:
-    """Collect what failed in the jobs of a submission, the table's left out, which runs when they have ended."""
+def collect_failures(place: Path, of_table: bool = False) -> list[dict]:
+    """Collect what failed in the jobs of a submission; of_table: in that of the table, too, which runs last."""
     found = []
     for job in read_jobs(place)[1]:
         failures = read_failures(place, job)
-        if job.title != TABLE and failures is None:
-            why = f"job {job.id} was ended by others; {find_last_line(place, job)}; {find_log(place, job)}"
-            failures = [{"what": job.title, "command": shlex.join(job.words), "why": why}]
-        found += failures if job.title != TABLE else []
+        if job.title != TABLE or of_table:
+            found += [describe_end(place, job)] if failures is None else failures
     return found
+
+
+def describe_end(place: Path, job: Job) -> dict:
+    """Return the failure of a job that has ended without an outcome."""
+    parts = [f"job {job.id} was ended by others", find_last_line(place, job), str(find_log(place, job))]
+    return {"what": job.title, "command": shlex.join(job.words), "why": "; ".join(filter(None, parts))}
 
 
 @contextlib.contextmanager
@@ -194,16 +198,15 @@ def _ask_slurm(place: Path, jobs: list[Job]) -> dict[str, str]:
 
 
 def _look_here(place: Path, jobs: list[Job]) -> dict[str, str]:
-    driven = held_by(place) is not None
-    return {j.title: "running" if _is_alive(j) else "waiting" if driven and j.id is None else "stopped" for j in jobs}
+    driven = held_by(place) is not None  # on whatever machine; then what has ended has an outcome
+    started = {job.title for job in jobs if job.id and (driven or _is_alive(job, place))}
+    return {j.title: "running" if j.title in started else "waiting" if driven else "stopped" for j in jobs}
 
 
-def _is_alive(job: Job) -> bool:
-    if job.id is None:
-        return False
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(int(job.id), 0)
-        return True
+def _is_alive(job: Job, place: Path) -> bool:
+    """Whether a job runs on after its submission was killed, as far as this system tells."""
+    with contextlib.suppress(OSError):
+        return f"submitit.local._local\0{place.absolute()}\0" in Path(f"/proc/{job.id}/cmdline").read_text()
     return False
 
 
@@ -363,8 +366,10 @@ def run_here(stages: list[list[Task]], place: Path, limit: int) -> None:
         for title in [title for title, handed in running.items() if handed.done()]:
             del running[title]
             failures = read_failures(place, jobs[title])
-            why = find_last_line(place, jobs[title]) if failures is None else "".join(f["why"] for f in failures[:1])
-            say(f"== {title}: " + ("done" if failures == [] else f"FAILED: {why}"))
+            if failures is None:
+                failures = [describe_end(place, jobs[title])]
+                write_failures(place, title, failures)
+            say(f"== {title}: " + (f"FAILED: {failures[0]['why']}" if failures else "done"))
 
     try:
         for stage in stages:

@@ -295,8 +295,44 @@ def test_jobs_on_this_machine_come_in_turn_and_see_its_gpus(monkeypatch, capsys,
     submitting.run_here(stages, place, limit=2)
     out = capsys.readouterr().out
     assert "== twice: done\n" in out and (place / "saved").exists()
-    assert "== bad: FAILED: because\n" in out and "== the table: FAILED: True 0,3\n" in out
-    assert states_in(place) == {"bad": "failed", "twice": "done", TABLE: "stopped"}
+    assert "== bad: FAILED: because\n" in out and f" was ended by others; True 0,3; {place}/" in out
+    assert states_in(place) == {"bad": "failed", "twice": "done", TABLE: "failed"}
+
+
+@pytest.mark.parametrize(
+    ("driven", "number", "state"),
+    [
+        (True, None, "waiting"), (False, None, "stopped"),
+        (True, "4194305", "running"),  # on another machine that sees the folder
+        (False, "4194305", "stopped"), (False, "1", "stopped"),  # of a process that is no job
+        (False, "orphan", "running"),
+    ],
+)  # fmt: skip
+def test_states_of_jobs_of_processes_are_true_on_another_machine_after_a_kill_and_after_a_reboot(
+    monkeypatch, tmp_path, driven, number, state
+):
+    monkeypatch.setattr(submitting, "held_by", lambda place: "process 1 on node1" if driven else None)
+    words = [sys.executable, "-c", "import time; time.sleep(60)", "submitit.local._local", str(tmp_path)]
+    with subprocess.Popen(words) as process:
+        job = submitting.Job("a", [], str(process.pid) if number == "orphan" else number)
+        submitting.write_jobs(tmp_path, "local", [job])
+        try:
+            assert states_in(tmp_path) == {"a": state}
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("why", [None, "because"])
+def test_a_table_that_fails_or_is_not_written_is_a_failure_of_the_submission(monkeypatch, recipe, tmp_path, why):
+    def run_here(stages, place, limit):
+        submitting.write_jobs(place, "local", [submitting.Job(TABLE, ["words"], "7")])
+        if why:
+            submitting.write_failures(place, TABLE, [{"what": "after", "command": "", "why": why}])
+
+    monkeypatch.setattr(submitting, "run_here", run_here)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, tmp_path, "small.yaml --submit local", "reproduce")
+    assert stop.value.code == 1
 
 
 def test_a_second_submission_while_the_jobs_run_here_is_one_line(tmp_path):
