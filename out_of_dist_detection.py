@@ -121,8 +121,6 @@ def worker(args, device):
         train, test, outliers = load_data(args)
         distributed.say((train.left_out + test.left_out + outliers.left_out).describe())
         net = factory.load_encoder(args, train)
-        if args.detector in ON_LOGITS and not net.classifier:
-            raise InputError(f"--detector {args.detector} needs a classifier; {args.ckpt} holds a contrastive model")
         near = find_nearness(args, train, outliers)
         trained_encoder.warn_of_seen(net, args.dataset_outliers, outliers.classes)
     for given, layer in factory.choose_layers(args, net):

@@ -88,11 +88,8 @@ def detect_outliers(args, comparison: encoders.Comparison, test: datasets.ImageD
     ours, theirs = comparison.features(train, "training"), comparison.features(others, "outliers")
     found = {}
     for name, net in comparison.encoders.items():
-        outputs = 0
-        if args.detector in detectors.ON_LOGITS:
-            if not net.classifier:
-                raise InputError(f"--detector {args.detector} needs a classifier; {name} is a contrastive model")
-            outputs = trained_encoder.count_outputs(net, args.dataset, train.classes)
+        on_logits = args.detector in detectors.ON_LOGITS
+        outputs = trained_encoder.count_outputs(net, args.dataset, train.classes) if on_logits else 0
         of = outliers.Features(ours[name], train.labels, features[name], theirs[name])
         found[name] = outliers.detect(net, of, outliers.Detector(args.detector, args.knn_k), outputs)
     texts = items.read_texts(args.texts_outliers, others, "--texts_outliers") if args.texts_outliers else None

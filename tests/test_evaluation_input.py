@@ -197,7 +197,7 @@ def test_an_image_that_cannot_be_read_is_named(monkeypatch, capsys, tmp_path, di
         (
             "out_of_dist_detection",
             "--ckpt random --hold_out 4 --dataset_outliers digits --outlier_classes 4 --detector energy",
-            "--detector energy needs a classifier",
+            "is a contrastive model, which names no class; msp, energy and confusion need one of main_ce.py",
         ),
         ("main_linear", "--ckpt random --model_type cross_entropy", "--model_type cross_entropy: "),
         ("retrieval", f"--ckpt {CE} --model foo", "--model foo is unknown"),

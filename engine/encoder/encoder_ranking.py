@@ -29,10 +29,6 @@ def compare_errors(
     InputError for a contrastive model, or where the images' classes are not those it was trained on.
     """
     flag = f"--ckpt {net.record['path']}"
-    if not net.classifier:
-        raise InputError(
-            f"{flag}: is a contrastive model, which names no class; give one of main_ce.py, or use `features`"
-        )
     if net.record["classes"] and net.record["classes"] != data.classes:
         raise InputError(f"{flag}: was trained on other classes than these images have; see --exclude_classes")
     _check_images(data)

@@ -184,9 +184,13 @@ def count_outputs(net: FrozenEncoder, dataset: str, classes: list[str]) -> int:
 
     dataset, classes: what is evaluated. They are known of the published files and of a checkpoint with a class list; of
     one without, if it was trained on ImageNet-100 as published: 1000 outputs, and labels that number the 100 folders.
-    Raises InputError where the outputs are fewer than the classes.
+    Raises InputError where the outputs are fewer than the classes, or there is no classifier.
     """
-    outputs, record, source = len(net.classifier["bias"]), net.record, f"--ckpt {net.record['path']}"
+    record, source = net.record, f"--ckpt {net.record['path']}"
+    if not net.classifier:
+        needed = "msp, energy and confusion need one of main_ce.py"
+        raise InputError(f"{source}: is a contrastive model, which names no class; {needed}")
+    outputs = len(net.classifier["bias"])
     known, own = official_checkpoints.find(record["sha256"]), len(record["classes"] or ())
     number = own or (known and known.classes)
     if not number and record["dataset"] == "imagenet_100" and dataset in IMAGENET and len(classes) == 100:
