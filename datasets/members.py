@@ -307,16 +307,23 @@ class _Listing:
 # ---- zip -------------------------------------------------------------------------------------------------------------
 
 
+def _decode_name(info: zipfile.ZipInfo) -> str:
+    """Return a member's name, which macOS and Info-ZIP write in UTF-8 without saying so."""
+    with contextlib.suppress(UnicodeError):
+        return info.filename.encode("cp437").decode()
+    return info.filename
+
+
 def open_zip(path: Path) -> tuple[ZipArchive, LeftOut]:
     """Open the images of a zip, and what is left out. Raises InputError where it is none, or is not readable."""
     left_out, names, rows = LeftOut(), {}, []
     try:
         with zipfile.ZipFile(path) as file:
             found = file.infolist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise InputError(f"{path}: not readable as a zip file ({util.reason(error)})") from None
     for info in found:
-        name = info.filename.replace("\\", "/").removeprefix("./")
+        name = _decode_name(info).replace("\\", "/").removeprefix("./")
         kind = "" if info.is_dir() else folders.find_kind(name)
         if kind != "image":
             if kind:

@@ -64,16 +64,17 @@ def make_bad(case, root):
         (root / "train-0.tar").write_bytes(b"?" * 2000)
     elif case == "no parquet":
         (root / "train.parquet").write_bytes(b"?" * 2000)
-    elif case in ("no zip", "bzip2", "zip twice", "locked"):
+    elif case in ("no zip", "no name in zip", "bzip2", "zip twice", "locked"):
         with zipfile.ZipFile(root / "all.zip", "w") as file:
-            for name in ["a/1.jpg"] * (2 if case == "zip twice" else 1):
+            for name in ["é/1.jpg" if case == "no name in zip" else "a/1.jpg"] * (2 if case == "zip twice" else 1):
                 file.writestr(name, jpeg(), zipfile.ZIP_BZIP2 if case == "bzip2" else None)
         content = (root / "all.zip").read_bytes()
-        if case == "no zip":
-            (root / "all.zip").write_bytes(content[:-30])
-        if case == "locked":
-            place = content.rfind(b"PK\1\2") + 8
-            (root / "all.zip").write_bytes(content[:place] + b"\1" + content[place + 1 :])
+        place = content.rfind(b"PK\1\2") + 8
+        edited = {
+            "no zip": content[:-30], "locked": content[:place] + b"\1" + content[place + 1 :],
+            "no name in zip": content.replace("é".encode(), b"\x8e?"),
+        }  # fmt: skip
+        (root / "all.zip").write_bytes(edited.get(case, content))
         return root / "all.zip"
     else:
         (root / "a.jpg").write_bytes(jpeg())
@@ -113,6 +114,7 @@ BAD = {
     "no tar": "train-0.tar: not readable as a tar file",
     "no parquet": "train.parquet: not readable as Parquet",
     "no zip": "all.zip: not readable as a zip file",
+    "no name in zip": "all.zip: not readable as a zip file ('utf-8' codec can't decode",
     "bzip2": "all.zip:a/1.jpg: is compressed by method 12",
     "zip twice": "all.zip:a/1.jpg: is in the zip twice",
     "locked": "all.zip:a/1.jpg: is encrypted",

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import tarfile
+import zipfile
 
 import processes
 import pytest
@@ -220,6 +221,20 @@ def test_class_folders_in_a_tar_are_those_that_it_unpacks_to(tmp_path, more):
     ours, theirs = (datasets.build("path", place) for place in (tmp_path / "all.tar", folder))
     assert (labels_of(ours), ours.classes) == (labels_of(theirs), theirs.classes)
     assert all(torch.equal(ours.pixels(i), theirs.pixels(i)) for i in range(len(theirs)))
+
+
+def test_names_in_a_zip_are_those_that_it_unpacks_to(tmp_path):
+    names = ["é", "日本", "e\u0301t"]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for name in names:
+            file.writestr(f"{name}\\1.jpg", jpeg())  # as Windows writes it
+    content = (tmp_path / "a.zip").read_bytes()
+    for mark, flags in ((b"PK\1\2", 8), (b"PK\3\4", 6)):  # macOS and Info-ZIP do not say that it is UTF-8
+        parts = content.split(mark)
+        content = mark.join([parts[0], *(p[: flags - 4] + bytes(2) + p[flags - 2 :] for p in parts[1:])])
+    (tmp_path / "b.zip").write_bytes(content)
+    for archive in ("a.zip", "b.zip"):
+        assert {*datasets.build("path", tmp_path / archive).classes} == {*names}
 
 
 def test_folders_in_a_tar_say_the_split_in_whatever_letters(tmp_path):
