@@ -180,7 +180,7 @@ def read(shards: Shards, split: str, labels: Labels = USUAL):
     part = _choose_split(_join(parts), split, word, labels) if parts else None
     if part is None or not part.images:
         named = " or ".join(f"{word}-0.tar" for word in SPLITS[split])
-        hint = f"name files or folders by split, such as {named}, and labels by KEY.cls next to KEY.jpg, or by class folders"
+        hint = f"name files or folders by split, such as {named}; labels are class folders, or KEY.cls next to KEY.jpg"
         raise InputError(f"{shards.place}: holds no {'training' if split == 'train' else 'validation'} image; {hint}")
     for file in unread:
         part.left_out.add("files whose names say no split", str(file))
