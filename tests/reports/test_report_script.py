@@ -63,7 +63,10 @@ def test_rows_of_features_are_shown_by_their_texts(monkeypatch, root):
             "--data_folder one: all test items are of one class",
         ),
         ("--ckpt random --dataset_outliers digits --outlier_classes 2", "class 2 is also a class of --dataset"),
-        (f"--ckpt random {KEPT} --dataset_outliers digits --outlier_classes 2 --detector msp", "--detector msp needs"),
+        (
+            f"--ckpt random {KEPT} --dataset_outliers digits --outlier_classes 2 --detector msp",
+            "msp, energy and confusion need one of main_ce.py",
+        ),
         ("--features train.npz --features_val val.npz --texts few.csv", "has 1 texts for 12 rows of features"),
         (
             "--features train.npz --features_val val.npz --texts other.csv",
