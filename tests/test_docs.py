@@ -198,6 +198,8 @@ OF_CIFAR |= draw_rows("cifar100_small", ["AUROC 0>1", "AUROC 1>2", "H-AP"])
         (section(README, "Results"), LOSSES, 8, OF_CLINC150),
         (CLINC150, LOSSES, 96, OF_CLINC150 | OF_HELD_OUT),
         (RESULTS.partition("## CIFAR-100: a head")[2].partition("\n* ")[0], LOSSES, 18, OF_FEATURES),
+        (RESULTS.partition("## CIFAR-100: the whole")[2].partition("\n* ")[0], LOSSES, 4,
+         draw_rows("cifar100_finetune", ["R@1", "fine mAP", "coarse mAP, other classes", "AUROC 1>2", "CIFAR-10 AUROC"])),
         (RESULTS.partition("## CIFAR-100 from scratch")[2].partition("### Held-out classes")[0],
          "(RINCE|SCL|cross)", 14, OF_CIFAR),
         (RESULTS.partition("### Held-out classes")[2].partition("\n## ")[0], "(RINCE|SCL)", 5,
@@ -205,7 +207,7 @@ OF_CIFAR |= draw_rows("cifar100_small", ["AUROC 0>1", "AUROC 1>2", "H-AP"])
         (PAGES["docs/choosing.md"], "(SCL|RINCE|cosines|other) ", 15,
          draw_rows("cifar100_choices", [*FOUR, "kind mAP", "AUROC 1>2", "AUROC 2>3"])),
     ],
-    ids=["README", "CLINC150", "CIFAR-100, features", "CIFAR-100", "held-out classes", "choices"],
+    ids=["README", "CLINC150", "CIFAR-100, features", "CIFAR-100, encoder", "CIFAR-100", "held-out classes", "choices"],
 )  # fmt: skip
 def test_the_rows_of_a_table_are_drawn_from_its_json(text, begins, count, drawn):
     rows = [line for line in text.splitlines() if re.match(rf"\| ?{begins}", line)]
