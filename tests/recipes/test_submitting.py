@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import submitit
@@ -314,6 +315,7 @@ def test_states_of_jobs_of_processes_are_true_on_another_machine_after_a_kill_an
     monkeypatch.setattr(submitting, "held_by", lambda place: "process 1 on node1" if driven else None)
     words = [sys.executable, "-c", "import time; time.sleep(60)", "submitit.local._local", str(tmp_path)]
     with subprocess.Popen(words) as process:
+        wait_until(Path(f"/proc/{process.pid}/cmdline").read_bytes, process)  # empty while it starts
         job = submitting.Job("a", [], str(process.pid) if number == "orphan" else number)
         submitting.write_jobs(tmp_path, "local", [job])
         try:
