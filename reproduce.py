@@ -133,7 +133,7 @@ def run_recipe(recipe: dict, names, scope: recipes.Scope, args, failures=()) -> 
 
     earlier = completed.take_up(recipe, scope)
     for name, seed in earlier:
-        say(f"== {recipes.title(recipe, name, seed)}: is done, {recipe['results']}")
+        say(f"== {recipes.title(recipe, name, seed)}: is taken from {recipe['results']}, not trained")
     if not earlier.keys() >= {*recipes.list_runs(recipe, names, scope)}:
         for entry in find_before(recipe):
             call("before", entry, place, runner)

@@ -180,7 +180,7 @@ def test_finished_runs_of_an_earlier_table_are_taken_up_where_save_is_gone(done)
     recipe["published"] = None
     Path("small.yaml").write_text(yaml.safe_dump(recipe))
     out = reproduced(Path.cwd())
-    assert "== a good one" not in out and "== good, seed 0: is done, small.json\n" in out
+    assert "== a good one" not in out and "== good, seed 0: is taken from small.json, not trained\n" in out
     assert "== bad, seed 0: training: FAILED" in out and not Path("save/SupCon").exists()
     now = json.loads(Path("save/tables/small.json").read_text())
     (run_then,), (run_now,) = (content["results"]["good"] for content in (earlier, now))
