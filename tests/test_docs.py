@@ -185,9 +185,8 @@ OF_HELD_OUT = draw_rows(
     ["R@1", "coarse mAP, other classes", "held-out AUROC", "unseen fine mAP", "unseen coarse mAP"],
 )
 LOSSES = "(raw|SupCon|SCL|two|RINCE|HiMulCon|X-CLR|y-aware|rank-n|cross)"
-OF_FEATURES = draw_rows(
-    "cifar100_features", ["R@1", "fine mAP", "coarse mAP, other classes", "AUROC 1>2", "CIFAR-10 AUROC"]
-)
+OF_IMAGES = ["R@1", "fine mAP", "coarse mAP, other classes", "AUROC 1>2", "CIFAR-10 AUROC"]
+OF_FEATURES = draw_rows("cifar100_features", OF_IMAGES)
 OF_CIFAR = draw_rows("cifar100_small", [*FOUR, "probe", "CIFAR-10 AUROC"])
 OF_CIFAR |= draw_rows("cifar100_small", ["AUROC 0>1", "AUROC 1>2", "H-AP"])
 
@@ -199,7 +198,7 @@ OF_CIFAR |= draw_rows("cifar100_small", ["AUROC 0>1", "AUROC 1>2", "H-AP"])
         (CLINC150, LOSSES, 96, OF_CLINC150 | OF_HELD_OUT),
         (RESULTS.partition("## CIFAR-100: a head")[2].partition("\n* ")[0], LOSSES, 18, OF_FEATURES),
         (RESULTS.partition("## CIFAR-100: the whole")[2].partition("\n* ")[0], LOSSES, 4,
-         draw_rows("cifar100_finetune", ["R@1", "fine mAP", "coarse mAP, other classes", "AUROC 1>2", "CIFAR-10 AUROC"])),
+         draw_rows("cifar100_finetune", OF_IMAGES)),
         (RESULTS.partition("## CIFAR-100 from scratch")[2].partition("### Held-out classes")[0],
          "(RINCE|SCL|cross)", 14, OF_CIFAR),
         (RESULTS.partition("### Held-out classes")[2].partition("\n## ")[0], "(RINCE|SCL)", 5,

@@ -18,7 +18,7 @@ from util import InputError
 
 def test_a_machine_without_so_many_gpus_is_told_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="^--device cuda: this machine has no CUDA device"):
+    with pytest.raises(InputError, match=r"^--device cuda: this machine has no CUDA device"):
         gpu.check(1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
