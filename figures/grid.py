@@ -94,7 +94,7 @@ def draw_grid(path: Path, content: dict, axis: str, columns: list[str]) -> None:
     at, wide = place_labels(list(labels))
     rows = -(-len(drawn) // figures.columns(list(drawn), 3.8 * min(3, len(columns))))  # of the legend
     figure, axes = figures.panels(len(columns), lambda across, down: (3.8 * across, 3.1 * down + 0.4 + 0.22 * rows))
-    slanted = sum(map(len, at)) > 24  # letters that lie below a panel
+    slanted = sum(map(len, at)) > 20  # letters that lie below a panel
     for ax, column in zip(axes, columns, strict=True):
         draw_panel(ax, column, drawn, at)
         if wide:
