@@ -139,22 +139,18 @@ def mds(z: np.ndarray) -> np.ndarray:
         return MDS(n_init=1, normalized_stress="auto", random_state=0).fit_transform(z, init=start)
 
 
-def write_names(
-    ax, places: np.ndarray, names: list[str], colors: list, em: float, size: float, weight: str = "normal"
-) -> np.ndarray:
+def write_names(ax, places: np.ndarray, names: list[str], colors: list, em: float, size: float) -> None:
     """Write names about places [n, 2], moved apart and outlined in white, to be read on dots of their color.
 
-    em: height of the letters on the axes; size: the same in points. Returns the corners of all, [2n, 2].
+    em: height of the letters on the axes; size: the same in points.
     """
     from matplotlib import patheffects
 
-    half = em * np.array([[0.325 * len(name), 0.6] for name in names])
-    places = spread_apart(places, 2 * half[:, 0], 1.1 * em)
+    places = spread_apart(places, 0.65 * em * np.array([len(name) for name in names]), 1.1 * em)
     outline = [patheffects.withStroke(linewidth=2, foreground="white")]
-    how = dict(ha="center", va="center", path_effects=outline, zorder=3, fontsize=size, weight=weight)
+    how = dict(ha="center", va="center", path_effects=outline, zorder=3, fontsize=size)
     for (x, y), name, color in zip(places, names, colors, strict=True):
         ax.text(x, y, name, color=color, **how)
-    return np.concatenate([places - half, places + half])
 
 
 def spread_apart(places: np.ndarray, widths: np.ndarray, height: float, rounds: int = 200) -> np.ndarray:
