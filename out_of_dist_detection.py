@@ -85,11 +85,7 @@ def evaluate(args, net: FrozenEncoder, data: list[datasets.ImageData], near: Ten
     if args.detector in ON_LOGITS:
         parts, said = trained_encoder.compute_logits(net, outputs, parts)
     scores = detectors.compute_scores(args.detector, args.knn_k, device, parts, found.get("train"), train.labels)
-    try:
-        metrics = evaluation.ood_metrics(*scores)
-    except ValueError as error:
-        raise InputError(f"--dataset_outliers {args.dataset_outliers}: {error}") from None
-    metrics = {name: 100 * value for name, value in metrics.items()}
+    metrics = detectors.compute_metrics(scores, f"--dataset_outliers {args.dataset_outliers}")
     if near is not None:
         by_class = 100 * evaluation.auroc_by_class(*scores, outliers.labels, len(outliers.classes))
         said["nearness"] = detectors.correlate_nearness(near, by_class, outliers.classes)

@@ -9,7 +9,6 @@ from torch import Tensor
 import evaluation
 from engine.encoder import detectors, trained_encoder
 from engine.encoder.trained_encoder import FrozenEncoder
-from util import InputError
 
 HARDEST = 12  # outliers that are shown
 
@@ -55,17 +54,14 @@ def detect(net: FrozenEncoder, found: Features, detector: Detector, outputs: int
         parts, _ = trained_encoder.compute_logits(net, outputs, parts)
     device = torch.device("cpu")
     scores = detectors.compute_scores(detector.name, detector.k, device, parts, found.train, found.labels)
-    try:
-        metrics = evaluation.ood_metrics(*scores)
-    except ValueError as error:
-        raise InputError(f"--dataset_outliers: {error}") from None
+    metrics = detectors.compute_metrics(scores, "--dataset_outliers")
     inlier, outlier = (part.double().numpy() for part in scores)
     hardest = np.argsort(-outlier, kind="stable")[:HARDEST]
     cosines, nearest = evaluation.nearest(found.outliers[torch.from_numpy(hardest)], found.train, 1)
     return Detection(
         inlier,
         outlier,
-        {name: 100 * value for name, value in metrics.items()},
+        metrics,
         float(np.quantile(inlier, 0.05, method="lower")),
         hardest.tolist(),
         found.labels[nearest[:, 0]].tolist(),

@@ -61,6 +61,16 @@ def compute_scores(
         raise InputError(f"--detector {detector}: {error}") from None
 
 
+def compute_metrics(scores: list[Tensor], flag: str) -> dict[str, float]:
+    """Return `evaluation.ood_metrics` of the scores of inliers and of outliers, in percent. Raises InputError, with
+    `flag`, where they cannot be compared.
+    """
+    try:
+        return {name: 100 * value for name, value in evaluation.ood_metrics(*scores).items()}
+    except ValueError as error:
+        raise InputError(f"{flag}: {error}") from None
+
+
 # ---- nearness of outlier classes -------------------------------------------------------------------------------------
 
 
