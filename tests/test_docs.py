@@ -227,10 +227,15 @@ def test_a_difference_that_is_claimed_is_one_of_the_table_and_holds():
     assert set(claimed) <= bold
 
 
+def cells_of(rows):
+    """The values in rows of tables, without their standard deviations."""
+    return {cell.split(" ±")[0].strip() for row in rows for cell in row.split("|")}
+
+
 def test_the_numbers_of_the_faq_are_cells_of_the_tables():
     answer = section(PAGES["docs/faq.md"], "Is RINCE better than cross-entropy?")
     rows = [row for row in OF_CLINC150 | OF_HELD_OUT | OF_CIFAR if re.match(r"\| (RINCE in|cross-entropy)(,| \|)", row)]
-    cells = {cell.split(" ±")[0].strip() for row in rows for cell in row.split("|")}
+    cells = cells_of(rows)
     numbers = re.findall(r"\d+\.\d", answer)
     assert len(numbers) == 9 and [number for number in numbers if number not in cells] == []
 
@@ -239,7 +244,7 @@ def test_the_numbers_of_what_to_choose_are_cells_of_the_tables():
     page = PAGES["docs/choosing.md"]
     measured = page.partition("## Your situation")[2].partition("## Check a ranking")[0]
     rows = OF_CLINC150 | OF_HELD_OUT | OF_FEATURES | OF_ENCODERS | OF_CIFAR | OF_CHOICES
-    cells = {cell.split(" ±")[0].strip() for row in rows for cell in row.split("|")}
+    cells = cells_of(rows)
     numbers = re.findall(r"\b\d{2}\.\d\b", measured)
     assert len(numbers) > 60 and [number for number in numbers if number not in cells] == []
 
