@@ -170,7 +170,7 @@ def run_method(recipe: dict, name: str, seed: int, scope: recipes.Scope, runner:
                 why = f"no value {path} for column {column}{near}; it has {there}, in {found['file']}"
                 runner.fail(f"{title}: {step}", command, why)
     values = recipes.add_means(recipe, values) | ({} if seconds is None else {"seconds": seconds})
-    about["protocols"] = {script: config.protocol(script) for script in scripts}
+    about["protocols"] = {script: config.protocol(script) for script in sorted(scripts)}
     return {"seed": seed, "values": values, "records": records, **source, **about}
 
 
