@@ -170,9 +170,15 @@ def test_a_block_in_a_list_is_indented_by_four_spaces_so_that_the_site_nests_it(
     assert re.findall(r"^ {1,3}```.*", PAGES[page], flags=re.MULTILINE) == []
 
 
-def draw_rows(name, columns=None):
-    """The lines of a table kept in figures/, and the same without the seconds, which some pages leave out."""
-    lines = table.markdown(read_table(ROOT / f"figures/{name}.json"), columns).splitlines()
+def draw_rows(name, columns=None, baseline=None):
+    """The lines of a table kept in figures/, with differences to `baseline` if given, and the same without the seconds,
+    which some pages leave out.
+    """
+    content = read_table(ROOT / f"figures/{name}.json")
+    if baseline:
+        content["recipe"]["baseline"] = baseline
+        content["differences"] = table.find_differences(content["recipe"], content["results"])
+    lines = table.markdown(content, columns).splitlines()
     return {*lines, *(re.sub(r" (\d+|-) \|$", "", line) for line in lines)}
 
 
@@ -200,7 +206,7 @@ OF_CIFAR |= draw_rows("cifar100_small", ["AUROC 0>1", "AUROC 1>2", "H-AP"])
     [
         (section(README, "Results"), LOSSES, 8, OF_CLINC150),
         (CLINC150, LOSSES, 104, OF_CLINC150 | OF_HELD_OUT),
-        (RESULTS.partition("## CIFAR-100: a head")[2].partition("\n* ")[0], LOSSES, 18, OF_FEATURES),
+        (RESULTS.partition("## CIFAR-100: a head")[2].partition("\n* ")[0], LOSSES, 48, OF_FEATURES),
         (RESULTS.partition("### Two of five classes")[2].partition("\n* ")[0], LOSSES, 21, OF_FEATURES_HELD_OUT),
         (RESULTS.partition("## CIFAR-100: the whole")[2].partition("\n* ")[0], LOSSES, 4,
          OF_ENCODERS),
@@ -234,12 +240,32 @@ def cells_of(rows):
     return {cell.split(" ±")[0].strip() for row in rows for cell in row.split("|")}
 
 
+def test_a_direct_comparison_is_of_its_two_methods():
+    section_of = RESULTS.partition("## RINCE and other losses")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (CIFAR-100|CLINC150) \| ([^|]+) \| ([^|]+) (\|.+)$", section_of, flags=re.MULTILINE)
+    keys = {"X-CLR": "xclr", "y-aware": "yaware", "HiMulCon": "himulcon", "two losses, all": "two_losses_all"}
+    for data, method, other, cells in rows:
+        drawn = draw_rows({"CIFAR-100": "cifar100_features", "CLINC150": "clinc150"}[data], OF_IMAGES[:3], keys[other])
+        assert f"| {method} {cells}" in drawn
+    assert len(rows) == 8
+
+
+def test_the_numbers_of_the_short_answer_are_cells_of_the_tables():
+    text = RESULTS.partition("## In short")[2].partition("\n## ")[0]
+    cells = cells_of(OF_CLINC150 | OF_FEATURES | OF_FEATURES_HELD_OUT)
+    accuracy = {"95.2", "69.7"}  # of a classifier, which the findings give with their deviation
+    numbers = {*re.findall(r"\d+\.\d", text)} - accuracy
+    assert len(numbers) == 13 and numbers - cells == set()
+
+
 def test_the_numbers_of_the_faq_are_cells_of_the_tables():
     answer = section(PAGES["docs/faq.md"], "Is RINCE better than cross-entropy?")
     rows = [row for row in OF_CLINC150 | OF_HELD_OUT | OF_CIFAR if re.match(r"\| (RINCE in|cross-entropy)(,| \|)", row)]
     cells = cells_of(rows)
     numbers = re.findall(r"\d+\.\d", answer)
     assert len(numbers) == 9 and [number for number in numbers if number not in cells] == []
+    variants = {*re.findall(r"\d+\.\d", section(PAGES["docs/faq.md"], "Which variant should I use?"))}
+    assert len(variants) == 3 and variants <= cells_of(row for row in OF_FEATURES if row.startswith("| RINCE"))
 
 
 def test_the_numbers_of_what_to_choose_are_cells_of_the_tables():
