@@ -77,9 +77,10 @@ def pair(runs: list[dict], others: list[dict], column: str) -> dict:
     return difference(by_seed(alike, column), by_seed(others, column))
 
 
-def find_differences(recipe: dict, results: dict) -> dict:
+def find_differences(recipe: dict, results: dict, names: list[str] | None = None) -> dict:
     """Find what methods have over the baseline: {"to": its title, "methods": {method: {"title", "columns": {column: its
-    difference}}}}; {} without a baseline. With Holm's correction over a method's columns, "p_holm" of each.
+    difference}}}}; {} without a baseline. names: the columns, by default all; with Holm's correction over them, each
+    has "p_holm".
     """
     if not recipe.get("baseline"):
         return {}
@@ -87,7 +88,7 @@ def find_differences(recipe: dict, results: dict) -> dict:
     for name in results:
         other = grid.find_baseline(recipe, name)
         if other is not None:
-            of_columns = {c: pair(results[name], results[other], c) for c in columns(recipe)}
+            of_columns = {c: pair(results[name], results[other], c) for c in names or columns(recipe)}
             if recipe.get("correction"):
                 for c, p in holm({c: of["p"] for c, of in of_columns.items() if "p" in of}).items():
                     of_columns[c]["p_holm"] = p
@@ -164,7 +165,7 @@ def difference_cell(difference: dict, wanted: int) -> str:
 
 def differences(recipe: dict, results: dict, scope: Scope, names: list[str]) -> list[str]:
     """Return the second table: what each method has over the baseline, before it its title, after it how it is made."""
-    found = find_differences(recipe, results)
+    found = find_differences(recipe, results, names)
     body = []
     for name, method in found.get("methods", {}).items():
         wanted = len(seeds(recipe, name, scope))
