@@ -59,11 +59,15 @@ def test_a_dry_run_prints_exactly_the_documented_commands(monkeypatch, capsys, t
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if "\nmethods:" in path.read_text())
 
 
-def test_the_intents_that_clinc150_holds_out_are_those_it_calls_unseen():
-    recipe = recipes.read(ROOT / "recipes/clinc150_held_out.yaml")
+@pytest.mark.parametrize(
+    ("name", "unseen", "count"),
+    [("clinc150_held_out", "clinc150_held_out", 50), ("cifar100_features_held_out", "cifar100_held_out", 40)],
+)
+def test_the_classes_that_a_recipe_holds_out_are_those_it_calls_unseen(name, unseen, count):
+    recipe = recipes.read(ROOT / f"recipes/{name}.yaml")
     held_out = recipe["methods"]["supcon"]["with"]["held_out"].split()
-    assert (ROOT / "recipes/clinc150_held_out.txt").read_text().split() == held_out
-    assert len(held_out) == 50
+    assert (ROOT / f"recipes/{unseen}.txt").read_text().split() == held_out
+    assert len(held_out) == count
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
