@@ -103,10 +103,20 @@ def make_runner(recipe: dict, args) -> Runner:
     return Runner(args.out / "logs" / name_table(args), jobs or util.cores())
 
 
-def call(when: str, entry: dict, place: Path, runner: Runner) -> None:
-    """Run a command that belongs to no method, before or after them."""
+def call(when: str, entry: dict, place: Path, runner: Runner, gone=()) -> None:
+    """Run a command that belongs to no method, before or after them, unless it names a folder that is `gone`."""
     line = recipes.in_one_line(entry["command"]).replace("$table", shlex.quote(f"{place}.json"))
-    runner.call(f"{when}: {' '.join(line.split()[1:4])}", line, show=True)
+    title = f"{when}: {' '.join(line.split()[1:4])}"
+    if folder := next((word for word in recipes.words(line) if word in gone), None):
+        return say(f"== {title}: is left out, {folder} is not there")
+    runner.call(title, line, show=True)
+
+
+def find_gone(recipe: dict, earlier: dict, scope: recipes.Scope) -> set[str]:
+    """Return the folders of runs that were taken from a table, where they are not there."""
+    steps = [recipes.commands(recipe, name, seed, scope) for name, seed in earlier]
+    folders = {str(recipes.run_folder(step["training"])) for step in steps if "training" in step}
+    return {folder for folder in folders if not Path(folder).is_dir()}
 
 
 def find_before(recipe: dict) -> list[dict]:
@@ -138,10 +148,10 @@ def run_recipe(recipe: dict, names, scope: recipes.Scope, args, failures=()) -> 
         for entry in find_before(recipe):
             call("before", entry, place, runner)
     results = run_methods(recipe, names, scope, runner, save_meanwhile, earlier)
-    text = save(results)
+    text, gone = save(results), find_gone(recipe, earlier, scope)
     for entry in recipe["after"] if not args.only and args.scale == 1 else ():
         if not runner.failures:
-            call("after", entry, place, runner)
+            call("after", entry, place, runner, gone)
             text = save(results)
     say(f"\n{text}\nsaved {place}.md and .json")
     return runner.failures
