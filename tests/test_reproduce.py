@@ -26,6 +26,7 @@ import util
 from datasets import text_files
 from engine.cli import config
 from engine.encoder import official_checkpoints
+from engine.encoder.records import read_table
 from engine.run import checkpoint, run_log
 from networks import resnet
 from recipes import completed, running, table
@@ -81,6 +82,14 @@ def test_every_recipe_reads_and_gives_each_method_a_run_of_its_own(path):
             folders.update(map(recipes.run_folder, both))
     assert all(len(folder.name) > 2 for folder in folders)
     assert len(folders) / 2 + len(files) == len(recipe["methods"])
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "figures").glob("*.json")), ids=lambda path: path.stem)
+def test_the_recipe_of_a_stored_table_takes_every_run_of_it(monkeypatch, file):
+    monkeypatch.chdir(ROOT)
+    stored, recipe = read_table(file), recipes.read(Path(f"recipes/{file.stem}.yaml"))
+    runs = {(name, run["seed"]) for name, runs in stored["results"].items() for run in runs}
+    assert runs and completed.take_up(recipe, recipes.Scope(stored["seeds"])).keys() == runs
 
 
 def test_another_seed_and_a_scale_change_the_name_and_shorten_the_epochs(monkeypatch, capsys, tmp_path):
