@@ -75,7 +75,8 @@ class Task:
         process = subprocess.Popen(self.words, cwd=self.folder, env=environment)
         if came:
             process.terminate()
-        code = process.wait()
+        while (code := process.poll()) is None:  # a signal that comes just before a wait would be taken after it
+            time.sleep(0.1)
         if code == 0:
             return
         until = time.monotonic() + self.grace

@@ -137,9 +137,9 @@ def write_slowly(seconds: float) -> None:
     torch.save = slow
 
 
-def wait_until(holds, process, seconds: float = 60) -> None:
-    """Until holds(); AssertionError where the process (or Popen) ends before, or time runs out."""
-    until, alive = time.monotonic() + seconds, getattr(process, "is_alive", lambda: process.poll() is None)
+def wait_until(holds, process) -> None:
+    """Until holds(); AssertionError where the process (or Popen) ends before, or hangs for five minutes."""
+    until, alive = time.monotonic() + 300, getattr(process, "is_alive", lambda: process.poll() is None)
     while not holds():
         assert alive() and time.monotonic() < until, "ended or hung before it came so far"
         time.sleep(0.002)

@@ -11,14 +11,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from commands import PAPER, ROOT, run
 from made_data import make_paper_data, original_checkpoint
-from processes import Forked, InTurn
+from processes import Forked, InTurn, wait_until
 
 import recipes
 import reproduce
@@ -358,11 +357,9 @@ def test_a_signal_ends_what_runs_before_or_in_the_methods_too(tmp_path, place, n
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(SMALL_RECIPE | place))
     command, pid = [sys.executable, str(ROOT / "reproduce.py"), "r.yaml"], tmp_path / "pid"
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not (pid.is_file() and pid.read_text()) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: pid.is_file() and pid.read_text(), process)
         process.send_signal(number)
-        assert (process.wait(30), process.stderr.read().decode()) == (code, line)
+        assert (process.wait(300), process.stderr.read().decode()) == (code, line)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
 

@@ -145,7 +145,7 @@ def _first_error(processes, readers) -> tuple[int, str] | None:
         if any(codes) or None not in codes:
             return None
         running = [p.sentinel for p, code in zip(processes, codes, strict=True) if code is None]
-        multiprocessing.connection.wait(running + readers)
+        multiprocessing.connection.wait(running + readers, timeout=1)  # a signal may come just before it waits
 
 
 def _end(processes, wait: bool) -> None:

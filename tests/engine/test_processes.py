@@ -154,7 +154,7 @@ def test_processes_that_end_between_two_looks_are_not_waited_for_without_end(mon
             return None if self.looked == 1 else 0
 
     waited = []
-    monkeypatch.setattr(launch.multiprocessing.connection, "wait", waited.append)
+    monkeypatch.setattr(launch.multiprocessing.connection, "wait", lambda ready, timeout: waited.append(ready))
     assert launch._first_error([Ends()], []) is None
     assert waited == [[7]]  # a sentinel of a process that has ended is ready at once
 
