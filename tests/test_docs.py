@@ -216,7 +216,7 @@ OF_CIFAR = draw_rows("cifar100_small", ["fine R@1", "fine mAP", "coarse R@1", *O
         (RESULTS.partition("### Two of five classes")[2].partition("\n* ")[0], LOSSES, 21, OF_FEATURES_HELD_OUT),
         (RESULTS.partition("## CIFAR-100: the whole")[2].partition("\n* ")[0], LOSSES, 8, OF_ENCODERS),
         (RESULTS.partition("## CIFAR-100 from scratch")[2].partition("### Held-out classes")[0],
-         LOSSES, 15, OF_CIFAR),
+         LOSSES, 19, OF_CIFAR),
         (RESULTS.partition("### Held-out classes")[2].partition("\n## ")[0], "(RINCE|SCL)", 5,
          draw_rows("cifar100_small_held_out")),
         (PAGES["docs/choosing.md"], "(RINCE in|SupCon), ", 8, OF_CHOICES),
