@@ -63,7 +63,7 @@ def place_labels(labels: list[str]) -> tuple[dict[str, float], bool]:
 
 def count_seeds(counts: set[int]) -> str:
     """How many seeds what is drawn has, in words."""
-    return f"{'up to ' if len(counts) > 1 else ''}{max(counts)} seeds"
+    return f"{'up to ' if len(counts) > 1 else ''}{max(counts)} {'seed' if counts == {1} else 'seeds'}"
 
 
 def tell_scale(content: dict) -> str:

@@ -80,7 +80,7 @@ def draw_trade_off(path: Path, content: dict, columns: list[str], highlight: str
     if zoom:
         (left, right), (low, high) = axes[1].get_xlim(), axes[1].get_ylim()
         axes[0].add_patch(figures.pyplot().Rectangle((left, low), right - left, high - low, fill=False, ls="--"))
-        axes[1].set_title("the dashed part", fontsize=9)
+        axes[1].set_title(f"enlarged: from {zoom[0]:g} and {zoom[1]:g} on", fontsize=9)
     names = "\n".join(f"{m.number:>2}  {m.title}" for m in methods)
     figure.text(1.03, 0.5, names, va="center", fontsize=8.5, linespacing=1.35, transform=axes[-1].transAxes)
     figure.get_layout_engine().set(rect=(0, 0, wide / (wide + 2.2), 1))
