@@ -359,7 +359,7 @@ def test_a_signal_ends_what_runs_before_or_in_the_methods_too(tmp_path, place, n
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         wait_until(lambda: pid.is_file() and pid.read_text(), process)
         process.send_signal(number)
-        assert (process.wait(300), process.stderr.read().decode()) == (code, line)
+        assert (process.wait(30), process.stderr.read().decode()) == (code, line)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
 

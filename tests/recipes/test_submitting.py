@@ -366,7 +366,7 @@ def test_the_digits_as_jobs_on_this_machine_stop_at_ctrl_c_and_go_on(tmp_path):
     with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         wait_until(last.exists, process)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        assert process.wait(300) == 130 and "stopped; the same command continues" in process.stderr.read()
+        assert process.wait(60) == 130 and "stopped; the same command continues" in process.stderr.read()
     assert checkpoint.load(last)["epoch"] < 3
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
